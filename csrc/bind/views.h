@@ -1,0 +1,91 @@
+// NumPy arrays in, checked pointers out. A check that fails is a ValueError naming the argument, what
+// was expected and what was given; the Python layer has looked before, so these guard the memory.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+
+#include "core/problem.h"
+
+namespace rnnkern {
+
+namespace py = pybind11;
+
+inline std::string shape_text(const py::array& array) {
+  return py::str(py::tuple(array.attr("shape"))).cast<std::string>();
+}
+
+inline std::string shape_text(std::initializer_list<Index> shape) {
+  std::string text;
+  for (const Index n : shape) text += (text.empty() ? "" : ", ") + std::to_string(n);
+  return "(" + text + (shape.size() == 1 ? ",)" : ")");
+}
+
+template <class T>
+void check(const py::array& array, const char* name, std::initializer_list<Index> shape) {
+  bool fits = py::isinstance<py::array_t<T>>(array) && array.ndim() == static_cast<Index>(shape.size());
+  for (Index axis = 0; fits && axis < array.ndim(); ++axis) fits = array.shape(axis) == shape.begin()[axis];
+  if (!fits) {
+    throw std::invalid_argument(std::string(name) + " must be a " +
+                                py::str(py::dtype::of<T>()).template cast<std::string>() + " array of shape " +
+                                shape_text(shape) + ", got " +
+                                py::str(array.dtype()).cast<std::string>() + " of shape " + shape_text(array));
+  }
+}
+
+template <class T>
+void check_contiguous(const py::array& array, const char* name) {
+  if (!(array.flags() & py::array::c_style)) {
+    throw std::invalid_argument(std::string(name) + " must be C-contiguous, got strides " +
+                                py::str(py::tuple(array.attr("strides"))).cast<std::string>());
+  }
+}
+
+// A C-contiguous array of that very shape; None where `array` may be missing gives null.
+template <class T>
+const T* read(const py::object& object, const char* name, std::initializer_list<Index> shape) {
+  if (object.is_none()) return nullptr;
+  const auto array = py::cast<py::array>(object);
+  check<T>(array, name, shape);
+  check_contiguous<T>(array, name);
+  return static_cast<const T*>(array.data());
+}
+
+template <class T>
+T* write(const py::object& object, const char* name, std::initializer_list<Index> shape) {
+  if (object.is_none()) return nullptr;
+  auto array = py::cast<py::array>(object);
+  check<T>(array, name, shape);
+  check_contiguous<T>(array, name);
+  return static_cast<T*>(array.mutable_data());
+}
+
+// Strides over time and batch are free; `inner` is the last axis, or 0 for a (T, B) array.
+template <class T>
+Sequence<T> sequence(py::array& array, const char* name, Index steps, Index batch, Index inner) {
+  using Value = std::remove_const_t<T>;
+  if (inner > 0) {
+    check<Value>(array, name, {steps, batch, inner});
+  } else {
+    check<Value>(array, name, {steps, batch});
+  }
+  const auto size = static_cast<Index>(sizeof(T));
+  for (Index axis = 0; axis < array.ndim(); ++axis) {
+    const Index stride = array.strides(axis);
+    if (stride % size != 0 || (axis == 2 && stride != size && inner > 1)) {
+      throw std::invalid_argument(std::string(name) + " must have a contiguous last axis, got strides " +
+                                  py::str(py::tuple(array.attr("strides"))).cast<std::string>());
+    }
+  }
+  if constexpr (std::is_const_v<T>) {
+    return {static_cast<T*>(array.data()), array.strides(0) / size, array.strides(1) / size};
+  } else {
+    return {static_cast<T*>(array.mutable_data()), array.strides(0) / size, array.strides(1) / size};
+  }
+}
+
+}  // namespace rnnkern

@@ -1,0 +1,55 @@
+// The simple recurrent network: h_t = f(W_hh h_{t-1} + W_xh x_t + b_h), f = tanh or relu.
+#pragma once
+
+#include "core/cell.h"
+
+namespace rnnkern {
+
+struct Tanh {
+  static constexpr const char* cell_name = "rnn_tanh";
+  template <class V>
+  static V apply(V a) {
+    return tanh(a);
+  }
+  // The derivative times d, from the function's own result.
+  template <class V>
+  static V chain(V result, V d) {
+    return d * (V(1) - result * result);
+  }
+};
+
+struct Relu {
+  static constexpr const char* cell_name = "rnn_relu";
+  template <class V>
+  static V apply(V a) {
+    return relu(a);
+  }
+  template <class V>
+  static V chain(V result, V d) {
+    return positive(result, d);
+  }
+};
+
+template <class Nonlinearity>
+struct Rnn {
+  static constexpr const char* name = Nonlinearity::cell_name;
+  static constexpr int gates = 1, saved = 0, deltas = 1;
+  static constexpr bool cell_state = false;
+  static constexpr Range phases[] = {{0, 1}};
+  static constexpr int saved_after[] = {0};
+  static constexpr Range writes[] = {{0, 1}};
+  static constexpr int input_delta[] = {0}, state_delta[] = {0};
+
+  template <class V>
+  static void forward(Phase<0>, ForwardStep<V, Rnn>& s) {
+    s.h = Nonlinearity::apply(s.x[0] + s.product[0]);
+  }
+
+  template <class V>
+  static void backward(Phase<0>, BackwardStep<V, Rnn>& s) {
+    s.delta[0] = Nonlinearity::chain(s.h, s.dh);
+    s.direct = V(0);
+  }
+};
+
+}  // namespace rnnkern

@@ -1,0 +1,38 @@
+// The GRU without a reset gate:
+//   u_t = σ(W_hu h_{t-1} + W_xu x_t + b_u)
+//   n_t = tanh(W_hn h_{t-1} + W_xn x_t + b_n)
+//   h_t = u_t·n_t + (1 - u_t)·h_{t-1}
+#pragma once
+
+#include "core/cell.h"
+
+namespace rnnkern {
+
+struct SimplifiedGru {
+  enum { u, n };
+
+  static constexpr const char* name = "simplified_gru";
+  static constexpr int gates = 2, saved = 2, deltas = 2;
+  static constexpr bool cell_state = false;
+  static constexpr Range phases[] = {{u, 2}};
+  static constexpr int saved_after[] = {2};
+  static constexpr Range writes[] = {{u, 2}};
+  static constexpr int input_delta[] = {u, n}, state_delta[] = {u, n};
+
+  template <class V>
+  static void forward(Phase<0>, ForwardStep<V, SimplifiedGru>& s) {
+    s.saved[u] = sigmoid(s.x[u] + s.product[u]);
+    s.saved[n] = tanh(s.x[n] + s.product[n]);
+    s.h = fma(s.saved[u], s.saved[n] - s.h, s.h);
+  }
+
+  template <class V>
+  static void backward(Phase<0>, BackwardStep<V, SimplifiedGru>& s) {
+    const V one(1), update = s.saved[u], candidate = s.saved[n];
+    s.delta[u] = s.dh * (candidate - s.h_previous) * update * (one - update);
+    s.delta[n] = s.dh * update * (one - candidate * candidate);
+    s.direct = s.dh * (one - update);
+  }
+};
+
+}  // namespace rnnkern

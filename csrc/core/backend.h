@@ -1,0 +1,78 @@
+// The kernel tables: one backend an instruction set, chosen once when the module is loaded.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/parallel.h"
+#include "core/problem.h"
+
+namespace rnnkern {
+
+inline constexpr int kMaxCells = 16;
+
+// What every backend has for a cell and a dtype. Scratch and packed memory come from the caller,
+// as large as the functions on the left say, aligned to 64 bytes.
+template <class T>
+struct CellKernels {
+  Index (*packed_bytes)(const Parameters<T>&, bool dense);
+  void (*pack)(const Parameters<T>&, bool dense, const Worker&, std::byte* packed);
+  Index (*forward_scratch)(const ForwardProblem<T>&, int threads);
+  void (*forward)(const ForwardProblem<T>&, const Worker&, std::byte* packed, std::byte* scratch);
+  Index (*backward_scratch)(const BackwardProblem<T>&, int threads);
+  void (*backward)(const BackwardProblem<T>&, const Worker&, std::byte* scratch);
+};
+
+template <class T>
+struct Kernels {
+  CellKernels<T> cells[kMaxCells];
+  Index (*matmul_scratch)(const MatmulProblem<T>&, int threads);
+  void (*matmul)(const MatmulProblem<T>&, const Worker&, std::byte* scratch);
+  void (*tanh)(const T* in, T* out, Index n);
+  void (*sigmoid)(const T* in, T* out, Index n);
+};
+
+struct Backend {
+  const char* name;
+  Kernels<float> for_float;
+  Kernels<double> for_double;
+
+  template <class T>
+  const Kernels<T>& kernels() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return for_float;
+    } else {
+      return for_double;
+    }
+  }
+};
+
+// Each defined in csrc/cpu/isa_<name>.cpp, the only file compiled with that instruction set's flags.
+const Backend& scalar_backend();
+const Backend& avx2_backend();
+const Backend& avx512_backend();
+
+// The facts of a cell that those who allocate for it need.
+struct CellFacts {
+  std::string_view name;
+  int gates, saved;
+  bool cell_state, bias_hn;
+};
+const std::vector<CellFacts>& all_cells();
+
+// Index into all_cells(); throws std::invalid_argument for a name that no cell has.
+int find_cell(std::string_view name);
+
+// Those that were built and this processor can run, best first.
+const std::vector<const Backend*>& supported_backends();
+
+// The best of them, or the one that the environment's RNNKERN_ISA names; throws std::runtime_error
+// when that is unknown or cannot run here. Why it was chosen is put in words.
+struct Choice {
+  const Backend* backend;
+  std::string reason;
+};
+const Choice& chosen_backend();
+
+}  // namespace rnnkern

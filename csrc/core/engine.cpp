@@ -1,0 +1,76 @@
+#include "core/engine.h"
+
+namespace rnnkern {
+
+template <class T>
+PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, bool dense) {
+  const auto& kernels = chosen_backend().backend->kernels<T>().cells[cell];
+  bytes_ = allocate_aligned(kernels.packed_bytes(parameters, dense));
+  run_team(Plan{}, [&](const Worker& worker) { kernels.pack(parameters, dense, worker, bytes_.get()); });
+}
+
+template <class T>
+Plan plan_for(int cell, const Schedule& schedule, const Parameters<T>& parameters) {
+  const double gates = all_cells()[static_cast<std::size_t>(cell)].gates;
+  const double units = static_cast<double>(parameters.units), inputs = static_cast<double>(parameters.inputs);
+  const double per_row = 2 * gates * units * units;
+  const Index live = schedule.offset[schedule.steps];
+  return make_plan({.steps = schedule.steps,
+                    .batch = schedule.batch,
+                    .units = parameters.units,
+                    .step_flops = per_row * static_cast<double>(live) / static_cast<double>(schedule.steps),
+                    .total_flops = static_cast<double>(live) * (per_row + 2 * gates * units * inputs),
+                    .weight_bytes = static_cast<Index>(gates * units * units * sizeof(T))},
+                   max_threads());
+}
+
+template <class T>
+void forward(int cell, const ForwardProblem<T>& problem, const PackedWeights<T>* packed) {
+  const auto& kernels = chosen_backend().backend->kernels<T>().cells[cell];
+  const Plan plan = plan_for(cell, problem.schedule, problem.parameters);
+  const bool dense = problem.tokens.slot == nullptr;
+  AlignedBytes own;
+  std::byte* panels = packed ? packed->data() : nullptr;
+  if (!packed) {
+    own = allocate_aligned(kernels.packed_bytes(problem.parameters, dense));
+    panels = own.get();
+  }
+  const AlignedBytes scratch = allocate_aligned(kernels.forward_scratch(problem, plan.threads()));
+  run_team(plan, [&](const Worker& worker) {
+    if (!packed) kernels.pack(problem.parameters, dense, worker, panels);
+    kernels.forward(problem, worker, panels, scratch.get());
+  });
+}
+
+template <class T>
+void backward(int cell, const BackwardProblem<T>& problem) {
+  const auto& kernels = chosen_backend().backend->kernels<T>().cells[cell];
+  const Plan plan = plan_for(cell, problem.schedule, problem.parameters);
+  const AlignedBytes scratch = allocate_aligned(kernels.backward_scratch(problem, plan.threads()));
+  run_team(plan, [&](const Worker& worker) { kernels.backward(problem, worker, scratch.get()); });
+}
+
+template <class T>
+void matmul(const MatmulProblem<T>& problem) {
+  const auto& kernels = chosen_backend().backend->kernels<T>();
+  const double flops = 2.0 * static_cast<double>(problem.rows) * static_cast<double>(problem.columns) *
+                       static_cast<double>(problem.depth);
+  constexpr double kWorthSharing = 1e6;  // flops
+  Plan plan;
+  plan.row_groups = flops < kWorthSharing ? 1 : max_threads();
+  const AlignedBytes scratch = allocate_aligned(kernels.matmul_scratch(problem, plan.threads()));
+  run_team(plan, [&](const Worker& worker) { kernels.matmul(problem, worker, scratch.get()); });
+}
+
+template class PackedWeights<float>;
+template class PackedWeights<double>;
+template Plan plan_for(int, const Schedule&, const Parameters<float>&);
+template Plan plan_for(int, const Schedule&, const Parameters<double>&);
+template void forward(int, const ForwardProblem<float>&, const PackedWeights<float>*);
+template void forward(int, const ForwardProblem<double>&, const PackedWeights<double>*);
+template void backward(int, const BackwardProblem<float>&);
+template void backward(int, const BackwardProblem<double>&);
+template void matmul(const MatmulProblem<float>&);
+template void matmul(const MatmulProblem<double>&);
+
+}  // namespace rnnkern

@@ -1,0 +1,136 @@
+#include "core/parallel.h"
+
+#include <omp.h>
+#include <sched.h>
+
+#include <deque>
+#include <new>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace rnnkern {
+namespace {
+
+// Spinning beats sleeping while every thread has a core; past this many turns one probably has not.
+constexpr int kSpins = 2000;
+
+void pause_briefly(int turn) {
+  if (turn >= kSpins) {
+    sched_yield();
+    return;
+  }
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+}  // namespace
+
+void Barrier::wait() {
+  const int generation = generation_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+    return;
+  }
+  for (int turn = 0; generation_.load(std::memory_order_acquire) == generation; ++turn) {
+    pause_briefly(turn);
+  }
+}
+
+void Worker::wait_team() const {
+  if (count > 1) team_.wait();
+}
+
+void Worker::wait_group() const {
+  if (unit_groups > 1) group_.wait();
+}
+
+int max_threads() { return omp_get_max_threads(); }
+
+void set_max_threads(int n) { omp_set_num_threads(n); }
+
+namespace {
+
+// ThreadSanitizer does not see OpenMP's own fork and join; these edges tell it of them, and the
+// function that stands between must not be looked at itself.
+#if defined(__SANITIZE_THREAD__)
+std::atomic<int> fork_edge{0}, join_edge{0};
+#define RNNKERN_FORK() fork_edge.fetch_add(1, std::memory_order_release)
+#define RNNKERN_FORKED() fork_edge.load(std::memory_order_acquire)
+#define RNNKERN_JOIN() join_edge.fetch_add(1, std::memory_order_release)
+#define RNNKERN_JOINED() join_edge.load(std::memory_order_acquire)
+#define RNNKERN_UNSEEN __attribute__((no_sanitize("thread")))
+#else
+#define RNNKERN_FORK() (void)0
+#define RNNKERN_FORKED() (void)0
+#define RNNKERN_JOIN() (void)0
+#define RNNKERN_JOINED() (void)0
+#define RNNKERN_UNSEEN
+#endif
+
+// False when OpenMP gave fewer threads than asked for (inside another parallel region, or at a
+// limit) and so nothing was run.
+RNNKERN_UNSEEN bool fork_join(int threads, const std::function<void(int)>* body) {
+  bool complete = true;
+  RNNKERN_FORK();
+#pragma omp parallel num_threads(threads)
+  {
+    RNNKERN_FORKED();
+    if (omp_get_num_threads() == threads) {
+      (*body)(omp_get_thread_num());
+    } else {
+#pragma omp single
+      complete = false;
+    }
+    RNNKERN_JOIN();
+  }
+  RNNKERN_JOINED();
+  return complete;
+}
+
+}  // namespace
+
+void run_team(const Plan& plan, const std::function<void(const Worker&)>& body) {
+  Barrier team(plan.threads());
+  std::deque<Barrier> groups;
+  for (int g = 0; g < plan.row_groups; ++g) groups.emplace_back(plan.unit_groups);
+  const std::function<void(int)> run = [&](int id) {
+    body(Worker(id, plan, team, groups[static_cast<std::size_t>(id / plan.unit_groups)]));
+  };
+  if (plan.threads() > 1 && fork_join(plan.threads(), &run)) return;
+  const Plan alone;
+  Barrier nobody(1);
+  body(Worker(0, alone, nobody, nobody));
+}
+
+Plan make_plan(const Work& work, int threads) {
+  // Measured costs: waking the team, and one meeting at a barrier, in flops that a core could do meanwhile.
+  constexpr double kWakeFlops = 4e5, kBarrierFlops = 5e4;
+  constexpr Index kCacheBytes = 1 << 20;  // of one core: what the recurrent weights may fill
+  if (threads <= 1) return {1, 1, "one thread was asked for, or there is one core"};
+  if (work.total_flops < kWakeFlops * threads) return {1, 1, "too little work to wake a second thread"};
+  const bool fits = work.weight_bytes <= kCacheBytes;
+  if (work.batch >= 4 * threads && (fits || work.batch >= 64 * threads)) {
+    return {threads, 1, "each thread owns rows of the batch: no barrier between steps"};
+  }
+  if (work.step_flops >= kBarrierFlops * threads) {
+    return {1, threads, "each thread owns units: its weights stay in its cache, one barrier a phase"};
+  }
+  if (work.batch >= threads && fits) {
+    return {threads, 1, "each thread owns rows of the batch: a step is too short for barriers"};
+  }
+  return {1, 1, "a step is too short to be shared"};
+}
+
+void FreeAligned::operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
+
+AlignedBytes allocate_aligned(Index bytes) {
+  if (bytes < 0) throw std::bad_alloc();
+  const auto size = static_cast<std::size_t>(bytes > 0 ? bytes : 1);
+  return AlignedBytes(static_cast<std::byte*>(::operator new[](size, std::align_val_t{64})));
+}
+
+}  // namespace rnnkern

@@ -1,0 +1,109 @@
+// Threads: one team for a whole call, barriers that spin, and the plan of who does what.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <functional>
+#include <memory>
+
+#include "core/lane.h"
+
+namespace rnnkern {
+
+// Threads form a grid: row groups share no state of the recurrence, the unit groups within one
+// row group exchange h once a step.
+struct Plan {
+  int row_groups = 1, unit_groups = 1;
+  const char* reason = "";
+
+  int threads() const { return row_groups * unit_groups; }
+};
+
+// The sizes a plan depends on. `weight_bytes` is the packed recurrent matrix.
+struct Work {
+  Index steps, batch, units;
+  double step_flops, total_flops;
+  Index weight_bytes;
+};
+
+Plan make_plan(const Work& work, int threads);
+
+// All threads that pass through wait() continue once the last has arrived; what any wrote before it,
+// all may read after it.
+class Barrier {
+ public:
+  explicit Barrier(int count) : count_(count) {}
+  void wait();
+
+ private:
+  const int count_;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> generation_{0};
+};
+
+// One thread's place in the team of a call.
+class Worker {
+ public:
+  Worker(int id, const Plan& plan, Barrier& team, Barrier& group)
+      : id(id),
+        count(plan.threads()),
+        row_group(id / plan.unit_groups),
+        row_groups(plan.row_groups),
+        unit_group(id % plan.unit_groups),
+        unit_groups(plan.unit_groups),
+        team_(team),
+        group_(group) {}
+
+  const int id, count;
+  const int row_group, row_groups, unit_group, unit_groups;
+
+  void wait_team() const;
+  void wait_group() const;
+
+  // This thread's share [begin, end) of n equal pieces of work.
+  struct Share {
+    Index begin, end;
+  };
+  [[gnu::always_inline]] Share share(Index n) const {
+    return {n * id / count, n * (id + 1) / count};
+  }
+
+ private:
+  Barrier& team_;
+  Barrier& group_;
+};
+
+int max_threads();
+void set_max_threads(int n);
+
+// Runs body(worker) on every thread of the plan.
+void run_team(const Plan& plan, const std::function<void(const Worker&)>& body);
+
+// Scratch memory handed out piece by piece, each on its own cache line. Built over a null base it
+// only measures, so that one constructor both sizes and carves a kernel's buffers.
+class Arena {
+ public:
+  explicit Arena(std::byte* base) : base_(base) {}
+
+  template <class T>
+  [[gnu::always_inline]] T* take(Index count) {
+    const Index begin = used_;
+    used_ += (count * static_cast<Index>(sizeof(T)) + 63) / 64 * 64;
+    return base_ ? reinterpret_cast<T*>(base_ + begin) : nullptr;
+  }
+  Index used() const { return used_; }
+
+ private:
+  std::byte* base_;
+  Index used_ = 0;
+};
+
+struct FreeAligned {
+  void operator()(std::byte* p) const;
+};
+using AlignedBytes = std::unique_ptr<std::byte[], FreeAligned>;
+
+// Uninitialised; throws std::bad_alloc.
+AlignedBytes allocate_aligned(Index bytes);
+
+}  // namespace rnnkern

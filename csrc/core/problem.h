@@ -1,0 +1,103 @@
+// The arguments of a kernel: sizes and pointers of one layer in one direction.
+//
+// Letters: T steps, B rows of the batch, I inputs, H units, G gates; N = Σ lengths, the live steps.
+// Live (step, row) pairs are packed: rows sorted by falling length, so that the rows alive at any
+// step are the first live(t) of the sorted order, and pair (t, i) is packed row offset[t] + i.
+// All memory belongs to the caller and must stay for the call.
+#pragma once
+
+#include <cstdint>
+
+#include "core/lane.h"
+
+namespace rnnkern {
+
+// A (T, B, ·) array with any strides over T and B and its last axis contiguous; strides in elements.
+template <class T>
+struct Sequence {
+  T* data = nullptr;
+  Index step = 0, row = 0;
+
+  [[gnu::always_inline]] T* at(Index t, Index b) const { return data + t * step + b * row; }
+};
+
+struct Schedule {
+  Index steps, batch;
+  bool reverse;         // time runs from the last step to the first
+  const Index* order;   // (B) the batch row that stands i-th by falling length
+  const Index* offset;  // (T+1) packed row of step t's first row; offset[T] = N
+
+  // Processed step s is time(s); a step outside [0, T) has no live rows.
+  [[gnu::always_inline]] Index time(Index s) const { return reverse ? steps - 1 - s : s; }
+  [[gnu::always_inline]] Index live(Index s) const {
+    if (s < 0 || s >= steps) return 0;
+    const Index t = time(s);
+    return offset[t + 1] - offset[t];
+  }
+};
+
+template <class T>
+struct Parameters {
+  Index inputs, units;
+  const T* w_ih;     // (G·H, I)
+  const T* w_hh;     // (G·H, H)
+  const T* bias;     // (G·H), or null for none
+  const T* bias_hn;  // (H), or null: joins the recurrent product of the last gate
+};
+
+// Integer input: x_t is the one-hot row of a token. Only the distinct tokens of a call have a slot.
+struct Tokens {
+  const std::int32_t* slot = nullptr;  // (N) slot of each packed row; null when x is dense
+  const Index* token = nullptr;        // (count) the column of W_ih that a slot stands for
+  Index count = 0;
+};
+
+template <class T>
+struct ForwardProblem {
+  Schedule schedule;
+  Parameters<T> parameters;
+  Sequence<const T> x;  // (T, B, I), unless there are tokens
+  Tokens tokens;
+  T* h;           // (B, H): in h_0, out h_n
+  T* c;           // (B, H): in c_0, out c_n; null for a cell without c
+  Sequence<T> y;  // (T, B, H): out; live steps only are written
+  T* saved;       // (N, saved, H): out, null when no backward pass will follow
+  T* cells;       // (N, H): every c_t, likewise; null without c
+};
+
+template <class T>
+struct BackwardProblem {
+  Schedule schedule;
+  Parameters<T> parameters;
+  Sequence<const T> x;
+  Tokens tokens;
+  const T* h_0;
+  const T* c_0;
+  Sequence<const T> y;
+  const T* saved;        // as the forward pass left it
+  const T* cells;        // likewise
+  Sequence<const T> dy;  // (T, B, H), data null for zero
+  T* dh;                 // (B, H): in ∂L/∂h_n, out ∂L/∂h_0
+  T* dc;                 // (B, H): likewise for c; null without c
+  Sequence<T> dx;        // (T, B, I): live steps are added to; data null when not wanted
+  T* dw_ih;              // (G·H, I): added to, as the three below
+  T* dw_hh;              // (G·H, H)
+  T* dbias;              // (G·H), or null
+  T* dbias_hn;           // (H), or null
+};
+
+// C (M, N) = A B + bias, or C += A B; any strides over A, rows of B and C contiguous unless transposed.
+template <class T>
+struct MatmulProblem {
+  Index rows, columns, depth;
+  const T* a;
+  Index a_row, a_depth;  // strides of A in elements; one of them is 1
+  const T* b;
+  Index b_depth, b_column;
+  const T* bias;  // (N) or null
+  T* c;
+  Index c_row;
+  bool accumulate;
+};
+
+}  // namespace rnnkern

@@ -1,0 +1,58 @@
+#include "core/schedule.h"
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+namespace rnnkern {
+
+ScheduleStorage::ScheduleStorage(Index steps, Index batch, const std::optional<std::vector<Index>>& lengths)
+    : lengths_(lengths ? *lengths : std::vector<Index>(static_cast<std::size_t>(batch), steps)),
+      order_(static_cast<std::size_t>(batch)),
+      offset_(static_cast<std::size_t>(steps) + 1),
+      ragged_(lengths.has_value()) {
+  std::vector<Index> ending(static_cast<std::size_t>(steps) + 1);  // rows of each length
+  for (std::size_t b = 0; b < lengths_.size(); ++b) {
+    if (lengths_[b] < 0 || lengths_[b] > steps) {
+      throw std::invalid_argument("lengths must lie in 0.." + std::to_string(steps) + ", got " +
+                                  std::to_string(lengths_[b]) + " for row " + std::to_string(b));
+    }
+    ++ending[static_cast<std::size_t>(lengths_[b])];
+  }
+  Index live = batch;
+  for (std::size_t t = 0; t + 1 < offset_.size(); ++t) {
+    live -= ending[t];
+    offset_[t + 1] = offset_[t] + live;
+  }
+  std::iota(order_.begin(), order_.end(), Index{0});
+  if (ragged_) {
+    std::stable_sort(order_.begin(), order_.end(), [&](Index a, Index b) { return length(a) > length(b); });
+  }
+}
+
+TokenStorage::TokenStorage(const Schedule& schedule, Sequence<const std::int64_t> x, Index vocabulary)
+    : slot_(static_cast<std::size_t>(schedule.offset[schedule.steps])) {
+  std::vector<std::int32_t> slot_of(static_cast<std::size_t>(vocabulary), -1);
+  auto out = slot_.begin();
+  for (Index t = 0; t < schedule.steps; ++t) {
+    const Index live = schedule.offset[t + 1] - schedule.offset[t];
+    for (Index i = 0; i < live; ++i) {
+      const Index b = schedule.order[i];
+      const std::int64_t token = *x.at(t, b);
+      if (token < 0 || token >= vocabulary) {
+        throw std::invalid_argument("x must hold tokens in 0.." + std::to_string(vocabulary - 1) + ", got " +
+                                    std::to_string(token) + " at step " + std::to_string(t) + " of row " +
+                                    std::to_string(b));
+      }
+      auto& slot = slot_of[static_cast<std::size_t>(token)];
+      if (slot < 0) {
+        slot = static_cast<std::int32_t>(token_.size());
+        token_.push_back(static_cast<Index>(token));
+      }
+      *out++ = slot;
+    }
+  }
+}
+
+}  // namespace rnnkern

@@ -1,0 +1,509 @@
+// The backward time loop. Step by step from the end: ∂L/∂h_t from the recurrent product of step
+// t+1's gate gradients, with the cell's derivatives as its epilogue. After each run of steps, the
+// gradients of the input and of all weights as products over the whole run.
+#pragma once
+
+#include "core/cell.h"
+#include "core/parallel.h"
+#include "core/problem.h"
+#include "cpu/forward.h"
+#include "cpu/panels.h"
+
+namespace rnnkern {
+
+template <class V, class Cell>
+class Backward {
+  using T = typename V::value;
+  static constexpr int kPhases = phase_count<Cell>;
+  static constexpr int kGates = Cell::gates;
+  static constexpr int kDeltas = Cell::deltas;
+
+ public:
+  static Index scratch_bytes(const BackwardProblem<T>& problem, int threads) {
+    Arena measure(nullptr);
+    Scratch(problem, threads, 0, measure);
+    return measure.used();
+  }
+
+  static void run(const BackwardProblem<T>& problem, const Worker& worker, std::byte* scratch) {
+    Arena arena(scratch);
+    Backward(problem, worker, Scratch(problem, worker.count, worker.id, arena)).run();
+  }
+
+ private:
+  struct Scratch {
+    // Shared by the team.
+    PanelMatrix<V> recurrent[kPhases];  // phase p: its gates' rows of W_hh, (count·H, H)
+    PanelMatrix<V> to_input;            // W_ih, (G·H, I)
+    PanelMatrix<V> inputs;              // x of a chunk, (rows, I)
+    PanelMatrix<V> operands[kPhases];   // operand(p) of a chunk, (rows, H)
+    T* delta;                           // (rows of a chunk, deltas, H)
+    T* boundary;                        // (B, deltas, H): the step after the chunk
+    T* token_gradient;                  // (distinct tokens, G·H)
+    T* packed_delta;                    // the chunk's deltas transposed, by tiles of gate rows
+    // This thread's.
+    T* tile;
+    const T** a;  // rows of a product over a chunk, in and
+    T** c;        // out
+    // This thread's, one entry a batch row, filled anew for each step.
+    const T** delta_after;  // of the step processed next, rows of its product
+    const T** segment;      // the same, moved to one gate
+    T** delta_now;
+    const T** h_previous;
+    const T** h;
+    const T** c_previous;
+    const T** cell;
+    const T** saved;
+    const T** dy;
+
+    Scratch(const BackwardProblem<T>& problem, int threads, int id, Arena& arena) {
+      const auto& parameters = problem.parameters;
+      const Index units = parameters.units, batch = problem.schedule.batch;
+      const Index chunk = largest_chunk(problem.schedule);
+      const auto take = [&](PanelMatrix<V> matrix) {
+        matrix.data = arena.take<T>(matrix.size());
+        return matrix;
+      };
+      for (int p = 0; p < kPhases; ++p) {
+        recurrent[p] = take(PanelMatrix<V>(Cell::phases[p].count * units, units, 1));
+        operands[p] = take(PanelMatrix<V>(chunk, units, 1));
+      }
+      if (!problem.tokens.slot) inputs = take(PanelMatrix<V>(chunk, parameters.inputs, 1));
+      if (problem.dx.data) to_input = take(PanelMatrix<V>(kGates * units, parameters.inputs, 1));
+      delta = arena.take<T>(chunk * kDeltas * units);
+      boundary = arena.take<T>(batch * kDeltas * units);
+      token_gradient = arena.take<T>(problem.tokens.slot ? problem.tokens.count * kGates * units : 0);
+      packed_delta = arena.take<T>(chunk * kDeltas * units);
+      const Index rows = chunk > kMaxTileRows ? chunk : kMaxTileRows;
+      for (int i = 0; i < threads; ++i) {
+        T* tile_i = arena.take<T>(tile_scratch<V>());
+        const T** a_i = arena.take<const T*>(rows);
+        T** c_i = arena.take<T*>(rows);
+        const T** in = arena.take<const T*>(8 * batch);
+        T** out = arena.take<T*>(batch);
+        if (i != id) continue;
+        tile = tile_i, a = a_i, c = c_i;
+        delta_after = in, segment = in + batch, h_previous = in + 2 * batch, h = in + 3 * batch;
+        c_previous = in + 4 * batch, cell = in + 5 * batch, saved = in + 6 * batch, dy = in + 7 * batch;
+        delta_now = out;
+      }
+    }
+  };
+
+  Backward(const BackwardProblem<T>& problem, const Worker& worker, const Scratch& scratch)
+      : problem_(problem),
+        schedule_(problem.schedule),
+        units_(problem.parameters.units),
+        worker_(worker),
+        scratch_(scratch),
+        cut_(schedule_.batch, tile_rows<V>(scratch.recurrent[0].width()), worker.row_groups) {}
+
+  void run() {
+    pack_weights();
+    worker_.wait_team();
+    Chunk chunk{schedule_.steps, schedule_.steps, 0, 0};
+    while (chunk.begin > 0) {
+      chunk = chunk_until(schedule_, chunk.begin);
+      for (Index s = chunk.end - 1; s >= chunk.begin; --s) run_step(chunk, s);
+      worker_.wait_team();
+      keep_boundary(chunk);
+      pack_chunk(chunk);
+      worker_.wait_team();
+      if (problem_.dx.data) add_input_gradient(chunk);
+      add_bias_gradients(chunk);
+      add_weight_gradients(chunk);
+      if (problem_.tokens.slot) add_token_gradients(chunk);
+      worker_.wait_team();
+    }
+    chunk = {-1, -1, 0, 0};
+    run_step(chunk, -1);
+    if (problem_.tokens.slot) scatter_token_gradients();
+  }
+
+  void pack_weights() const {
+    const auto& parameters = problem_.parameters;
+    for (int p = 0; p < kPhases; ++p) {
+      const auto& matrix = scratch_.recurrent[p];
+      const T* rows = parameters.w_hh + Cell::phases[p].first * units_ * units_;
+      const auto share = worker_.share(matrix.count());
+      pack_start(matrix, share.begin, share.end, [](int) -> const T* { return nullptr; });
+      pack_rows(matrix, share.begin, share.end, [&](Index k, int, Index unit, Index n) {
+        return load_some<V>(rows + k * units_ + unit, n);
+      });
+    }
+    if (problem_.dx.data) {
+      const auto& matrix = scratch_.to_input;
+      const auto share = worker_.share(matrix.count());
+      pack_start(matrix, share.begin, share.end, [](int) -> const T* { return nullptr; });
+      pack_rows(matrix, share.begin, share.end, [&](Index k, int, Index unit, Index n) {
+        return load_some<V>(parameters.w_ih + k * parameters.inputs + unit, n);
+      });
+    }
+    if (problem_.tokens.slot) {
+      const auto share = worker_.share(problem_.tokens.count * kGates * units_);
+      for (Index j = share.begin; j < share.end; ++j) scratch_.token_gradient[j] = T(0);
+    }
+  }
+
+  // Calls visit(first row, end) for this thread's tiles among the first `live` rows.
+  template <class Visit>
+  [[gnu::always_inline]] void for_tiles(Index live, Visit visit) const {
+    for (Index t = worker_.row_group; t < cut_.tiles; t += worker_.row_groups) {
+      const Index begin = cut_.begin(t), end = cut_.begin(t + 1);
+      if (begin >= live) break;
+      if (begin < end) visit(begin, end < live ? end : live);
+    }
+  }
+
+  Index packed_row(Index s, Index i) const { return schedule_.offset[schedule_.time(s)] + i; }
+
+  T* delta_row(const Chunk& chunk, Index s, Index i) const {
+    return s < chunk.end && s >= chunk.begin
+               ? scratch_.delta + (packed_row(s, i) - chunk.first_row) * kDeltas * units_
+               : scratch_.boundary + i * kDeltas * units_;
+  }
+
+  // What row i held before processed step s: h for its product, c for its equations.
+  const T* previous_h(Index s, Index i) const {
+    const Index b = schedule_.order[i];
+    if (s == 0 || i >= schedule_.live(s - 1)) return problem_.h_0 + b * units_;
+    return problem_.y.at(schedule_.time(s - 1), b);
+  }
+  const T* previous_c(Index s, Index i) const {
+    if (s == 0 || i >= schedule_.live(s - 1)) return problem_.c_0 + schedule_.order[i] * units_;
+    return problem_.cells + packed_row(s - 1, i) * units_;
+  }
+
+  // Rows alive at s take the gradients that step s + 1 sends; rows whose first step was s + 1 end
+  // here with ∂L/∂h_0. Step -1 has only such rows.
+  void run_step(const Chunk& chunk, Index s) const {
+    fill_rows(chunk, s);
+    run_phase<0>(s);
+    worker_.wait_group();
+    if constexpr (kPhases > 1) {
+      run_phase<1>(s);
+      worker_.wait_group();
+    }
+    static_assert(kPhases <= 2);
+  }
+
+  void fill_rows(const Chunk& chunk, Index s) const {
+    const Index live = schedule_.live(s), after = schedule_.live(s + 1);
+    for_tiles(after, [&](Index begin, Index end) {
+      for (Index i = begin; i < end; ++i) {
+        scratch_.delta_after[i] = s < 0 ? scratch_.boundary + i * kDeltas * units_
+                                        : delta_row(chunk, s + 1, i);
+      }
+    });
+    for_tiles(live, [&](Index begin, Index end) {
+      const Index t = schedule_.time(s);
+      for (Index i = begin; i < end; ++i) {
+        const Index b = schedule_.order[i], p = packed_row(s, i);
+        scratch_.delta_now[i] = delta_row(chunk, s, i);
+        scratch_.h_previous[i] = previous_h(s, i);
+        scratch_.h[i] = problem_.y.at(t, b);
+        scratch_.dy[i] = problem_.dy.data ? problem_.dy.at(t, b) : nullptr;
+        if constexpr (Cell::saved > 0) scratch_.saved[i] = problem_.saved + p * Cell::saved * units_;
+        if constexpr (Cell::cell_state) {
+          scratch_.c_previous[i] = previous_c(s, i);
+          scratch_.cell[i] = problem_.cells + p * units_;
+        }
+      }
+    });
+  }
+
+  template <int P>
+  void run_phase(Index s) const {
+    const auto& matrix = scratch_.recurrent[P];
+    const int width = matrix.width();
+    const Index begin_panel = matrix.count() * worker_.unit_group / worker_.unit_groups;
+    const Index end_panel = matrix.count() * (worker_.unit_group + 1) / worker_.unit_groups;
+    const Index live = schedule_.live(s);
+    const Index multiplied = P == 0 ? schedule_.live(s + 1) : live;
+    const Index rows_here = P == 0 && multiplied > live ? multiplied : live;
+    const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
+    for (Index p = begin_panel, side; p < end_panel; p += side) {
+      side = TileKernels<V>::panels(highest, width, end_panel - p);
+      const Index out_row = side * matrix.row_size();
+      for_tiles(rows_here, [&](Index begin, Index end) {
+        const Index with_product = multiplied < end ? multiplied : end;
+        sum_tile<P>(matrix, p, side, begin, with_product);
+        for (Index i = with_product > begin ? with_product : begin; i < end; ++i) {
+          T* sums = scratch_.tile + (i - begin) * out_row;
+          for (Index j = 0; j < out_row; j += V::size) V(0).store(sums + j);
+        }
+        for (Index block = 0; block < side * matrix.blocks; ++block) {
+          const Index unit = p * matrix.panel_units() + block * V::size;
+          const T* sums = scratch_.tile + block * V::size;
+          if (unit + V::size <= units_) {
+            apply_cell<P>(WholeLane<V>{}, sums, out_row, begin, end, live, unit);
+          } else if (unit < units_) {
+            apply_cell<P>(PartLane<V>{units_ - unit}, sums, out_row, begin, end, live, unit);
+          }
+        }
+      });
+    }
+  }
+
+  // Σ over the phase's gates of delta · W_hh for rows [begin, end), gate by gate onto the same sums.
+  template <int P>
+  void sum_tile(const PanelMatrix<V>& matrix, Index panel, Index side, Index begin, Index end) const {
+    if (begin >= end) return;
+    constexpr Range phase = Cell::phases[P];
+    const int rows = static_cast<int>(end - begin);
+    const T* const* source = P == 0 ? scratch_.delta_after : const_cast<const T* const*>(scratch_.delta_now);
+    for (int g = 0, run; g < phase.count; g += run) {
+      const int first = Cell::state_delta[phase.first + g];
+      for (run = 1; g + run < phase.count && Cell::state_delta[phase.first + g + run] == first + run;) ++run;
+      for (Index i = begin; i < end; ++i) scratch_.segment[i] = source[i] + first * units_;
+      TileProduct<T> tile{.a = scratch_.segment + begin,
+                          .a_begin = 0,
+                          .a_step = 1,
+                          .b = matrix.panel(panel) + (1 + g * units_) * matrix.row_size(),
+                          .b_panel = matrix.stride(),
+                          .depth = run * units_,
+                          .start = matrix.panel(panel),
+                          .start_row = 0,
+                          .start_panel = matrix.stride(),
+                          .out = scratch_.tile,
+                          .out_row = side * matrix.row_size(),
+                          .out_panel = matrix.row_size()};
+      if (g > 0) tile.start = tile.out, tile.start_row = tile.out_row, tile.start_panel = tile.out_panel;
+      TileKernels<V>::find(rows, matrix.width(), static_cast<int>(side))(tile);
+    }
+  }
+
+  template <int P, class Lane>
+  void apply_cell(Lane lane, const T* sums, Index sums_row, Index begin, Index end, Index live,
+                  Index unit) const {
+    for (Index i = begin; i < end; ++i, sums += sums_row) {
+      T* dh = problem_.dh + schedule_.order[i] * units_ + unit;
+      const V product = V::load(sums);
+      if (i >= live) {
+        lane.store(dh, lane.load(dh) + product);
+        continue;
+      }
+      BackwardStep<V, Cell> step;
+      for (int k = 0; k < Cell::saved; ++k) step.saved[k] = lane.load(scratch_.saved[i] + k * units_ + unit);
+      step.h_previous = lane.load(scratch_.h_previous[i] + unit);
+      step.h = lane.load(scratch_.h[i] + unit);
+      T* dc = nullptr;
+      if constexpr (Cell::cell_state) {
+        dc = problem_.dc + schedule_.order[i] * units_ + unit;
+        step.c_previous = lane.load(scratch_.c_previous[i] + unit);
+        step.c = lane.load(scratch_.cell[i] + unit);
+        step.dc = lane.load(dc);
+      }
+      if constexpr (P == 0) {
+        step.dh = product + lane.load(dh);
+        if (scratch_.dy[i]) step.dh = step.dh + lane.load(scratch_.dy[i] + unit);
+      } else {
+        step.dh = product;
+        step.direct = lane.load(dh);
+      }
+
+      Cell::backward(Phase<P>{}, step);
+
+      constexpr Range written = Cell::writes[P];
+      for (int d = written.first; d < written.first + written.count; ++d) {
+        lane.store(scratch_.delta_now[i] + d * units_ + unit, step.delta[d]);
+      }
+      lane.store(dh, step.direct);
+      if constexpr (Cell::cell_state) lane.store(dc, step.dc);
+    }
+  }
+
+  // The chunk's first step is what the next chunk's last one needs; the rest is overwritten.
+  void keep_boundary(const Chunk& chunk) const {
+    const auto share = worker_.share(schedule_.live(chunk.begin));
+    for (Index i = share.begin; i < share.end; ++i) {
+      const T* from = delta_row(chunk, chunk.begin, i);
+      T* to = scratch_.boundary + i * kDeltas * units_;
+      for (Index j = 0; j < kDeltas * units_; ++j) to[j] = from[j];
+    }
+  }
+
+  int delta_tile_rows() const {
+    const int for_operands = tile_rows<V>(scratch_.operands[0].width());
+    if (problem_.tokens.slot) return for_operands;
+    const int for_inputs = tile_rows<V>(scratch_.inputs.width());
+    return for_inputs < for_operands ? for_inputs : for_operands;
+  }
+
+  // Calls visit(d, first unit, rows) for this thread's tiles of the deltas' rows.
+  template <class Visit>
+  [[gnu::always_inline]] void for_delta_tiles(Visit visit) const {
+    const TileCut cut(units_, delta_tile_rows());
+    const auto share = worker_.share(kDeltas * cut.tiles);
+    for (Index t = share.begin; t < share.end; ++t) {
+      const Index first = cut.begin(t % cut.tiles);
+      visit(static_cast<int>(t / cut.tiles), first, cut.begin(t % cut.tiles + 1) - first);
+    }
+  }
+
+  void pack_chunk(const Chunk& chunk) const {
+    const Index rows = chunk.rows();
+    const auto* a = scratch_.a;
+    for (int p = 0; p < kPhases; ++p) {
+      PanelMatrix<V> matrix = scratch_.operands[p];
+      matrix.depth = rows;
+      const auto share = worker_.share(matrix.count());
+      for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row, [&](Index row, Index t, Index i) {
+        scratch_.a[row - chunk.first_row] = previous_h(schedule_.time(t), i);
+      });
+      pack_rows(matrix, share.begin, share.end, [&](Index k, int, Index unit, Index n) {
+        const V h = load_some<V>(a[k] + unit, n);
+        if constexpr (kPhases > 1) {
+          if (p == 1) {
+            const T* saved = problem_.saved + (chunk.first_row + k) * Cell::saved * units_;
+            return Cell::operand(Phase<1>{}, load_some<V>(saved + Cell::operand_gate * units_ + unit, n), h);
+          }
+        }
+        return h;
+      });
+    }
+    if (!problem_.tokens.slot) {
+      PanelMatrix<V> matrix = scratch_.inputs;
+      matrix.depth = rows;
+      const auto share = worker_.share(matrix.count());
+      for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row, [&](Index row, Index t, Index i) {
+        scratch_.a[row - chunk.first_row] = problem_.x.at(t, schedule_.order[i]);
+      });
+      pack_rows(matrix, share.begin, share.end,
+                [&](Index k, int, Index unit, Index n) { return load_some<V>(a[k] + unit, n); });
+    }
+    for_delta_tiles([&](int d, Index first, Index height) {
+      const T* from = scratch_.delta + d * units_ + first;
+      T* to = scratch_.packed_delta + (d * units_ + first) * rows;
+      for (Index k = 0; k < rows; ++k, from += kDeltas * units_, to += height) {
+        for (Index j = 0; j < height; j += V::size) {
+          store_some(to + j, load_some<V>(from + j, height - j), height - j);
+        }
+      }
+    });
+  }
+
+  void add_input_gradient(const Chunk& chunk) const {
+    const auto share = worker_.share(chunk.rows());
+    const Index first = chunk.first_row + share.begin;
+    for_packed_rows<V>(schedule_, first, chunk.first_row + share.end, [&](Index p, Index t, Index i) {
+      scratch_.a[p - first] = scratch_.delta + (p - chunk.first_row) * kDeltas * units_;
+      scratch_.c[p - first] = problem_.dx.at(t, schedule_.order[i]);
+    });
+    multiply<V>(scratch_.to_input, scratch_.a, 1, scratch_.c, 0, share.end - share.begin, true, scratch_.tile);
+  }
+
+  // Column sums of the deltas, for this thread's columns.
+  void add_bias_gradients(const Chunk& chunk) const {
+    const Index lanes = (units_ + V::size - 1) / V::size;
+    const auto share = worker_.share(kDeltas * lanes);
+    for (Index j = share.begin; j < share.end; ++j) {
+      const int d = static_cast<int>(j / lanes);
+      const Index unit = j % lanes * V::size, n = units_ - unit;
+      T* out = nullptr;
+      if (d < kGates) {
+        if (problem_.dbias) out = problem_.dbias + d * units_ + unit;
+      } else if (problem_.dbias_hn) {
+        out = problem_.dbias_hn + unit;
+      }
+      if (!out) continue;
+      V sum = load_some<V>(out, n);
+      const T* from = scratch_.delta + d * units_ + unit;
+      for (Index k = 0; k < chunk.rows(); ++k, from += kDeltas * units_) sum = sum + load_some<V>(from, n);
+      store_some(out, sum, n);
+    }
+  }
+
+  // dW += deltasᵀ · (x or operand), for this thread's tiles of the deltas' rows.
+  void add_weight_gradients(const Chunk& chunk) const {
+    for (int g = 0; g < kGates; ++g) {
+      if (!problem_.tokens.slot) {
+        multiply_delta(chunk, Cell::input_delta[g], scratch_.inputs,
+                       problem_.dw_ih + g * units_ * problem_.parameters.inputs, problem_.parameters.inputs);
+      }
+      for (int p = 0; p < kPhases; ++p) {
+        const Range phase = Cell::phases[p];
+        if (g < phase.first || g >= phase.first + phase.count) continue;
+        multiply_delta(chunk, Cell::state_delta[g], scratch_.operands[p],
+                       problem_.dw_hh + g * units_ * units_, units_);
+      }
+    }
+  }
+
+  void multiply_delta(const Chunk& chunk, int delta, PanelMatrix<V> matrix, T* out, Index out_row) const {
+    matrix.depth = chunk.rows();
+    const Index columns = matrix.row_size();
+    const int width = matrix.width();
+    for (Index p = 0; p < matrix.count(); ++p) {
+      const Index real = matrix.units - p * columns;
+      for_delta_tiles([&](int d, Index first, Index height) {
+        if (d != delta) return;
+        const T* a[kMaxTileRows];
+        T* c[kMaxTileRows];
+        for (Index m = 0; m < height; ++m) {
+          a[m] = scratch_.packed_delta + (d * units_ + first) * chunk.rows() + m;
+          c[m] = out + (first + m) * out_row + p * columns;
+        }
+        const bool direct = real >= columns;
+        TileProduct<T> tile{.a = a,
+                            .a_begin = 0,
+                            .a_step = height,
+                            .b = matrix.panel(p) + columns,
+                            .b_panel = 0,
+                            .depth = chunk.rows(),
+                            .start = direct ? c[0] : scratch_.tile,
+                            .start_row = direct ? out_row : columns,
+                            .start_panel = 0,
+                            .out = direct ? c[0] : scratch_.tile,
+                            .out_row = direct ? out_row : columns,
+                            .out_panel = 0};
+        if (!direct) copy_tile<true>(c, height, real, columns);
+        TileKernels<V>::find(static_cast<int>(height), width, 1)(tile);
+        if (!direct) copy_tile<false>(c, height, real, columns);
+      });
+    }
+  }
+
+  // Between rows of an array and this thread's tile, the last lane in part.
+  template <bool Load>
+  void copy_tile(T* const* rows, Index height, Index real, Index columns) const {
+    for (Index m = 0; m < height; ++m) {
+      for (Index j = 0; j < columns; j += V::size) {
+        T* in_tile = scratch_.tile + m * columns + j;
+        if constexpr (Load) {
+          load_some<V>(rows[m] + j, real - j).store(in_tile);
+        } else {
+          store_some(rows[m] + j, V::load(in_tile), real - j);
+        }
+      }
+    }
+  }
+
+  void add_token_gradients(const Chunk& chunk) const {
+    const auto share = worker_.share(kGates * units_);
+    for (Index k = 0; k < chunk.rows(); ++k) {
+      const T* from = scratch_.delta + k * kDeltas * units_;
+      T* to = scratch_.token_gradient + problem_.tokens.slot[chunk.first_row + k] * kGates * units_;
+      for (Index j = share.begin; j < share.end; ++j) to[j] += from[j];
+    }
+  }
+
+  void scatter_token_gradients() const {
+    worker_.wait_team();
+    const auto share = worker_.share(kGates * units_);
+    for (Index slot = 0; slot < problem_.tokens.count; ++slot) {
+      const T* from = scratch_.token_gradient + slot * kGates * units_;
+      T* column = problem_.dw_ih + problem_.tokens.token[slot];
+      for (Index j = share.begin; j < share.end; ++j) column[j * problem_.parameters.inputs] += from[j];
+    }
+  }
+
+  const BackwardProblem<T>& problem_;
+  const Schedule& schedule_;
+  const Index units_;
+  const Worker& worker_;
+  const Scratch scratch_;
+  const TileCut cut_;
+};
+
+}  // namespace rnnkern

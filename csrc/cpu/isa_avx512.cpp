@@ -1,0 +1,11 @@
+#include "cpu/lane_avx512.h"
+#include "cpu/make_backend.h"
+
+namespace rnnkern {
+
+const Backend& avx512_backend() {
+  static constexpr Backend backend = make_backend<Avx512Float, Avx512Double>("avx512");
+  return backend;
+}
+
+}  // namespace rnnkern

@@ -1,0 +1,10 @@
+#include "cpu/make_backend.h"
+
+namespace rnnkern {
+
+const Backend& scalar_backend() {
+  static constexpr Backend backend = make_backend<Scalar<float>, Scalar<double>>("scalar");
+  return backend;
+}
+
+}  // namespace rnnkern

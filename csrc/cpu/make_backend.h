@@ -1,0 +1,38 @@
+// Folds the list of cells over a pair of lanes into a backend's tables.
+#pragma once
+
+#include "core/backend.h"
+#include "core/cells.h"
+#include "cpu/backward.h"
+#include "cpu/forward.h"
+#include "cpu/matmul.h"
+
+namespace rnnkern {
+
+template <class V>
+void tanh_array(const typename V::value* in, typename V::value* out, Index n) {
+  for (Index i = 0; i < n; i += V::size) store_some(out + i, tanh(load_some<V>(in + i, n - i)), n - i);
+}
+
+template <class V>
+void sigmoid_array(const typename V::value* in, typename V::value* out, Index n) {
+  for (Index i = 0; i < n; i += V::size) store_some(out + i, sigmoid(load_some<V>(in + i, n - i)), n - i);
+}
+
+template <class V, class... Cells>
+constexpr Kernels<typename V::value> make_kernels(CellList<Cells...>) {
+  return {{CellKernels<typename V::value>{Forward<V, Cells>::packed_bytes, Forward<V, Cells>::pack,
+                                          Forward<V, Cells>::scratch_bytes, Forward<V, Cells>::run,
+                                          Backward<V, Cells>::scratch_bytes, Backward<V, Cells>::run}...},
+          Matmul<V>::scratch_bytes,
+          Matmul<V>::run,
+          tanh_array<V>,
+          sigmoid_array<V>};
+}
+
+template <class Float, class Double>
+constexpr Backend make_backend(const char* name) {
+  return {name, make_kernels<Float>(AllCells()), make_kernels<Double>(AllCells())};
+}
+
+}  // namespace rnnkern

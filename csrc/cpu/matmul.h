@@ -1,0 +1,91 @@
+// C = A·B (+ bias), a plain matrix product on the panels, for the layers around the recurrent ones.
+#pragma once
+
+#include "core/parallel.h"
+#include "core/problem.h"
+#include "cpu/panels.h"
+
+namespace rnnkern {
+
+template <class V>
+class Matmul {
+  using T = typename V::value;
+
+ public:
+  static Index scratch_bytes(const MatmulProblem<T>& problem, int threads) {
+    Arena measure(nullptr);
+    Scratch(problem, threads, 0, measure);
+    return measure.used();
+  }
+
+  static void run(const MatmulProblem<T>& problem, const Worker& worker, std::byte* base) {
+    Arena arena(base);
+    const Scratch scratch(problem, worker.count, worker.id, arena);
+    pack(problem, worker, scratch);
+    worker.wait_team();
+    // Few rows: share the columns instead.
+    const bool by_rows = problem.rows >= kMaxTileRows * worker.count;
+    const auto rows = by_rows ? worker.share(problem.rows) : Worker::Share{0, problem.rows};
+    const auto panels =
+        by_rows ? Worker::Share{0, scratch.b.count()} : worker.share(scratch.b.count());
+    if (panels.begin == panels.end) return;
+    PanelMatrix<V> b = scratch.b;
+    const Index first_column = panels.begin * b.row_size(), end_column = panels.end * b.row_size();
+    b.data = b.panel(panels.begin);
+    b.units = (end_column < b.units ? end_column : b.units) - first_column;
+    for (Index i = rows.begin; i < rows.end; ++i) {
+      scratch.a[i] = scratch.turned ? scratch.turned + i * problem.depth : problem.a + i * problem.a_row;
+      scratch.c[i] = problem.c + i * problem.c_row + first_column;
+    }
+    multiply<V>(b, scratch.a + rows.begin, 1, scratch.c + rows.begin, problem.c_row,
+                rows.end - rows.begin, problem.accumulate, scratch.tile);
+  }
+
+ private:
+  struct Scratch {
+    PanelMatrix<V> b;
+    T* turned;  // A with its depth contiguous, where it is not so already
+    T* tile;    // this thread's, as the row pointers
+    const T** a;
+    T** c;
+
+    Scratch(const MatmulProblem<T>& problem, int threads, int id, Arena& arena)
+        : b(problem.depth, problem.columns, 1) {
+      b.data = arena.take<T>(b.size());
+      turned = problem.a_depth == 1 ? nullptr : arena.take<T>(problem.rows * problem.depth);
+      for (int i = 0; i < threads; ++i) {
+        T* tile_i = arena.take<T>(tile_scratch<V>());
+        const T** a_i = arena.take<const T*>(problem.rows);
+        T** c_i = arena.take<T*>(problem.rows);
+        if (i == id) tile = tile_i, a = a_i, c = c_i;
+      }
+    }
+  };
+
+  static void pack(const MatmulProblem<T>& problem, const Worker& worker, const Scratch& scratch) {
+    const auto share = worker.share(scratch.b.count());
+    pack_start(scratch.b, share.begin, share.end, [&](int) { return problem.bias; });
+    if (problem.b_column == 1) {
+      pack_rows(scratch.b, share.begin, share.end, [&](Index k, int, Index column, Index n) {
+        return load_some<V>(problem.b + k * problem.b_depth + column, n);
+      });
+    } else {
+      pack_columns(scratch.b, share.begin, share.end,
+                   [&](int, Index column) { return problem.b + column * problem.b_column; });
+    }
+    if (scratch.turned) {
+      constexpr Index kBlock = 16;
+      const auto rows = worker.share(problem.rows);
+      for (Index k0 = 0; k0 < problem.depth; k0 += kBlock) {
+        const Index k1 = k0 + kBlock < problem.depth ? k0 + kBlock : problem.depth;
+        for (Index i = rows.begin; i < rows.end; ++i) {
+          for (Index k = k0; k < k1; ++k) {
+            scratch.turned[i * problem.depth + k] = problem.a[i * problem.a_row + k * problem.a_depth];
+          }
+        }
+      }
+    }
+  }
+};
+
+}  // namespace rnnkern

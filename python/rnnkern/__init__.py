@@ -1,0 +1,36 @@
+"""Recurrent networks at the speed of the machine, straight from NumPy."""
+
+from rnnkern.clip import clip_grad_norm, clip_grad_value
+from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
+from rnnkern.linear import Linear
+from rnnkern.losses import softmax_cross_entropy
+from rnnkern.machine import get_num_threads, info, set_num_threads
+from rnnkern.optim import SGD, Adam
+from rnnkern.recurrent import Recurrent
+from rnnkern.seq2seq import Seq2Seq
+from rnnkern.serialize import FormatError, load, save
+from rnnkern.stream import Stream
+from rnnkern.tape import Tape
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "SGD",
+    "Adam",
+    "FormatError",
+    "Linear",
+    "Recurrent",
+    "Seq2Seq",
+    "SimplifiedGRU",
+    "Stream",
+    "Tape",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "get_num_threads",
+    "info",
+    "load",
+    "save",
+    "set_num_threads",
+    "softmax_cross_entropy",
+]

@@ -1,0 +1,102 @@
+"""Argument checks with one form of message: what it must be, what was given."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, SupportsFloat, SupportsIndex, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+Array = NDArray[Any]
+
+
+def positive_int(name: str, value: SupportsIndex, *, minimum: int = 1) -> int:
+    """The integer `value`, at least `minimum`."""
+    wanted = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be {wanted}, got {value!r}")
+    try:
+        result = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {wanted}, got {value!r}") from None
+    if result < minimum:
+        raise ValueError(f"{name} must be {wanted}, got {result}")
+    return result
+
+
+def finite_float(
+    name: str,
+    value: SupportsFloat,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    exclusive: bool = False,
+) -> float:
+    """The finite number `value` within its bounds; `exclusive` leaves the bounds themselves out."""
+    wanted = f"{name} must be a finite number"
+    if minimum is not None:
+        wanted += f" {'above' if exclusive else 'of at least'} {minimum:g}"
+    if maximum is not None:
+        wanted += f"{' and' if minimum is not None else ''} {'below' if exclusive else 'at most'}"
+        wanted += f" {maximum:g}"
+    if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{wanted}, got {value!r}")
+    result = float(value)
+    low = minimum is not None and (result <= minimum if exclusive else result < minimum)
+    high = maximum is not None and (result >= maximum if exclusive else result > maximum)
+    if not math.isfinite(result) or low or high:
+        raise ValueError(f"{wanted}, got {value!r}")
+    return result
+
+
+def choice(name: str, value: T, options: Sequence[T]) -> T:
+    """`value`, which must be one of `options`."""
+    if value not in options:
+        listed = ", ".join(repr(option) for option in options)
+        raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+    return value
+
+
+def boolean(name: str, value: bool) -> bool:
+    """`value`, which must be True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def host_array(name: str, value: Any) -> Array:
+    """`value` as a NumPy array, without a copy where NumPy or DLPack can."""
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "__cuda_array_interface__"):
+        raise TypeError(f"{name} must be in host memory for device='cpu', got {type(value)!r}")
+    if hasattr(value, "__dlpack__"):
+        return np.from_dlpack(value)
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise TypeError(f"{name} must be an array of numbers, got {type(value)!r}")
+    return array
+
+
+def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """`value` as an array of that very shape and dtype."""
+    array = host_array(name, value)
+    if array.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype.name}, got {array.dtype.name}")
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    return array
+
+
+def last_axis_contiguous(array: Array) -> Array:
+    """`array`, or a copy where the kernels could not walk its last axis or its strides."""
+    item = array.itemsize
+    fits = all(stride % item == 0 for stride in array.strides)
+    if fits and (array.shape[-1] == 1 or array.strides[-1] == item):
+        return array
+    return np.ascontiguousarray(array)

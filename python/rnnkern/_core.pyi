@@ -1,0 +1,73 @@
+"""Kernels of rnnkern, private: the layers are the interface."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+class Packed:
+    def __init__(
+        self,
+        cell: str,
+        weight_ih: Array,
+        weight_hh: Array,
+        bias: Array | None,
+        bias_hn: Array | None,
+    ) -> None: ...
+
+def activation(name: str, x: Array) -> Array: ...
+def backward(
+    cell: str,
+    x: Array,
+    h_0: Array,
+    c_0: Array | None,
+    weight_ih: Array,
+    weight_hh: Array,
+    lengths: Array | None,
+    reverse: bool,
+    y: Array,
+    saved: Array | None,
+    cells: Array | None,
+    dy: Array | None,
+    dh: Array,
+    dc: Array | None,
+    dx: Array | None,
+    dweight_ih: Array,
+    dweight_hh: Array,
+    dbias: Array | None,
+    dbias_hn: Array | None,
+) -> None: ...
+def forward(
+    cell: str,
+    x: Array,
+    h: Array,
+    c: Array | None,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias: Array | None,
+    bias_hn: Array | None,
+    lengths: Array | None,
+    reverse: bool,
+    y: Array,
+    keep: bool,
+    packed: Packed | None = None,
+) -> tuple[Array | None, Array | None]: ...
+def isa() -> str: ...
+def isa_reason() -> str: ...
+def matmul(
+    a: Array,
+    b: Array,
+    out: Array | None = None,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    bias: Array | None = None,
+    accumulate: bool = False,
+) -> Array: ...
+def max_threads() -> int: ...
+def plan(
+    cell: str, inputs: int, units: int, steps: int, batch: int, float64: bool
+) -> tuple[int, int, str]: ...
+def set_max_threads(count: int) -> None: ...
+def supported_isas() -> list[str]: ...

@@ -1,0 +1,128 @@
+"""The cells as layers: the simple RNN, the simplified GRU, the GRU and the LSTM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rnnkern._checks import choice, finite_float
+from rnnkern.recurrent import Recurrent
+
+
+class RNN(Recurrent):
+    """The simple recurrent network (Elman 1990): h_t = f(W_hh h_{t-1} + W_xh x_t + b_h).
+
+    Args as in `Recurrent`, and ``nonlinearity``, f: "tanh" or "relu".
+    """
+
+    gates = ("h",)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: str = "tanh",
+        **rest: Any,
+    ) -> None:
+        self.nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        super().__init__(input_size, hidden_size, num_layers, **rest)
+
+    @property
+    def _cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, from which an equal layer can be built."""
+        return {**super().config(), "nonlinearity": self.nonlinearity}
+
+
+class SimplifiedGRU(Recurrent):
+    """The GRU without a reset gate.
+
+    u_t = σ(W_hu h_{t-1} + W_xu x_t + b_u), n_t = tanh(W_hn h_{t-1} + W_xn x_t + b_n),
+    h_t = u_t·n_t + (1 - u_t)·h_{t-1}. Parameters' rows stack u, n. Args as in `Recurrent`.
+    """
+
+    gates = ("u", "n")
+
+    @property
+    def _cell(self) -> str:
+        return "simplified_gru"
+
+
+class GRU(Recurrent):
+    """The gated recurrent unit (Cho et al. 2014, arXiv:1406.1078).
+
+    r_t, u_t = σ(W_h h_{t-1} + W_x x_t + b); h_t = u_t·n_t + (1 - u_t)·h_{t-1}, and with
+    ``reset="before"`` n_t = tanh(W_hn (r_t·h_{t-1}) + W_xn x_t + b_n), with ``reset="after"``
+    n_t = tanh(r_t·(W_hn h_{t-1} + b_hn) + W_xn x_t + b_n). Parameters' rows stack r, u, n. Args as
+    in `Recurrent`.
+    """
+
+    gates = ("r", "u", "n")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        reset: str = "before",
+        **rest: Any,
+    ) -> None:
+        self.reset = choice("reset", reset, ("before", "after"))
+        super().__init__(input_size, hidden_size, num_layers, **rest)
+
+    @property
+    def _cell(self) -> str:
+        return f"gru_{self.reset}"
+
+    @property
+    def _has_bias_hn(self) -> bool:
+        return self.reset == "after"
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, from which an equal layer can be built."""
+        return {**super().config(), "reset": self.reset}
+
+
+class LSTM(Recurrent):
+    """Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000).
+
+    u_t, f_t, o_t = σ(W_h h_{t-1} + W_x x_t + b), n_t = tanh(W_hn h_{t-1} + W_xn x_t + b_n),
+    c_t = u_t·n_t + f_t·c_{t-1}, h_t = o_t·tanh(c_t). Parameters' rows stack u, f, n, o; a state is
+    the pair (h, c). Args as in `Recurrent`, and ``forget_bias``: the forget gate's initial bias
+    (Jozefowicz et al. 2015 advise 1), None for the same as the others'.
+    """
+
+    gates = ("u", "f", "n", "o")
+    _has_cell_state = True
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        forget_bias: float | None = None,
+        **rest: Any,
+    ) -> None:
+        self.forget_bias = None if forget_bias is None else finite_float("forget_bias", forget_bias)
+        super().__init__(input_size, hidden_size, num_layers, **rest)
+        if self.forget_bias is not None:
+            if not self.bias:
+                raise ValueError(
+                    f"forget_bias must be None when bias is False, got {forget_bias!r}"
+                )
+            for _, suffix in self._suffixes():
+                forget = slice(self.hidden_size, 2 * self.hidden_size)
+                self.params[f"bias_{suffix}"][forget] = self.forget_bias
+
+    @property
+    def _cell(self) -> str:
+        return "lstm"
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, from which an equal layer can be built."""
+        return {**super().config(), "forget_bias": self.forget_bias}

@@ -1,0 +1,485 @@
+"""What all recurrent layers share: parameters, checked arguments, the way of the data.
+
+Shapes, with T steps, B rows of a batch, I inputs, H units, L layers and D directions: x (T, B, I),
+y (T, B, D·H), every state (L·D, B, H). ``batch_first`` swaps the first two axes of x and y, and
+an x without its batch axis gives results without theirs. Integer x (T, B) stands for one-hot rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rnnkern import _core
+from rnnkern._checks import (
+    Array,
+    boolean,
+    choice,
+    finite_float,
+    host_array,
+    last_axis_contiguous,
+    positive_int,
+    shaped,
+)
+from rnnkern.stream import Stream
+from rnnkern.tape import Input, Pass, State, Tape, Weights
+
+# More parameters than this in one layer are a mistake, found before memory is asked for.
+_MOST_PARAMETERS = 2**40
+
+
+class Recurrent:
+    """What all recurrent layers share. Use one of the subclasses.
+
+    Args:
+        input_size: I, features of x, or the number of tokens when x is integer.
+        hidden_size: H, units of each layer and direction.
+        num_layers: layers stacked on one another.
+        bidirectional: also run from the last step to the first; y holds both directions' states.
+        batch_first: x and y are (B, T, ·).
+        bias: whether there are bias parameters.
+        dropout: share of each layer's output, but the last one's, that ``forward`` sets to zero.
+        dtype: "float32" or "float64", of parameters, input and output.
+        compute: how products are done; None is exactly the dtype.
+        device: "cpu".
+        seed: of the initial parameters, which are uniform in ±1/√H.
+        recurrent_init: "uniform", or "orthogonal" for each gate's recurrent matrix.
+
+    Attributes:
+        params: name -> array, changed in place to learn. For layer k ``weight_ih_l{k}`` (G·H, I),
+            ``weight_hh_l{k}`` (G·H, H), ``bias_l{k}`` (G·H) and, where the reset gate acts after
+            the product, ``bias_hn_l{k}`` (H); the second direction's end in ``_reverse``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range; the message names it.
+
+    Layers hold no hidden state: one may be called from several threads at once.
+
+    """
+
+    gates: ClassVar[tuple[str, ...]]
+    _has_cell_state: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: str = "float32",
+        compute: str | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        recurrent_init: str = "uniform",
+    ) -> None:
+        self.input_size = positive_int("input_size", input_size)
+        self.hidden_size = positive_int("hidden_size", hidden_size)
+        self.num_layers = positive_int("num_layers", num_layers)
+        self.bidirectional = boolean("bidirectional", bidirectional)
+        self.batch_first = boolean("batch_first", batch_first)
+        self.bias = boolean("bias", bias)
+        self.dropout = finite_float("dropout", dropout, minimum=0.0)
+        if self.dropout >= 1.0:
+            raise ValueError(f"dropout must be below 1, got {dropout!r}")
+        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        self.dtype = np.dtype(choice("dtype", name, ("float32", "float64")))
+        self.compute = choice("compute", compute, (None,))
+        self.device = choice("device", device, ("cpu",))
+        self.seed = None if seed is None else positive_int("seed", seed, minimum=0)
+        self.recurrent_init = choice("recurrent_init", recurrent_init, ("uniform", "orthogonal"))
+        self._check_sizes()
+        self.params: dict[str, Array] = self._initial_parameters()
+
+    @property
+    def num_directions(self) -> int:
+        """D: 2 when bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def _cell(self) -> str:
+        """The kernel's name of the cell."""
+        raise NotImplementedError
+
+    @property
+    def _has_bias_hn(self) -> bool:
+        return False
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, from which an equal layer can be built."""
+        return {
+            "input_size": self.input_size,
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "bidirectional": self.bidirectional,
+            "batch_first": self.batch_first,
+            "bias": self.bias,
+            "dropout": self.dropout,
+            "dtype": self.dtype.name,
+            "compute": self.compute,
+            "device": self.device,
+            "seed": self.seed,
+            "recurrent_init": self.recurrent_init,
+        }
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
+        return f"{type(self).__name__}({arguments})"
+
+    # -- parameters ---------------------------------------------------------------------------
+
+    def _check_sizes(self) -> None:
+        above = self.hidden_size * (self.num_directions + 1) * (self.num_layers - 1)
+        columns = self.input_size + self.hidden_size + above
+        if len(self.gates) * self.hidden_size * columns * self.num_directions > _MOST_PARAMETERS:
+            raise ValueError(
+                f"input_size, hidden_size and num_layers must give at most {_MOST_PARAMETERS} "
+                f"parameters, got input_size={self.input_size}, hidden_size={self.hidden_size}, "
+                f"num_layers={self.num_layers}"
+            )
+
+    def _suffixes(self) -> Iterator[tuple[int, str]]:
+        """(inputs, name's ending) of every layer and direction, in the order of the states."""
+        for layer in range(self.num_layers):
+            inputs = self.hidden_size * self.num_directions if layer else self.input_size
+            for direction in range(self.num_directions):
+                yield inputs, f"l{layer}{'_reverse' if direction else ''}"
+
+    def _initial_parameters(self) -> dict[str, Array]:
+        random = np.random.default_rng(self.seed)
+        bound = self.hidden_size**-0.5
+        rows = len(self.gates) * self.hidden_size
+
+        def uniform(*shape: int) -> Array:
+            return random.uniform(-bound, bound, shape).astype(self.dtype)
+
+        params: dict[str, Array] = {}
+        for inputs, suffix in self._suffixes():
+            params[f"weight_ih_{suffix}"] = uniform(rows, inputs)
+            params[f"weight_hh_{suffix}"] = (
+                self._orthogonal(random)
+                if self.recurrent_init == "orthogonal"
+                else uniform(rows, self.hidden_size)
+            )
+            if self.bias:
+                params[f"bias_{suffix}"] = uniform(rows)
+                if self._has_bias_hn:
+                    params[f"bias_hn_{suffix}"] = uniform(self.hidden_size)
+        return params
+
+    def _orthogonal(self, random: np.random.Generator) -> Array:
+        """A random orthogonal matrix for each gate (Saxe et al. 2014, arXiv:1312.6120)."""
+        blocks = []
+        for _ in self.gates:
+            q, r = np.linalg.qr(random.standard_normal((self.hidden_size, self.hidden_size)))
+            blocks.append(q * np.sign(np.diag(r)))
+        return np.concatenate(blocks).astype(self.dtype)
+
+    def _weights(self) -> list[Weights]:
+        """The parameters by layer and direction, checked: they are the caller's to change."""
+        rows, units = len(self.gates) * self.hidden_size, self.hidden_size
+
+        def parameter(name: str, *shape: int) -> Array:
+            if name not in self.params:
+                raise ValueError(f"params must hold {name!r}, got {sorted(self.params)}")
+            array = shaped(f"params[{name!r}]", self.params[name], shape, self.dtype)
+            return np.ascontiguousarray(array)
+
+        return [
+            Weights(
+                parameter(f"weight_ih_{suffix}", rows, inputs),
+                parameter(f"weight_hh_{suffix}", rows, units),
+                parameter(f"bias_{suffix}", rows) if self.bias else None,
+                parameter(f"bias_hn_{suffix}", units) if self.bias and self._has_bias_hn else None,
+            )
+            for inputs, suffix in self._suffixes()
+        ]
+
+    # -- calls --------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        x: Any,
+        state: State | None = None,
+        lengths: Any = None,
+        *,
+        out: Array | None = None,
+    ) -> tuple[Array, State]:
+        """Run without keeping anything for a backward pass; there is no dropout.
+
+        Args:
+            x: (T, B, I) of the layer's dtype, or integer tokens (T, B) in 0..I-1. Any strides; a
+                last axis that is not contiguous is copied.
+            state: the initial state, (L·D, B, H) or, for an LSTM, a pair of those; None is zero.
+            lengths: (B,) integers in 0..T. Past a row's length y is 0 and its state stays; the
+                second direction starts at the row's own last step.
+            out: where y goes; it must not share memory with x.
+
+        Returns:
+            y (T, B, D·H) and the last state, shaped as the initial one.
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong type, dtype, shape or range.
+
+        """
+        y, state, _ = self._run(x, state, lengths, out, keep=False, dropout_key=None)
+        return y, state
+
+    def forward(
+        self,
+        x: Any,
+        state: State | None = None,
+        lengths: Any = None,
+        *,
+        out: Array | None = None,
+        dropout_key: int | None = None,
+    ) -> tuple[Array, State, Tape]:
+        """Run and keep what a backward pass needs; arguments and results as in a plain call.
+
+        Args:
+            dropout_key: a non-negative integer that picks the dropout masks, needed when dropout is
+                not 0. The same key gives the same masks, so give every step of training its own.
+
+        Returns:
+            y, the last state and a tape. The tape has its own copy of the parameters, but x, y and
+            the initial state are kept as they are: leave them unchanged until ``tape.backward``.
+
+        """
+        if self.dropout > 0.0 and self.num_layers > 1:
+            if dropout_key is None:
+                raise ValueError(
+                    f"dropout_key must be given when dropout is {self.dropout:g}, got None"
+                )
+            dropout_key = positive_int("dropout_key", dropout_key, minimum=0)
+            if dropout_key >= 2**64:
+                raise ValueError(f"dropout_key must be below 2**64, got {dropout_key}")
+        y, state, tape = self._run(x, state, lengths, out, keep=True, dropout_key=dropout_key)
+        assert tape is not None
+        return y, state, tape
+
+    def stream(self, batch: int = 1) -> Stream:
+        """A stepper for sequences that arrive piece by piece.
+
+        It holds a packed snapshot of the parameters as they are now, and the state of `batch` rows.
+
+        Raises:
+            ValueError: the layer is bidirectional, so that its output needs the whole sequence.
+
+        """
+        return Stream(self, positive_int("batch", batch))
+
+    def plan(self, steps: int, batch: int) -> dict[str, Any]:
+        """How a call of that size is computed, and why.
+
+        Returns:
+            "isa" and "threads" in use; "row_groups" and "unit_groups", the grid that the threads
+            form over the batch and the units; "reason" in words.
+
+        """
+        row_groups, unit_groups, reason = _core.plan(
+            self._cell,
+            self.input_size,
+            self.hidden_size,
+            positive_int("steps", steps),
+            positive_int("batch", batch),
+            self.dtype == np.float64,
+        )
+        return {
+            "isa": _core.isa(),
+            "threads": row_groups * unit_groups,
+            "row_groups": row_groups,
+            "unit_groups": unit_groups,
+            "reason": reason,
+        }
+
+    # -- the way of the data ------------------------------------------------------------------
+
+    def _run(
+        self,
+        x: Any,
+        state: State | None,
+        lengths: Any,
+        out: Array | None,
+        *,
+        keep: bool,
+        dropout_key: int | None,
+    ) -> tuple[Array, State, Tape | None]:
+        given = self._check_input(x, state, lengths)
+        result = self._output(out, given)
+        weights = [w.copy() for w in self._weights()] if keep else self._weights()
+        h_n = given.h_0.copy()
+        c_n = None if given.c_0 is None else given.c_0.copy()
+        passes: list[Pass] = []
+        masks: list[Array] = []
+        source = given.x
+        for layer in range(self.num_layers):
+            last = layer == self.num_layers - 1
+            y = result if last else np.empty((*given.x.shape[:2], self._features), self.dtype)
+            for direction in range(self.num_directions):
+                index = layer * self.num_directions + direction
+                w, part = weights[index], self._direction(y, direction)
+                saved, cells = _core.forward(
+                    self._cell,
+                    source,
+                    h_n[index],
+                    None if c_n is None else c_n[index],
+                    w.weight_ih,
+                    w.weight_hh,
+                    w.bias,
+                    w.bias_hn,
+                    given.lengths,
+                    direction == 1,
+                    part,
+                    keep,
+                )
+                if keep:
+                    c_0 = None if given.c_0 is None else given.c_0[index]
+                    passes.append(Pass(w, source, given.h_0[index], c_0, part, saved, cells))
+            source = y
+            if keep and self.dropout > 0.0 and not last:
+                assert dropout_key is not None
+                masks.append(self._dropout_mask(dropout_key, layer, y.shape))
+                source = y * masks[-1]
+        tape = Tape(self, given, passes, masks) if keep else None
+        last_state = (h_n, c_n) if c_n is not None else h_n
+        return self._as_given(result, given), self._state_as_given(last_state, given), tape
+
+    @property
+    def _features(self) -> int:
+        return self.num_directions * self.hidden_size
+
+    def _direction(self, array: Array, direction: int) -> Array:
+        """The part of a (T, B, D·H) array that belongs to a direction."""
+        return array[..., direction * self.hidden_size : (direction + 1) * self.hidden_size]
+
+    def _dropout_mask(self, key: int, layer: int, shape: tuple[int, ...]) -> Array:
+        """0 or 1/(1-p) for each element; counter-based, so that threads have no part in it."""
+        random = np.random.Generator(np.random.Philox(key=np.array([key, layer], np.uint64)))
+        kept = random.random(shape, dtype=np.float32) >= np.float32(self.dropout)
+        mask: Array = kept.astype(self.dtype) * self.dtype.type(1.0 / (1.0 - self.dropout))
+        return mask
+
+    def _check_input(self, x: Any, state: State | None, lengths: Any) -> Input:
+        array = host_array("x", x)
+        tokens = np.issubdtype(array.dtype, np.integer)
+        if not tokens and array.dtype != self.dtype:
+            raise TypeError(
+                f"x must be {self.dtype.name} as the layer, or integer tokens, "
+                f"got {array.dtype.name}"
+            )
+        axes = 2 if tokens else 3
+        if array.ndim not in (axes - 1, axes):
+            order = "(B, T" if self.batch_first else "(T, B"
+            wanted = f"{order}) or (T,)" if tokens else f"{order}, I) or (T, I)"
+            raise ValueError(f"x must have shape {wanted}, got {array.shape}")
+        unbatched = array.ndim == axes - 1
+        if unbatched:
+            array = array[:, None]
+        elif self.batch_first:
+            array = array.swapaxes(0, 1)
+        if 0 in array.shape[:2]:
+            raise ValueError(
+                f"x must have at least one step and one row, got shape {np.shape(x)} "
+                f"(T = {array.shape[0]}, B = {array.shape[1]})"
+            )
+        if tokens:
+            if array.dtype == np.uint64 and array.max() >= self.input_size:
+                raise ValueError(
+                    f"x must hold tokens in 0..{self.input_size - 1}, got {array.max()}"
+                )
+            array = array.astype(np.int64, copy=False)
+        elif array.shape[2] != self.input_size:
+            raise ValueError(
+                f"x must have input_size = {self.input_size} features, got shape {np.shape(x)}"
+            )
+        if not tokens:
+            array = last_axis_contiguous(array)
+        h_0, c_0 = self._check_state("state", state, int(array.shape[1]), unbatched)
+        checked_lengths = None if lengths is None else _check_lengths(lengths, array.shape[:2])
+        return Input(array, h_0, c_0, checked_lengths, unbatched)
+
+    def _check_state(
+        self, name: str, state: State | None, batch: int, unbatched: bool
+    ) -> tuple[Array, Array | None]:
+        """H and c (None where the cell has none), both (L·D, B, H) and contiguous."""
+        count = self.num_layers * self.num_directions
+        full = (count, batch, self.hidden_size)
+        shape = (count, self.hidden_size) if unbatched else full
+        parts: tuple[Any, ...]
+        if state is None:
+            parts = tuple(np.zeros(shape, self.dtype) for _ in range(1 + self._has_cell_state))
+        elif self._has_cell_state:
+            if not isinstance(state, (tuple, list)):
+                raise TypeError(f"{name} must be a pair (h, c) for an LSTM, got {type(state)!r}")
+            if len(state) != 2:
+                raise ValueError(
+                    f"{name} must be a pair (h, c) for an LSTM, got {len(state)} parts"
+                )
+            parts = tuple(state)
+        else:
+            if isinstance(state, (tuple, list)):
+                raise TypeError(f"{name} must be one array h, got {type(state)!r}")
+            parts = (state,)
+        arrays = [
+            np.ascontiguousarray(
+                shaped(f"{name}[{letter!r}]", part, shape, self.dtype).reshape(full)
+            )
+            for letter, part in zip("hc", parts, strict=False)
+        ]
+        return arrays[0], arrays[1] if self._has_cell_state else None
+
+    def _output(self, out: Array | None, given: Input) -> Array:
+        """The (T, B, D·H) array that y goes to: a view of `out`, or a new one."""
+        steps, batch, features = given.steps, given.batch, self._features
+        if given.unbatched:
+            shape: tuple[int, ...] = (steps, features)
+        else:
+            shape = (batch, steps, features) if self.batch_first else (steps, batch, features)
+        if out is None:
+            out = np.empty(shape, self.dtype)
+        else:
+            if not isinstance(out, np.ndarray):
+                raise TypeError(f"out must be a NumPy array, got {type(out)!r}")
+            shaped("out", out, shape, self.dtype)
+            if not out.flags.writeable:
+                raise ValueError("out must be writable, got a read-only array")
+            if out.strides[-1] != out.itemsize and features > 1:
+                raise ValueError(f"out must have a contiguous last axis, got strides {out.strides}")
+            if np.may_share_memory(out, given.x):
+                raise ValueError("out must not share memory with x, got arrays that overlap")
+        if given.unbatched:
+            return out[:, None]
+        return out.swapaxes(0, 1) if self.batch_first else out
+
+    def _as_given(self, array: Array, given: Input) -> Array:
+        """A (T, B, ·) array in the caller's order of axes."""
+        if given.unbatched:
+            return array[:, 0]
+        return array.swapaxes(0, 1) if self.batch_first else array
+
+    @staticmethod
+    def _state_as_given(state: State, given: Input) -> State:
+        if not given.unbatched:
+            return state
+        if isinstance(state, tuple):
+            return state[0][:, 0], state[1][:, 0]
+        return state[:, 0]
+
+
+def _check_lengths(lengths: Any, shape: tuple[int, ...]) -> Array:
+    steps, batch = shape
+    array = host_array("lengths", lengths)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"lengths must be an integer array, got {array.dtype.name}")
+    if array.shape != (batch,):
+        raise ValueError(f"lengths must have shape ({batch},), got {array.shape}")
+    if array.min() < 0 or array.max() > steps:
+        wrong = array.min() if array.min() < 0 else array.max()
+        raise ValueError(f"lengths must lie in 0..{steps}, got {wrong}")
+    return np.ascontiguousarray(array, dtype=np.int64)

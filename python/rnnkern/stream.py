@@ -1,0 +1,105 @@
+"""Recurrent layers on sequences that arrive piece by piece."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rnnkern import _core
+from rnnkern._checks import Array, host_array, shaped
+from rnnkern.tape import State
+
+if TYPE_CHECKING:
+    from rnnkern.recurrent import Recurrent
+
+
+class Stream:
+    """Runs a layer step by step over a packed snapshot of its parameters; see ``layer.stream``.
+
+    Steps and blocks take and give arrays without a layer's ``batch_first``: a step is (B, I) in and
+    (B, H) out, a block (T, B, I) in and (T, B, H) out. A Stream is one sequence's state: unlike a
+    layer, it must not be used from two threads at once.
+    """
+
+    def __init__(self, layer: Recurrent, batch: int) -> None:
+        if layer.bidirectional:
+            raise ValueError(
+                "stream needs a layer with bidirectional=False, got one whose second direction "
+                "would need the whole sequence first"
+            )
+        self._layer = type(layer)(**{**layer.config(), "batch_first": False})
+        self._layer.params = {name: array.copy() for name, array in layer.params.items()}
+        self._weights = self._layer._weights()
+        self._packed = [
+            _core.Packed(layer._cell, w.weight_ih, w.weight_hh, w.bias, w.bias_hn)
+            for w in self._weights
+        ]
+        self.batch = batch
+        self._h, self._c = self._layer._check_state("state", None, batch, unbatched=False)
+
+    def step(self, x: Any, out: Array | None = None) -> Array:
+        """One step: x (B, I), or tokens (B,); returns y (B, H), in `out` if given."""
+        array = host_array("x", x)
+        axes = 1 if np.issubdtype(array.dtype, np.integer) else 2
+        if array.ndim != axes or array.shape[0] != self.batch:
+            wanted = (self.batch,) if axes == 1 else (self.batch, self._layer.input_size)
+            raise ValueError(f"x must have shape {wanted}, got {array.shape}")
+        whole = None if out is None else self._check_out(out)
+        y = self.block(array[None], out=whole)
+        return y[0] if out is None else out
+
+    def block(self, x: Any, out: Array | None = None) -> Array:
+        """Several steps: x (T, B, I), or tokens (T, B); returns y (T, B, H), in `out` if given."""
+        layer = self._layer
+        given = layer._check_input(x, None, None)
+        if given.unbatched or given.batch != self.batch:
+            raise ValueError(
+                f"x must have shape (T, {self.batch}, {layer.input_size}), or (T, {self.batch}) "
+                f"for tokens, got {np.shape(x)}"
+            )
+        result = layer._output(out, given)
+        source = given.x
+        for index, (w, packed) in enumerate(zip(self._weights, self._packed, strict=True)):
+            last = index == layer.num_layers - 1
+            y = result if last else np.empty((*given.x.shape[:2], layer.hidden_size), layer.dtype)
+            _core.forward(
+                layer._cell,
+                source,
+                self._h[index],
+                None if self._c is None else self._c[index],
+                w.weight_ih,
+                w.weight_hh,
+                w.bias,
+                w.bias_hn,
+                None,
+                False,
+                y,
+                False,
+                packed,
+            )
+            source = y
+        return result
+
+    @property
+    def state(self) -> State:
+        """A copy of the state now, shaped as a layer's; one assigned is copied too."""
+        return self._h.copy() if self._c is None else (self._h.copy(), self._c.copy())
+
+    @state.setter
+    def state(self, state: State) -> None:
+        h, c = self._layer._check_state("state", state, self.batch, unbatched=False)
+        self._h, self._c = h.copy(), None if c is None else c.copy()
+
+    def reset(self, mask: Any = None) -> None:
+        """Set the state to zero: all of it, or the rows where `mask` (B,) is true."""
+        rows: Any = slice(None)
+        if mask is not None:
+            rows = shaped("mask", mask, (self.batch,), np.dtype(bool))
+        self._h[:, rows] = 0
+        if self._c is not None:
+            self._c[:, rows] = 0
+
+    def _check_out(self, out: Array) -> Array:
+        shaped("out", out, (self.batch, self._layer.hidden_size), self._layer.dtype)
+        return out[None]
