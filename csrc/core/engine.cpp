@@ -5,7 +5,7 @@ namespace rnnkern {
 template <class T>
 PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, bool dense) {
   const auto& kernels = chosen_backend().backend->kernels<T>().cells[cell];
-  bytes_ = allocate_aligned(kernels.packed_bytes(parameters, dense));
+  bytes_ = AlignedBytes(kernels.packed_bytes(parameters, dense));
   run_team(Plan{}, [&](const Worker& worker) { kernels.pack(parameters, dense, worker, bytes_.get()); });
 }
 
@@ -32,12 +32,15 @@ void forward(int cell, const ForwardProblem<T>& problem, const PackedWeights<T>*
   AlignedBytes own;
   std::byte* panels = packed ? packed->data() : nullptr;
   if (!packed) {
-    own = allocate_aligned(kernels.packed_bytes(problem.parameters, dense));
+    own = AlignedBytes(kernels.packed_bytes(problem.parameters, dense));
     panels = own.get();
   }
-  const AlignedBytes scratch = allocate_aligned(kernels.forward_scratch(problem, plan.threads()));
+  const AlignedBytes scratch(kernels.forward_scratch(problem, plan.threads()));
   run_team(plan, [&](const Worker& worker) {
-    if (!packed) kernels.pack(problem.parameters, dense, worker, panels);
+    if (!packed) {
+      kernels.pack(problem.parameters, dense, worker, panels);
+      worker.wait_team();
+    }
     kernels.forward(problem, worker, panels, scratch.get());
   });
 }
@@ -46,7 +49,7 @@ template <class T>
 void backward(int cell, const BackwardProblem<T>& problem) {
   const auto& kernels = chosen_backend().backend->kernels<T>().cells[cell];
   const Plan plan = plan_for(cell, problem.schedule, problem.parameters);
-  const AlignedBytes scratch = allocate_aligned(kernels.backward_scratch(problem, plan.threads()));
+  const AlignedBytes scratch(kernels.backward_scratch(problem, plan.threads()));
   run_team(plan, [&](const Worker& worker) { kernels.backward(problem, worker, scratch.get()); });
 }
 
@@ -58,7 +61,7 @@ void matmul(const MatmulProblem<T>& problem) {
   constexpr double kWorthSharing = 1e6;  // flops
   Plan plan;
   plan.row_groups = flops < kWorthSharing ? 1 : max_threads();
-  const AlignedBytes scratch = allocate_aligned(kernels.matmul_scratch(problem, plan.threads()));
+  const AlignedBytes scratch(kernels.matmul_scratch(problem, plan.threads()));
   run_team(plan, [&](const Worker& worker) { kernels.matmul(problem, worker, scratch.get()); });
 }
 

@@ -1,9 +1,12 @@
 #include "core/parallel.h"
 
 #include <omp.h>
+#include <pthread.h>
 #include <sched.h>
 
+#include <array>
 #include <deque>
+#include <mutex>
 #include <new>
 
 #if defined(__x86_64__)
@@ -48,7 +51,22 @@ void Worker::wait_group() const {
   if (unit_groups > 1) group_.wait();
 }
 
-int max_threads() { return omp_get_max_threads(); }
+namespace {
+
+// GNU OpenMP's threads do not survive a fork, and a child that asks for them again hangs. So a child
+// of a process that has had a team computes alone.
+std::atomic<bool> had_team{false}, orphaned{false};
+
+void note_team() {
+  static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { orphaned.store(had_team.load(std::memory_order_relaxed)); });
+  (void)registered;
+  had_team.store(true, std::memory_order_relaxed);
+}
+
+}  // namespace
+
+int max_threads() { return orphaned.load(std::memory_order_relaxed) ? 1 : omp_get_max_threads(); }
 
 void set_max_threads(int n) { omp_set_num_threads(n); }
 
@@ -100,7 +118,10 @@ void run_team(const Plan& plan, const std::function<void(const Worker&)>& body) 
   const std::function<void(int)> run = [&](int id) {
     body(Worker(id, plan, team, groups[static_cast<std::size_t>(id / plan.unit_groups)]));
   };
-  if (plan.threads() > 1 && fork_join(plan.threads(), &run)) return;
+  if (plan.threads() > 1) {
+    note_team();
+    if (fork_join(plan.threads(), &run)) return;
+  }
   const Plan alone;
   Barrier nobody(1);
   body(Worker(0, alone, nobody, nobody));
@@ -125,12 +146,63 @@ Plan make_plan(const Work& work, int threads) {
   return {1, 1, "a step is too short to be shared"};
 }
 
-void FreeAligned::operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
+namespace {
 
-AlignedBytes allocate_aligned(Index bytes) {
-  if (bytes < 0) throw std::bad_alloc();
-  const auto size = static_cast<std::size_t>(bytes > 0 ? bytes : 1);
-  return AlignedBytes(static_cast<std::byte*>(::operator new[](size, std::align_val_t{64})));
+constexpr std::align_val_t kCacheLine{64};
+
+// Blocks given back, for the next that ask for as much or a little less.
+class Pool {
+ public:
+  // A kept block of at least `size` bytes, whose true size is then in `size`; or null.
+  std::byte* take(std::size_t& size) {
+    const std::lock_guard lock(mutex_);
+    for (auto& block : blocks_) {
+      if (block.data && block.size >= size && block.size / 2 <= size) {
+        size = block.size;
+        return std::exchange(block, {}).data;
+      }
+    }
+    return nullptr;
+  }
+
+  // False when the block is not worth keeping; it is still the caller's then.
+  bool give(std::byte* data, std::size_t size) {
+    if (size < kSmallest || size > kLargest) return false;
+    const std::lock_guard lock(mutex_);
+    auto& slot = blocks_[next_];
+    next_ = (next_ + 1) % kBlocks;
+    const Block evicted = std::exchange(slot, {data, size});
+    ::operator delete[](evicted.data, kCacheLine);
+    return true;
+  }
+
+ private:
+  static constexpr std::size_t kBlocks = 4, kSmallest = std::size_t{1} << 16, kLargest = std::size_t{1} << 26;
+  struct Block {
+    std::byte* data = nullptr;
+    std::size_t size = 0;
+  };
+
+  std::mutex mutex_;
+  std::array<Block, kBlocks> blocks_;
+  std::size_t next_ = 0;
+};
+
+// Never destroyed: a thread may still give back while the process ends.
+Pool& pool() {
+  static Pool& kept = *new Pool;
+  return kept;
+}
+
+}  // namespace
+
+AlignedBytes::AlignedBytes(Index bytes) : size_(static_cast<std::size_t>(bytes > 0 ? bytes : 1)) {
+  data_ = pool().take(size_);
+  if (!data_) data_ = static_cast<std::byte*>(::operator new[](size_, kCacheLine));
+}
+
+AlignedBytes::~AlignedBytes() {
+  if (data_ && !pool().give(data_, size_)) ::operator delete[](data_, kCacheLine);
 }
 
 }  // namespace rnnkern

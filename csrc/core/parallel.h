@@ -4,7 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <functional>
-#include <memory>
+#include <utility>
 
 #include "core/lane.h"
 
@@ -98,12 +98,29 @@ class Arena {
   Index used_ = 0;
 };
 
-struct FreeAligned {
-  void operator()(std::byte* p) const;
-};
-using AlignedBytes = std::unique_ptr<std::byte[], FreeAligned>;
+// Memory on 64-byte boundaries, uninitialised; throws std::bad_alloc. Some of what is given back is
+// kept for the next call, which saves the kernel clearing the same pages again and again.
+class AlignedBytes {
+ public:
+  AlignedBytes() = default;
+  explicit AlignedBytes(Index bytes);
+  AlignedBytes(AlignedBytes&& other) noexcept { swap(other); }
+  AlignedBytes& operator=(AlignedBytes&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~AlignedBytes();
 
-// Uninitialised; throws std::bad_alloc.
-AlignedBytes allocate_aligned(Index bytes);
+  std::byte* get() const { return data_; }
+
+ private:
+  void swap(AlignedBytes& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+  }
+
+  std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
 
 }  // namespace rnnkern

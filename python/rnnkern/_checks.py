@@ -83,11 +83,16 @@ def host_array(name: str, value: Any) -> Array:
     return array
 
 
+def dtype_text(dtype: np.dtype[Any]) -> str:
+    """The dtype's name, and its byte order where that is not the machine's."""
+    return dtype.name if dtype.isnative else f"{dtype.name} of foreign byte order ({dtype.str})"
+
+
 def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """`value` as an array of that very shape and dtype."""
     array = host_array(name, value)
     if array.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype.name}, got {array.dtype.name}")
+        raise TypeError(f"{name} must be {dtype.name}, got {dtype_text(array.dtype)}")
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
     return array

@@ -17,6 +17,7 @@ from rnnkern._checks import (
     Array,
     boolean,
     choice,
+    dtype_text,
     finite_float,
     host_array,
     last_axis_contiguous,
@@ -348,7 +349,8 @@ class Recurrent:
                 source = y * masks[-1]
         tape = Tape(self, given, passes, masks) if keep else None
         last_state = (h_n, c_n) if c_n is not None else h_n
-        return self._as_given(result, given), self._state_as_given(last_state, given), tape
+        y = self._as_given(result, given) if out is None else out
+        return y, self._state_as_given(last_state, given), tape
 
     @property
     def _features(self) -> int:
@@ -371,7 +373,7 @@ class Recurrent:
         if not tokens and array.dtype != self.dtype:
             raise TypeError(
                 f"x must be {self.dtype.name} as the layer, or integer tokens, "
-                f"got {array.dtype.name}"
+                f"got {dtype_text(array.dtype)}"
             )
         axes = 2 if tokens else 3
         if array.ndim not in (axes - 1, axes):
@@ -482,4 +484,4 @@ def _check_lengths(lengths: Any, shape: tuple[int, ...]) -> Array:
     if array.min() < 0 or array.max() > steps:
         wrong = array.min() if array.min() < 0 else array.max()
         raise ValueError(f"lengths must lie in 0..{steps}, got {wrong}")
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return array.astype(np.int64)

@@ -1,0 +1,7 @@
+"""``python -m rnnkern`` is the command line."""
+
+import sys
+
+from rnnkern.cli import main
+
+sys.exit(main())

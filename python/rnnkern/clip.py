@@ -1,0 +1,66 @@
+"""Bounds on gradients, applied in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnkern._checks import finite_float
+
+# Squares summed in float32 beyond these may have overflowed or vanished.
+_SAFE_SQUARES = (1e-20, 1e38)
+_BLOCK = 32768  # numbers squared at a time: the scratch stays in the cache
+
+
+def clip_grad_norm(grads: Mapping[str, NDArray[Any]], max_norm: float) -> float:
+    """Scale all gradients together, in place, so that their joint norm is at most ``max_norm``.
+
+    Args:
+        grads: Arrays by parameter name, float32 or float64.
+        max_norm: The bound on the Euclidean norm of all gradients as one vector, above 0.
+
+    Returns:
+        The norm before. When it is infinite or NaN the gradients are left as they are: look at it
+        before using them.
+
+    Raises:
+        TypeError: ``max_norm`` is not a number.
+        ValueError: ``max_norm`` is not finite and above 0.
+
+    """
+    max_norm = finite_float("max_norm", max_norm, minimum=0.0, exclusive=True)
+    norm = math.sqrt(sum(_sum_of_squares(g.reshape(-1)) for g in grads.values()))
+    if math.isfinite(norm) and norm > max_norm:
+        for g in grads.values():
+            g *= max_norm / norm
+    return norm
+
+
+def clip_grad_value(grads: Mapping[str, NDArray[Any]], max_value: float) -> None:
+    """Clip every element of every gradient to ±``max_value``, in place; NaN stays NaN.
+
+    Raises:
+        TypeError: ``max_value`` is not a number.
+        ValueError: ``max_value`` is not finite and above 0.
+
+    """
+    max_value = finite_float("max_value", max_value, minimum=0.0, exclusive=True)
+    for g in grads.values():
+        np.clip(g, -max_value, max_value, out=g)
+
+
+def _sum_of_squares(values: NDArray[Any]) -> float:
+    """In the array's own dtype block by block, or in float64 throughout where that is not safe."""
+    scratch = np.empty(min(_BLOCK, values.size), values.dtype)
+    total = 0.0
+    with np.errstate(over="ignore", under="ignore"):
+        for start in range(0, values.size, _BLOCK):
+            block = values[start : start + _BLOCK]
+            total += float(np.square(block, out=scratch[: block.size]).sum())
+    if values.dtype == np.float32 and not _SAFE_SQUARES[0] < total < _SAFE_SQUARES[1]:
+        return float(np.square(values, dtype=np.float64).sum())
+    return total

@@ -1,0 +1,125 @@
+"""An affine map over the last axis, and its gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnkern import _core
+from rnnkern._checks import boolean, choice, positive_int
+
+
+class Linear:
+    """``y = x · weightᵀ + bias`` over the last axis of ``x``.
+
+    Args:
+        in_features: Size of the last axis of ``x``, at least 1.
+        out_features: Size of the last axis of ``y``, at least 1.
+        bias: Whether a bias is added.
+        dtype: ``"float32"`` or ``"float64"``, of the parameters, of ``x`` and of ``y``.
+        seed: Seed of the initial values, uniform in ±1/√in_features; ``None`` draws a fresh one.
+
+    Attributes:
+        params: ``weight`` (out_features, in_features) and, with a bias, ``bias`` (out_features,).
+            Change the arrays in place to learn.
+
+    Raises:
+        TypeError: A size that is not an integer.
+        ValueError: A size below 1 or an unknown dtype.
+
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:
+        self.in_features = positive_int("in_features", in_features)
+        self.out_features = positive_int("out_features", out_features)
+        self.bias = boolean("bias", bias)
+        self.dtype = np.dtype(choice("dtype", dtype, ("float32", "float64")))
+        self.seed = seed
+        rng = np.random.default_rng(seed)
+        bound = 1.0 / np.sqrt(in_features)
+        shapes: dict[str, tuple[int, ...]] = {"weight": (out_features, in_features)}
+        if self.bias:
+            shapes["bias"] = (out_features,)
+        self.params: dict[str, NDArray[Any]] = {
+            name: rng.uniform(-bound, bound, shape).astype(self.dtype)
+            for name, shape in shapes.items()
+        }
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bias": self.bias,
+            "dtype": self.dtype.name,
+            "seed": self.seed,
+        }
+
+    def __call__(self, x: NDArray[Any]) -> NDArray[Any]:
+        """``y`` (..., out_features) for ``x`` (..., in_features).
+
+        An ``x`` that is not C-contiguous is copied first.
+
+        Raises:
+            TypeError: ``x`` is of another dtype than the parameters.
+            ValueError: The last axis of ``x`` is not in_features long.
+
+        """
+        rows = self._rows("x", x, self.in_features)
+        y = _core.matmul(
+            rows, self.params["weight"], transpose_b=True, bias=self.params.get("bias")
+        )
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def forward(self, x: NDArray[Any]) -> tuple[NDArray[Any], LinearTape]:
+        """As a call, and a tape; leave ``x`` unchanged until ``tape.backward``."""
+        return self(x), LinearTape(self, x)
+
+    def _rows(self, name: str, array: NDArray[Any], features: int) -> NDArray[Any]:
+        """``array`` checked, as contiguous rows of ``features`` numbers."""
+        if array.dtype != self.dtype:
+            raise TypeError(f"{name} must be {self.dtype}, got {array.dtype}")
+        if array.ndim == 0 or array.shape[-1] != features:
+            raise ValueError(f"{name} must have shape (..., {features}), got {array.shape}")
+        return np.ascontiguousarray(array).reshape(-1, features)
+
+
+class LinearTape:
+    """What one ``Linear.forward`` kept. ``backward`` may be called any number of times."""
+
+    def __init__(self, layer: Linear, x: NDArray[Any]) -> None:
+        self._layer = layer
+        self._weight = layer.params["weight"].copy()
+        self._x = x
+
+    def backward(self, dy: NDArray[Any]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        """``dx``, shaped like ``x``, and the gradients by parameter name.
+
+        Args:
+            dy: Gradient of the loss in ``y`` (..., out_features), of the parameters' dtype.
+
+        Raises:
+            TypeError: ``dy`` is of another dtype than the parameters.
+            ValueError: ``dy`` is not shaped like ``y``.
+
+        """
+        layer, x = self._layer, self._x
+        expected = (*x.shape[:-1], layer.out_features)
+        if dy.shape != expected:
+            raise ValueError(f"dy must have shape {expected}, got {dy.shape}")
+        dy_rows = layer._rows("dy", dy, layer.out_features)
+        x_rows = layer._rows("x", x, layer.in_features)
+        grads = {"weight": _core.matmul(dy_rows, x_rows, transpose_a=True)}
+        if layer.bias:
+            grads["bias"] = dy_rows.sum(axis=0)
+        return _core.matmul(dy_rows, self._weight).reshape(x.shape), grads

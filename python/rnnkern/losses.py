@@ -1,0 +1,70 @@
+"""The loss of a classifier, and its gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def softmax_cross_entropy(
+    logits: NDArray[Any], targets: NDArray[Any], mask: NDArray[Any] | None = None
+) -> tuple[float, NDArray[Any]]:
+    """Mean of ``-log softmax(logits)[target]`` in nats, and its gradient in the logits.
+
+    Args:
+        logits: (..., C), float32 or float64. A class may be ruled out by a logit of -inf.
+        targets: (...), integers in 0..C-1.
+        mask: (...), bool; the mean is over the places where it is true. Elsewhere the target is
+            not looked at and the gradient is 0, whatever the logits. ``None`` takes every place.
+
+    Returns:
+        The loss, summed in float64 (0 when no place counts), and the gradient, shaped and typed
+        like ``logits``.
+
+    Raises:
+        TypeError: Logits that are not float32 or float64, targets not integers, a mask not bool.
+        ValueError: Shapes that do not belong together, or a target outside 0..C-1.
+
+    """
+    if logits.dtype not in (np.float32, np.float64):
+        raise TypeError(f"logits must be float32 or float64, got {logits.dtype}")
+    if not np.issubdtype(targets.dtype, np.integer):
+        raise TypeError(f"targets must be integers, got {targets.dtype}")
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits must have shape (..., classes), got {logits.shape}")
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(f"targets must have shape {logits.shape[:-1]}, got {targets.shape}")
+    classes = logits.shape[-1]
+    target = targets.reshape(-1)
+    count = target.size
+    if mask is not None:
+        if mask.dtype != np.bool_:
+            raise TypeError(f"mask must be bool, got {mask.dtype}")
+        if mask.shape != targets.shape:
+            raise ValueError(f"mask must have shape {targets.shape}, got {mask.shape}")
+        mask = mask.reshape(-1)
+        target = np.where(mask, target, 0)
+        count = int(np.count_nonzero(mask))
+    if count == 0:
+        return 0.0, np.zeros_like(logits)
+    if target.min() < 0 or target.max() >= classes:
+        wrong = target[(target < 0) | (target >= classes)][0]
+        raise ValueError(f"targets must be in 0..{classes - 1}, got {wrong}")
+
+    # One buffer all the way: shifted logits, their exponentials, the gradient.
+    rows = logits.reshape(-1, classes)
+    buffer = rows - rows.max(axis=1, keepdims=True)
+    picked = (np.arange(len(target)), target)
+    losses = -buffer[picked]
+    np.exp(buffer, out=buffer)
+    totals = buffer.sum(axis=1)
+    losses += np.log(totals)
+    weight = 1.0 / count
+    buffer *= (weight / totals)[:, np.newaxis]
+    buffer[picked] -= weight
+    if mask is not None:
+        losses = losses[mask]
+        buffer[~mask] = 0.0
+    return float(losses.sum(dtype=np.float64)) * weight, buffer.reshape(logits.shape)

@@ -1,0 +1,375 @@
+"""A sequence-to-sequence model over tokens: encoder, decoder, output head, decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnkern._checks import boolean, choice, finite_float, positive_int
+from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
+from rnnkern.linear import Linear, LinearTape
+
+_CELLS: dict[str, type[Any]] = {
+    "RNN": RNN,
+    "SimplifiedGRU": SimplifiedGRU,
+    "GRU": GRU,
+    "LSTM": LSTM,
+}
+
+
+class Seq2Seq:
+    """An encoder's last states start a decoder, whose outputs a linear head turns into logits.
+
+    All sequences are time-major integer tokens: S source steps, T target steps, B rows. A
+    bidirectional encoder hands over the last states of its two directions side by side, so the
+    decoder's hidden size is then twice ``hidden_size``. Where the two cells differ in kind, h is
+    handed over, a c without a counterpart is dropped and a missing one starts at 0.
+
+    Args:
+        source_vocab: Number of source tokens.
+        target_vocab: Number of target tokens, ``bos`` and ``eos`` among them.
+        hidden_size: Hidden size of the encoder, per direction.
+        cell: Encoder's layer: ``"RNN"``, ``"SimplifiedGRU"``, ``"GRU"`` or ``"LSTM"``.
+        cell_options: Further arguments of that layer, as ``{"reset": "after"}``.
+        decoder_cell: Decoder's layer; ``None`` takes the encoder's, options included.
+        decoder_options: Further arguments of ``decoder_cell``.
+        num_layers: Stacked layers of the encoder and of the decoder.
+        bidirectional: Whether the encoder runs both ways.
+        dropout: Dropout between stacked layers while training, in 0..1.
+        dtype: ``"float32"`` or ``"float64"``.
+        seed: Seed of the initial values; ``None`` draws a fresh one.
+        bos: Target token that the decoder is fed first.
+        eos: Target token that ends a sequence; it may be the same as ``bos``.
+
+    Attributes:
+        params: Every parameter by the part's name and its own, as ``encoder.weight_ih_l0``,
+            ``decoder.bias_l0`` or ``output.weight``: the parts' own arrays.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        ValueError: An argument out of range, or decoder options without a decoder cell.
+
+    """
+
+    def __init__(
+        self,
+        source_vocab: int,
+        target_vocab: int,
+        hidden_size: int,
+        *,
+        bos: int,
+        eos: int,
+        cell: str = "LSTM",
+        cell_options: Mapping[str, Any] | None = None,
+        decoder_cell: str | None = None,
+        decoder_options: Mapping[str, Any] | None = None,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:
+        choice("cell", cell, tuple(_CELLS))
+        if decoder_cell is not None:
+            choice("decoder_cell", decoder_cell, tuple(_CELLS))
+        elif decoder_options is not None:
+            raise ValueError("decoder_options needs a decoder_cell, got None")
+        positive_int("source_vocab", source_vocab)
+        positive_int("target_vocab", target_vocab)
+        for name, token in (("bos", bos), ("eos", eos)):
+            if positive_int(name, token, minimum=0) >= target_vocab:
+                raise ValueError(f"{name} must be in 0..{target_vocab - 1}, got {token}")
+        self.bos = bos
+        self.eos = eos
+        self._config = {
+            "source_vocab": source_vocab,
+            "target_vocab": target_vocab,
+            "hidden_size": hidden_size,
+            "bos": bos,
+            "eos": eos,
+            "cell": cell,
+            "cell_options": None if cell_options is None else dict(cell_options),
+            "decoder_cell": decoder_cell,
+            "decoder_options": None if decoder_options is None else dict(decoder_options),
+            "num_layers": num_layers,
+            "bidirectional": bidirectional,
+            "dropout": dropout,
+            "dtype": dtype,
+            "seed": seed,
+        }
+        if decoder_cell is None:
+            decoder_cell, decoder_options = cell, cell_options
+        self._layers = positive_int("num_layers", num_layers)
+        self._directions = 2 if boolean("bidirectional", bidirectional) else 1
+        decoder_size = self._directions * positive_int("hidden_size", hidden_size)
+        seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
+        common = {"dropout": dropout, "dtype": dtype}
+        self.encoder = _CELLS[cell](
+            source_vocab,
+            hidden_size,
+            num_layers,
+            bidirectional=bidirectional,
+            seed=seeds[0],
+            **common,
+            **(cell_options or {}),
+        )
+        self.decoder = _CELLS[decoder_cell](
+            target_vocab,
+            decoder_size,
+            num_layers,
+            seed=seeds[1],
+            **common,
+            **(decoder_options or {}),
+        )
+        self.output = Linear(decoder_size, target_vocab, dtype=dtype, seed=seeds[2])
+        self.params: dict[str, NDArray[Any]] = _joined(
+            self.encoder.params, self.decoder.params, self.output.params
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return dict(self._config)
+
+    def forward(
+        self,
+        source: NDArray[Any],
+        source_lengths: NDArray[Any] | None,
+        target: NDArray[Any],
+        target_lengths: NDArray[Any] | None = None,
+        *,
+        dropout_key: int | None = None,
+    ) -> tuple[NDArray[Any], Seq2SeqTape]:
+        """Logits with the decoder fed the true target (teacher forcing), and the tape.
+
+        Args:
+            source: (S, B) integers.
+            source_lengths: (B,) integers in 0..S; ``None`` means S throughout.
+            target: (T, B) integers, what the decoder is fed: ``bos``, then the answer but for
+                its last token.
+            target_lengths: (B,) integers in 0..T; ``None`` means T throughout. Past a row's
+                length its logits are the head's bias: mask them in the loss.
+            dropout_key: Needed with dropout, an integer of at most 62 bits: the same key draws
+                the same masks.
+
+        Returns:
+            Logits (T, B, target_vocab), and the tape for ``backward``.
+
+        Raises:
+            TypeError: As the layers raise.
+            ValueError: As the layers raise, or source and target differ in B.
+
+        """
+        if source.ndim != 2 or target.ndim != 2 or source.shape[1] != target.shape[1]:
+            raise ValueError(
+                "source and target must have shapes (S, B) and (T, B), "
+                f"got {source.shape} and {target.shape}"
+            )
+        # Two keys of one: the two parts must not drop the same units.
+        keys = (None, None) if dropout_key is None else (2 * dropout_key, 2 * dropout_key + 1)
+        _, state, encoder_tape = self.encoder.forward(
+            source, None, source_lengths, dropout_key=keys[0]
+        )
+        y, _, decoder_tape = self.decoder.forward(
+            target, self._bridge(state), target_lengths, dropout_key=keys[1]
+        )
+        logits, output_tape = self.output.forward(y)
+        return logits, Seq2SeqTape(self, encoder_tape, decoder_tape, output_tape)
+
+    def greedy(
+        self, source: NDArray[Any], source_lengths: NDArray[Any] | None, max_length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Decode by taking the likeliest token at every step.
+
+        A row ends at its first ``eos``, or after ``max_length`` tokens; decoding stops when all
+        rows have ended.
+
+        Args:
+            source: (S, B) integers.
+            source_lengths: (B,) integers in 0..S; ``None`` means S throughout.
+            max_length: The most tokens of an answer, at least 1.
+
+        Returns:
+            Tokens (T, B) with T ≤ max_length, and lengths (B,) without the ``eos``: row b's answer
+            is ``tokens[:lengths[b], b]``, and ``eos`` fills the rest.
+
+        """
+        positive_int("max_length", max_length)
+        _, encoded = self.encoder(source, None, source_lengths)
+        state = self._bridge(encoded)
+        rows = source.shape[1]
+        token = np.full(rows, self.bos, np.int64)
+        ended = np.zeros(rows, np.bool_)
+        tokens: list[NDArray[np.int64]] = []
+        while len(tokens) < max_length and not ended.all():
+            y, state = self.decoder(token[np.newaxis], state)
+            token = np.where(ended, self.eos, self.output(y[0]).argmax(axis=-1))
+            ended |= token == self.eos
+            tokens.append(token)
+        answer = np.array(tokens, np.int64).reshape(len(tokens), rows)
+        return answer, self._lengths(answer)
+
+    def beam(
+        self,
+        source: NDArray[Any],
+        source_lengths: NDArray[Any] | None,
+        max_length: int,
+        width: int,
+        length_penalty: float = 0.0,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Decode by keeping the ``width`` best answers of every row at every step.
+
+        Ended answers stay in the beam and compete with longer ones. Answers are ranked by
+        log-probability / tokens**length_penalty, the ``eos`` counted as a token: 0 ranks by
+        probability, 1 by the mean over the tokens, which favours longer answers. Width 1 is
+        greedy decoding.
+
+        Args:
+            source: (S, B) integers.
+            source_lengths: (B,) integers in 0..S; ``None`` means S throughout.
+            max_length: The most tokens of an answer, at least 1; an answer cut off there is
+                ranked as it stands.
+            width: Answers kept per row, at least 1.
+            length_penalty: At least 0.
+
+        Returns:
+            Tokens (T, B) and lengths (B,) of the best answer, as ``greedy`` gives them, and its
+            natural log-probability (B,), the ``eos`` included.
+
+        """
+        positive_int("max_length", max_length)
+        positive_int("width", width)
+        finite_float("length_penalty", length_penalty, minimum=0.0)
+        _, encoded = self.encoder(source, None, source_lengths)
+        state = tuple(np.repeat(s, width, axis=1) for s in _as_tuple(self._bridge(encoded)))
+        rows = source.shape[1]
+        first_beam = np.arange(rows)[:, np.newaxis] * width
+        tokens = np.empty((0, rows * width), np.int64)
+        token = np.full(rows * width, self.bos, np.int64)
+        # One beam per row is alive at first: equal beams would stay equal.
+        scores = np.where(np.arange(width) == 0, 0.0, -np.inf) + np.zeros((rows, 1))
+        ended = np.zeros((rows, width), np.bool_)
+        counts = np.zeros((rows, width), np.int64)
+        # Without a length penalty no answer overtakes an ended one that leads.
+        while len(tokens) < max_length and not (ended if length_penalty else ended[:, :1]).all():
+            y, new_state = self.decoder(token[np.newaxis], _as_state(state))
+            steps = _log_softmax(self.output(y[0])).reshape(rows, width, -1)
+            # An ended answer has one continuation: eos again, free of charge.
+            steps[ended] = np.where(np.arange(steps.shape[-1]) == self.eos, 0.0, -np.inf)
+            totals = scores[..., np.newaxis] + steps
+            counts += ~ended
+            ranks = totals / np.maximum(counts, 1)[..., np.newaxis] ** length_penalty
+            best = _largest(ranks.reshape(rows, -1), width)
+            parent, chosen = np.divmod(best, steps.shape[-1])
+            scores = np.take_along_axis(totals.reshape(rows, -1), best, axis=1)
+            counts = np.take_along_axis(counts, parent, axis=1)
+            ended = chosen == self.eos
+            token = chosen.reshape(-1)
+            origin = (first_beam + parent).reshape(-1)
+            state = tuple(s[:, origin] for s in _as_tuple(new_state))
+            tokens = np.concatenate([tokens[:, origin], token[np.newaxis]])
+        answer = np.ascontiguousarray(tokens[:, ::width])
+        return answer, self._lengths(answer), scores[:, 0]
+
+    def _lengths(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of each column before its first eos."""
+        alive = np.logical_and.accumulate(tokens != self.eos, axis=0)
+        lengths: NDArray[np.int64] = alive.sum(axis=0, dtype=np.int64)
+        return lengths
+
+    def _bridge(self, state: Any) -> Any:
+        """The encoder's last state as the decoder's first."""
+        layers, directions = self._layers, self._directions
+
+        def side_by_side(s: NDArray[Any]) -> NDArray[Any]:
+            _, rows, size = s.shape
+            split = s.reshape(layers, directions, rows, size).transpose(0, 2, 1, 3)
+            merged: NDArray[Any] = split.reshape(layers, rows, directions * size)
+            return merged
+
+        return _like(self.decoder, tuple(side_by_side(s) for s in _as_tuple(state)))
+
+    def _bridge_backward(self, dstate: Any) -> Any:
+        """The gradient of ``_bridge``."""
+        layers, directions = self._layers, self._directions
+
+        def apart(d: NDArray[Any]) -> NDArray[Any]:
+            _, rows, size = d.shape
+            split = d.reshape(layers, rows, directions, size // directions).transpose(0, 2, 1, 3)
+            merged: NDArray[Any] = split.reshape(layers * directions, rows, size // directions)
+            return merged
+
+        return _like(self.encoder, tuple(apart(d) for d in _as_tuple(dstate)))
+
+
+class Seq2SeqTape:
+    """What one ``Seq2Seq.forward`` kept. ``backward`` may be called any number of times."""
+
+    def __init__(
+        self, model: Seq2Seq, encoder_tape: Any, decoder_tape: Any, output_tape: LinearTape
+    ) -> None:
+        self._model = model
+        self._encoder_tape = encoder_tape
+        self._decoder_tape = decoder_tape
+        self._output_tape = output_tape
+
+    def backward(self, dlogits: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Gradients named like ``Seq2Seq.params``.
+
+        Args:
+            dlogits: Gradient of the loss in the logits (T, B, target_vocab).
+
+        """
+        dy, output_grads = self._output_tape.backward(dlogits)
+        _, dstate, decoder_grads = self._decoder_tape.backward(dy)
+        _, _, encoder_grads = self._encoder_tape.backward(
+            None, self._model._bridge_backward(dstate)
+        )
+        return _joined(encoder_grads, decoder_grads, output_grads)
+
+
+def _joined(
+    encoder: Mapping[str, NDArray[Any]],
+    decoder: Mapping[str, NDArray[Any]],
+    output: Mapping[str, NDArray[Any]],
+) -> dict[str, NDArray[Any]]:
+    """The parts' arrays under one roof."""
+    parts = {"encoder": encoder, "decoder": decoder, "output": output}
+    return {
+        f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()
+    }
+
+
+def _as_tuple(state: Any) -> tuple[NDArray[Any], ...]:
+    """A layer's state, ``h`` or ``(h, c)``, as a tuple."""
+    return state if isinstance(state, tuple) else (state,)
+
+
+def _as_state(states: tuple[NDArray[Any], ...]) -> Any:
+    """The inverse of ``_as_tuple``."""
+    return states if len(states) > 1 else states[0]
+
+
+def _like(layer: Any, states: tuple[NDArray[Any], ...]) -> Any:
+    """States as ``layer`` takes them: c dropped where it has none, 0 where it lacks one."""
+    if not isinstance(layer, LSTM):
+        return states[0]
+    return states if len(states) == 2 else (states[0], np.zeros_like(states[0]))
+
+
+def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Over the last axis, in float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Indices (rows, count) of each row's largest values, the largest first, ties by index."""
+    kept = np.argpartition(-values, count - 1, axis=1)[:, :count]
+    kept.sort(axis=1)
+    order = np.argsort(-np.take_along_axis(values, kept, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(kept, order, axis=1)

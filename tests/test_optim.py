@@ -1,0 +1,180 @@
+"""SGD and Adam against PyTorch, their exact resumption, and their refusals."""
+
+from __future__ import annotations
+
+import copy
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkern as rk
+
+# More numbers than the optimizers work on at a time, so that a parameter spans several blocks.
+SHAPES: dict[str, tuple[int, ...]] = {"big": (300, 301), "small": (3,), "one": (), "none": (0, 2)}
+RULES: list[tuple[str, dict[str, Any]]] = [
+    ("SGD", {"lr": 0.1}),
+    ("SGD", {"lr": 0.1, "weight_decay": 0.1}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    ("Adam", {"lr": 0.01}),
+    ("Adam", {"lr": 0.01, "betas": (0.5, 0.9), "eps": 1e-3}),
+    ("Adam", {"lr": 0.01, "betas": (0.0, 0.0)}),
+    ("Adam", {"lr": 0.01, "weight_decay": 0.1}),
+]
+
+
+def arrays(seed: int, dtype: str) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {name: np.array(rng.standard_normal(s), dtype) for name, s in SHAPES.items()}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-13)])
+@pytest.mark.parametrize(("rule", "options"), RULES)
+def test_agrees_with_pytorch(
+    rule: str, options: dict[str, Any], dtype: str, tolerance: float
+) -> None:
+    torch = pytest.importorskip("torch")
+    params = arrays(0, dtype)
+    leaves = {name: torch.tensor(p, requires_grad=True) for name, p in params.items()}
+    peer = torch.optim.SGD if rule == "SGD" else torch.optim.AdamW
+    theirs = peer(leaves.values(), **{"weight_decay": 0.0, **options})
+    ours = getattr(rk, rule)(params, **options)
+    for step in range(1, 8):
+        grads = arrays(step, dtype)
+        for name, g in grads.items():
+            leaves[name].grad = torch.tensor(g)
+        theirs.step()
+        ours.step(grads)
+        for name, p in params.items():
+            np.testing.assert_allclose(
+                p, leaves[name].detach().numpy(), rtol=tolerance, atol=tolerance, err_msg=name
+            )
+
+
+@pytest.mark.parametrize(("rule", "options"), RULES)
+def test_resumes_bit_for_bit(rule: str, options: dict[str, Any]) -> None:
+    whole, halves = arrays(0, "float32"), arrays(0, "float32")
+    uninterrupted = getattr(rk, rule)(whole, **options)
+    optimizer = getattr(rk, rule)(halves, **options)
+    for step in range(8):
+        if step == 4:
+            state = optimizer.state_dict()
+            halves = copy.deepcopy(halves)
+            optimizer.step(arrays(99, "float32"))  # the state must be a copy
+            optimizer = getattr(rk, rule)(halves, **options)
+            optimizer.load_state_dict(state)
+        for o in (uninterrupted, optimizer):
+            o.step(arrays(step, "float32"), lr=0.1 / (step + 1))
+    assert optimizer.steps == 8
+    for name, p in whole.items():
+        assert p.tobytes() == halves[name].tobytes()
+
+
+@pytest.mark.parametrize(("rule", "options"), RULES)
+def test_a_step_allocates_nothing(rule: str, options: dict[str, Any]) -> None:
+    params, grads = arrays(0, "float32"), arrays(1, "float32")
+    optimizer = getattr(rk, rule)(params, **options)
+    optimizer.step(grads)
+    tracemalloc.start()
+    try:
+        optimizer.step(grads)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8192  # views and numbers; a block is 128 KiB
+
+
+def test_gradients_are_left_alone_and_the_rate_of_a_step_is_its_own() -> None:
+    for rule, options in RULES:
+        params, grads = arrays(0, "float32"), arrays(1, "float32")
+        optimizer = getattr(rk, rule)(params, **options)
+        optimizer.step(grads, lr=0.0)
+        for name, p in arrays(0, "float32").items():
+            assert p.tobytes() == params[name].tobytes()
+            assert grads[name].tobytes() == arrays(1, "float32")[name].tobytes()
+        optimizer.step(grads)
+        assert params["big"].tobytes() != arrays(0, "float32")["big"].tobytes()
+
+
+@pytest.mark.parametrize("bad", [-1e-3, np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        ("SGD", "lr"),
+        ("SGD", "momentum"),
+        ("SGD", "weight_decay"),
+        ("Adam", "lr"),
+        ("Adam", "eps"),
+        ("Adam", "weight_decay"),
+    ],
+)
+def test_refused_hyper_parameters(rule: str, name: str, bad: float) -> None:
+    with pytest.raises(ValueError, match=name):
+        getattr(rk, rule)(arrays(0, "float32"), **{"lr": 0.1, name: bad})
+    optimizer = getattr(rk, rule)(arrays(0, "float32"), 0.1)
+    with pytest.raises(ValueError, match="lr"):
+        optimizer.step(arrays(1, "float32"), lr=bad)
+    assert optimizer.steps == 0
+
+
+def test_refused_betas_momentum_and_nesterov() -> None:
+    params = arrays(0, "float32")
+    for betas in [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (np.nan, 0.9)]:
+        with pytest.raises(ValueError, match=r"betas\[[01]\]"):
+            rk.Adam(params, 0.1, betas=betas)
+    with pytest.raises(ValueError, match="betas must be two numbers"):
+        rk.Adam(params, 0.1, betas=(0.9, 0.9, 0.9))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="momentum must be below 1"):
+        rk.SGD(params, 0.1, momentum=1.0)
+    with pytest.raises(ValueError, match="nesterov needs a momentum"):
+        rk.SGD(params, 0.1, nesterov=True)
+    with pytest.raises(TypeError, match="lr"):
+        rk.SGD(params, "0.1")  # type: ignore[arg-type]
+
+
+def test_refused_parameters() -> None:
+    frozen = np.zeros(3)
+    frozen.flags.writeable = False
+    for params, error in [
+        ({"p": np.zeros((4, 4)).T[:2]}, ValueError),
+        ({"p": frozen}, ValueError),
+        ({"p": np.zeros(3, int)}, TypeError),
+        ({"p": [0.0]}, TypeError),
+    ]:
+        with pytest.raises(error, match=r"params\['p'\]"):
+            rk.Adam(params)
+
+
+def test_refused_gradients_change_nothing() -> None:
+    params = arrays(0, "float32")
+    optimizer = rk.Adam(params)
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"small": None}, ValueError, "grads lacks small"),
+        ({"other": np.zeros(1)}, ValueError, "grads has the unknown other"),
+        (
+            {"small": np.zeros(4, np.float32)},
+            ValueError,
+            r"grads\['small'\] must have shape \(3,\)",
+        ),
+        ({"small": np.zeros(3)}, TypeError, r"grads\['small'\] must be float32, got float64"),
+    ]
+    for change, error, message in cases:
+        grads = {n: g for n, g in {**arrays(1, "float32"), **change}.items() if g is not None}
+        with pytest.raises(error, match=message):
+            optimizer.step(grads)
+    assert optimizer.steps == 0
+    for name, p in arrays(0, "float32").items():
+        assert p.tobytes() == params[name].tobytes()
+
+
+def test_refused_states() -> None:
+    optimizer = rk.Adam(arrays(0, "float32"))
+    state = optimizer.state_dict()
+    with pytest.raises(ValueError, match=r"state lacks first\.small"):
+        optimizer.load_state_dict({n: a for n, a in state.items() if n != "first.small"})
+    with pytest.raises(ValueError, match="state has the unknown extra"):
+        optimizer.load_state_dict({**state, "extra": np.zeros(1)})
+    with pytest.raises(ValueError, match=r"state\['second.small'\] must be float32 of shape"):
+        optimizer.load_state_dict({**state, "second.small": np.zeros(3)})

@@ -1,0 +1,199 @@
+"""A stream says step by step what a call says at once, and lives on a snapshot of the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import (
+    CELLS,
+    DTYPES,
+    as_layer_state,
+    as_tuple,
+    assert_close,
+    assert_same_bits,
+    cast,
+    make,
+    random_state,
+)
+from reference import Array
+
+TOLERANCE = {"float32": 1e-6, "float64": 1e-14}
+STEPS, BATCH, INPUTS, HIDDEN, LAYERS = 9, 3, 5, 17, 2
+
+
+def draw(dtype: str, *shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def assert_states_close(got: Any, want: Any, tolerance: float) -> None:
+    for g, w in zip(as_tuple(got), as_tuple(want), strict=True):
+        assert_close("state", g, w, tolerance)
+
+
+@pytest.mark.parametrize("batch", [1, BATCH])
+@pytest.mark.parametrize("layers", [1, LAYERS])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_steps_are_the_whole_call(cell: str, dtype: str, layers: int, batch: int) -> None:
+    layer = make(cell, INPUTS, HIDDEN, layers, dtype=dtype)
+    x = draw(dtype, STEPS, batch, INPUTS)
+    want, want_last = layer(x)
+    stream = layer.stream(batch=batch)
+    for state in as_tuple(stream.state):
+        assert state.shape == (layers, batch, HIDDEN)
+        assert state.dtype == dtype
+        assert not np.any(state)
+    for t in range(STEPS):
+        y = stream.step(x[t])
+        assert y.dtype == dtype
+        assert_close(f"step {t}", y, want[t], TOLERANCE[dtype])
+    assert_states_close(stream.state, want_last, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_blocks_and_steps_mix(cell: str) -> None:
+    layer = make(cell, INPUTS, HIDDEN, LAYERS)
+    x = draw("float32", STEPS, BATCH, INPUTS)
+    want, want_last = layer(x)
+    stream = layer.stream(batch=BATCH)
+    parts = [stream.block(x[:4]), stream.step(x[4])[None], stream.block(x[5:])]
+    assert_close("y", np.concatenate(parts), want, TOLERANCE["float32"])
+    assert_states_close(stream.state, want_last, TOLERANCE["float32"])
+
+
+def test_batch_first_is_for_layers_alone() -> None:
+    """A stream's blocks are (T, B, I) whatever the layer's order."""
+    layer = make("lstm", INPUTS, HIDDEN, batch_first=True)
+    x = draw("float32", STEPS, BATCH, INPUTS)
+    want, _ = layer(x.swapaxes(0, 1))
+    assert_close("y", layer.stream(batch=BATCH).block(x), want.swapaxes(0, 1), 1e-6)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_tokens(cell: str) -> None:
+    layer = make(cell, INPUTS, HIDDEN, LAYERS)
+    x = np.random.default_rng(0).integers(0, INPUTS, (STEPS, BATCH))
+    want, _ = layer(x)
+    stream = layer.stream(batch=BATCH)
+    y = np.stack([stream.step(x_t) for x_t in x])
+    assert_close("y", y, want, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_state_is_read_and_set(cell: str) -> None:
+    layer = make(cell, INPUTS, HIDDEN, LAYERS)
+    x = draw("float32", STEPS, BATCH, INPUTS)
+    state = cast(random_state(cell, (LAYERS, BATCH, HIDDEN)), "float32")
+    want, want_last = layer(x, as_layer_state(state))
+    stream = layer.stream(batch=BATCH)
+    stream.step(x[0])
+    stream.state = as_layer_state(state)
+    for got, given in zip(as_tuple(stream.state), state, strict=True):
+        assert_same_bits("state", got, given)
+    middle = None
+    for t in range(STEPS):
+        if t == 5:
+            middle = tuple(s.copy() for s in as_tuple(stream.state))
+        assert_close(f"step {t}", stream.step(x[t]), want[t], TOLERANCE["float32"])
+    assert_states_close(stream.state, want_last, TOLERANCE["float32"])
+
+    # What was read earlier resumes from there, in another stream of the same layer.
+    other = layer.stream(batch=BATCH)
+    other.state = as_layer_state(middle)
+    for t in range(5, STEPS):
+        assert_close(f"step {t}", other.step(x[t]), want[t], TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_state_set_is_copied(cell: str) -> None:
+    layer = make(cell, INPUTS, HIDDEN)
+    stream = layer.stream()
+    state = cast(random_state(cell, (1, 1, HIDDEN)), "float32")
+    before = tuple(s.copy() for s in state)
+    stream.state = as_layer_state(state)
+    stream.step(draw("float32", 1, INPUTS))
+    for got, want in zip(state, before, strict=True):
+        assert_same_bits("the caller's array", got, want)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_reset_touches_only_the_masked_rows(cell: str) -> None:
+    layer = make(cell, INPUTS, HIDDEN, LAYERS)
+    x = draw("float32", STEPS, BATCH, INPUTS)
+    stream = layer.stream(batch=BATCH)
+    stream.block(x)
+    before = tuple(s.copy() for s in as_tuple(stream.state))
+    stream.reset(np.array([False, True, False]))
+    for got, old in zip(as_tuple(stream.state), before, strict=True):
+        assert not np.any(got[:, 1])
+        assert_same_bits("the others", got[:, [0, 2]], old[:, [0, 2]])
+    # The row begins anew, as a call would.
+    want, _ = layer(x[:1])
+    assert_close("y", stream.step(x[0])[1], want[0, 1], TOLERANCE["float32"])
+
+    stream.reset()
+    assert not any(np.any(s) for s in as_tuple(stream.state))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_weights_are_a_snapshot(cell: str) -> None:
+    layer = make(cell, INPUTS, HIDDEN, LAYERS)
+    x = draw("float32", STEPS, BATCH, INPUTS)
+    want, _ = layer(x)
+    stream = layer.stream(batch=BATCH)
+    for p in layer.params.values():
+        p[...] = 0.0
+    assert not np.allclose(layer(x)[0], want)
+    assert_close("y", stream.block(x), want, TOLERANCE["float32"])
+    stream.reset()
+    assert_close("y", stream.step(x[0]), want[0], TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_out_is_filled_and_returned(cell: str) -> None:
+    layer = make(cell, INPUTS, HIDDEN, LAYERS)
+    x = draw("float32", BATCH, INPUTS)
+    want = layer.stream(batch=BATCH).step(x)
+    out = np.full((BATCH, HIDDEN), np.nan, np.float32)
+    assert layer.stream(batch=BATCH).step(x, out=out) is out
+    assert_same_bits("out", out, want)
+
+
+def test_results_are_not_overwritten_by_the_next_step() -> None:
+    layer = make("gru_before", INPUTS, HIDDEN)
+    stream = layer.stream()
+    x = draw("float32", STEPS, 1, INPUTS)
+    first = stream.step(x[0])
+    kept = first.copy()
+    state = as_tuple(stream.state)[0]
+    kept_state = state.copy()
+    stream.step(x[1])
+    assert_same_bits("y", first, kept)
+    assert_same_bits("state", state, kept_state)
+
+
+def test_streams_of_one_layer_are_apart() -> None:
+    layer = make("lstm", INPUTS, HIDDEN)
+    x, other_x = draw("float32", STEPS, 1, INPUTS), draw("float32", STEPS, 1, INPUTS, seed=1)
+    want, _ = layer(x)
+    stream, other = layer.stream(), layer.stream()
+    for t in range(STEPS):
+        other.step(other_x[t])
+        assert_close(f"step {t}", stream.step(x[t]), want[t], TOLERANCE["float32"])
+
+
+def test_a_stream_drops_nothing() -> None:
+    layer = make("lstm", INPUTS, HIDDEN, LAYERS, dropout=0.5)
+    x = draw("float32", STEPS, BATCH, INPUTS)
+    want, _ = layer(x)
+    assert_close("y", layer.stream(batch=BATCH).block(x), want, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_bidirectional_is_refused(cell: str) -> None:
+    layer = make(cell, INPUTS, HIDDEN, bidirectional=True)
+    with pytest.raises(ValueError, match="bidirectional"):
+        layer.stream()

@@ -1,0 +1,227 @@
+"""The number of threads changes no bit, is honoured however it is set, and layers are shared."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+import threadpoolctl  # type: ignore[import-untyped]
+
+import rnnkern as rk
+from rnnkern import _core
+
+from conftest import (
+    CELLS,
+    DTYPES,
+    as_layer_state,
+    as_tuple,
+    assert_close,
+    assert_same_bits,
+    cast,
+    make,
+    random_state,
+    run_python,
+    using_threads,
+)
+from reference import Array
+
+# steps, batch, inputs, hidden: sizes that are shared by rows, shared by units and not at all; rows
+# and units that tiles divide and do not.
+SIZES = [(9, 37, 24, 65), (8, 15, 10, 129), (4, 64, 16, 64), (12, 1, 7, 33), (5, 3, 40, 129)]
+
+
+def run_all(layer: Any, cell: str, x: Array, lengths: Array | None, key: int | None) -> list[Array]:
+    """Everything that a call computes, with all upstream gradients."""
+    steps, batch = x.shape[:2]
+    dtype = layer.params["weight_hh_l0"].dtype.name
+    rng = np.random.default_rng(5)
+    plain_y, plain_last = layer(x, None, lengths)
+    shape = as_tuple(plain_last)[0].shape
+    state = as_layer_state(cast(random_state(cell, shape), dtype))
+    y, last, tape = layer.forward(x, state, lengths, dropout_key=key)
+    dy = rng.standard_normal((steps, batch, y.shape[2])).astype(dtype)
+    dstate = as_layer_state(cast(random_state(cell, shape, seed=1), dtype))
+    dx, dfirst, grads = tape.backward(dy, dstate)
+    of_x = [] if dx is None else [dx]
+    return [
+        plain_y,
+        *as_tuple(plain_last),
+        y,
+        *as_tuple(last),
+        *of_x,
+        *as_tuple(dfirst),
+        *grads.values(),
+    ]
+
+
+def problem(cell: str, size: tuple[int, int, int, int], dtype: str) -> tuple[Any, Array, Array]:
+    """A stacked bidirectional layer with dropout, its input and ragged lengths."""
+    steps, batch, inputs, hidden = size
+    rng = np.random.default_rng(4)
+    layer = make(cell, inputs, hidden, 2, bidirectional=True, dropout=0.3, dtype=dtype)
+    x = rng.standard_normal((steps, batch, inputs)).astype(dtype)
+    return layer, x, rng.integers(0, steps + 1, batch)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_same_bits_for_any_number_of_threads(
+    cell: str, dtype: str, size: tuple[int, int, int, int]
+) -> None:
+    layer, x, lengths = problem(cell, size, dtype)
+    tokens = np.random.default_rng(6).integers(0, size[2], x.shape[:2])
+    results = []
+    for threads in (1, 2, 4):
+        with using_threads(threads):
+            assert rk.get_num_threads() == threads
+            results.append(
+                run_all(layer, cell, x, lengths, 7)
+                + run_all(layer, cell, x, None, 7)
+                + run_all(layer, cell, tokens, lengths, 7)
+            )
+    for other in results[1:]:
+        for k, (got, want) in enumerate(zip(other, results[0], strict=True)):
+            assert_same_bits(f"result {k}", got, want)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_sizes_above_are_shared_in_every_way(cell: str) -> None:
+    with using_threads(4):
+        plans = [make(cell, i, h).plan(steps, batch) for steps, batch, i, h in SIZES]
+    assert {(p["row_groups"] > 1, p["unit_groups"] > 1) for p in plans} == {
+        (True, False),
+        (False, True),
+        (False, False),
+    }
+    assert all(p["threads"] == p["row_groups"] * p["unit_groups"] for p in plans)
+    assert all(p["reason"] for p in plans)
+
+
+@pytest.mark.parametrize("size", SIZES[:3], ids=str)
+def test_a_run_repeats_itself(size: tuple[int, int, int, int]) -> None:
+    layer, x, lengths = problem("lstm", size, "float32")
+    with using_threads(4):
+        first = run_all(layer, "lstm", x, lengths, 7)
+        for _ in range(10):
+            for got, want in zip(run_all(layer, "lstm", x, lengths, 7), first, strict=True):
+                assert_same_bits("again", got, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (7, 200, 33), (129, 100, 65), (300, 17, 400)], ids=str
+)
+def test_matrix_product_has_the_same_bits(sizes: tuple[int, int, int], dtype: str) -> None:
+    rows, columns, depth = sizes
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((rows, depth)).astype(dtype)
+    b = rng.standard_normal((depth, columns)).astype(dtype)
+    bias = rng.standard_normal(columns).astype(dtype)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    results = []
+    for threads in (1, 2, 4):
+        with using_threads(threads):
+            plain = _core.matmul(a, b, bias=bias)
+            turned = _core.matmul(a.T.copy(), b, transpose_a=True)
+            added = np.ones((rows, columns), dtype)
+            _core.matmul(a, b.T.copy(), out=added, transpose_b=True, accumulate=True)
+        results.append((plain, turned, added))
+        for got, want in [(plain, exact + bias), (turned, exact), (added, exact + 1.0)]:
+            assert_close("product", got, want, {"float32": 1e-6, "float64": 1e-14}[dtype])
+    for other in results[1:]:
+        for got, want in zip(other, results[0], strict=True):
+            assert_same_bits("product", got, want)
+
+
+def test_two_layers_shared_by_eight_threads() -> None:
+    """Each thread uses both layers, on inputs of its own, and gets what it would get alone."""
+    tasks = []
+    for cell, size in [("lstm", SIZES[0]), ("gru_before", SIZES[2])]:
+        layer, x, lengths = problem(cell, size, "float32")
+        tasks += [(layer, cell, np.roll(x, k, axis=1), np.roll(lengths, k), k) for k in range(8)]
+    want = [run_all(*task) for task in tasks]
+    barrier = Barrier(8)
+
+    def work(first: int) -> list[tuple[int, list[Array]]]:
+        barrier.wait(timeout=60)
+        order = [(first + k) % len(tasks) for k in range(len(tasks))]
+        return [(k, run_all(*tasks[k])) for k in order]
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in pool.map(work, range(0, 16, 2)):
+            for k, got in done:
+                for g, w in zip(got, want[k], strict=True):
+                    assert_same_bits(f"task {k}", g, w)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_omp_num_threads_is_honoured(threads: int) -> None:
+    code = "import rnnkern as rk; print(rk.get_num_threads())"
+    done = run_python(code, OMP_NUM_THREADS=str(threads))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == threads
+
+
+def test_omp_num_threads_changes_no_bit() -> None:
+    code = (
+        "import hashlib, test_threads as t;"
+        "h = hashlib.sha256();"
+        "layer, x, lengths = t.problem('gru_after', t.SIZES[0], 'float32');"
+        "[h.update(a.tobytes()) for a in t.run_all(layer, 'gru_after', x, lengths, 7)];"
+        "print(t.rk.get_num_threads(), h.hexdigest())"
+    )
+    outputs = []
+    for threads in ("1", "2", "4"):
+        done = run_python(code, OMP_NUM_THREADS=threads)
+        assert done.returncode == 0, done.stderr
+        ran, digest = done.stdout.split()
+        assert ran == threads
+        outputs.append(digest)
+    assert len(set(outputs)) == 1
+
+
+def test_threadpoolctl_is_honoured() -> None:
+    with using_threads(4):
+        with threadpoolctl.threadpool_limits(limits=1, user_api="openmp"):
+            assert rk.get_num_threads() == 1
+        assert rk.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "2", None, True])
+def test_number_of_threads_is_checked(count: Any) -> None:
+    before = rk.get_num_threads()
+    with pytest.raises((TypeError, ValueError), match=f"count must be a positive .*got '?{count}"):
+        rk.set_num_threads(count)
+    assert rk.get_num_threads() == before
+
+
+@pytest.mark.parametrize("count", [2000, 2**31, 2**40])
+def test_threads_beyond_all_reason_are_refused(count: int) -> None:
+    before = rk.get_num_threads()
+    with pytest.raises(ValueError, match=f"count must be at most .*got {count}"):
+        rk.set_num_threads(count)
+    assert rk.get_num_threads() == before
+
+
+def test_a_forked_child_computes_alone() -> None:
+    """OpenMP's threads are gone in a child: it must neither hang nor give other bits."""
+    done = run_python(
+        "import os, signal, numpy as np, rnnkern as rk\n"
+        "rk.set_num_threads(2)\n"
+        "layer = rk.LSTM(64, 256, seed=0)\n"
+        "x = np.ones((20, 32, 64), np.float32)\n"
+        "assert layer.plan(20, 32)['threads'] == 2\n"
+        "want = layer(x)[0]\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    signal.alarm(30)\n"
+        "    same = np.array_equal(layer(x)[0], want) and rk.get_num_threads() == 1\n"
+        "    os._exit(0 if same else 1)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "assert np.array_equal(layer(x)[0], want) and rk.get_num_threads() == 2\n"
+    )
+    assert done.returncode == 0, done.stderr
