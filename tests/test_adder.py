@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import using_threads
 
 import rnnkern as rk
 from rnnkern.adder import CELLS, Adder, Encoding, Pairs, Score, Settings, Training, train
 from rnnkern.progress import Progress
 from rnnkern.serialize import load_checkpoint
+
+from conftest import using_threads
 
 TINY = Settings(digits=1, hidden=16, batch=32, steps=40, share=0.5)
 

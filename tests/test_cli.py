@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import using_threads
 
 import rnnkern as rk
 from rnnkern.adder import Training
 from rnnkern.cli import main
+
+from conftest import using_threads
 
 TINY = ["--digits", "1", "--hidden", "16", "--batch", "32", "--share", "0.5"]
 

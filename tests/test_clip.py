@@ -37,7 +37,7 @@ def test_agrees_with_pytorch(dtype: str, max_norm: float) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-14)])
-@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+@pytest.mark.parametrize("scale", [1.0, 1e-22, 1e-30, 1e30])
 def test_the_norm_is_bounded_at_any_size(dtype: str, tolerance: float, scale: float) -> None:
     grads = gradients(dtype, scale)
     before = joint_norm(grads)

@@ -63,6 +63,20 @@ def test_strided_input_is_taken() -> None:
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+def test_a_tape_keeps_its_own_weights() -> None:
+    lin = rk.Linear(4, 3, seed=1)
+    _, tape = lin.forward(np.ones((2, 4), np.float32))
+    before, _ = tape.backward(np.ones((2, 3), np.float32))
+    lin.params["weight"] += 1.0
+    after, _ = tape.backward(np.ones((2, 3), np.float32))
+    assert before.tobytes() == after.tobytes()
+
+
+def test_lists_are_taken() -> None:
+    lin = rk.Linear(2, 1, dtype="float64", seed=1)
+    np.testing.assert_array_equal(lin([[1.0, 2.0]]), lin(np.array([[1.0, 2.0]])))
+
+
 def test_seed_and_bounds() -> None:
     first, second, other = (rk.Linear(16, 50, seed=s) for s in (3, 3, 4))
     for name, p in first.params.items():

@@ -181,15 +181,17 @@ def test_beam_of_one_is_greedy(name: str, penalty: float) -> None:
 def test_an_exhaustive_beam_finds_the_best_answer(name: str, penalty: float) -> None:
     model = make(name)
     source = tokens((4, 6), SOURCE)
-    decoded, lengths, scores = model.beam(source, None, 3, len(answers(3)), penalty)
     for row in range(6):
+        # One row at a time, so that each may stop as early as it can.
+        decoded, lengths, scores = model.beam(
+            source[:, row : row + 1], None, 3, len(answers(3)), penalty
+        )
         want = max(
             answers(3),
             key=lambda a: log_probability(model, source[:, row], a) / len(a) ** penalty,
         )
-        body = tuple(t for t in want if t != EOS)
-        assert tuple(decoded[: lengths[row], row].tolist()) == body
-        assert scores[row] == pytest.approx(log_probability(model, source[:, row], want), abs=1e-9)
+        assert decoded[: lengths[0], 0].tolist() == [t for t in want if t != EOS]
+        assert scores[0] == pytest.approx(log_probability(model, source[:, row], want), abs=1e-9)
 
 
 def test_a_wider_beam_finds_what_greedy_misses() -> None:
@@ -263,8 +265,19 @@ def test_refused_construction(change: dict[str, Any], error: type[Exception], me
 def test_refused_arguments() -> None:
     model = make("lstm")
     source = tokens((4, 3), SOURCE)
-    with pytest.raises(ValueError, match=r"source and target must have shapes .* \(2, 2\)"):
+    with pytest.raises(ValueError, match="source and target must agree in B, got 3 and 2"):
         model.forward(source, None, tokens((2, 2), TARGET))
+    for call in (
+        lambda x: model.forward(x, None, source),
+        lambda x: model.greedy(x, None, 1),
+        lambda x: model.beam(x, None, 1, 1),
+    ):
+        with pytest.raises(TypeError, match="source must be integers, got float64"):
+            call(np.zeros((5, 5)))
+        with pytest.raises(ValueError, match=r"source must have shape \(steps, B\), got \(4,\)"):
+            call(np.zeros(4, np.int64))
+    with pytest.raises(TypeError, match="target must be integers, got float32"):
+        model.forward(source, None, np.zeros((4, 3), np.float32))
     with pytest.raises(ValueError, match="max_length"):
         model.greedy(source, None, 0)
     with pytest.raises(ValueError, match="width"):

@@ -83,6 +83,18 @@ def test_a_loaded_seq2seq_shares_its_arrays_with_its_parts(tmp_path: Path) -> No
     assert again.params["output.weight"] is again.output.params["weight"]
 
 
+def test_every_array_is_aligned_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    rk.save(path, rk.Linear(3, 1), extra={"wide": np.zeros(3), "steps": np.array(1)})
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert length % 8 == 0
+    for name, entry in header.items():
+        if name != "__metadata__":
+            assert 8 * entry["data_offsets"][0] % int(entry["dtype"][1:]) == 0, name
+
+
 def test_extra_arrays_and_notes_come_back(tmp_path: Path) -> None:
     extra = {
         "steps": np.array(7),

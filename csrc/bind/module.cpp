@@ -21,11 +21,12 @@ std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index 
 }
 
 template <class T>
-Parameters<T> read_parameters(const CellFacts& facts, const py::array& weight_ih, const py::array& weight_hh,
-                              const py::object& bias, const py::object& bias_hn) {
+Parameters<T> read_parameters(const CellFacts& facts, const py::array& weight_ih,
+                              const py::array& weight_hh, const py::object& bias,
+                              const py::object& bias_hn) {
   if (weight_ih.ndim() != 2 || weight_hh.ndim() != 2) {
-    throw std::invalid_argument("weight_ih and weight_hh must have 2 axes, got shapes " + shape_text(weight_ih) +
-                                " and " + shape_text(weight_hh));
+    throw std::invalid_argument("weight_ih and weight_hh must have 2 axes, got shapes " +
+                                shape_text(weight_ih) + " and " + shape_text(weight_hh));
   }
   const Index units = weight_hh.shape(1), inputs = weight_ih.shape(1), rows = facts.gates * units;
   return {.inputs = inputs,
@@ -45,7 +46,9 @@ struct Input {
   Sequence<const T> dense;
 
   Input(py::array& x, const py::object& lengths, Index inputs)
-      : steps(shape(x, 0)), batch(shape(x, 1)), schedule(steps, batch, read_lengths(lengths, batch)) {
+      : steps(shape(x, 0)),
+        batch(shape(x, 1)),
+        schedule(steps, batch, read_lengths(lengths, batch)) {
     if (x.ndim() == 2) {
       const auto view = sequence<const std::int64_t>(x, "x", steps, batch, 0);
       tokens.emplace(schedule.schedule(false), view, inputs);
@@ -59,10 +62,12 @@ struct Input {
  private:
   static Index shape(const py::array& x, Index axis) {
     if (x.ndim() != 2 && x.ndim() != 3) {
-      throw std::invalid_argument("x must have shape (T, B, I), or (T, B) for tokens, got " + shape_text(x));
+      throw std::invalid_argument("x must have shape (T, B, I), or (T, B) for tokens, got " +
+                                  shape_text(x));
     }
     if (x.shape(axis) < 1) {
-      throw std::invalid_argument("x must have at least one step and one row, got shape " + shape_text(x));
+      throw std::invalid_argument("x must have at least one step and one row, got shape " +
+                                  shape_text(x));
     }
     return x.shape(axis);
   }
@@ -85,12 +90,13 @@ auto by_dtype(const py::array& array, const char* name, F f) {
 // A snapshot of one layer's weights, packed for forward().
 class Packed {
  public:
-  Packed(const std::string& cell, const py::array& weight_ih, const py::array& weight_hh, const py::object& bias,
-         const py::object& bias_hn) {
+  Packed(const std::string& cell, const py::array& weight_ih, const py::array& weight_hh,
+         const py::object& bias, const py::object& bias_hn) {
     const int id = find_cell(cell);
     const auto& facts = all_cells()[static_cast<std::size_t>(id)];
     by_dtype(weight_hh, "weight_hh", [&]<class T>(T) {
-      weights<T>().emplace(id, read_parameters<T>(facts, weight_ih, weight_hh, bias, bias_hn), true);
+      weights<T>().emplace(id, read_parameters<T>(facts, weight_ih, weight_hh, bias, bias_hn),
+                           true);
     });
   }
 
@@ -108,10 +114,10 @@ class Packed {
   std::optional<PackedWeights<double>> double_;
 };
 
-py::tuple run_forward(const std::string& cell, py::array x, const py::object& h, const py::object& c,
-                      const py::array& weight_ih, const py::array& weight_hh, const py::object& bias,
-                      const py::object& bias_hn, const py::object& lengths, bool reverse, py::array y, bool keep,
-                      Packed* packed) {
+py::tuple run_forward(const std::string& cell, py::array x, const py::object& h,
+                      const py::object& c, const py::array& weight_ih, const py::array& weight_hh,
+                      const py::object& bias, const py::object& bias_hn, const py::object& lengths,
+                      bool reverse, py::array y, bool keep, Packed* packed) {
   const int id = find_cell(cell);
   const auto& facts = all_cells()[static_cast<std::size_t>(id)];
   return by_dtype(weight_hh, "weight_hh", [&]<class T>(T) {
@@ -122,21 +128,23 @@ py::tuple run_forward(const std::string& cell, py::array x, const py::object& h,
     py::object saved = py::none(), cells = py::none();
     if (keep && facts.saved > 0) saved = new_array<T>({live, facts.saved, units});
     if (keep && facts.cell_state) cells = new_array<T>({live, units});
-    const ForwardProblem<T> problem{.schedule = input.schedule.schedule(reverse),
-                                    .parameters = parameters,
-                                    .x = input.dense,
-                                    .tokens = input.token_view(),
-                                    .h = write<T>(h, "h", {input.batch, units}),
-                                    .c = facts.cell_state ? write<T>(c, "c", {input.batch, units}) : nullptr,
-                                    .y = sequence<T>(y, "y", input.steps, input.batch, units),
-                                    .saved = write<T>(saved, "saved", {live, facts.saved, units}),
-                                    .cells = write<T>(cells, "cells", {live, units})};
+    const ForwardProblem<T> problem{
+        .schedule = input.schedule.schedule(reverse),
+        .parameters = parameters,
+        .x = input.dense,
+        .tokens = input.token_view(),
+        .h = write<T>(h, "h", {input.batch, units}),
+        .c = facts.cell_state ? write<T>(c, "c", {input.batch, units}) : nullptr,
+        .y = sequence<T>(y, "y", input.steps, input.batch, units),
+        .saved = write<T>(saved, "saved", {live, facts.saved, units}),
+        .cells = write<T>(cells, "cells", {live, units})};
     if (!problem.h || (facts.cell_state && !problem.c)) {
       throw std::invalid_argument("h (and c for an LSTM) must be given");
     }
     PackedWeights<T>* ready = nullptr;
     if (packed) {
-      if (!packed->weights<T>()) throw std::invalid_argument("packed must have the dtype of the weights");
+      if (!packed->weights<T>())
+        throw std::invalid_argument("packed must have the dtype of the weights");
       ready = &*packed->weights<T>();
     }
     {
@@ -152,11 +160,13 @@ py::tuple run_forward(const std::string& cell, py::array x, const py::object& h,
   });
 }
 
-void run_backward(const std::string& cell, py::array x, const py::object& h_0, const py::object& c_0,
-                  const py::array& weight_ih, const py::array& weight_hh, const py::object& lengths, bool reverse,
-                  py::array y, const py::object& saved, const py::object& cells, const py::object& dy,
-                  const py::object& dh, const py::object& dc, const py::object& dx, const py::object& dweight_ih,
-                  const py::object& dweight_hh, const py::object& dbias, const py::object& dbias_hn) {
+void run_backward(const std::string& cell, py::array x, const py::object& h_0,
+                  const py::object& c_0, const py::array& weight_ih, const py::array& weight_hh,
+                  const py::object& lengths, bool reverse, py::array y, const py::object& saved,
+                  const py::object& cells, const py::object& dy, const py::object& dh,
+                  const py::object& dc, const py::object& dx, const py::object& dweight_ih,
+                  const py::object& dweight_hh, const py::object& dbias,
+                  const py::object& dbias_hn) {
   const int id = find_cell(cell);
   const auto& facts = all_cells()[static_cast<std::size_t>(id)];
   by_dtype(weight_hh, "weight_hh", [&]<class T>(T) {
@@ -164,26 +174,29 @@ void run_backward(const std::string& cell, py::array x, const py::object& h_0, c
     const Index units = parameters.units, inputs = parameters.inputs, rows = facts.gates * units;
     const Input<T> input(x, lengths, inputs);
     const Index live = input.schedule.live_rows(), batch = input.batch;
-    BackwardProblem<T> problem{.schedule = input.schedule.schedule(reverse),
-                               .parameters = parameters,
-                               .x = input.dense,
-                               .tokens = input.token_view(),
-                               .h_0 = read<T>(h_0, "h_0", {batch, units}),
-                               .c_0 = facts.cell_state ? read<T>(c_0, "c_0", {batch, units}) : nullptr,
-                               .y = sequence<const T>(y, "y", input.steps, batch, units),
-                               .saved = read<T>(saved, "saved", {live, facts.saved, units}),
-                               .cells = read<T>(cells, "cells", {live, units}),
-                               .dy = {},
-                               .dh = write<T>(dh, "dh", {batch, units}),
-                               .dc = facts.cell_state ? write<T>(dc, "dc", {batch, units}) : nullptr,
-                               .dx = {},
-                               .dw_ih = write<T>(dweight_ih, "dweight_ih", {rows, inputs}),
-                               .dw_hh = write<T>(dweight_hh, "dweight_hh", {rows, units}),
-                               .dbias = write<T>(dbias, "dbias", {rows}),
-                               .dbias_hn = write<T>(dbias_hn, "dbias_hn", {units})};
-    if (!problem.h_0 || !problem.dh || !problem.dw_ih || !problem.dw_hh || (facts.saved > 0 && !problem.saved) ||
+    BackwardProblem<T> problem{
+        .schedule = input.schedule.schedule(reverse),
+        .parameters = parameters,
+        .x = input.dense,
+        .tokens = input.token_view(),
+        .h_0 = read<T>(h_0, "h_0", {batch, units}),
+        .c_0 = facts.cell_state ? read<T>(c_0, "c_0", {batch, units}) : nullptr,
+        .y = sequence<const T>(y, "y", input.steps, batch, units),
+        .saved = read<T>(saved, "saved", {live, facts.saved, units}),
+        .cells = read<T>(cells, "cells", {live, units}),
+        .dy = {},
+        .dh = write<T>(dh, "dh", {batch, units}),
+        .dc = facts.cell_state ? write<T>(dc, "dc", {batch, units}) : nullptr,
+        .dx = {},
+        .dw_ih = write<T>(dweight_ih, "dweight_ih", {rows, inputs}),
+        .dw_hh = write<T>(dweight_hh, "dweight_hh", {rows, units}),
+        .dbias = write<T>(dbias, "dbias", {rows}),
+        .dbias_hn = write<T>(dbias_hn, "dbias_hn", {units})};
+    if (!problem.h_0 || !problem.dh || !problem.dw_ih || !problem.dw_hh ||
+        (facts.saved > 0 && !problem.saved) ||
         (facts.cell_state && (!problem.c_0 || !problem.dc || !problem.cells))) {
-      throw std::invalid_argument("h_0, dh, dweight_ih, dweight_hh and what the forward pass kept must be given");
+      throw std::invalid_argument(
+          "h_0, dh, dweight_ih, dweight_hh and what the forward pass kept must be given");
     }
     if (!dy.is_none()) {
       auto array = py::cast<py::array>(dy);
@@ -198,16 +211,18 @@ void run_backward(const std::string& cell, py::array x, const py::object& h_0, c
   });
 }
 
-py::array run_matmul(const py::array& a, const py::array& b, const py::object& out, bool transpose_a,
-                     bool transpose_b, const py::object& bias, bool accumulate) {
+py::array run_matmul(const py::array& a, const py::array& b, const py::object& out,
+                     bool transpose_a, bool transpose_b, const py::object& bias, bool accumulate) {
   if (a.ndim() != 2 || b.ndim() != 2) {
-    throw std::invalid_argument("a and b must have 2 axes, got shapes " + shape_text(a) + " and " + shape_text(b));
+    throw std::invalid_argument("a and b must have 2 axes, got shapes " + shape_text(a) + " and " +
+                                shape_text(b));
   }
   return by_dtype(a, "a", [&]<class T>(T) {
     const Index rows = a.shape(transpose_a ? 1 : 0), depth = a.shape(transpose_a ? 0 : 1);
     const Index columns = b.shape(transpose_b ? 0 : 1);
     const T* left = read<T>(a, "a", {a.shape(0), a.shape(1)});
-    const T* right = transpose_b ? read<T>(b, "b", {columns, depth}) : read<T>(b, "b", {depth, columns});
+    const T* right =
+        transpose_b ? read<T>(b, "b", {columns, depth}) : read<T>(b, "b", {depth, columns});
     if (accumulate && (out.is_none() || !bias.is_none())) {
       throw std::invalid_argument("accumulate needs out, and no bias");
     }
@@ -241,12 +256,14 @@ py::array run_activation(const std::string& name, const py::array& x) {
     const T* in = read<T>(x, "x", {x.size()});
     const py::object out = new_array<T>({x.size()});
     const auto& kernels = chosen_backend().backend->kernels<T>();
-    (name == "tanh" ? kernels.tanh : kernels.sigmoid)(in, write<T>(out, "out", {x.size()}), x.size());
+    (name == "tanh" ? kernels.tanh : kernels.sigmoid)(in, write<T>(out, "out", {x.size()}),
+                                                      x.size());
     return py::cast<py::array>(out);
   });
 }
 
-py::tuple plan(const std::string& cell, Index inputs, Index units, Index steps, Index batch, bool float64) {
+py::tuple plan(const std::string& cell, Index inputs, Index units, Index steps, Index batch,
+               bool float64) {
   const int id = find_cell(cell);
   const ScheduleStorage storage(steps, batch, std::nullopt);
   const auto with = [&]<class T>(T) {
@@ -271,32 +288,43 @@ PYBIND11_MODULE(_core, m) {
   const auto& choice = chosen_backend();
 
   py::class_<Packed>(m, "Packed", "A snapshot of one layer's weights, packed for forward().")
-      .def(py::init<const std::string&, const py::array&, const py::array&, const py::object&, const py::object&>(),
-           py::arg("cell"), py::arg("weight_ih"), py::arg("weight_hh"), py::arg("bias"), py::arg("bias_hn"));
+      .def(py::init<const std::string&, const py::array&, const py::array&, const py::object&,
+                    const py::object&>(),
+           py::arg("cell"), py::arg("weight_ih"), py::arg("weight_hh"), py::arg("bias"),
+           py::arg("bias_hn"));
 
-  m.def("forward", run_forward, py::arg("cell"), py::arg("x"), py::arg("h"), py::arg("c"), py::arg("weight_ih"),
-        py::arg("weight_hh"), py::arg("bias"), py::arg("bias_hn"), py::arg("lengths"), py::arg("reverse"),
-        py::arg("y"), py::arg("keep"), py::arg("packed") = nullptr,
-        "One layer in one direction. h and c go in as h_0, c_0 and come out as h_n, c_n; y is written. Returns "
+  m.def("forward", run_forward, py::arg("cell"), py::arg("x"), py::arg("h"), py::arg("c"),
+        py::arg("weight_ih"), py::arg("weight_hh"), py::arg("bias"), py::arg("bias_hn"),
+        py::arg("lengths"), py::arg("reverse"), py::arg("y"), py::arg("keep"),
+        py::arg("packed") = nullptr,
+        "One layer in one direction. h and c go in as h_0, c_0 and come out as h_n, c_n; y is "
+        "written. Returns "
         "(saved, cells), what backward() needs when keep is true.");
   m.def("backward", run_backward, py::arg("cell"), py::arg("x"), py::arg("h_0"), py::arg("c_0"),
-        py::arg("weight_ih"), py::arg("weight_hh"), py::arg("lengths"), py::arg("reverse"), py::arg("y"),
-        py::arg("saved"), py::arg("cells"), py::arg("dy"), py::arg("dh"), py::arg("dc"), py::arg("dx"),
-        py::arg("dweight_ih"), py::arg("dweight_hh"), py::arg("dbias"), py::arg("dbias_hn"),
-        "Gradients of forward(). dh and dc go in for the last state and come out for the first; dx and the "
+        py::arg("weight_ih"), py::arg("weight_hh"), py::arg("lengths"), py::arg("reverse"),
+        py::arg("y"), py::arg("saved"), py::arg("cells"), py::arg("dy"), py::arg("dh"),
+        py::arg("dc"), py::arg("dx"), py::arg("dweight_ih"), py::arg("dweight_hh"),
+        py::arg("dbias"), py::arg("dbias_hn"),
+        "Gradients of forward(). dh and dc go in for the last state and come out for the first; dx "
+        "and the "
         "gradients of the parameters are added to.");
-  m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out") = py::none(), py::kw_only(),
-        py::arg("transpose_a") = false, py::arg("transpose_b") = false, py::arg("bias") = py::none(),
-        py::arg("accumulate") = false, "a @ b + bias for C-contiguous 2-D arrays; with accumulate, out += a @ b.");
+  m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out") = py::none(),
+        py::kw_only(), py::arg("transpose_a") = false, py::arg("transpose_b") = false,
+        py::arg("bias") = py::none(), py::arg("accumulate") = false,
+        "a @ b + bias for C-contiguous 2-D arrays; with accumulate, out += a @ b.");
   m.def("activation", run_activation, py::arg("name"), py::arg("x"),
         "tanh or sigmoid of a 1-D array, as the kernels compute it.");
-  m.def("plan", plan, py::arg("cell"), py::arg("inputs"), py::arg("units"), py::arg("steps"), py::arg("batch"),
-        py::arg("float64"), "(row groups, unit groups, reason): how a call of that size is shared by threads.");
-  m.def("isa", [name = std::string(choice.backend->name)] { return name; }, "The instruction set in use.");
+  m.def("plan", plan, py::arg("cell"), py::arg("inputs"), py::arg("units"), py::arg("steps"),
+        py::arg("batch"), py::arg("float64"),
+        "(row groups, unit groups, reason): how a call of that size is shared by threads.");
+  m.def(
+      "isa", [name = std::string(choice.backend->name)] { return name; },
+      "The instruction set in use.");
   m.def("isa_reason", [reason = choice.reason] { return reason; }, "Why it is in use.");
   m.def("supported_isas", supported_isas, "Those that were built and run here, best first.");
   m.def("max_threads", max_threads, "How many threads a call may use.");
-  m.def("set_max_threads", set_max_threads, py::arg("count"), "Sets that for calls from this thread.");
+  m.def("set_max_threads", set_max_threads, py::arg("count"),
+        "Sets that for calls from this thread.");
 }
 
 }  // namespace rnnkern

@@ -27,13 +27,16 @@ inline std::string shape_text(std::initializer_list<Index> shape) {
 
 template <class T>
 void check(const py::array& array, const char* name, std::initializer_list<Index> shape) {
-  bool fits = py::isinstance<py::array_t<T>>(array) && array.ndim() == static_cast<Index>(shape.size());
-  for (Index axis = 0; fits && axis < array.ndim(); ++axis) fits = array.shape(axis) == shape.begin()[axis];
+  bool fits =
+      py::isinstance<py::array_t<T>>(array) && array.ndim() == static_cast<Index>(shape.size());
+  for (Index axis = 0; fits && axis < array.ndim(); ++axis)
+    fits = array.shape(axis) == shape.begin()[axis];
   if (!fits) {
     throw std::invalid_argument(std::string(name) + " must be a " +
-                                py::str(py::dtype::of<T>()).template cast<std::string>() + " array of shape " +
-                                shape_text(shape) + ", got " +
-                                py::str(array.dtype()).cast<std::string>() + " of shape " + shape_text(array));
+                                py::str(py::dtype::of<T>()).template cast<std::string>() +
+                                " array of shape " + shape_text(shape) + ", got " +
+                                py::str(array.dtype()).cast<std::string>() + " of shape " +
+                                shape_text(array));
   }
 }
 
@@ -77,14 +80,16 @@ Sequence<T> sequence(py::array& array, const char* name, Index steps, Index batc
   for (Index axis = 0; axis < array.ndim(); ++axis) {
     const Index stride = array.strides(axis);
     if (stride % size != 0 || (axis == 2 && stride != size && inner > 1)) {
-      throw std::invalid_argument(std::string(name) + " must have a contiguous last axis, got strides " +
+      throw std::invalid_argument(std::string(name) +
+                                  " must have a contiguous last axis, got strides " +
                                   py::str(py::tuple(array.attr("strides"))).cast<std::string>());
     }
   }
   if constexpr (std::is_const_v<T>) {
     return {static_cast<T*>(array.data()), array.strides(0) / size, array.strides(1) / size};
   } else {
-    return {static_cast<T*>(array.mutable_data()), array.strides(0) / size, array.strides(1) / size};
+    return {static_cast<T*>(array.mutable_data()), array.strides(0) / size,
+            array.strides(1) / size};
   }
 }
 

@@ -25,7 +25,8 @@ constexpr Candidate kCandidates[] = {
               __builtin_cpu_supports("fma");
      },
      avx512_backend},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2_backend},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
+     avx2_backend},
 #endif
     {"scalar", [] { return true; }, scalar_backend},
 };
@@ -37,7 +38,8 @@ Choice choose() {
     return {supported.front(), "the best that this processor runs"};
   }
   std::string known, here;
-  for (const auto& candidate : kCandidates) known += std::string(known.empty() ? "" : ", ") + candidate.name;
+  for (const auto& candidate : kCandidates)
+    known += std::string(known.empty() ? "" : ", ") + candidate.name;
   for (const auto* backend : supported) {
     if (std::string_view(backend->name) == forced) return {backend, "RNNKERN_ISA asks for it"};
     here += std::string(here.empty() ? "" : ", ") + backend->name;

@@ -41,9 +41,9 @@ template <class V, class Cell>
 struct BackwardStep {
   V saved[at_least_one(Cell::saved)];
   V h_previous, h, c_previous, c;
-  V dh;                  // phase 0: ∂L/∂h_t, whole; phase p > 0: ∂L/∂operand(p)
-  V dc;                  // in: ∂L/∂c_t as step t+1 left it; out: ∂L/∂c_{t-1}
-  V direct;              // ∂L/∂h_{t-1} by every path that is not the product of phase 0
+  V dh;      // phase 0: ∂L/∂h_t, whole; phase p > 0: ∂L/∂operand(p)
+  V dc;      // in: ∂L/∂c_t as step t+1 left it; out: ∂L/∂c_{t-1}
+  V direct;  // ∂L/∂h_{t-1} by every path that is not the product of phase 0
   V delta[Cell::deltas];
 };
 

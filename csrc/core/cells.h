@@ -13,7 +13,6 @@ struct CellList {
   static constexpr int size = sizeof...(Cells);
 };
 
-using AllCells =
-    CellList<Rnn<Tanh>, Rnn<Relu>, SimplifiedGru, GruResetBefore, GruResetAfter, Lstm>;
+using AllCells = CellList<Rnn<Tanh>, Rnn<Relu>, SimplifiedGru, GruResetBefore, GruResetAfter, Lstm>;
 
 }  // namespace rnnkern

@@ -6,22 +6,25 @@ template <class T>
 PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, bool dense) {
   const auto& kernels = chosen_backend().backend->kernels<T>().cells[cell];
   bytes_ = AlignedBytes(kernels.packed_bytes(parameters, dense));
-  run_team(Plan{}, [&](const Worker& worker) { kernels.pack(parameters, dense, worker, bytes_.get()); });
+  run_team(Plan{},
+           [&](const Worker& worker) { kernels.pack(parameters, dense, worker, bytes_.get()); });
 }
 
 template <class T>
 Plan plan_for(int cell, const Schedule& schedule, const Parameters<T>& parameters) {
   const double gates = all_cells()[static_cast<std::size_t>(cell)].gates;
-  const double units = static_cast<double>(parameters.units), inputs = static_cast<double>(parameters.inputs);
+  const double units = static_cast<double>(parameters.units),
+               inputs = static_cast<double>(parameters.inputs);
   const double per_row = 2 * gates * units * units;
   const Index live = schedule.offset[schedule.steps];
-  return make_plan({.steps = schedule.steps,
-                    .batch = schedule.batch,
-                    .units = parameters.units,
-                    .step_flops = per_row * static_cast<double>(live) / static_cast<double>(schedule.steps),
-                    .total_flops = static_cast<double>(live) * (per_row + 2 * gates * units * inputs),
-                    .weight_bytes = static_cast<Index>(gates * units * units * sizeof(T))},
-                   max_threads());
+  return make_plan(
+      {.steps = schedule.steps,
+       .batch = schedule.batch,
+       .units = parameters.units,
+       .step_flops = per_row * static_cast<double>(live) / static_cast<double>(schedule.steps),
+       .total_flops = static_cast<double>(live) * (per_row + 2 * gates * units * inputs),
+       .weight_bytes = static_cast<Index>(gates * units * units * sizeof(T))},
+      max_threads());
 }
 
 template <class T>
@@ -56,8 +59,8 @@ void backward(int cell, const BackwardProblem<T>& problem) {
 template <class T>
 void matmul(const MatmulProblem<T>& problem) {
   const auto& kernels = chosen_backend().backend->kernels<T>();
-  const double flops = 2.0 * static_cast<double>(problem.rows) * static_cast<double>(problem.columns) *
-                       static_cast<double>(problem.depth);
+  const double flops = 2.0 * static_cast<double>(problem.rows) *
+                       static_cast<double>(problem.columns) * static_cast<double>(problem.depth);
   constexpr double kWorthSharing = 1e6;  // flops
   Plan plan;
   plan.row_groups = flops < kWorthSharing ? 1 : max_threads();

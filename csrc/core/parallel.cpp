@@ -58,8 +58,8 @@ namespace {
 std::atomic<bool> had_team{false}, orphaned{false};
 
 void note_team() {
-  static const int registered =
-      pthread_atfork(nullptr, nullptr, [] { orphaned.store(had_team.load(std::memory_order_relaxed)); });
+  static const int registered = pthread_atfork(
+      nullptr, nullptr, [] { orphaned.store(had_team.load(std::memory_order_relaxed)); });
   (void)registered;
   had_team.store(true, std::memory_order_relaxed);
 }
@@ -132,13 +132,15 @@ Plan make_plan(const Work& work, int threads) {
   constexpr double kWakeFlops = 4e5, kBarrierFlops = 5e4;
   constexpr Index kCacheBytes = 1 << 20;  // of one core: what the recurrent weights may fill
   if (threads <= 1) return {1, 1, "one thread was asked for, or there is one core"};
-  if (work.total_flops < kWakeFlops * threads) return {1, 1, "too little work to wake a second thread"};
+  if (work.total_flops < kWakeFlops * threads)
+    return {1, 1, "too little work to wake a second thread"};
   const bool fits = work.weight_bytes <= kCacheBytes;
   if (work.batch >= 4 * threads && (fits || work.batch >= 64 * threads)) {
     return {threads, 1, "each thread owns rows of the batch: no barrier between steps"};
   }
   if (work.step_flops >= kBarrierFlops * threads) {
-    return {1, threads, "each thread owns units: its weights stay in its cache, one barrier a phase"};
+    return {1, threads,
+            "each thread owns units: its weights stay in its cache, one barrier a phase"};
   }
   if (work.batch >= threads && fits) {
     return {threads, 1, "each thread owns rows of the batch: a step is too short for barriers"};
@@ -177,7 +179,8 @@ class Pool {
   }
 
  private:
-  static constexpr std::size_t kBlocks = 4, kSmallest = std::size_t{1} << 16, kLargest = std::size_t{1} << 26;
+  static constexpr std::size_t kBlocks = 4, kSmallest = std::size_t{1} << 16,
+                               kLargest = std::size_t{1} << 26;
   struct Block {
     std::byte* data = nullptr;
     std::size_t size = 0;

@@ -7,7 +7,8 @@
 
 namespace rnnkern {
 
-ScheduleStorage::ScheduleStorage(Index steps, Index batch, const std::optional<std::vector<Index>>& lengths)
+ScheduleStorage::ScheduleStorage(Index steps, Index batch,
+                                 const std::optional<std::vector<Index>>& lengths)
     : lengths_(lengths ? *lengths : std::vector<Index>(static_cast<std::size_t>(batch), steps)),
       order_(static_cast<std::size_t>(batch)),
       offset_(static_cast<std::size_t>(steps) + 1),
@@ -27,11 +28,13 @@ ScheduleStorage::ScheduleStorage(Index steps, Index batch, const std::optional<s
   }
   std::iota(order_.begin(), order_.end(), Index{0});
   if (ragged_) {
-    std::stable_sort(order_.begin(), order_.end(), [&](Index a, Index b) { return length(a) > length(b); });
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](Index a, Index b) { return length(a) > length(b); });
   }
 }
 
-TokenStorage::TokenStorage(const Schedule& schedule, Sequence<const std::int64_t> x, Index vocabulary)
+TokenStorage::TokenStorage(const Schedule& schedule, Sequence<const std::int64_t> x,
+                           Index vocabulary)
     : slot_(static_cast<std::size_t>(schedule.offset[schedule.steps])) {
   std::vector<std::int32_t> slot_of(static_cast<std::size_t>(vocabulary), -1);
   auto out = slot_.begin();
@@ -41,9 +44,9 @@ TokenStorage::TokenStorage(const Schedule& schedule, Sequence<const std::int64_t
       const Index b = schedule.order[i];
       const std::int64_t token = *x.at(t, b);
       if (token < 0 || token >= vocabulary) {
-        throw std::invalid_argument("x must hold tokens in 0.." + std::to_string(vocabulary - 1) + ", got " +
-                                    std::to_string(token) + " at step " + std::to_string(t) + " of row " +
-                                    std::to_string(b));
+        throw std::invalid_argument("x must hold tokens in 0.." + std::to_string(vocabulary - 1) +
+                                    ", got " + std::to_string(token) + " at step " +
+                                    std::to_string(t) + " of row " + std::to_string(b));
       }
       auto& slot = slot_of[static_cast<std::size_t>(token)];
       if (slot < 0) {

@@ -16,8 +16,8 @@ class ScheduleStorage {
   ScheduleStorage(Index steps, Index batch, const std::optional<std::vector<Index>>& lengths);
 
   Schedule schedule(bool reverse) const {
-    return {static_cast<Index>(offset_.size()) - 1, static_cast<Index>(order_.size()), reverse, order_.data(),
-            offset_.data()};
+    return {static_cast<Index>(offset_.size()) - 1, static_cast<Index>(order_.size()), reverse,
+            order_.data(), offset_.data()};
   }
   Index live_rows() const { return offset_.back(); }
   Index length(Index row) const { return lengths_[static_cast<std::size_t>(row)]; }
@@ -34,9 +34,7 @@ class TokenStorage {
   // Tokens outside [0, vocabulary) are a std::invalid_argument.
   TokenStorage(const Schedule& schedule, Sequence<const std::int64_t> x, Index vocabulary);
 
-  Tokens tokens() const {
-    return {slot_.data(), token_.data(), static_cast<Index>(token_.size())};
-  }
+  Tokens tokens() const { return {slot_.data(), token_.data(), static_cast<Index>(token_.size())}; }
 
  private:
   std::vector<std::int32_t> slot_;

@@ -72,7 +72,8 @@ class Backward {
       if (problem.dx.data) to_input = take(PanelMatrix<V>(kGates * units, parameters.inputs, 1));
       delta = arena.take<T>(chunk * kDeltas * units);
       boundary = arena.take<T>(batch * kDeltas * units);
-      token_gradient = arena.take<T>(problem.tokens.slot ? problem.tokens.count * kGates * units : 0);
+      token_gradient =
+          arena.take<T>(problem.tokens.slot ? problem.tokens.count * kGates * units : 0);
       packed_delta = arena.take<T>(chunk * kDeltas * units);
       const Index rows = chunk > kMaxTileRows ? chunk : kMaxTileRows;
       for (int i = 0; i < threads; ++i) {
@@ -84,7 +85,8 @@ class Backward {
         if (i != id) continue;
         tile = tile_i, a = a_i, c = c_i;
         delta_after = in, segment = in + batch, h_previous = in + 2 * batch, h = in + 3 * batch;
-        c_previous = in + 4 * batch, cell = in + 5 * batch, saved = in + 6 * batch, dy = in + 7 * batch;
+        c_previous = in + 4 * batch, cell = in + 5 * batch, saved = in + 6 * batch,
+        dy = in + 7 * batch;
         delta_now = out;
       }
     }
@@ -191,8 +193,8 @@ class Backward {
     const Index live = schedule_.live(s), after = schedule_.live(s + 1);
     for_tiles(after, [&](Index begin, Index end) {
       for (Index i = begin; i < end; ++i) {
-        scratch_.delta_after[i] = s < 0 ? scratch_.boundary + i * kDeltas * units_
-                                        : delta_row(chunk, s + 1, i);
+        scratch_.delta_after[i] =
+            s < 0 ? scratch_.boundary + i * kDeltas * units_ : delta_row(chunk, s + 1, i);
       }
     });
     for_tiles(live, [&](Index begin, Index end) {
@@ -203,7 +205,8 @@ class Backward {
         scratch_.h_previous[i] = previous_h(s, i);
         scratch_.h[i] = problem_.y.at(t, b);
         scratch_.dy[i] = problem_.dy.data ? problem_.dy.at(t, b) : nullptr;
-        if constexpr (Cell::saved > 0) scratch_.saved[i] = problem_.saved + p * Cell::saved * units_;
+        if constexpr (Cell::saved > 0)
+          scratch_.saved[i] = problem_.saved + p * Cell::saved * units_;
         if constexpr (Cell::cell_state) {
           scratch_.c_previous[i] = previous_c(s, i);
           scratch_.cell[i] = problem_.cells + p * units_;
@@ -247,14 +250,18 @@ class Backward {
 
   // Σ over the phase's gates of delta · W_hh for rows [begin, end), gate by gate onto the same sums.
   template <int P>
-  void sum_tile(const PanelMatrix<V>& matrix, Index panel, Index side, Index begin, Index end) const {
+  void sum_tile(const PanelMatrix<V>& matrix, Index panel, Index side, Index begin,
+                Index end) const {
     if (begin >= end) return;
     constexpr Range phase = Cell::phases[P];
     const int rows = static_cast<int>(end - begin);
-    const T* const* source = P == 0 ? scratch_.delta_after : const_cast<const T* const*>(scratch_.delta_now);
+    const T* const* source =
+        P == 0 ? scratch_.delta_after : const_cast<const T* const*>(scratch_.delta_now);
     for (int g = 0, run; g < phase.count; g += run) {
       const int first = Cell::state_delta[phase.first + g];
-      for (run = 1; g + run < phase.count && Cell::state_delta[phase.first + g + run] == first + run;) ++run;
+      for (run = 1;
+           g + run < phase.count && Cell::state_delta[phase.first + g + run] == first + run;)
+        ++run;
       for (Index i = begin; i < end; ++i) scratch_.segment[i] = source[i] + first * units_;
       TileProduct<T> tile{.a = scratch_.segment + begin,
                           .a_begin = 0,
@@ -268,7 +275,8 @@ class Backward {
                           .out = scratch_.tile,
                           .out_row = side * matrix.row_size(),
                           .out_panel = matrix.row_size()};
-      if (g > 0) tile.start = tile.out, tile.start_row = tile.out_row, tile.start_panel = tile.out_panel;
+      if (g > 0)
+        tile.start = tile.out, tile.start_row = tile.out_row, tile.start_panel = tile.out_panel;
       TileKernels<V>::find(rows, matrix.width(), static_cast<int>(side))(tile);
     }
   }
@@ -284,7 +292,8 @@ class Backward {
         continue;
       }
       BackwardStep<V, Cell> step;
-      for (int k = 0; k < Cell::saved; ++k) step.saved[k] = lane.load(scratch_.saved[i] + k * units_ + unit);
+      for (int k = 0; k < Cell::saved; ++k)
+        step.saved[k] = lane.load(scratch_.saved[i] + k * units_ + unit);
       step.h_previous = lane.load(scratch_.h_previous[i] + unit);
       step.h = lane.load(scratch_.h[i] + unit);
       T* dc = nullptr;
@@ -348,15 +357,17 @@ class Backward {
       PanelMatrix<V> matrix = scratch_.operands[p];
       matrix.depth = rows;
       const auto share = worker_.share(matrix.count());
-      for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row, [&](Index row, Index t, Index i) {
-        scratch_.a[row - chunk.first_row] = previous_h(schedule_.time(t), i);
-      });
+      for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row,
+                         [&](Index row, Index t, Index i) {
+                           scratch_.a[row - chunk.first_row] = previous_h(schedule_.time(t), i);
+                         });
       pack_rows(matrix, share.begin, share.end, [&](Index k, int, Index unit, Index n) {
         const V h = load_some<V>(a[k] + unit, n);
         if constexpr (kPhases > 1) {
           if (p == 1) {
             const T* saved = problem_.saved + (chunk.first_row + k) * Cell::saved * units_;
-            return Cell::operand(Phase<1>{}, load_some<V>(saved + Cell::operand_gate * units_ + unit, n), h);
+            return Cell::operand(Phase<1>{},
+                                 load_some<V>(saved + Cell::operand_gate * units_ + unit, n), h);
           }
         }
         return h;
@@ -366,9 +377,10 @@ class Backward {
       PanelMatrix<V> matrix = scratch_.inputs;
       matrix.depth = rows;
       const auto share = worker_.share(matrix.count());
-      for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row, [&](Index row, Index t, Index i) {
-        scratch_.a[row - chunk.first_row] = problem_.x.at(t, schedule_.order[i]);
-      });
+      for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row,
+                         [&](Index row, Index t, Index i) {
+                           scratch_.a[row - chunk.first_row] = problem_.x.at(t, schedule_.order[i]);
+                         });
       pack_rows(matrix, share.begin, share.end,
                 [&](Index k, int, Index unit, Index n) { return load_some<V>(a[k] + unit, n); });
     }
@@ -386,11 +398,13 @@ class Backward {
   void add_input_gradient(const Chunk& chunk) const {
     const auto share = worker_.share(chunk.rows());
     const Index first = chunk.first_row + share.begin;
-    for_packed_rows<V>(schedule_, first, chunk.first_row + share.end, [&](Index p, Index t, Index i) {
-      scratch_.a[p - first] = scratch_.delta + (p - chunk.first_row) * kDeltas * units_;
-      scratch_.c[p - first] = problem_.dx.at(t, schedule_.order[i]);
-    });
-    multiply<V>(scratch_.to_input, scratch_.a, 1, scratch_.c, 0, share.end - share.begin, true, scratch_.tile);
+    for_packed_rows<V>(
+        schedule_, first, chunk.first_row + share.end, [&](Index p, Index t, Index i) {
+          scratch_.a[p - first] = scratch_.delta + (p - chunk.first_row) * kDeltas * units_;
+          scratch_.c[p - first] = problem_.dx.at(t, schedule_.order[i]);
+        });
+    multiply<V>(scratch_.to_input, scratch_.a, 1, scratch_.c, 0, share.end - share.begin, true,
+                scratch_.tile);
   }
 
   // Column sums of the deltas, for this thread's columns.
@@ -409,7 +423,8 @@ class Backward {
       if (!out) continue;
       V sum = load_some<V>(out, n);
       const T* from = scratch_.delta + d * units_ + unit;
-      for (Index k = 0; k < chunk.rows(); ++k, from += kDeltas * units_) sum = sum + load_some<V>(from, n);
+      for (Index k = 0; k < chunk.rows(); ++k, from += kDeltas * units_)
+        sum = sum + load_some<V>(from, n);
       store_some(out, sum, n);
     }
   }
@@ -419,7 +434,8 @@ class Backward {
     for (int g = 0; g < kGates; ++g) {
       if (!problem_.tokens.slot) {
         multiply_delta(chunk, Cell::input_delta[g], scratch_.inputs,
-                       problem_.dw_ih + g * units_ * problem_.parameters.inputs, problem_.parameters.inputs);
+                       problem_.dw_ih + g * units_ * problem_.parameters.inputs,
+                       problem_.parameters.inputs);
       }
       for (int p = 0; p < kPhases; ++p) {
         const Range phase = Cell::phases[p];
@@ -430,7 +446,8 @@ class Backward {
     }
   }
 
-  void multiply_delta(const Chunk& chunk, int delta, PanelMatrix<V> matrix, T* out, Index out_row) const {
+  void multiply_delta(const Chunk& chunk, int delta, PanelMatrix<V> matrix, T* out,
+                      Index out_row) const {
     matrix.depth = chunk.rows();
     const Index columns = matrix.row_size();
     const int width = matrix.width();
@@ -494,7 +511,8 @@ class Backward {
     for (Index slot = 0; slot < problem_.tokens.count; ++slot) {
       const T* from = scratch_.token_gradient + slot * kGates * units_;
       T* column = problem_.dw_ih + problem_.tokens.token[slot];
-      for (Index j = share.begin; j < share.end; ++j) column[j * problem_.parameters.inputs] += from[j];
+      for (Index j = share.begin; j < share.end; ++j)
+        column[j * problem_.parameters.inputs] += from[j];
     }
   }
 

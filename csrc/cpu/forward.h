@@ -32,7 +32,8 @@ inline constexpr Index kChunkRows = 512;
 
 [[gnu::always_inline]] inline Chunk chunk_from(const Schedule& s, Index begin) {
   Chunk chunk{begin, begin, 0, 0};
-  for (Index rows = 0; chunk.end < s.steps && rows < kChunkRows; ++chunk.end) rows += s.live(chunk.end);
+  for (Index rows = 0; chunk.end < s.steps && rows < kChunkRows; ++chunk.end)
+    rows += s.live(chunk.end);
   set_rows(s, chunk);
   return chunk;
 }
@@ -48,7 +49,8 @@ inline constexpr Index kChunkRows = 512;
 
 // Calls visit(packed row, t, i) for the packed rows [begin, end).
 template <class V, class Visit>
-[[gnu::always_inline]] inline void for_packed_rows(const Schedule& s, Index begin, Index end, Visit visit) {
+[[gnu::always_inline]] inline void for_packed_rows(const Schedule& s, Index begin, Index end,
+                                                   Visit visit) {
   Index low = 0, high = s.steps;  // the step that holds `begin`: the last t with offset[t] <= begin
   while (high - low > 1) {
     const Index middle = low + (high - low) / 2;
@@ -135,7 +137,8 @@ class Forward {
     return measure.used();
   }
 
-  static void pack(const Parameters<T>& parameters, bool dense, const Worker& worker, std::byte* packed) {
+  static void pack(const Parameters<T>& parameters, bool dense, const Worker& worker,
+                   std::byte* packed) {
     Arena arena(packed);
     ForwardPanels<V, Cell>(parameters, dense, arena).pack(parameters, worker);
   }
@@ -190,7 +193,8 @@ class Forward {
     }
   };
 
-  Forward(const ForwardProblem<T>& problem, const Worker& worker, std::byte* packed, std::byte* scratch)
+  Forward(const ForwardProblem<T>& problem, const Worker& worker, std::byte* packed,
+          std::byte* scratch)
       : problem_(problem),
         schedule_(problem.schedule),
         units_(problem.parameters.units),
@@ -203,7 +207,8 @@ class Forward {
     Arena arena(packed);
     return ForwardPanels<V, Cell>(problem.parameters, !problem.tokens.slot, arena);
   }
-  static Scratch make_scratch(const ForwardProblem<T>& problem, const Worker& worker, std::byte* base) {
+  static Scratch make_scratch(const ForwardProblem<T>& problem, const Worker& worker,
+                              std::byte* base) {
     Arena arena(base);
     return Scratch(problem, worker.count, worker.id, arena);
   }
@@ -250,10 +255,11 @@ class Forward {
   void multiply_inputs(const Chunk& chunk) const {
     const auto share = worker_.share(chunk.rows());
     const Index size = kGates * units_, first = chunk.first_row + share.begin;
-    for_packed_rows<V>(schedule_, first, chunk.first_row + share.end, [&](Index p, Index t, Index i) {
-      scratch_.a[p - first] = problem_.x.at(t, schedule_.order[i]);
-      scratch_.c[p - first] = scratch_.x_part + (p - chunk.first_row) * size;
-    });
+    for_packed_rows<V>(schedule_, first, chunk.first_row + share.end,
+                       [&](Index p, Index t, Index i) {
+                         scratch_.a[p - first] = problem_.x.at(t, schedule_.order[i]);
+                         scratch_.c[p - first] = scratch_.x_part + (p - chunk.first_row) * size;
+                       });
     multiply<V>(panels_.input, scratch_.a, 1, scratch_.c, size, share.end - share.begin, false,
                 scratch_.tile);
   }
@@ -340,8 +346,8 @@ class Forward {
           if (unit + V::size <= units_) {
             apply_cell<P>(WholeLane<V>{}, sums, tile.out_row, matrix.blocks, begin, rows, unit);
           } else if (unit < units_) {
-            apply_cell<P>(PartLane<V>{units_ - unit}, sums, tile.out_row, matrix.blocks, begin, rows,
-                          unit);
+            apply_cell<P>(PartLane<V>{units_ - unit}, sums, tile.out_row, matrix.blocks, begin,
+                          rows, unit);
           }
         }
       });
@@ -400,7 +406,8 @@ class Forward {
         for (Index u = begin_unit; u < end_unit; ++u) problem_.h[b * units_ + u] = scratch_.y[i][u];
         if constexpr (Cell::cell_state) {
           if (!problem_.cells) continue;
-          for (Index u = begin_unit; u < end_unit; ++u) problem_.c[b * units_ + u] = scratch_.cell[i][u];
+          for (Index u = begin_unit; u < end_unit; ++u)
+            problem_.c[b * units_ + u] = scratch_.cell[i][u];
         }
       }
     });

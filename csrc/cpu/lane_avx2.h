@@ -23,24 +23,37 @@ struct Avx2Float {
   explicit Avx2Float(__m256 r) : v(r) {}
 
   static __m256i first(Index n) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
   static Avx2Float load(const float* p) { return Avx2Float(_mm256_loadu_ps(p)); }
-  static Avx2Float load(const float* p, Index n) { return Avx2Float(_mm256_maskload_ps(p, first(n))); }
+  static Avx2Float load(const float* p, Index n) {
+    return Avx2Float(_mm256_maskload_ps(p, first(n)));
+  }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(float* p, Index n) const { _mm256_maskstore_ps(p, first(n), v); }
 
-  friend Avx2Float operator+(Avx2Float a, Avx2Float b) { return Avx2Float(_mm256_add_ps(a.v, b.v)); }
-  friend Avx2Float operator-(Avx2Float a, Avx2Float b) { return Avx2Float(_mm256_sub_ps(a.v, b.v)); }
-  friend Avx2Float operator*(Avx2Float a, Avx2Float b) { return Avx2Float(_mm256_mul_ps(a.v, b.v)); }
-  friend Avx2Float operator/(Avx2Float a, Avx2Float b) { return Avx2Float(_mm256_div_ps(a.v, b.v)); }
-  friend Avx2Float fma(Avx2Float a, Avx2Float b, Avx2Float c) { return Avx2Float(_mm256_fmadd_ps(a.v, b.v, c.v)); }
+  friend Avx2Float operator+(Avx2Float a, Avx2Float b) {
+    return Avx2Float(_mm256_add_ps(a.v, b.v));
+  }
+  friend Avx2Float operator-(Avx2Float a, Avx2Float b) {
+    return Avx2Float(_mm256_sub_ps(a.v, b.v));
+  }
+  friend Avx2Float operator*(Avx2Float a, Avx2Float b) {
+    return Avx2Float(_mm256_mul_ps(a.v, b.v));
+  }
+  friend Avx2Float operator/(Avx2Float a, Avx2Float b) {
+    return Avx2Float(_mm256_div_ps(a.v, b.v));
+  }
+  friend Avx2Float fma(Avx2Float a, Avx2Float b, Avx2Float c) {
+    return Avx2Float(_mm256_fmadd_ps(a.v, b.v, c.v));
+  }
   friend Avx2Float min(Avx2Float a, Avx2Float b) { return Avx2Float(_mm256_min_ps(a.v, b.v)); }
   friend Avx2Float max(Avx2Float a, Avx2Float b) { return Avx2Float(_mm256_max_ps(a.v, b.v)); }
   friend Avx2Float abs(Avx2Float a) { return Avx2Float(_mm256_andnot_ps(sign_bit(), a.v)); }
   friend Avx2Float copy_sign(Avx2Float magnitude, Avx2Float sign) {
-    return Avx2Float(_mm256_or_ps(_mm256_andnot_ps(sign_bit(), magnitude.v),
-                               _mm256_and_ps(sign_bit(), sign.v)));
+    return Avx2Float(
+        _mm256_or_ps(_mm256_andnot_ps(sign_bit(), magnitude.v), _mm256_and_ps(sign_bit(), sign.v)));
   }
   friend Avx2Float positive(Avx2Float x, Avx2Float v) {
     return Avx2Float(_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ), v.v));
@@ -70,21 +83,33 @@ struct Avx2Double {
     return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
   }
   static Avx2Double load(const double* p) { return Avx2Double(_mm256_loadu_pd(p)); }
-  static Avx2Double load(const double* p, Index n) { return Avx2Double(_mm256_maskload_pd(p, first(n))); }
+  static Avx2Double load(const double* p, Index n) {
+    return Avx2Double(_mm256_maskload_pd(p, first(n)));
+  }
   void store(double* p) const { _mm256_storeu_pd(p, v); }
   void store(double* p, Index n) const { _mm256_maskstore_pd(p, first(n), v); }
 
-  friend Avx2Double operator+(Avx2Double a, Avx2Double b) { return Avx2Double(_mm256_add_pd(a.v, b.v)); }
-  friend Avx2Double operator-(Avx2Double a, Avx2Double b) { return Avx2Double(_mm256_sub_pd(a.v, b.v)); }
-  friend Avx2Double operator*(Avx2Double a, Avx2Double b) { return Avx2Double(_mm256_mul_pd(a.v, b.v)); }
-  friend Avx2Double operator/(Avx2Double a, Avx2Double b) { return Avx2Double(_mm256_div_pd(a.v, b.v)); }
-  friend Avx2Double fma(Avx2Double a, Avx2Double b, Avx2Double c) { return Avx2Double(_mm256_fmadd_pd(a.v, b.v, c.v)); }
+  friend Avx2Double operator+(Avx2Double a, Avx2Double b) {
+    return Avx2Double(_mm256_add_pd(a.v, b.v));
+  }
+  friend Avx2Double operator-(Avx2Double a, Avx2Double b) {
+    return Avx2Double(_mm256_sub_pd(a.v, b.v));
+  }
+  friend Avx2Double operator*(Avx2Double a, Avx2Double b) {
+    return Avx2Double(_mm256_mul_pd(a.v, b.v));
+  }
+  friend Avx2Double operator/(Avx2Double a, Avx2Double b) {
+    return Avx2Double(_mm256_div_pd(a.v, b.v));
+  }
+  friend Avx2Double fma(Avx2Double a, Avx2Double b, Avx2Double c) {
+    return Avx2Double(_mm256_fmadd_pd(a.v, b.v, c.v));
+  }
   friend Avx2Double min(Avx2Double a, Avx2Double b) { return Avx2Double(_mm256_min_pd(a.v, b.v)); }
   friend Avx2Double max(Avx2Double a, Avx2Double b) { return Avx2Double(_mm256_max_pd(a.v, b.v)); }
   friend Avx2Double abs(Avx2Double a) { return Avx2Double(_mm256_andnot_pd(sign_bit(), a.v)); }
   friend Avx2Double copy_sign(Avx2Double magnitude, Avx2Double sign) {
-    return Avx2Double(_mm256_or_pd(_mm256_andnot_pd(sign_bit(), magnitude.v),
-                               _mm256_and_pd(sign_bit(), sign.v)));
+    return Avx2Double(
+        _mm256_or_pd(_mm256_andnot_pd(sign_bit(), magnitude.v), _mm256_and_pd(sign_bit(), sign.v)));
   }
   friend Avx2Double positive(Avx2Double x, Avx2Double v) {
     return Avx2Double(_mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_setzero_pd(), _CMP_GT_OQ), v.v));

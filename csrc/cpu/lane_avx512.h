@@ -24,17 +24,33 @@ struct Avx512Float {
 
   static __mmask16 first(Index n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static Avx512Float load(const float* p) { return Avx512Float(_mm512_loadu_ps(p)); }
-  static Avx512Float load(const float* p, Index n) { return Avx512Float(_mm512_maskz_loadu_ps(first(n), p)); }
+  static Avx512Float load(const float* p, Index n) {
+    return Avx512Float(_mm512_maskz_loadu_ps(first(n), p));
+  }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, Index n) const { _mm512_mask_storeu_ps(p, first(n), v); }
 
-  friend Avx512Float operator+(Avx512Float a, Avx512Float b) { return Avx512Float(_mm512_add_ps(a.v, b.v)); }
-  friend Avx512Float operator-(Avx512Float a, Avx512Float b) { return Avx512Float(_mm512_sub_ps(a.v, b.v)); }
-  friend Avx512Float operator*(Avx512Float a, Avx512Float b) { return Avx512Float(_mm512_mul_ps(a.v, b.v)); }
-  friend Avx512Float operator/(Avx512Float a, Avx512Float b) { return Avx512Float(_mm512_div_ps(a.v, b.v)); }
-  friend Avx512Float fma(Avx512Float a, Avx512Float b, Avx512Float c) { return Avx512Float(_mm512_fmadd_ps(a.v, b.v, c.v)); }
-  friend Avx512Float min(Avx512Float a, Avx512Float b) { return Avx512Float(_mm512_min_ps(a.v, b.v)); }
-  friend Avx512Float max(Avx512Float a, Avx512Float b) { return Avx512Float(_mm512_max_ps(a.v, b.v)); }
+  friend Avx512Float operator+(Avx512Float a, Avx512Float b) {
+    return Avx512Float(_mm512_add_ps(a.v, b.v));
+  }
+  friend Avx512Float operator-(Avx512Float a, Avx512Float b) {
+    return Avx512Float(_mm512_sub_ps(a.v, b.v));
+  }
+  friend Avx512Float operator*(Avx512Float a, Avx512Float b) {
+    return Avx512Float(_mm512_mul_ps(a.v, b.v));
+  }
+  friend Avx512Float operator/(Avx512Float a, Avx512Float b) {
+    return Avx512Float(_mm512_div_ps(a.v, b.v));
+  }
+  friend Avx512Float fma(Avx512Float a, Avx512Float b, Avx512Float c) {
+    return Avx512Float(_mm512_fmadd_ps(a.v, b.v, c.v));
+  }
+  friend Avx512Float min(Avx512Float a, Avx512Float b) {
+    return Avx512Float(_mm512_min_ps(a.v, b.v));
+  }
+  friend Avx512Float max(Avx512Float a, Avx512Float b) {
+    return Avx512Float(_mm512_max_ps(a.v, b.v));
+  }
   friend Avx512Float abs(Avx512Float a) { return Avx512Float(_mm512_abs_ps(a.v)); }
   friend Avx512Float copy_sign(Avx512Float magnitude, Avx512Float sign) {
     // Bitwise select: the sign bit from sign, the rest from magnitude.
@@ -43,7 +59,8 @@ struct Avx512Float {
         bit, _mm512_castps_si512(sign.v), _mm512_castps_si512(magnitude.v), 0xCA)));
   }
   friend Avx512Float positive(Avx512Float x, Avx512Float v) {
-    return Avx512Float(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ), v.v));
+    return Avx512Float(
+        _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ), v.v));
   }
   friend Avx512Float exp2_integer(Avx512Float n) {
     return Avx512Float(_mm512_scalef_ps(_mm512_set1_ps(1), n.v));
@@ -63,17 +80,33 @@ struct Avx512Double {
 
   static __mmask8 first(Index n) { return static_cast<__mmask8>((1u << n) - 1u); }
   static Avx512Double load(const double* p) { return Avx512Double(_mm512_loadu_pd(p)); }
-  static Avx512Double load(const double* p, Index n) { return Avx512Double(_mm512_maskz_loadu_pd(first(n), p)); }
+  static Avx512Double load(const double* p, Index n) {
+    return Avx512Double(_mm512_maskz_loadu_pd(first(n), p));
+  }
   void store(double* p) const { _mm512_storeu_pd(p, v); }
   void store(double* p, Index n) const { _mm512_mask_storeu_pd(p, first(n), v); }
 
-  friend Avx512Double operator+(Avx512Double a, Avx512Double b) { return Avx512Double(_mm512_add_pd(a.v, b.v)); }
-  friend Avx512Double operator-(Avx512Double a, Avx512Double b) { return Avx512Double(_mm512_sub_pd(a.v, b.v)); }
-  friend Avx512Double operator*(Avx512Double a, Avx512Double b) { return Avx512Double(_mm512_mul_pd(a.v, b.v)); }
-  friend Avx512Double operator/(Avx512Double a, Avx512Double b) { return Avx512Double(_mm512_div_pd(a.v, b.v)); }
-  friend Avx512Double fma(Avx512Double a, Avx512Double b, Avx512Double c) { return Avx512Double(_mm512_fmadd_pd(a.v, b.v, c.v)); }
-  friend Avx512Double min(Avx512Double a, Avx512Double b) { return Avx512Double(_mm512_min_pd(a.v, b.v)); }
-  friend Avx512Double max(Avx512Double a, Avx512Double b) { return Avx512Double(_mm512_max_pd(a.v, b.v)); }
+  friend Avx512Double operator+(Avx512Double a, Avx512Double b) {
+    return Avx512Double(_mm512_add_pd(a.v, b.v));
+  }
+  friend Avx512Double operator-(Avx512Double a, Avx512Double b) {
+    return Avx512Double(_mm512_sub_pd(a.v, b.v));
+  }
+  friend Avx512Double operator*(Avx512Double a, Avx512Double b) {
+    return Avx512Double(_mm512_mul_pd(a.v, b.v));
+  }
+  friend Avx512Double operator/(Avx512Double a, Avx512Double b) {
+    return Avx512Double(_mm512_div_pd(a.v, b.v));
+  }
+  friend Avx512Double fma(Avx512Double a, Avx512Double b, Avx512Double c) {
+    return Avx512Double(_mm512_fmadd_pd(a.v, b.v, c.v));
+  }
+  friend Avx512Double min(Avx512Double a, Avx512Double b) {
+    return Avx512Double(_mm512_min_pd(a.v, b.v));
+  }
+  friend Avx512Double max(Avx512Double a, Avx512Double b) {
+    return Avx512Double(_mm512_max_pd(a.v, b.v));
+  }
   friend Avx512Double abs(Avx512Double a) { return Avx512Double(_mm512_abs_pd(a.v)); }
   friend Avx512Double copy_sign(Avx512Double magnitude, Avx512Double sign) {
     // Bitwise select: the sign bit from sign, the rest from magnitude.
@@ -82,7 +115,8 @@ struct Avx512Double {
         bit, _mm512_castpd_si512(sign.v), _mm512_castpd_si512(magnitude.v), 0xCA)));
   }
   friend Avx512Double positive(Avx512Double x, Avx512Double v) {
-    return Avx512Double(_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_GT_OQ), v.v));
+    return Avx512Double(
+        _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_GT_OQ), v.v));
   }
   friend Avx512Double exp2_integer(Avx512Double n) {
     return Avx512Double(_mm512_scalef_pd(_mm512_set1_pd(1), n.v));

@@ -11,19 +11,22 @@ namespace rnnkern {
 
 template <class V>
 void tanh_array(const typename V::value* in, typename V::value* out, Index n) {
-  for (Index i = 0; i < n; i += V::size) store_some(out + i, tanh(load_some<V>(in + i, n - i)), n - i);
+  for (Index i = 0; i < n; i += V::size)
+    store_some(out + i, tanh(load_some<V>(in + i, n - i)), n - i);
 }
 
 template <class V>
 void sigmoid_array(const typename V::value* in, typename V::value* out, Index n) {
-  for (Index i = 0; i < n; i += V::size) store_some(out + i, sigmoid(load_some<V>(in + i, n - i)), n - i);
+  for (Index i = 0; i < n; i += V::size)
+    store_some(out + i, sigmoid(load_some<V>(in + i, n - i)), n - i);
 }
 
 template <class V, class... Cells>
 constexpr Kernels<typename V::value> make_kernels(CellList<Cells...>) {
   return {{CellKernels<typename V::value>{Forward<V, Cells>::packed_bytes, Forward<V, Cells>::pack,
                                           Forward<V, Cells>::scratch_bytes, Forward<V, Cells>::run,
-                                          Backward<V, Cells>::scratch_bytes, Backward<V, Cells>::run}...},
+                                          Backward<V, Cells>::scratch_bytes,
+                                          Backward<V, Cells>::run}...},
           Matmul<V>::scratch_bytes,
           Matmul<V>::run,
           tanh_array<V>,

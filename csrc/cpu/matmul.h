@@ -34,7 +34,8 @@ class Matmul {
     b.data = b.panel(panels.begin);
     b.units = (end_column < b.units ? end_column : b.units) - first_column;
     for (Index i = rows.begin; i < rows.end; ++i) {
-      scratch.a[i] = scratch.turned ? scratch.turned + i * problem.depth : problem.a + i * problem.a_row;
+      scratch.a[i] =
+          scratch.turned ? scratch.turned + i * problem.depth : problem.a + i * problem.a_row;
       scratch.c[i] = problem.c + i * problem.c_row + first_column;
     }
     multiply<V>(b, scratch.a + rows.begin, 1, scratch.c + rows.begin, problem.c_row,
@@ -80,7 +81,8 @@ class Matmul {
         const Index k1 = k0 + kBlock < problem.depth ? k0 + kBlock : problem.depth;
         for (Index i = rows.begin; i < rows.end; ++i) {
           for (Index k = k0; k < k1; ++k) {
-            scratch.turned[i * problem.depth + k] = problem.a[i * problem.a_row + k * problem.a_depth];
+            scratch.turned[i * problem.depth + k] =
+                problem.a[i * problem.a_row + k * problem.a_depth];
           }
         }
       }

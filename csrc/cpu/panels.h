@@ -127,7 +127,8 @@ void multiply(const PanelMatrix<V>& b, const typename V::value* const* a, Index 
   for (Index p = 0, side; p < b.count() && rows > 0; p += side) {
     side = TileKernels<V>::panels(highest, width, b.count() - p);
     const Index column = p * panel_columns;
-    const Index real = b.units - column < side * panel_columns ? b.units - column : side * panel_columns;
+    const Index real =
+        b.units - column < side * panel_columns ? b.units - column : side * panel_columns;
     const bool direct = c_row != 0 && real == side * panel_columns;
     for (Index k = 0; k < b.depth || k == 0; k += kDepth) {
       const bool add = accumulate || k > 0;

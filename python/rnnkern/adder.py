@@ -182,6 +182,27 @@ class Pairs:
         return self.at(self.trained + np.arange(size, dtype=np.int64) * (available // size))
 
 
+@dataclass(frozen=True)
+class Score:
+    """Whole answers right, of how many, and the first wrong ones."""
+
+    right: int = 0
+    total: int = 0
+    wrong: list[str] = dataclasses.field(default_factory=list)
+
+    def __add__(self, other: Score) -> Score:
+        return Score(
+            self.right + other.right,
+            self.total + other.total,
+            (self.wrong + other.wrong)[:_EXAMPLES],
+        )
+
+    def __str__(self) -> str:
+        # Rounded down: 100% is said of all right alone.
+        percent = self.right * 1_000_000 // self.total / 10_000
+        return f"{self.right:,} of {self.total:,} right ({percent:.4f}%)"
+
+
 class Adder:
     """A model that answers sums.
 
@@ -269,27 +290,6 @@ class Adder:
                 progress.show(start / self.pairs.count, f"{start:,} of {self.pairs.count:,} pairs")
             scores.append(score)
         return scores[0], scores[1]
-
-
-@dataclass(frozen=True)
-class Score:
-    """Whole answers right, of how many, and the first wrong ones."""
-
-    right: int = 0
-    total: int = 0
-    wrong: list[str] = dataclasses.field(default_factory=list)
-
-    def __add__(self, other: Score) -> Score:
-        return Score(
-            self.right + other.right,
-            self.total + other.total,
-            (self.wrong + other.wrong)[:_EXAMPLES],
-        )
-
-    def __str__(self) -> str:
-        # Rounded down: 100% is said of all right alone.
-        percent = self.right * 1_000_000 // self.total / 10_000
-        return f"{self.right:,} of {self.total:,} right ({percent:.4f}%)"
 
 
 class Training:
@@ -426,9 +426,12 @@ def train(
 
     Raises:
         ArithmeticError: The training diverged; the last checkpoint is as it was.
+        ValueError: An interval is negative, NaN or infinite.
         OSError: The checkpoint cannot be written.
 
     """
+    finite_float("save_every", save_every, minimum=0.0)
+    finite_float("report_every", report_every, minimum=0.0)
     training.save(path)
     started = time.perf_counter() - training.seconds
     saved = reported = training.seconds

@@ -31,11 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rnnkern: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:
-        print(f"rnnkern: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    except (ValueError, ImportError, ArithmeticError) as error:
-        print(f"rnnkern: error: {error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError, ArithmeticError) as error:
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
+        print(f"rnnkern: error: {text}", file=sys.stderr)
         return 2
     return 0
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rnnkern._checks import finite_float
+from rnnkern._checks import Array, finite_float
 
 # Squares summed in float32 beyond these may have overflowed or vanished.
 _SAFE_SQUARES = (1e-20, 1e38)
 _BLOCK = 32768  # numbers squared at a time: the scratch stays in the cache
 
 
-def clip_grad_norm(grads: Mapping[str, NDArray[Any]], max_norm: float) -> float:
+def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     """Scale all gradients together, in place, so that their joint norm is at most ``max_norm``.
 
     Args:
@@ -40,7 +38,7 @@ def clip_grad_norm(grads: Mapping[str, NDArray[Any]], max_norm: float) -> float:
     return norm
 
 
-def clip_grad_value(grads: Mapping[str, NDArray[Any]], max_value: float) -> None:
+def clip_grad_value(grads: Mapping[str, Array], max_value: float) -> None:
     """Clip every element of every gradient to ±``max_value``, in place; NaN stays NaN.
 
     Raises:
@@ -53,7 +51,7 @@ def clip_grad_value(grads: Mapping[str, NDArray[Any]], max_value: float) -> None
         np.clip(g, -max_value, max_value, out=g)
 
 
-def _sum_of_squares(values: NDArray[Any]) -> float:
+def _sum_of_squares(values: Array) -> float:
     """In the array's own dtype block by block, or in float64 throughout where that is not safe."""
     scratch = np.empty(min(_BLOCK, values.size), values.dtype)
     total = 0.0

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rnnkern import _core
-from rnnkern._checks import boolean, choice, positive_int
+from rnnkern._checks import Array, boolean, choice, host_array, positive_int
 
 
 class Linear:
@@ -43,14 +42,14 @@ class Linear:
         self.in_features = positive_int("in_features", in_features)
         self.out_features = positive_int("out_features", out_features)
         self.bias = boolean("bias", bias)
-        self.dtype = np.dtype(choice("dtype", dtype, ("float32", "float64")))
-        self.seed = seed
-        rng = np.random.default_rng(seed)
-        bound = 1.0 / np.sqrt(in_features)
-        shapes: dict[str, tuple[int, ...]] = {"weight": (out_features, in_features)}
+        self.dtype = np.dtype(choice("dtype", np.dtype(dtype).name, ("float32", "float64")))
+        self.seed = None if seed is None else positive_int("seed", seed, minimum=0)
+        rng = np.random.default_rng(self.seed)
+        bound = self.in_features**-0.5
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         if self.bias:
-            shapes["bias"] = (out_features,)
-        self.params: dict[str, NDArray[Any]] = {
+            shapes["bias"] = (self.out_features,)
+        self.params: dict[str, Array] = {
             name: rng.uniform(-bound, bound, shape).astype(self.dtype)
             for name, shape in shapes.items()
         }
@@ -65,7 +64,7 @@ class Linear:
             "seed": self.seed,
         }
 
-    def __call__(self, x: NDArray[Any]) -> NDArray[Any]:
+    def __call__(self, x: Any) -> Array:
         """``y`` (..., out_features) for ``x`` (..., in_features).
 
         An ``x`` that is not C-contiguous is copied first.
@@ -75,17 +74,19 @@ class Linear:
             ValueError: The last axis of ``x`` is not in_features long.
 
         """
+        x = host_array("x", x)
         rows = self._rows("x", x, self.in_features)
         y = _core.matmul(
             rows, self.params["weight"], transpose_b=True, bias=self.params.get("bias")
         )
         return y.reshape(*x.shape[:-1], self.out_features)
 
-    def forward(self, x: NDArray[Any]) -> tuple[NDArray[Any], LinearTape]:
+    def forward(self, x: Any) -> tuple[Array, LinearTape]:
         """As a call, and a tape; leave ``x`` unchanged until ``tape.backward``."""
+        x = host_array("x", x)
         return self(x), LinearTape(self, x)
 
-    def _rows(self, name: str, array: NDArray[Any], features: int) -> NDArray[Any]:
+    def _rows(self, name: str, array: Array, features: int) -> Array:
         """``array`` checked, as contiguous rows of ``features`` numbers."""
         if array.dtype != self.dtype:
             raise TypeError(f"{name} must be {self.dtype}, got {array.dtype}")
@@ -97,12 +98,12 @@ class Linear:
 class LinearTape:
     """What one ``Linear.forward`` kept. ``backward`` may be called any number of times."""
 
-    def __init__(self, layer: Linear, x: NDArray[Any]) -> None:
+    def __init__(self, layer: Linear, x: Array) -> None:
         self._layer = layer
         self._weight = layer.params["weight"].copy()
         self._x = x
 
-    def backward(self, dy: NDArray[Any]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    def backward(self, dy: Any) -> tuple[Array, dict[str, Array]]:
         """``dx``, shaped like ``x``, and the gradients by parameter name.
 
         Args:
@@ -113,7 +114,7 @@ class LinearTape:
             ValueError: ``dy`` is not shaped like ``y``.
 
         """
-        layer, x = self._layer, self._x
+        layer, x, dy = self._layer, self._x, host_array("dy", dy)
         expected = (*x.shape[:-1], layer.out_features)
         if dy.shape != expected:
             raise ValueError(f"dy must have shape {expected}, got {dy.shape}")

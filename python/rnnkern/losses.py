@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from rnnkern._checks import Array, host_array
 
 
-def softmax_cross_entropy(
-    logits: NDArray[Any], targets: NDArray[Any], mask: NDArray[Any] | None = None
-) -> tuple[float, NDArray[Any]]:
+def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[float, Array]:
     """Mean of ``-log softmax(logits)[target]`` in nats, and its gradient in the logits.
 
     Args:
@@ -28,6 +27,7 @@ def softmax_cross_entropy(
         ValueError: Shapes that do not belong together, or a target outside 0..C-1.
 
     """
+    logits, targets = host_array("logits", logits), host_array("targets", targets)
     if logits.dtype not in (np.float32, np.float64):
         raise TypeError(f"logits must be float32 or float64, got {logits.dtype}")
     if not np.issubdtype(targets.dtype, np.integer):
@@ -40,6 +40,7 @@ def softmax_cross_entropy(
     target = targets.reshape(-1)
     count = target.size
     if mask is not None:
+        mask = host_array("mask", mask)
         if mask.dtype != np.bool_:
             raise TypeError(f"mask must be bool, got {mask.dtype}")
         if mask.shape != targets.shape:

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rnnkern._checks import boolean, finite_float
+from rnnkern._checks import Array, boolean, finite_float
 
 # Numbers updated at a time: a block of every operand fits the L2 cache, so that the several
 # passes of an update read memory once.
@@ -32,9 +31,7 @@ class Optimizer:
 
     """
 
-    def __init__(
-        self, params: Mapping[str, NDArray[Any]], lr: float, state: tuple[str, ...]
-    ) -> None:
+    def __init__(self, params: Mapping[str, Array], lr: float, state: tuple[str, ...]) -> None:
         self.lr = finite_float("lr", lr, minimum=0.0)
         self.steps = 0
         self._params = dict(params)
@@ -50,7 +47,7 @@ class Optimizer:
         dtypes = {p.dtype for p in self._params.values()}
         self._scratch = {dtype: np.empty(_BLOCK, dtype) for dtype in dtypes}
 
-    def step(self, grads: Mapping[str, NDArray[Any]], lr: float | None = None) -> None:
+    def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
         """Take one step down the gradients.
 
         Args:
@@ -65,7 +62,7 @@ class Optimizer:
         """
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, NDArray[Any]]:
+    def state_dict(self) -> dict[str, Array]:
         """Copies of all that a resumed run needs beside the parameters and hyper-parameters.
 
         ``steps`` is the number of steps taken (int64, shape ()); the rest is
@@ -78,7 +75,7 @@ class Optimizer:
         }
         return {"steps": np.array(self.steps, np.int64), **arrays}
 
-    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Take back what ``state_dict`` gave: steps go on bit for bit as if never interrupted.
 
         Raises:
@@ -102,7 +99,7 @@ class Optimizer:
         for name, array in own.items():
             array[...] = state[name]
 
-    def _begin(self, grads: Mapping[str, NDArray[Any]], lr: float | None) -> float:
+    def _begin(self, grads: Mapping[str, Array], lr: float | None) -> float:
         """Check the arguments of a step before anything is changed; count it, give its rate."""
         rate = self.lr if lr is None else finite_float("lr", lr, minimum=0.0)
         _same_names("grads", grads, self._params.keys())
@@ -116,7 +113,7 @@ class Optimizer:
         self.steps += 1
         return rate
 
-    def _blocks(self, grads: Mapping[str, NDArray[Any]]) -> Iterator[tuple[NDArray[Any], ...]]:
+    def _blocks(self, grads: Mapping[str, Array]) -> Iterator[tuple[Array, ...]]:
         """For each block of each parameter: scratch, parameter, gradient and the kinds of state."""
         for name, p in self._params.items():
             arrays = (p, grads[name], *(of_kind[name] for of_kind in self._state.values()))
@@ -145,7 +142,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        params: Mapping[str, NDArray[Any]],
+        params: Mapping[str, Array],
         lr: float,
         momentum: float = 0.0,
         nesterov: bool = False,
@@ -158,7 +155,7 @@ class SGD(Optimizer):
             raise ValueError("nesterov needs a momentum above 0, got momentum 0.0")
         super().__init__(params, lr, ("velocity",) if momentum else ())
 
-    def step(self, grads: Mapping[str, NDArray[Any]], lr: float | None = None) -> None:
+    def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
         """As ``Optimizer.step``."""
         rate = self._begin(grads, lr)
         for scratch, p, g, *state in self._blocks(grads):
@@ -206,7 +203,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        params: Mapping[str, NDArray[Any]],
+        params: Mapping[str, Array],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -219,7 +216,7 @@ class Adam(Optimizer):
         self.weight_decay = finite_float("weight_decay", weight_decay, minimum=0.0)
         super().__init__(params, lr, ("first", "second"))
 
-    def step(self, grads: Mapping[str, NDArray[Any]], lr: float | None = None) -> None:
+    def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
         """As ``Optimizer.step``."""
         rate = self._begin(grads, lr)
         # The state holds discounted sums of g and of g², not means: two passes fewer. Dividing

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
-from numpy.typing import NDArray
+from rnnkern._checks import Array
 
 
 def require_matplotlib() -> None:
@@ -16,7 +15,7 @@ def require_matplotlib() -> None:
         raise ImportError("a plot needs matplotlib: pip install 'rnnkern[plot]'") from error
 
 
-def plot_training(path: str | os.PathLike[str], title: str, history: NDArray[Any]) -> None:
+def plot_training(path: str | os.PathLike[str], title: str, history: Array) -> None:
     """Write loss and share of wrong answers over time as a PNG.
 
     Args:

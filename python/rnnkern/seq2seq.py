@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnkern._checks import boolean, choice, finite_float, positive_int
+from rnnkern._checks import Array, choice, finite_float, host_array, positive_int
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.linear import Linear, LinearTape
 
@@ -77,38 +77,11 @@ class Seq2Seq:
             choice("decoder_cell", decoder_cell, tuple(_CELLS))
         elif decoder_options is not None:
             raise ValueError("decoder_options needs a decoder_cell, got None")
-        positive_int("source_vocab", source_vocab)
-        positive_int("target_vocab", target_vocab)
-        for name, token in (("bos", bos), ("eos", eos)):
-            if positive_int(name, token, minimum=0) >= target_vocab:
-                raise ValueError(f"{name} must be in 0..{target_vocab - 1}, got {token}")
-        self.bos = bos
-        self.eos = eos
-        self._config = {
-            "source_vocab": source_vocab,
-            "target_vocab": target_vocab,
-            "hidden_size": hidden_size,
-            "bos": bos,
-            "eos": eos,
-            "cell": cell,
-            "cell_options": None if cell_options is None else dict(cell_options),
-            "decoder_cell": decoder_cell,
-            "decoder_options": None if decoder_options is None else dict(decoder_options),
-            "num_layers": num_layers,
-            "bidirectional": bidirectional,
-            "dropout": dropout,
-            "dtype": dtype,
-            "seed": seed,
-        }
-        if decoder_cell is None:
-            decoder_cell, decoder_options = cell, cell_options
-        self._layers = positive_int("num_layers", num_layers)
-        self._directions = 2 if boolean("bidirectional", bidirectional) else 1
-        decoder_size = self._directions * positive_int("hidden_size", hidden_size)
+        seed = None if seed is None else positive_int("seed", seed, minimum=0)
         seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
-        common = {"dropout": dropout, "dtype": dtype}
+        common = {"batch_first": False, "dropout": dropout, "dtype": dtype}
         self.encoder = _CELLS[cell](
-            source_vocab,
+            positive_int("source_vocab", source_vocab),
             hidden_size,
             num_layers,
             bidirectional=bidirectional,
@@ -116,16 +89,37 @@ class Seq2Seq:
             **common,
             **(cell_options or {}),
         )
-        self.decoder = _CELLS[decoder_cell](
-            target_vocab,
-            decoder_size,
+        size = self.encoder.num_directions * self.encoder.hidden_size
+        own = cell if decoder_cell is None else decoder_cell
+        self.decoder = _CELLS[own](
+            positive_int("target_vocab", target_vocab),
+            size,
             num_layers,
+            bidirectional=False,
             seed=seeds[1],
             **common,
-            **(decoder_options or {}),
+            **((cell_options if decoder_cell is None else decoder_options) or {}),
         )
-        self.output = Linear(decoder_size, target_vocab, dtype=dtype, seed=seeds[2])
-        self.params: dict[str, NDArray[Any]] = _joined(
+        self.output = Linear(size, target_vocab, dtype=dtype, seed=seeds[2])
+        self.bos = _token("bos", bos, self.output.out_features)
+        self.eos = _token("eos", eos, self.output.out_features)
+        self._config = {
+            "source_vocab": self.encoder.input_size,
+            "target_vocab": self.output.out_features,
+            "hidden_size": self.encoder.hidden_size,
+            "bos": self.bos,
+            "eos": self.eos,
+            "cell": cell,
+            "cell_options": None if cell_options is None else dict(cell_options),
+            "decoder_cell": decoder_cell,
+            "decoder_options": None if decoder_options is None else dict(decoder_options),
+            "num_layers": self.encoder.num_layers,
+            "bidirectional": self.encoder.bidirectional,
+            "dropout": self.encoder.dropout,
+            "dtype": self.encoder.dtype.name,
+            "seed": seed,
+        }
+        self.params: dict[str, Array] = _joined(
             self.encoder.params, self.decoder.params, self.output.params
         )
 
@@ -135,13 +129,13 @@ class Seq2Seq:
 
     def forward(
         self,
-        source: NDArray[Any],
-        source_lengths: NDArray[Any] | None,
-        target: NDArray[Any],
-        target_lengths: NDArray[Any] | None = None,
+        source: Any,
+        source_lengths: Any,
+        target: Any,
+        target_lengths: Any = None,
         *,
         dropout_key: int | None = None,
-    ) -> tuple[NDArray[Any], Seq2SeqTape]:
+    ) -> tuple[Array, Seq2SeqTape]:
         """Logits with the decoder fed the true target (teacher forcing), and the tape.
 
         Args:
@@ -151,8 +145,8 @@ class Seq2Seq:
                 its last token.
             target_lengths: (B,) integers in 0..T; ``None`` means T throughout. Past a row's
                 length its logits are the head's bias: mask them in the loss.
-            dropout_key: Needed with dropout, an integer of at most 62 bits: the same key draws
-                the same masks.
+            dropout_key: Needed with dropout, an integer of 0..2**63-1: the same key draws the
+                same masks.
 
         Returns:
             Logits (T, B, target_vocab), and the tape for ``backward``.
@@ -162,10 +156,10 @@ class Seq2Seq:
             ValueError: As the layers raise, or source and target differ in B.
 
         """
-        if source.ndim != 2 or target.ndim != 2 or source.shape[1] != target.shape[1]:
+        source, target = _tokens("source", source), _tokens("target", target)
+        if source.shape[1] != target.shape[1]:
             raise ValueError(
-                "source and target must have shapes (S, B) and (T, B), "
-                f"got {source.shape} and {target.shape}"
+                f"source and target must agree in B, got {source.shape[1]} and {target.shape[1]}"
             )
         # Two keys of one: the two parts must not drop the same units.
         keys = (None, None) if dropout_key is None else (2 * dropout_key, 2 * dropout_key + 1)
@@ -179,7 +173,7 @@ class Seq2Seq:
         return logits, Seq2SeqTape(self, encoder_tape, decoder_tape, output_tape)
 
     def greedy(
-        self, source: NDArray[Any], source_lengths: NDArray[Any] | None, max_length: int
+        self, source: Any, source_lengths: Any, max_length: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Decode by taking the likeliest token at every step.
 
@@ -197,6 +191,7 @@ class Seq2Seq:
 
         """
         positive_int("max_length", max_length)
+        source = _tokens("source", source)
         _, encoded = self.encoder(source, None, source_lengths)
         state = self._bridge(encoded)
         rows = source.shape[1]
@@ -213,8 +208,8 @@ class Seq2Seq:
 
     def beam(
         self,
-        source: NDArray[Any],
-        source_lengths: NDArray[Any] | None,
+        source: Any,
+        source_lengths: Any,
         max_length: int,
         width: int,
         length_penalty: float = 0.0,
@@ -242,6 +237,7 @@ class Seq2Seq:
         positive_int("max_length", max_length)
         positive_int("width", width)
         finite_float("length_penalty", length_penalty, minimum=0.0)
+        source = _tokens("source", source)
         _, encoded = self.encoder(source, None, source_lengths)
         state = tuple(np.repeat(s, width, axis=1) for s in _as_tuple(self._bridge(encoded)))
         rows = source.shape[1]
@@ -281,24 +277,24 @@ class Seq2Seq:
 
     def _bridge(self, state: Any) -> Any:
         """The encoder's last state as the decoder's first."""
-        layers, directions = self._layers, self._directions
+        layers, directions = self.decoder.num_layers, self.encoder.num_directions
 
-        def side_by_side(s: NDArray[Any]) -> NDArray[Any]:
+        def side_by_side(s: Array) -> Array:
             _, rows, size = s.shape
             split = s.reshape(layers, directions, rows, size).transpose(0, 2, 1, 3)
-            merged: NDArray[Any] = split.reshape(layers, rows, directions * size)
+            merged: Array = split.reshape(layers, rows, directions * size)
             return merged
 
         return _like(self.decoder, tuple(side_by_side(s) for s in _as_tuple(state)))
 
     def _bridge_backward(self, dstate: Any) -> Any:
         """The gradient of ``_bridge``."""
-        layers, directions = self._layers, self._directions
+        layers, directions = self.decoder.num_layers, self.encoder.num_directions
 
-        def apart(d: NDArray[Any]) -> NDArray[Any]:
+        def apart(d: Array) -> Array:
             _, rows, size = d.shape
             split = d.reshape(layers, rows, directions, size // directions).transpose(0, 2, 1, 3)
-            merged: NDArray[Any] = split.reshape(layers * directions, rows, size // directions)
+            merged: Array = split.reshape(layers * directions, rows, size // directions)
             return merged
 
         return _like(self.encoder, tuple(apart(d) for d in _as_tuple(dstate)))
@@ -315,7 +311,7 @@ class Seq2SeqTape:
         self._decoder_tape = decoder_tape
         self._output_tape = output_tape
 
-    def backward(self, dlogits: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def backward(self, dlogits: Array) -> dict[str, Array]:
         """Gradients named like ``Seq2Seq.params``.
 
         Args:
@@ -331,10 +327,10 @@ class Seq2SeqTape:
 
 
 def _joined(
-    encoder: Mapping[str, NDArray[Any]],
-    decoder: Mapping[str, NDArray[Any]],
-    output: Mapping[str, NDArray[Any]],
-) -> dict[str, NDArray[Any]]:
+    encoder: Mapping[str, Array],
+    decoder: Mapping[str, Array],
+    output: Mapping[str, Array],
+) -> dict[str, Array]:
     """The parts' arrays under one roof."""
     parts = {"encoder": encoder, "decoder": decoder, "output": output}
     return {
@@ -342,24 +338,42 @@ def _joined(
     }
 
 
-def _as_tuple(state: Any) -> tuple[NDArray[Any], ...]:
+def _token(name: str, value: int, vocabulary: int) -> int:
+    """`value`, which must be one of the vocabulary's tokens."""
+    token = positive_int(name, value, minimum=0)
+    if token >= vocabulary:
+        raise ValueError(f"{name} must be in 0..{vocabulary - 1}, got {token}")
+    return token
+
+
+def _tokens(name: str, value: Any) -> Array:
+    """`value` as an array (steps, B) of integers."""
+    array = host_array(name, value)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    if array.ndim != 2:
+        raise ValueError(f"{name} must have shape (steps, B), got {array.shape}")
+    return array
+
+
+def _as_tuple(state: Any) -> tuple[Array, ...]:
     """A layer's state, ``h`` or ``(h, c)``, as a tuple."""
     return state if isinstance(state, tuple) else (state,)
 
 
-def _as_state(states: tuple[NDArray[Any], ...]) -> Any:
+def _as_state(states: tuple[Array, ...]) -> Any:
     """The inverse of ``_as_tuple``."""
     return states if len(states) > 1 else states[0]
 
 
-def _like(layer: Any, states: tuple[NDArray[Any], ...]) -> Any:
+def _like(layer: Any, states: tuple[Array, ...]) -> Any:
     """States as ``layer`` takes them: c dropped where it has none, 0 where it lacks one."""
     if not isinstance(layer, LSTM):
         return states[0]
     return states if len(states) == 2 else (states[0], np.zeros_like(states[0]))
 
 
-def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+def _log_softmax(logits: Array) -> NDArray[np.float64]:
     """Over the last axis, in float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)

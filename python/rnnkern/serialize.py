@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from rnnkern._checks import Array
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.linear import Linear
 from rnnkern.seq2seq import Seq2Seq
@@ -36,7 +36,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LONGEST_HEADER = 1 << 24  # bytes; a header takes about 100 per array
 _EXTRA = "extra."  # prefix of the arrays that are not the model's
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, Array]
 
 
 class FormatError(ValueError):
@@ -47,7 +47,7 @@ def save(
     path: str | os.PathLike[str],
     model: Any,
     *,
-    extra: Mapping[str, NDArray[Any]] | None = None,
+    extra: Mapping[str, Array] | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write a layer or model to one file.
@@ -130,7 +130,7 @@ def _build(metadata: Mapping[str, str]) -> Any:
         raise FormatError(f"holds a {name} that cannot be built: {error}") from error
 
 
-def _encode(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> list[bytes]:
+def _encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> list[bytes]:
     """The pieces of a file, in order."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     data = []

@@ -1,0 +1,76 @@
+"""Fail when python/rnnkern/_core.pyi is not the surface of the compiled module.
+
+pybind11-stubgen writes down what the installed rnnkern._core offers. The committed stub must have
+the same classes, functions, overloads and variables, and every function the same parameters: name,
+kind and default. Types are not compared, for the committed ones may say more than C++ can.
+Variables and classes that begin with one underscore are a stub's own (aliases, type variables,
+protocols).
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+MODULE = "rnnkern._core"
+COMMITTED = Path(__file__).resolve().parent.parent / "python" / "rnnkern" / "_core.pyi"
+
+
+def is_private(name: str) -> bool:
+    """Tell whether a name is of the stub alone."""
+    return name == "__all__" or (name.startswith("_") and not name.startswith("__"))
+
+
+def signature(function: ast.FunctionDef) -> str:
+    """Render a function without its types: decorators, name and parameters."""
+    for node in ast.walk(function.args):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+    decorators = (f"@{ast.unparse(node).split('.')[-1]} " for node in function.decorator_list)
+    return f"{''.join(decorators)}{function.name}({ast.unparse(function.args)})"
+
+
+def surface(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
+    """Yield one line for every class, function, overload and variable of a module or class."""
+    for node in body:
+        match node:
+            case ast.FunctionDef():
+                yield prefix + signature(node)
+            case ast.ClassDef(name=name) if not is_private(name):
+                yield f"{prefix}class {name}"
+                yield from surface(node.body, f"{prefix}{name}.")
+            case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]):
+                if not is_private(name):
+                    yield prefix + name
+
+
+def generate(folder: Path) -> Path:
+    """Write the stub of the installed module below `folder` and return its path."""
+    subprocess.run(
+        [sys.executable, "-m", "pybind11_stubgen", MODULE, "--exit-code", "-o", str(folder)],
+        check=True,
+        cwd=folder,
+    )
+    return folder.joinpath(*MODULE.split(".")).with_suffix(".pyi")
+
+
+def main() -> int:
+    """Compare the two stubs, print the difference and return the exit status."""
+    with tempfile.TemporaryDirectory() as folder:
+        stubs = [COMMITTED, generate(Path(folder))]
+        committed, generated = (sorted(surface(ast.parse(p.read_text()).body)) for p in stubs)
+    difference = difflib.unified_diff(
+        committed, generated, COMMITTED.name, "compiled module", lineterm="", n=0
+    )
+    lines = list(difference)
+    print("\n".join(lines) or f"{COMMITTED.name} has the {len(generated)} names of the module")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
