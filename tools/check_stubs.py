@@ -3,8 +3,8 @@
 pybind11-stubgen writes down what the installed rnnkern._core offers. The committed stub must have
 the same classes, functions, overloads and variables, and every function the same parameters: name,
 kind and default. Types are not compared, for the committed ones may say more than C++ can.
-Variables and classes that begin with one underscore are a stub's own (aliases, type variables,
-protocols).
+What a stub needs for itself is passed over: assignments without an annotation (aliases), and
+variables and classes that begin with one underscore.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def surface(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
             case ast.ClassDef(name=name) if not is_private(name):
                 yield f"{prefix}class {name}"
                 yield from surface(node.body, f"{prefix}{name}.")
-            case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]):
-                if not is_private(name):
-                    yield prefix + name
+            case ast.AnnAssign(target=ast.Name(id=name)) if not is_private(name):
+                yield prefix + name
 
 
 def generate(folder: Path) -> Path:

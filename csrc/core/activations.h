@@ -50,7 +50,7 @@ template <class V>
   if constexpr (std::is_same_v<typename V::value, float>) {
     // The bound comes first in min and max so that a NaN goes through.
     const auto e = exp_parts(max(V(-87.3f), min(V(88.3f), V(0.0f) - x)));
-    return V(1.0f) / (V(1.0f) + fma(e.p, e.scale, e.scale));
+    return quotient(V(1.0f), V(1.0f) + fma(e.p, e.scale, e.scale));
   } else {
     return per_element(x, [](double v) { return 1.0 / (1.0 + std::exp(-v)); });
   }
@@ -63,7 +63,7 @@ template <class V>
     const V a = min(V(9.1f), abs(x));
     const auto e = exp_parts(a + a);
     const V m = fma(e.p, e.scale, e.scale - V(1.0f));
-    return copy_sign(m / (m + V(2.0f)), x);
+    return copy_sign(quotient(m, m + V(2.0f)), x);
   } else {
     return per_element(x, [](double v) { return std::tanh(v); });
   }

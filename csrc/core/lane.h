@@ -6,7 +6,10 @@
 //   V::load(p, n), v.store(p, n)  the first n < size elements; the others load as 0 and are not stored
 //   + - * /, fma(a, b, c) = a*b + c, min, max (the second operand where either is NaN), abs,
 //   copy_sign(magnitude, sign), exp2_integer(n) = 2^n for integral n in [-126, 127],
-//   positive(x, v) = x > 0 ? v : 0
+//   positive(x, v) = x > 0 ? v : 0,
+//   quotient(a, b) = a / b to within one unit in the last place, for b in [1, 2^126]: a division, or
+//   what is faster,
+//   interleave(a, b): a0 b0 a1 b1 ..., its first half put in a and its second in b
 //   V::registers                how many of them the register file holds
 // Every instruction set adds one float and one double lane; the one-lane struct below is the baseline
 // on any processor, and a type of its own so that no overload for a bare double can be taken by mistake.
@@ -43,6 +46,7 @@ struct Scalar {
   friend Scalar operator-(Scalar a, Scalar b) { return Scalar(a.v - b.v); }
   friend Scalar operator*(Scalar a, Scalar b) { return Scalar(a.v * b.v); }
   friend Scalar operator/(Scalar a, Scalar b) { return Scalar(a.v / b.v); }
+  friend Scalar quotient(Scalar a, Scalar b) { return a / b; }
   friend Scalar fma(Scalar a, Scalar b, Scalar c) { return Scalar(a.v * b.v + c.v); }
   friend Scalar min(Scalar a, Scalar b) { return a.v < b.v ? a : b; }
   friend Scalar max(Scalar a, Scalar b) { return a.v > b.v ? a : b; }
@@ -50,6 +54,7 @@ struct Scalar {
   friend Scalar copy_sign(Scalar magnitude, Scalar sign) {
     return Scalar(std::copysign(magnitude.v, sign.v));
   }
+  friend void interleave(Scalar&, Scalar&) {}
   friend Scalar positive(Scalar x, Scalar v) { return x.v > T(0) ? v : Scalar(T(0)); }
   friend Scalar exp2_integer(Scalar n) {
     static_assert(sizeof(T) == sizeof(float) || sizeof(T) == sizeof(double));

@@ -45,6 +45,7 @@ struct Avx2Float {
   friend Avx2Float operator/(Avx2Float a, Avx2Float b) {
     return Avx2Float(_mm256_div_ps(a.v, b.v));
   }
+  friend Avx2Float quotient(Avx2Float a, Avx2Float b) { return a / b; }
   friend Avx2Float fma(Avx2Float a, Avx2Float b, Avx2Float c) {
     return Avx2Float(_mm256_fmadd_ps(a.v, b.v, c.v));
   }
@@ -54,6 +55,11 @@ struct Avx2Float {
   friend Avx2Float copy_sign(Avx2Float magnitude, Avx2Float sign) {
     return Avx2Float(
         _mm256_or_ps(_mm256_andnot_ps(sign_bit(), magnitude.v), _mm256_and_ps(sign_bit(), sign.v)));
+  }
+  friend void interleave(Avx2Float& a, Avx2Float& b) {
+    const __m256 even = _mm256_unpacklo_ps(a.v, b.v), odd = _mm256_unpackhi_ps(a.v, b.v);
+    a.v = _mm256_permute2f128_ps(even, odd, 0x20);
+    b.v = _mm256_permute2f128_ps(even, odd, 0x31);
   }
   friend Avx2Float positive(Avx2Float x, Avx2Float v) {
     return Avx2Float(_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ), v.v));
@@ -101,6 +107,7 @@ struct Avx2Double {
   friend Avx2Double operator/(Avx2Double a, Avx2Double b) {
     return Avx2Double(_mm256_div_pd(a.v, b.v));
   }
+  friend Avx2Double quotient(Avx2Double a, Avx2Double b) { return a / b; }
   friend Avx2Double fma(Avx2Double a, Avx2Double b, Avx2Double c) {
     return Avx2Double(_mm256_fmadd_pd(a.v, b.v, c.v));
   }
@@ -110,6 +117,11 @@ struct Avx2Double {
   friend Avx2Double copy_sign(Avx2Double magnitude, Avx2Double sign) {
     return Avx2Double(
         _mm256_or_pd(_mm256_andnot_pd(sign_bit(), magnitude.v), _mm256_and_pd(sign_bit(), sign.v)));
+  }
+  friend void interleave(Avx2Double& a, Avx2Double& b) {
+    const __m256d even = _mm256_unpacklo_pd(a.v, b.v), odd = _mm256_unpackhi_pd(a.v, b.v);
+    a.v = _mm256_permute2f128_pd(even, odd, 0x20);
+    b.v = _mm256_permute2f128_pd(even, odd, 0x31);
   }
   friend Avx2Double positive(Avx2Double x, Avx2Double v) {
     return Avx2Double(_mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_setzero_pd(), _CMP_GT_OQ), v.v));

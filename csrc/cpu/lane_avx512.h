@@ -42,6 +42,14 @@ struct Avx512Float {
   friend Avx512Float operator/(Avx512Float a, Avx512Float b) {
     return Avx512Float(_mm512_div_ps(a.v, b.v));
   }
+  friend Avx512Float quotient(Avx512Float a, Avx512Float b) {
+    // 1/b to 14 bits, one Newton step to about 28, and the quotient's own remainder put back.
+    const __m512 coarse = _mm512_rcp14_ps(b.v);
+    const __m512 error = _mm512_fnmadd_ps(b.v, coarse, _mm512_set1_ps(1.0f));
+    const __m512 reciprocal = _mm512_fmadd_ps(coarse, error, coarse);
+    const __m512 q = _mm512_mul_ps(a.v, reciprocal);
+    return Avx512Float(_mm512_fmadd_ps(_mm512_fnmadd_ps(q, b.v, a.v), reciprocal, q));
+  }
   friend Avx512Float fma(Avx512Float a, Avx512Float b, Avx512Float c) {
     return Avx512Float(_mm512_fmadd_ps(a.v, b.v, c.v));
   }
@@ -57,6 +65,14 @@ struct Avx512Float {
     const __m512i bit = _mm512_set1_epi32(std::int32_t{1} << 31);
     return Avx512Float(_mm512_castsi512_ps(_mm512_ternarylogic_epi32(
         bit, _mm512_castps_si512(sign.v), _mm512_castps_si512(magnitude.v), 0xCA)));
+  }
+  friend void interleave(Avx512Float& a, Avx512Float& b) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high =
+        _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    const __m512 first = _mm512_permutex2var_ps(a.v, low, b.v);
+    b.v = _mm512_permutex2var_ps(a.v, high, b.v);
+    a.v = first;
   }
   friend Avx512Float positive(Avx512Float x, Avx512Float v) {
     return Avx512Float(
@@ -98,6 +114,7 @@ struct Avx512Double {
   friend Avx512Double operator/(Avx512Double a, Avx512Double b) {
     return Avx512Double(_mm512_div_pd(a.v, b.v));
   }
+  friend Avx512Double quotient(Avx512Double a, Avx512Double b) { return a / b; }
   friend Avx512Double fma(Avx512Double a, Avx512Double b, Avx512Double c) {
     return Avx512Double(_mm512_fmadd_pd(a.v, b.v, c.v));
   }
@@ -113,6 +130,13 @@ struct Avx512Double {
     const __m512i bit = _mm512_set1_epi64(std::int64_t{1} << 63);
     return Avx512Double(_mm512_castsi512_pd(_mm512_ternarylogic_epi64(
         bit, _mm512_castpd_si512(sign.v), _mm512_castpd_si512(magnitude.v), 0xCA)));
+  }
+  friend void interleave(Avx512Double& a, Avx512Double& b) {
+    const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    const __m512i high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+    const __m512d first = _mm512_permutex2var_pd(a.v, low, b.v);
+    b.v = _mm512_permutex2var_pd(a.v, high, b.v);
+    a.v = first;
   }
   friend Avx512Double positive(Avx512Double x, Avx512Double v) {
     return Avx512Double(

@@ -75,22 +75,39 @@ void pack_rows(const PanelMatrix<V>& m, Index begin, Index end, Load load) {
   }
 }
 
+// Turns the square of V::size rows: log2(size) rounds in which every row of the first half is
+// interleaved with its partner of the second, each a perfect shuffle of the whole square.
+template <class V>
+[[gnu::always_inline]] inline void transpose(V (&square)[V::size]) {
+  for (int round = 1; round < V::size; round *= 2) {
+    V shuffled[V::size];
+    for (int i = 0; i < V::size / 2; ++i) {
+      shuffled[2 * i] = square[i];
+      shuffled[2 * i + 1] = square[i + V::size / 2];
+      interleave(shuffled[2 * i], shuffled[2 * i + 1]);
+    }
+    for (int i = 0; i < V::size; ++i) square[i] = shuffled[i];
+  }
+}
+
 // Panels [begin, end) from a matrix that lies the other way: source(gate, unit) points at the
-// K contiguous values of one column. Goes by small blocks of k so that what it writes stays in L1.
+// K contiguous values of one column. Goes square by square.
 template <class V, class Source>
 void pack_columns(const PanelMatrix<V>& m, Index begin, Index end, Source source) {
-  constexpr Index kBlock = 16;
   for (Index p = begin; p < end; ++p) {
-    for (Index k0 = 0; k0 < m.depth; k0 += kBlock) {
-      const Index k1 = k0 + kBlock < m.depth ? k0 + kBlock : m.depth;
+    for (Index k0 = 0; k0 < m.depth; k0 += V::size) {
       for (int w = 0; w < m.width(); ++w) {
         const Index unit = p * m.panel_units() + Index{w % m.blocks} * V::size;
-        auto* out = m.panel(p) + m.row_size() + w * V::size;
+        V square[V::size];
         for (int lane = 0; lane < V::size; ++lane) {
-          const auto* column = unit + lane < m.units ? source(w / m.blocks, unit + lane) : nullptr;
-          for (Index k = k0; k < k1; ++k) {
-            out[k * m.row_size() + lane] = column ? column[k] : typename V::value(0);
-          }
+          square[lane] = unit + lane < m.units
+                             ? load_some<V>(source(w / m.blocks, unit + lane) + k0, m.depth - k0)
+                             : V(0);
+        }
+        transpose(square);
+        auto* out = m.panel(p) + (1 + k0) * m.row_size() + w * V::size;
+        for (Index k = 0; k < V::size && k0 + k < m.depth; ++k) {
+          square[k].store(out + k * m.row_size());
         }
       }
     }

@@ -75,7 +75,7 @@ class Settings:
     steps: int = 5000
     minutes: float | None = None
     batch: int = 256
-    lr: float = 1e-2
+    lr: float = 6e-3
     clip: float = 1.0
     seed: int = 0
     share: float = 0.2

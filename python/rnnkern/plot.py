@@ -37,7 +37,9 @@ def plot_training(path: str | os.PathLike[str], title: str, history: Array) -> N
     above.set_title(title)
     above.semilogy(seconds, loss)
     above.set_ylabel("training loss (nats per digit)")
-    below.semilogy(seconds, 100.0 * (1.0 - right), marker=".")
+    below.plot(seconds, 100.0 * (1.0 - right), marker=".")
+    below.set_yscale("symlog", linthresh=0.1)  # 0 is where the run should end
+    below.set_ylim(bottom=0.0)
     below.set_ylabel("held-out answers wrong (%)")
     below.set_xlabel("seconds")
     for axes in (above, below):
