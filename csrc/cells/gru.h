@@ -9,6 +9,7 @@
 
 namespace rnnkern {
 
+template <class V>
 struct GruResetBefore {
   enum { r, u, n };
 
@@ -21,30 +22,23 @@ struct GruResetBefore {
   static constexpr int input_delta[] = {r, u, n}, state_delta[] = {r, u, n};
 
   // What phase 1's product takes in the place of h_{t-1}.
-  template <class V>
-  static V operand(Phase<1>, V reset, V h_previous) {
-    return reset * h_previous;
-  }
+  static V operand(Phase<1>, V reset, V h_previous) { return reset * h_previous; }
   static constexpr int operand_gate = r;
 
-  template <class V>
   static void forward(Phase<0>, ForwardStep<V, GruResetBefore>& s) {
     s.saved[r] = sigmoid(s.x[r] + s.product[r]);
     s.saved[u] = sigmoid(s.x[u] + s.product[u]);
   }
-  template <class V>
   static void forward(Phase<1>, ForwardStep<V, GruResetBefore>& s) {
     s.saved[n] = tanh(s.x[n] + s.product[n]);
     s.h = fma(s.saved[u], s.saved[n] - s.h, s.h);
   }
 
-  template <class V>
   static void backward(Phase<1>, BackwardStep<V, GruResetBefore>& s) {
     const V reset = s.saved[r];
     s.delta[r] = s.dh * s.h_previous * reset * (V(1) - reset);
     s.direct = fma(s.dh, reset, s.direct);
   }
-  template <class V>
   static void backward(Phase<0>, BackwardStep<V, GruResetBefore>& s) {
     const V one(1), update = s.saved[u], candidate = s.saved[n];
     s.delta[u] = s.dh * (candidate - s.h_previous) * update * (one - update);
@@ -53,6 +47,7 @@ struct GruResetBefore {
   }
 };
 
+template <class V>
 struct GruResetAfter {
   // saved[product] = W_hn h_{t-1} + b_hn; delta[product] is the gradient of that same value.
   enum { r, u, n, product };
@@ -65,7 +60,6 @@ struct GruResetAfter {
   static constexpr Range writes[] = {{r, 4}};
   static constexpr int input_delta[] = {r, u, n}, state_delta[] = {r, u, product};
 
-  template <class V>
   static void forward(Phase<0>, ForwardStep<V, GruResetAfter>& s) {
     s.saved[r] = sigmoid(s.x[r] + s.product[r]);
     s.saved[u] = sigmoid(s.x[u] + s.product[u]);
@@ -74,7 +68,6 @@ struct GruResetAfter {
     s.h = fma(s.saved[u], s.saved[n] - s.h, s.h);
   }
 
-  template <class V>
   static void backward(Phase<0>, BackwardStep<V, GruResetAfter>& s) {
     const V one(1), reset = s.saved[r], update = s.saved[u], candidate = s.saved[n];
     s.delta[u] = s.dh * (candidate - s.h_previous) * update * (one - update);

@@ -7,6 +7,7 @@
 
 namespace rnnkern {
 
+template <class V>
 struct Lstm {
   enum { u, f, n, o };
 
@@ -18,7 +19,6 @@ struct Lstm {
   static constexpr Range writes[] = {{u, 4}};
   static constexpr int input_delta[] = {u, f, n, o}, state_delta[] = {u, f, n, o};
 
-  template <class V>
   static void forward(Phase<0>, ForwardStep<V, Lstm>& s) {
     s.saved[u] = sigmoid(s.x[u] + s.product[u]);
     s.saved[f] = sigmoid(s.x[f] + s.product[f]);
@@ -28,7 +28,6 @@ struct Lstm {
     s.h = s.saved[o] * tanh(s.c);
   }
 
-  template <class V>
   static void backward(Phase<0>, BackwardStep<V, Lstm>& s) {
     const V one(1), input = s.saved[u], forget = s.saved[f], candidate = s.saved[n],
                     output = s.saved[o];

@@ -30,7 +30,7 @@ struct Relu {
   }
 };
 
-template <class Nonlinearity>
+template <class V, class Nonlinearity>
 struct Rnn {
   static constexpr const char* name = Nonlinearity::cell_name;
   static constexpr int gates = 1, saved = 0, deltas = 1;
@@ -40,16 +40,19 @@ struct Rnn {
   static constexpr Range writes[] = {{0, 1}};
   static constexpr int input_delta[] = {0}, state_delta[] = {0};
 
-  template <class V>
   static void forward(Phase<0>, ForwardStep<V, Rnn>& s) {
     s.h = Nonlinearity::apply(s.x[0] + s.product[0]);
   }
 
-  template <class V>
   static void backward(Phase<0>, BackwardStep<V, Rnn>& s) {
     s.delta[0] = Nonlinearity::chain(s.h, s.dh);
     s.direct = V(0);
   }
 };
+
+template <class V>
+using RnnTanh = Rnn<V, Tanh>;
+template <class V>
+using RnnRelu = Rnn<V, Relu>;
 
 }  // namespace rnnkern

@@ -1,6 +1,6 @@
 // What a cell says of itself, and the registers through which the time loop talks to its equations.
 //
-// A cell is a struct with
+// A cell is a struct, a template on its lane V, with
 //   name                        as the Python layer calls it
 //   gates                       pre-activations a unit has; gate g is rows [g·H, (g+1)·H) of the weights
 //   cell_state                  whether a second state c runs beside h

@@ -8,11 +8,12 @@
 
 namespace rnnkern {
 
-template <class... Cells>
+// Cells are templates on the lane, so that no two instruction sets share a symbol.
+template <template <class V> class... Cells>
 struct CellList {
   static constexpr int size = sizeof...(Cells);
 };
 
-using AllCells = CellList<Rnn<Tanh>, Rnn<Relu>, SimplifiedGru, GruResetBefore, GruResetAfter, Lstm>;
+using AllCells = CellList<RnnTanh, RnnRelu, SimplifiedGru, GruResetBefore, GruResetAfter, Lstm>;
 
 }  // namespace rnnkern

@@ -72,40 +72,19 @@ void set_max_threads(int n) { omp_set_num_threads(n); }
 
 namespace {
 
-// ThreadSanitizer does not see OpenMP's own fork and join; these edges tell it of them, and the
-// function that stands between must not be looked at itself.
-#if defined(__SANITIZE_THREAD__)
-std::atomic<int> fork_edge{0}, join_edge{0};
-#define RNNKERN_FORK() fork_edge.fetch_add(1, std::memory_order_release)
-#define RNNKERN_FORKED() fork_edge.load(std::memory_order_acquire)
-#define RNNKERN_JOIN() join_edge.fetch_add(1, std::memory_order_release)
-#define RNNKERN_JOINED() join_edge.load(std::memory_order_acquire)
-#define RNNKERN_UNSEEN __attribute__((no_sanitize("thread")))
-#else
-#define RNNKERN_FORK() (void)0
-#define RNNKERN_FORKED() (void)0
-#define RNNKERN_JOIN() (void)0
-#define RNNKERN_JOINED() (void)0
-#define RNNKERN_UNSEEN
-#endif
-
 // False when OpenMP gave fewer threads than asked for (inside another parallel region, or at a
 // limit) and so nothing was run.
-RNNKERN_UNSEEN bool fork_join(int threads, const std::function<void(int)>* body) {
+bool fork_join(int threads, const std::function<void(int)>* body) {
   bool complete = true;
-  RNNKERN_FORK();
 #pragma omp parallel num_threads(threads)
   {
-    RNNKERN_FORKED();
     if (omp_get_num_threads() == threads) {
       (*body)(omp_get_thread_num());
     } else {
 #pragma omp single
       complete = false;
     }
-    RNNKERN_JOIN();
   }
-  RNNKERN_JOINED();
   return complete;
 }
 

@@ -21,12 +21,12 @@ void sigmoid_array(const typename V::value* in, typename V::value* out, Index n)
     store_some(out + i, sigmoid(load_some<V>(in + i, n - i)), n - i);
 }
 
-template <class V, class... Cells>
+template <class V, template <class> class... Cells>
 constexpr Kernels<typename V::value> make_kernels(CellList<Cells...>) {
-  return {{CellKernels<typename V::value>{Forward<V, Cells>::packed_bytes, Forward<V, Cells>::pack,
-                                          Forward<V, Cells>::scratch_bytes, Forward<V, Cells>::run,
-                                          Backward<V, Cells>::scratch_bytes,
-                                          Backward<V, Cells>::run}...},
+  return {{CellKernels<typename V::value>{
+              Forward<V, Cells<V>>::packed_bytes, Forward<V, Cells<V>>::pack,
+              Forward<V, Cells<V>>::scratch_bytes, Forward<V, Cells<V>>::run,
+              Backward<V, Cells<V>>::scratch_bytes, Backward<V, Cells<V>>::run}...},
           Matmul<V>::scratch_bytes,
           Matmul<V>::run,
           tanh_array<V>,

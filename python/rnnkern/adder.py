@@ -414,7 +414,7 @@ def train(
     path: str | os.PathLike[str],
     *,
     save_every: float = 10.0,
-    report_every: float = 5.0,
+    report_every: float = 2.0,
 ) -> Score:
     """Run to the end, printing reports and writing checkpoints; the score on held-out pairs.
 

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(learn)
     learn.add_argument("--resume", action="store_true", help="go on with the run in FILE")
     learn.add_argument("--plot", type=Path, metavar="PNG", help="draw the run at its end")
-    for name, default in (("save", 10.0), ("report", 5.0)):
+    for name, default in (("save", 10.0), ("report", 2.0)):
         learn.add_argument(
             f"--{name}-every",
             type=float,
