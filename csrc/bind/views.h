@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
@@ -37,6 +38,11 @@ void check(const py::array& array, const char* name, std::initializer_list<Index
                                 " array of shape " + shape_text(shape) + ", got " +
                                 py::str(array.dtype()).cast<std::string>() + " of shape " +
                                 shape_text(array));
+  }
+  if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) != 0) {
+    throw std::invalid_argument(std::string(name) +
+                                " must be aligned, got an address that is no multiple of " +
+                                std::to_string(alignof(T)));
   }
 }
 

@@ -98,10 +98,15 @@ def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) 
     return array
 
 
+def contiguous(array: Array) -> Array:
+    """`array`, or a copy where it is not C-contiguous or its elements are not on their boundaries."""
+    return np.require(array, requirements=["C", "A"])
+
+
 def last_axis_contiguous(array: Array) -> Array:
     """`array`, or a copy where the kernels could not walk its last axis or its strides."""
     item = array.itemsize
-    fits = all(stride % item == 0 for stride in array.strides)
+    fits = array.flags.aligned and all(stride % item == 0 for stride in array.strides)
     if fits and (array.shape[-1] == 1 or array.strides[-1] == item):
         return array
-    return np.ascontiguousarray(array)
+    return contiguous(array)

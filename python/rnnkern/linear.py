@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rnnkern import _core
-from rnnkern._checks import Array, boolean, choice, host_array, positive_int
+from rnnkern._checks import Array, boolean, choice, contiguous, host_array, positive_int
 
 
 class Linear:
@@ -92,7 +92,7 @@ class Linear:
             raise TypeError(f"{name} must be {self.dtype}, got {array.dtype}")
         if array.ndim == 0 or array.shape[-1] != features:
             raise ValueError(f"{name} must have shape (..., {features}), got {array.shape}")
-        return np.ascontiguousarray(array).reshape(-1, features)
+        return contiguous(array).reshape(-1, features)
 
 
 class LinearTape:

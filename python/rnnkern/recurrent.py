@@ -17,6 +17,7 @@ from rnnkern._checks import (
     Array,
     boolean,
     choice,
+    contiguous,
     dtype_text,
     finite_float,
     host_array,
@@ -190,7 +191,7 @@ class Recurrent:
             if name not in self.params:
                 raise ValueError(f"params must hold {name!r}, got {sorted(self.params)}")
             array = shaped(f"params[{name!r}]", self.params[name], shape, self.dtype)
-            return np.ascontiguousarray(array)
+            return contiguous(array)
 
         return [
             Weights(
@@ -429,9 +430,7 @@ class Recurrent:
                 raise TypeError(f"{name} must be one array h, got {type(state)!r}")
             parts = (state,)
         arrays = [
-            np.ascontiguousarray(
-                shaped(f"{name}[{letter!r}]", part, shape, self.dtype).reshape(full)
-            )
+            contiguous(shaped(f"{name}[{letter!r}]", part, shape, self.dtype).reshape(full))
             for letter, part in zip("hc", parts, strict=False)
         ]
         return arrays[0], arrays[1] if self._has_cell_state else None
@@ -451,6 +450,8 @@ class Recurrent:
             shaped("out", out, shape, self.dtype)
             if not out.flags.writeable:
                 raise ValueError("out must be writable, got a read-only array")
+            if not out.flags.aligned:
+                raise ValueError("out must be aligned, got an array whose elements are not")
             if out.strides[-1] != out.itemsize and features > 1:
                 raise ValueError(f"out must have a contiguous last axis, got strides {out.strides}")
             if np.may_share_memory(out, given.x):
