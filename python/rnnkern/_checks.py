@@ -99,7 +99,7 @@ def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) 
 
 
 def contiguous(array: Array) -> Array:
-    """`array`, or a copy where it is not C-contiguous or its elements are not on their boundaries."""
+    """`array`, or a copy where it is not C-contiguous or its elements are not aligned."""
     return np.require(array, requirements=["C", "A"])
 
 
