@@ -147,16 +147,6 @@ class Backward {
     }
   }
 
-  // Calls visit(first row, end) for this thread's tiles among the first `live` rows.
-  template <class Visit>
-  [[gnu::always_inline]] void for_tiles(Index live, Visit visit) const {
-    for (Index t = worker_.row_group; t < cut_.tiles; t += worker_.row_groups) {
-      const Index begin = cut_.begin(t), end = cut_.begin(t + 1);
-      if (begin >= live) break;
-      if (begin < end) visit(begin, end < live ? end : live);
-    }
-  }
-
   Index packed_row(Index s, Index i) const { return schedule_.offset[schedule_.time(s)] + i; }
 
   T* delta_row(const Chunk& chunk, Index s, Index i) const {
@@ -191,13 +181,13 @@ class Backward {
 
   void fill_rows(const Chunk& chunk, Index s) const {
     const Index live = schedule_.live(s), after = schedule_.live(s + 1);
-    for_tiles(after, [&](Index begin, Index end) {
+    for_tiles<V>(cut_, worker_, after, [&](Index begin, Index end) {
       for (Index i = begin; i < end; ++i) {
         scratch_.delta_after[i] =
             s < 0 ? scratch_.boundary + i * kDeltas * units_ : delta_row(chunk, s + 1, i);
       }
     });
-    for_tiles(live, [&](Index begin, Index end) {
+    for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {
       const Index t = schedule_.time(s);
       for (Index i = begin; i < end; ++i) {
         const Index b = schedule_.order[i], p = packed_row(s, i);
@@ -228,7 +218,7 @@ class Backward {
     for (Index p = begin_panel, side; p < end_panel; p += side) {
       side = TileKernels<V>::panels(highest, width, end_panel - p);
       const Index out_row = side * matrix.row_size();
-      for_tiles(rows_here, [&](Index begin, Index end) {
+      for_tiles<V>(cut_, worker_, rows_here, [&](Index begin, Index end) {
         const Index with_product = multiplied < end ? multiplied : end;
         sum_tile<P>(matrix, p, side, begin, with_product);
         for (Index i = with_product > begin ? with_product : begin; i < end; ++i) {
@@ -474,25 +464,10 @@ class Backward {
                             .out = direct ? c[0] : scratch_.tile,
                             .out_row = direct ? out_row : columns,
                             .out_panel = 0};
-        if (!direct) copy_tile<true>(c, height, real, columns);
+        if (!direct) load_tile<V>(c, 0, height, real, columns, scratch_.tile);
         TileKernels<V>::find(static_cast<int>(height), width, 1)(tile);
-        if (!direct) copy_tile<false>(c, height, real, columns);
+        if (!direct) store_tile<V>(c, 0, height, real, columns, scratch_.tile);
       });
-    }
-  }
-
-  // Between rows of an array and this thread's tile, the last lane in part.
-  template <bool Load>
-  void copy_tile(T* const* rows, Index height, Index real, Index columns) const {
-    for (Index m = 0; m < height; ++m) {
-      for (Index j = 0; j < columns; j += V::size) {
-        T* in_tile = scratch_.tile + m * columns + j;
-        if constexpr (Load) {
-          load_some<V>(rows[m] + j, real - j).store(in_tile);
-        } else {
-          store_some(rows[m] + j, V::load(in_tile), real - j);
-        }
-      }
     }
   }
 

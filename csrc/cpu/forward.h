@@ -264,20 +264,10 @@ class Forward {
                 scratch_.tile);
   }
 
-  // Calls visit(first row, end) for this thread's tiles among the first `live` rows.
-  template <class Visit>
-  [[gnu::always_inline]] void for_tiles(Index live, Visit visit) const {
-    for (Index t = worker_.row_group; t < cut_.tiles; t += worker_.row_groups) {
-      const Index begin = cut_.begin(t), end = cut_.begin(t + 1);
-      if (begin >= live) break;
-      if (begin < end) visit(begin, end < live ? end : live);
-    }
-  }
-
   void fill_rows(const Chunk& chunk, Index s) const {
     const Index t = schedule_.time(s), live = schedule_.live(s);
     const Index continued = s > 0 ? schedule_.live(s - 1) : 0;  // rows i below it ran in step s - 1
-    for_tiles(live, [&](Index begin, Index end) {
+    for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {
       for (Index i = begin; i < end; ++i) {
         const Index b = schedule_.order[i], p = schedule_.offset[t] + i;
         const bool first = i >= continued;
@@ -324,7 +314,7 @@ class Forward {
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
     for (Index p = share.begin, side; p < share.end; p += side) {
       side = TileKernels<V>::panels(highest, width, share.end - p);
-      for_tiles(schedule_.live(s), [&](Index begin, Index end) {
+      for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
         const int rows = static_cast<int>(end - begin);
         const TileProduct<T> tile{.a = (P == 0 ? scratch_.h : scratch_.operand_rows) + begin,
                                   .a_begin = 0,
@@ -400,7 +390,7 @@ class Forward {
     const Index last = share.end * matrix.panel_units(), end_unit = last < units_ ? last : units_;
     const Index going_on = schedule_.live(s + 1), live = schedule_.live(s);
     if (going_on >= live) return;
-    for_tiles(live, [&](Index begin, Index end) {
+    for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {
       for (Index i = begin > going_on ? begin : going_on; i < end; ++i) {
         const Index b = schedule_.order[i];
         for (Index u = begin_unit; u < end_unit; ++u) problem_.h[b * units_ + u] = scratch_.y[i][u];

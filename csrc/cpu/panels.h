@@ -123,6 +123,40 @@ struct TileCut {
   [[gnu::always_inline]] Index begin(Index t) const { return rows * t / tiles; }
 };
 
+// Calls visit(first row, end) for the worker's tiles among the first `live` rows: every row group
+// takes turns, so that the work stays even while the batch shrinks.
+template <class V, class Visit>
+[[gnu::always_inline]] inline void for_tiles(const TileCut& cut, const Worker& worker, Index live,
+                                             Visit visit) {
+  for (Index t = worker.row_group; t < cut.tiles; t += worker.row_groups) {
+    const Index begin = cut.begin(t), end = cut.begin(t + 1);
+    if (begin >= live) break;
+    if (begin < end) visit(begin, end < live ? end : live);
+  }
+}
+
+// A tile that is not whole goes by way of scratch memory: `width` columns a row there, of which the
+// first `real` are those of row[r] from `column` on.
+template <class V>
+void load_tile(const typename V::value* const* row, Index column, Index rows, Index real,
+               Index width, typename V::value* tile) {
+  for (Index r = 0; r < rows; ++r) {
+    for (Index j = 0; j < width; j += V::size) {
+      load_some<V>(row[r] + column + j, real - j).store(tile + r * width + j);
+    }
+  }
+}
+
+template <class V>
+void store_tile(typename V::value* const* row, Index column, Index rows, Index real, Index width,
+                const typename V::value* tile) {
+  for (Index r = 0; r < rows; ++r) {
+    for (Index j = 0; j < real; j += V::size) {
+      store_some(row[r] + column + j, V::load(tile + r * width + j), real - j);
+    }
+  }
+}
+
 template <class V>
 constexpr Index tile_scratch() {
   return Index{kMaxTileRows} * kMaxPanelWidth * kMaxPanels * V::size;
@@ -169,22 +203,10 @@ void multiply(const PanelMatrix<V>& b, const typename V::value* const* a, Index 
           tile.start = out;
           tile.start_row = tile.out_row;
           tile.start_panel = tile.out_panel;
-          if (!direct) {
-            for (int r = 0; r < m; ++r) {
-              for (Index j = 0; j < side * panel_columns; j += V::size) {
-                load_some<V>(c[i + r] + column + j, real - j).store(scratch + r * tile.out_row + j);
-              }
-            }
-          }
+          if (!direct) load_tile<V>(c + i, column, m, real, tile.out_row, scratch);
         }
         TileKernels<V>::find(m, width, static_cast<int>(side))(tile);
-        if (!direct) {
-          for (int r = 0; r < m; ++r) {
-            for (Index j = 0; j < real; j += V::size) {
-              store_some(c[i + r] + column + j, V::load(scratch + r * tile.out_row + j), real - j);
-            }
-          }
-        }
+        if (!direct) store_tile<V>(c + i, column, m, real, tile.out_row, scratch);
       }
     }
   }
