@@ -24,7 +24,7 @@ import rnnkern as rk
 from rnnkern import _core
 
 _SECONDS = 0.6  # of measuring, a problem and contender
-_REST = 0.01  # seconds, in which the last contender's idle threads stop spinning
+_REST = 0.1  # seconds, in which the last contender's idle threads stop spinning
 _RUNS = 3  # in one turn
 _TOLERANCE = 1e-4  # norm-wise, between two float32 answers
 
