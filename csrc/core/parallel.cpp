@@ -107,7 +107,8 @@ void run_team(const Plan& plan, const std::function<void(const Worker&)>& body) 
 }
 
 Plan make_plan(const Work& work, int threads) {
-  // Measured costs: waking the team, and one meeting at a barrier, in flops that a core could do meanwhile.
+  // Estimates: waking the team, and one meeting at a barrier, in flops that a core could do
+  // meanwhile.
   constexpr double kWakeFlops = 4e5, kBarrierFlops = 5e4;
   constexpr Index kCacheBytes = 1 << 20;  // of one core: what the recurrent weights may fill
   if (threads <= 1) return {1, 1, "one thread was asked for, or there is one core"};
