@@ -165,8 +165,8 @@ void run_backward(const std::string& cell, py::array x, const py::object& h_0,
                   const py::object& lengths, bool reverse, py::array y, const py::object& saved,
                   const py::object& cells, const py::object& dy, const py::object& dh,
                   const py::object& dc, const py::object& dx, const py::object& dweight_ih,
-                  const py::object& dweight_hh, const py::object& dbias,
-                  const py::object& dbias_hn) {
+                  const py::object& dweight_hh, const py::object& dbias, const py::object& dbias_hn,
+                  const py::object& state_gradients) {
   const int id = find_cell(cell);
   const auto& facts = all_cells()[static_cast<std::size_t>(id)];
   by_dtype(weight_hh, "weight_hh", [&]<class T>(T) {
@@ -191,7 +191,9 @@ void run_backward(const std::string& cell, py::array x, const py::object& h_0,
         .dw_ih = write<T>(dweight_ih, "dweight_ih", {rows, inputs}),
         .dw_hh = write<T>(dweight_hh, "dweight_hh", {rows, units}),
         .dbias = write<T>(dbias, "dbias", {rows}),
-        .dbias_hn = write<T>(dbias_hn, "dbias_hn", {units})};
+        .dbias_hn = write<T>(dbias_hn, "dbias_hn", {units}),
+        .state_gradients = write<T>(state_gradients, "state_gradients",
+                                    {live, 1 + facts.cell_state + facts.gates, units})};
     if (!problem.h_0 || !problem.dh || !problem.dw_ih || !problem.dw_hh ||
         (facts.saved > 0 && !problem.saved) ||
         (facts.cell_state && (!problem.c_0 || !problem.dc || !problem.cells))) {
@@ -298,16 +300,15 @@ PYBIND11_MODULE(_core, m) {
         py::arg("lengths"), py::arg("reverse"), py::arg("y"), py::arg("keep"),
         py::arg("packed") = nullptr,
         "One layer in one direction. h and c go in as h_0, c_0 and come out as h_n, c_n; y is "
-        "written. Returns "
-        "(saved, cells), what backward() needs when keep is true.");
+        "written. Returns (saved, cells), what backward() needs when keep is true.");
   m.def("backward", run_backward, py::arg("cell"), py::arg("x"), py::arg("h_0"), py::arg("c_0"),
         py::arg("weight_ih"), py::arg("weight_hh"), py::arg("lengths"), py::arg("reverse"),
         py::arg("y"), py::arg("saved"), py::arg("cells"), py::arg("dy"), py::arg("dh"),
         py::arg("dc"), py::arg("dx"), py::arg("dweight_ih"), py::arg("dweight_hh"),
-        py::arg("dbias"), py::arg("dbias_hn"),
+        py::arg("dbias"), py::arg("dbias_hn"), py::arg("state_gradients") = py::none(),
         "Gradients of forward(). dh and dc go in for the last state and come out for the first; dx "
-        "and the "
-        "gradients of the parameters are added to.");
+        "and the gradients of the parameters are added to; state_gradients (live steps, states + "
+        "gates, H), in the packed order of saved, is written.");
   m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out") = py::none(),
         py::kw_only(), py::arg("transpose_a") = false, py::arg("transpose_b") = false,
         py::arg("bias") = py::none(), py::arg("accumulate") = false,

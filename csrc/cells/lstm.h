@@ -37,6 +37,7 @@ struct Lstm {
     s.delta[f] = dc * s.c_previous * forget * (one - forget);
     s.delta[n] = dc * input * (one - candidate * candidate);
     s.delta[o] = s.dh * squashed * output * (one - output);
+    s.dc_now = dc;
     s.dc = dc * forget;
     s.direct = V(0);
   }

@@ -43,6 +43,7 @@ struct BackwardStep {
   V h_previous, h, c_previous, c;
   V dh;      // phase 0: ∂L/∂h_t, whole; phase p > 0: ∂L/∂operand(p)
   V dc;      // in: ∂L/∂c_t as step t+1 left it; out: ∂L/∂c_{t-1}
+  V dc_now;  // out: ∂L/∂c_t, whole
   V direct;  // ∂L/∂h_{t-1} by every path that is not the product of phase 0
   V delta[Cell::deltas];
 };

@@ -84,6 +84,8 @@ struct BackwardProblem {
   T* dw_hh;              // (G·H, H)
   T* dbias;              // (G·H), or null
   T* dbias_hn;           // (H), or null
+  // (N, 1 [+ 1 with c] + G, H): out, ∂L/∂h_t, ∂L/∂c_t and ∂L/∂(pre-activation of gate g); or null
+  T* state_gradients;
 };
 
 // C (M, N) = A B + bias, or C += A B; any strides over A, rows of B and C contiguous unless transposed.

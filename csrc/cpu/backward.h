@@ -49,6 +49,7 @@ class Backward {
     const T** delta_after;  // of the step processed next, rows of its product
     const T** segment;      // the same, moved to one gate
     T** delta_now;
+    T** state_gradients;
     const T** h_previous;
     const T** h;
     const T** c_previous;
@@ -81,13 +82,13 @@ class Backward {
         const T** a_i = arena.take<const T*>(rows);
         T** c_i = arena.take<T*>(rows);
         const T** in = arena.take<const T*>(8 * batch);
-        T** out = arena.take<T*>(batch);
+        T** out = arena.take<T*>(2 * batch);
         if (i != id) continue;
         tile = tile_i, a = a_i, c = c_i;
         delta_after = in, segment = in + batch, h_previous = in + 2 * batch, h = in + 3 * batch;
         c_previous = in + 4 * batch, cell = in + 5 * batch, saved = in + 6 * batch,
         dy = in + 7 * batch;
-        delta_now = out;
+        delta_now = out, state_gradients = out + batch;
       }
     }
   };
@@ -195,6 +196,10 @@ class Backward {
         scratch_.h_previous[i] = previous_h(s, i);
         scratch_.h[i] = problem_.y.at(t, b);
         scratch_.dy[i] = problem_.dy.data ? problem_.dy.at(t, b) : nullptr;
+        if (problem_.state_gradients) {
+          constexpr int kept = (Cell::cell_state ? 2 : 1) + kGates;
+          scratch_.state_gradients[i] = problem_.state_gradients + p * kept * units_;
+        }
         if constexpr (Cell::saved > 0)
           scratch_.saved[i] = problem_.saved + p * Cell::saved * units_;
         if constexpr (Cell::cell_state) {
@@ -303,12 +308,30 @@ class Backward {
 
       Cell::backward(Phase<P>{}, step);
 
+      if (problem_.state_gradients) keep_gradients<P>(lane, step, i, unit);
       constexpr Range written = Cell::writes[P];
       for (int d = written.first; d < written.first + written.count; ++d) {
         lane.store(scratch_.delta_now[i] + d * units_ + unit, step.delta[d]);
       }
       lane.store(dh, step.direct);
       if constexpr (Cell::cell_state) lane.store(dc, step.dc);
+    }
+  }
+
+  // Row i's part of the state gradients that this phase knows.
+  template <int P, class Lane>
+  void keep_gradients(Lane lane, const BackwardStep<V, Cell>& step, Index i, Index unit) const {
+    constexpr int states = Cell::cell_state ? 2 : 1;
+    constexpr Range written = Cell::writes[P];
+    T* out = scratch_.state_gradients[i] + unit;
+    if constexpr (P == 0) {
+      lane.store(out, step.dh);
+      if constexpr (Cell::cell_state) lane.store(out + units_, step.dc_now);
+    }
+    for (int g = 0; g < kGates; ++g) {
+      const int d = Cell::input_delta[g];
+      if (d >= written.first && d < written.first + written.count)
+        lane.store(out + (states + g) * units_, step.delta[d]);
     }
   }
 

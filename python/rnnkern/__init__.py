@@ -10,7 +10,7 @@ from rnnkern.recurrent import Recurrent
 from rnnkern.seq2seq import Seq2Seq
 from rnnkern.serialize import FormatError, load, save
 from rnnkern.stream import Stream
-from rnnkern.tape import Tape
+from rnnkern.tape import StateGradients, Tape
 
 __all__ = [
     "GRU",
@@ -23,6 +23,7 @@ __all__ = [
     "Recurrent",
     "Seq2Seq",
     "SimplifiedGRU",
+    "StateGradients",
     "Stream",
     "Tape",
     "clip_grad_norm",

@@ -37,6 +37,7 @@ def backward(
     dweight_hh: Array,
     dbias: Array | None,
     dbias_hn: Array | None,
+    state_gradients: Array | None = None,
 ) -> None: ...
 def forward(
     cell: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
 import numpy as np
 
@@ -69,6 +69,22 @@ class Input:
         return int(self.x.shape[1])
 
 
+@dataclass(frozen=True)
+class StateGradients:
+    """∂L/∂(what a layer computes at each step); every array is shaped as y and 0 past a length.
+
+    Attributes:
+        h: ∂L/∂h_t by every path, through y_t and through all later steps.
+        c: ∂L/∂c_t likewise; None for a cell without c.
+        gates: for each gate by name, ∂L/∂a_t, where a_t is what its σ or tanh is applied to.
+
+    """
+
+    h: Array
+    c: Array | None
+    gates: dict[str, Array]
+
+
 class Tape:
     """What one ``forward`` kept. ``backward`` may be called any number of times."""
 
@@ -80,17 +96,41 @@ class Tape:
         self._passes = passes
         self._masks = masks
 
+    def gates(self) -> list[dict[str, Array]]:
+        """What each gate gave at each step: for every layer, by the gate's name, shaped as y.
+
+        The values are those after σ or tanh, and 0 past a row's length.
+        """
+        names = self._layer.gates
+        values = [
+            kept.y[None] if kept.saved is None else self._unpacked(kept.saved)[: len(names)]
+            for kept in self._passes
+        ]
+        return [dict(zip(names, self._join(v), strict=True)) for v in self._by_layer(values)]
+
+    @overload
     def backward(
-        self, dy: Any = None, dstate: State | None = None
-    ) -> tuple[Array | None, State, dict[str, Array]]:
+        self, dy: Any = ..., dstate: State | None = ..., *, state_gradients: Literal[False] = ...
+    ) -> tuple[Array | None, State, dict[str, Array]]: ...
+
+    @overload
+    def backward(
+        self, dy: Any = ..., dstate: State | None = ..., *, state_gradients: Literal[True]
+    ) -> tuple[Array | None, State, dict[str, Array], list[StateGradients]]: ...
+
+    def backward(
+        self, dy: Any = None, dstate: State | None = None, *, state_gradients: bool = False
+    ) -> tuple[Any, ...]:
         """Gradients of a loss L by back-propagation through time.
 
         Args:
             dy: ∂L/∂y, shaped as y; None is zero.
             dstate: ∂L/∂(last state), shaped as the state; None is zero.
+            state_gradients: whether to return the gradients of every step's state and gates too.
 
         Returns:
-            ∂L/∂x (None for tokens), ∂L/∂(initial state), and ∂L/∂parameter by name.
+            ∂L/∂x (None for tokens), ∂L/∂(initial state), and ∂L/∂parameter by name; with
+            `state_gradients` a fourth item, a list with the `StateGradients` of each layer.
 
         Raises:
             TypeError, ValueError: dy or dstate has the wrong dtype or shape.
@@ -103,23 +143,30 @@ class Tape:
         upstream = self._check_dy(dy)
         grads: dict[str, Array] = {}
         suffixes = [suffix for _, suffix in layer._suffixes()]
+        traces = [self._new_trace(kept) if state_gradients else None for kept in self._passes]
         dx: Array | None = None
         for index_layer in reversed(range(layer.num_layers)):
             first = self._passes[index_layer * layer.num_directions]
             dx = None if first.x.ndim == 2 else np.zeros(first.x.shape, layer.dtype)
             for direction in range(layer.num_directions):
                 index = index_layer * layer.num_directions + direction
-                grads.update(self._backward_pass(index, suffixes[index], upstream, dh, dc, dx))
+                grads.update(
+                    self._backward_pass(index, suffixes[index], upstream, dh, dc, dx, traces[index])
+                )
             if index_layer > 0:
                 assert dx is not None
                 upstream = dx * self._masks[index_layer - 1] if self._masks else dx
         ordered = {name: grads[name] for name in layer.params}
         dstate_0 = (dh, dc) if dc is not None else dh
-        return (
+        result = (
             None if dx is None else layer._as_given(dx, given),
             layer._state_as_given(dstate_0, given),
             ordered,
         )
+        if not state_gradients:
+            return result
+        traced = [self._unpacked(trace) for trace in traces if trace is not None]
+        return (*result, [self._as_state_gradients(t) for t in self._by_layer(traced)])
 
     def _backward_pass(
         self,
@@ -129,8 +176,9 @@ class Tape:
         dh: Array,
         dc: Array | None,
         dx: Array | None,
+        trace: Array | None,
     ) -> dict[str, Array]:
-        """One layer in one direction: dh, dc and dx are changed in place."""
+        """One layer in one direction: dh, dc, dx and the trace are changed in place."""
         layer, kept = self._layer, self._passes[index]
         direction = index % layer.num_directions
         w = kept.weights
@@ -162,8 +210,48 @@ class Tape:
             grads[f"weight_hh_{suffix}"],
             grads.get(f"bias_{suffix}"),
             grads.get(f"bias_hn_{suffix}"),
+            trace,
         )
         return grads
+
+    def _new_trace(self, kept: Pass) -> Array:
+        """Room for what the kernel tells of one pass: (live steps, states + gates, H)."""
+        layer, given = self._layer, self._given
+        live = given.steps * given.batch if given.lengths is None else int(given.lengths.sum())
+        parts = 1 + layer._has_cell_state + len(layer.gates)
+        return np.empty((live, parts, layer.hidden_size), layer.dtype)
+
+    def _as_state_gradients(self, traces: list[Array]) -> StateGradients:
+        """From one layer's directions, (states + gates, T, B, H) each."""
+        layer, parts = self._layer, self._join(traces)
+        states = 1 + layer._has_cell_state
+        return StateGradients(
+            h=parts[0],
+            c=parts[1] if layer._has_cell_state else None,
+            gates=dict(zip(layer.gates, parts[states:], strict=True)),
+        )
+
+    def _by_layer(self, arrays: list[Array]) -> list[list[Array]]:
+        """One array a pass, grouped."""
+        n = self._layer.num_directions
+        return [arrays[i : i + n] for i in range(0, len(arrays), n)]
+
+    def _join(self, directions: list[Array]) -> list[Array]:
+        """(K, T, B, H) of every direction as K arrays in the caller's order of axes."""
+        joined = np.concatenate(directions, axis=-1)
+        return [self._layer._as_given(array, self._given) for array in joined]
+
+    def _unpacked(self, packed: Array) -> Array:
+        """(live steps, K, H) in the kernels' order, rows by falling length, as (K, T, B, H)."""
+        steps, batch, lengths = self._given.steps, self._given.batch, self._given.lengths
+        if lengths is None:
+            lengths = np.full(batch, steps)
+        order = np.argsort(-lengths, kind="stable")
+        whole = np.zeros((steps, batch, *packed.shape[1:]), packed.dtype)
+        whole[np.arange(steps)[:, None] < lengths[order]] = packed
+        unsorted = np.empty_like(whole)
+        unsorted[:, order] = whole
+        return np.moveaxis(unsorted, 2, 0)
 
     def _check_dy(self, dy: Any) -> Array | None:
         if dy is None:
