@@ -70,8 +70,8 @@ def rnnkern_contender(case: Case) -> Contender:
     return Contender("rnnkern", work, work)
 
 
-def torch_contender(case: Case) -> Contender | str:
-    """PyTorch's fused layers, or why they cannot do it."""
+def torch_module(case: Case) -> Any:
+    """PyTorch's fused layer with the case's parameters, or why there is none."""
     if case.problem.cell in ("simplified_gru", "gru_before"):
         return "PyTorch has no such cell"
     try:
@@ -96,6 +96,16 @@ def torch_contender(case: Case) -> Contender | str:
             ("bias_hh_l0", bias_hh),
         ):
             getattr(module, name).copy_(torch.from_numpy(array))
+    return module
+
+
+def torch_contender(case: Case) -> Contender | str:
+    """PyTorch's fused layers, or why they cannot do it."""
+    module = torch_module(case)
+    if isinstance(module, str):
+        return module
+    import torch
+
     x = torch.from_numpy(case.x).requires_grad_(case.problem.training)
     dy = torch.from_numpy(case.dy)
     lengths = None if case.lengths is None else torch.from_numpy(case.lengths)
@@ -122,10 +132,11 @@ def torch_contender(case: Case) -> Contender | str:
     return Contender("torch", work, work)
 
 
-def onnxruntime_contender(case: Case, threads: int) -> Contender | str:
-    """ONNX Runtime's fused operators, or why they cannot do it."""
-    if case.problem.training:
-        return "ONNX Runtime does not train"
+def onnxruntime_session(case: Case, threads: int, *, stateful: bool = False) -> Any:
+    """A session of ONNX Runtime's fused operator, or why there is none.
+
+    A stateful one takes one step and the state beside x, and gives the next state beside y.
+    """
     if case.problem.cell == "simplified_gru":
         return "ONNX Runtime has no such cell"
     try:
@@ -157,22 +168,42 @@ def onnxruntime_contender(case: Case, threads: int) -> Contender | str:
     attributes: dict[str, Any] = {"hidden_size": hidden}
     if cell.startswith("gru"):
         attributes["linear_before_reset"] = int(cell == "gru_after")
+    letters = ("h", "c") if cell == "lstm" else ("h",)
+    states = [f"{letter}_{end}" for end in ("0", "n") for letter in letters] if stateful else []
+    given, left = states[: len(states) // 2], states[len(states) // 2 :]
+    steps = 1 if stateful else steps
     node = helper.make_node(
-        {"rnn": "RNN", "lstm": "LSTM"}.get(cell, "GRU"), ["x", "W", "R", "B"], ["y"], **attributes
+        {"rnn": "RNN", "lstm": "LSTM"}.get(cell, "GRU"),
+        ["x", "W", "R", "B", *([""] if stateful else []), *given],
+        ["y", *left],
+        **attributes,
     )
+
+    def value(name: str, *shape: int) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
     graph = helper.make_graph(
         [node],
         "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [steps, batch, hidden])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [steps, 1, batch, hidden])],
+        [value("x", steps, batch, hidden), *(value(s, 1, batch, hidden) for s in given)],
+        [value("y", steps, 1, batch, hidden), *(value(s, 1, batch, hidden) for s in left)],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
+    return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+
+
+def onnxruntime_contender(case: Case, threads: int) -> Contender | str:
+    """ONNX Runtime's fused operators, or why they cannot do it."""
+    if case.problem.training:
+        return "ONNX Runtime does not train"
+    session = onnxruntime_session(case, threads)
+    if isinstance(session, str):
+        return session
 
     def work() -> list[Array]:
         return [session.run(None, {"x": case.x})[0][:, 0]]

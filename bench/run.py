@@ -138,11 +138,7 @@ def main() -> None:
         versions[name] = module.__version__
         if name == "torch":
             module.set_num_threads(options.threads)
-    processor = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")),
-        platform.processor(),
-    )
-    print(f"{processor}, {options.threads} thread(s), {rk.info()['instruction set']}, {versions}")
+    print(f"{processor()}, {options.threads} thread(s), {rk.info()['instruction set']}, {versions}")
     peak = product_peak()
     lines = []
     for problem in grid(tuple(options.cells), quick=options.quick):
@@ -155,7 +151,7 @@ def main() -> None:
     if options.json:
         report = {
             "date": datetime.now(timezone.utc).date().isoformat(),
-            "processor": processor,
+            "processor": processor(),
             "isa": _core.isa(),
             "threads": options.threads,
             "versions": versions,
@@ -165,9 +161,12 @@ def main() -> None:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _cpuinfo() -> list[str]:
+def processor() -> str:
+    """The name of this machine's processor."""
     path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 if __name__ == "__main__":

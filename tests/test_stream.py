@@ -197,3 +197,74 @@ def test_bidirectional_is_refused(cell: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, bidirectional=True)
     with pytest.raises(ValueError, match="bidirectional"):
         layer.stream()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.parametrize("hidden", [1, 8, 16, 33, 64])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_step_has_the_bits_of_the_whole_call(
+    cell: str, dtype: str, hidden: int, batch: int
+) -> None:
+    layer = make(cell, INPUTS, hidden, LAYERS, dtype=dtype)
+    x = draw(dtype, 3, batch, INPUTS)
+    want, want_last = layer(x)
+    stream = layer.stream(batch)
+    for x_t, want_t in zip(x, want, strict=True):
+        assert_same_bits("y", stream.step(x_t), want_t)
+    for got, last in zip(as_tuple(stream.state), as_tuple(want_last), strict=True):
+        assert_same_bits("state", got, last)
+
+
+def test_threads_share_a_large_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = make("lstm", 64, 512)
+    x = draw("float32", 8, 64)
+    alone = layer.stream(8).step(x)
+    monkeypatch.setattr("rnnkern.stream._SHARED_STEP_FLOPS", 0)
+    monkeypatch.setattr(type(layer), "plan", lambda *_: {"threads": 2})
+    shared = layer.stream(8)
+    assert shared._stepper is None
+    assert_same_bits("y", shared.step(x), alone)
+
+
+def test_any_array_can_be_a_step() -> None:
+    """What the kernel cannot take as it stands is converted, to the same answer."""
+    layer = make("gru_before", INPUTS, HIDDEN)
+    x = draw("float32", BATCH, INPUTS)
+    want = layer.stream(BATCH).step(x)
+    wide = np.zeros((BATCH, 2 * INPUTS), np.float32)
+    wide[:, ::2] = x
+    for given in (np.asfortranarray(x), wide[:, ::2], x[::-1].copy()[::-1]):
+        assert not given.flags.c_contiguous
+        assert_same_bits("y", layer.stream(BATCH).step(given), want)
+    into = np.zeros((BATCH, 2 * HIDDEN), np.float32)
+    got = layer.stream(BATCH).step(x, out=into[:, :HIDDEN])
+    assert_same_bits("out", into[:, :HIDDEN], want)
+    assert got.base is into
+    tokens = np.array([0, 4, 2])
+    assert_same_bits(
+        "tokens",
+        layer.stream(BATCH).step(tokens.astype(np.int32)),
+        layer.stream(BATCH).step(tokens),
+    )
+
+
+def test_a_step_may_be_written_over_its_input() -> None:
+    layer = make("lstm", HIDDEN, HIDDEN)
+    x = draw("float32", BATCH, HIDDEN)
+    want = layer.stream(BATCH).step(x)
+    assert_same_bits("y", layer.stream(BATCH).step(x, out=x), want)
+
+
+@pytest.mark.parametrize("token", [-1, INPUTS])
+def test_a_step_refuses_a_token_out_of_range(token: int) -> None:
+    with pytest.raises(ValueError, match=f"lie in|must hold|0..{INPUTS - 1}"):
+        make("rnn_tanh", INPUTS, HIDDEN).stream().step(np.array([token]))
+
+
+def test_a_step_refuses_a_read_only_out() -> None:
+    out = np.zeros((1, HIDDEN), np.float32)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="out must be writable"):
+        make("rnn_tanh", INPUTS, HIDDEN).stream().step(draw("float32", 1, INPUTS), out=out)
+    assert not np.any(out)

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "bind/views.h"
@@ -112,6 +113,92 @@ class Packed {
  private:
   std::optional<PackedWeights<float>> float_;
   std::optional<PackedWeights<double>> double_;
+};
+
+// A stream's layers, step by step. Holds the state's arrays, which the Python side reads and sets.
+class BoundStepper {
+ public:
+  BoundStepper(const std::string& cell, const std::vector<py::tuple>& layers, py::array h,
+               py::object c)
+      : h_(std::move(h)), c_(std::move(c)), stepper_(by_dtype(h_, "h", [&]<class T>(T) -> Any {
+          return make<T>(find_cell(cell), layers);
+        })) {}
+
+  // y (B, H), or None when x or out is not what can be taken as it stands: native, contiguous, of
+  // the right shape. The caller then checks and converts at leisure.
+  py::object step(const py::handle& x, const py::handle& out) const {
+    return std::visit([&](const auto& stepper) { return step_with(stepper, x, out); }, stepper_);
+  }
+
+ private:
+  using Any = std::variant<Stepper<float>, Stepper<double>>;
+
+  template <class T>
+  Stepper<T> make(int id, const std::vector<py::tuple>& layers) const {
+    if (layers.empty() || h_.ndim() != 3)
+      throw std::invalid_argument("layers must not be empty, and h must have 3 axes");
+    const auto& facts = all_cells()[static_cast<std::size_t>(id)];
+    const Index batch = h_.shape(1), units = h_.shape(2);
+    std::vector<Parameters<T>> parameters;
+    for (const auto& layer : layers) {
+      parameters.push_back(read_parameters<T>(facts, layer[0], layer[1], layer[2], layer[3]));
+      const auto& p = parameters.back();
+      if (p.units != units || (parameters.size() > 1 && p.inputs != units))
+        throw std::invalid_argument("layers must fit each other and h, of shape " + shape_text(h_));
+    }
+    const auto count = static_cast<Index>(layers.size());
+    T* const h = write<T>(h_, "h", {count, batch, units});
+    T* const c = facts.cell_state ? write<T>(c_, "c", {count, batch, units}) : nullptr;
+    if (facts.cell_state && !c) throw std::invalid_argument("c must be given for an LSTM");
+    return Stepper<T>(id, parameters, batch, h, c);
+  }
+
+  template <class T>
+  static bool plain(const py::handle& object, Index rows, Index columns) {
+    if (py::type::handle_of(object).ptr() !=
+        reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_))
+      return false;
+    const auto array = py::reinterpret_borrow<py::array>(object);
+    static const py::handle native = py::dtype::of<T>().release();
+    const Index axes = columns > 0 ? 2 : 1;
+    return py::detail::array_proxy(object.ptr())->descr == native.ptr() && array.ndim() == axes &&
+           array.shape(0) == rows && (axes == 1 || array.shape(1) == columns) &&
+           (array.flags() & kPlainFlags) == kPlainFlags;
+  }
+
+  template <class T>
+  static py::object step_with(const Stepper<T>& stepper, const py::handle& x,
+                              const py::handle& out) {
+    const Index batch = stepper.batch(), units = stepper.units(), inputs = stepper.inputs();
+    const bool dense = plain<T>(x, batch, inputs);
+    if (!dense && !plain<std::int64_t>(x, batch, 0)) return py::none();
+    if (!out.is_none() && !plain<T>(out, batch, units)) return py::none();
+    const void* data = py::detail::array_proxy(x.ptr())->data;
+    const auto* tokens = dense ? nullptr : static_cast<const std::int64_t*>(data);
+    for (Index b = 0; tokens && b < batch; ++b) {
+      if (tokens[b] < 0 || tokens[b] >= inputs) return py::none();
+    }
+    py::object y =
+        out.is_none() ? new_array<T>({batch, units}) : py::reinterpret_borrow<py::object>(out);
+    auto& y_array = *py::detail::array_proxy(y.ptr());
+    if (!(y_array.flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) return py::none();
+    std::optional<py::gil_scoped_release> release;
+    if (stepper.flops() > kWorthReleasing) release.emplace();
+    stepper.step(dense ? static_cast<const T*>(data) : nullptr, tokens,
+                 reinterpret_cast<T*>(y_array.data));
+    release.reset();
+    return y;
+  }
+
+  static constexpr int kPlainFlags =
+      py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+
+  // Flops of a step above which other Python threads shall run meanwhile.
+  static constexpr double kWorthReleasing = 1e6;
+
+  py::array h_;
+  py::object c_;
+  Any stepper_;
 };
 
 py::tuple run_forward(const std::string& cell, py::array x, const py::object& h,
@@ -294,6 +381,15 @@ PYBIND11_MODULE(_core, m) {
                     const py::object&>(),
            py::arg("cell"), py::arg("weight_ih"), py::arg("weight_hh"), py::arg("bias"),
            py::arg("bias_hn"));
+
+  py::class_<BoundStepper>(m, "Stepper", "Layers upon each other that go one step at a time.")
+      .def(
+          py::init<const std::string&, const std::vector<py::tuple>&, py::array, py::object>(),
+          py::arg("cell"), py::arg("layers"), py::arg("h"), py::arg("c"),
+          "layers: (weight_ih, weight_hh, bias, bias_hn) of each, packed here and now; h and c (L, "
+          "B, H) are the state, which step() advances in place.")
+      .def("step", &BoundStepper::step, py::arg("x"), py::arg("out"),
+           "y (B, H) of x (B, I) or tokens (B,); None where x or out would need converting.");
 
   m.def("forward", run_forward, py::arg("cell"), py::arg("x"), py::arg("h"), py::arg("c"),
         py::arg("weight_ih"), py::arg("weight_hh"), py::arg("bias"), py::arg("bias_hn"),

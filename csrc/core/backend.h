@@ -22,6 +22,11 @@ struct CellKernels {
   void (*forward)(const ForwardProblem<T>&, const Worker&, std::byte* packed, std::byte* scratch);
   Index (*backward_scratch)(const BackwardProblem<T>&, int threads);
   void (*backward)(const BackwardProblem<T>&, const Worker&, std::byte* scratch);
+  Index (*step_packed_bytes)(const Parameters<T>&);
+  void (*pack_step)(const Parameters<T>&, std::byte* packed);
+  Index (*step_scratch)(const StepProblem<T>&);
+  void (*step)(const StepProblem<T>&, std::byte* packed, std::byte* step_packed,
+               std::byte* scratch);
 };
 
 template <class T>

@@ -1,5 +1,7 @@
 #include "core/engine.h"
 
+#include <algorithm>
+
 namespace rnnkern {
 
 template <class T>
@@ -8,6 +10,47 @@ PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, bool 
   bytes_ = AlignedBytes(kernels.packed_bytes(parameters, dense));
   run_team(Plan{},
            [&](const Worker& worker) { kernels.pack(parameters, dense, worker, bytes_.get()); });
+}
+
+template <class T>
+Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c)
+    : kernels_(chosen_backend().backend->kernels<T>().cells[cell]) {
+  Index scratch = 0;
+  const T* below = nullptr;
+  for (const auto& layer : layers) {
+    problems_.push_back({.inputs = layer.inputs,
+                         .units = layer.units,
+                         .batch = batch,
+                         .x = below,
+                         .x_row = layer.units,
+                         .tokens = nullptr,
+                         .h = h,
+                         .c = c});
+    auto& packed = packed_.emplace_back(AlignedBytes(kernels_.packed_bytes(layer, false)),
+                                        AlignedBytes(kernels_.step_packed_bytes(layer)));
+    run_team(Plan{}, [&](const Worker& worker) {
+      kernels_.pack(layer, false, worker, packed.recurrent.get());
+    });
+    kernels_.pack_step(layer, packed.input.get());
+    flops_ += 2.0 * static_cast<double>(all_cells()[static_cast<std::size_t>(cell)].gates * batch *
+                                        layer.units * (layer.units + layer.inputs));
+    scratch = std::max(scratch, kernels_.step_scratch(problems_.back()));
+    below = h;
+    h += batch * layer.units;
+    if (c) c += batch * layer.units;
+  }
+  scratch_ = AlignedBytes(scratch);
+}
+
+template <class T>
+void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) const {
+  for (std::size_t k = 0; k < problems_.size(); ++k) {
+    StepProblem<T> problem = problems_[k];
+    if (k == 0) problem.x = x, problem.x_row = problem.inputs, problem.tokens = tokens;
+    kernels_.step(problem, packed_[k].recurrent.get(), packed_[k].input.get(), scratch_.get());
+  }
+  const auto& last = problems_.back();
+  std::copy_n(last.h, last.batch * last.units, y);
 }
 
 template <class T>
@@ -70,6 +113,8 @@ void matmul(const MatmulProblem<T>& problem) {
 
 template class PackedWeights<float>;
 template class PackedWeights<double>;
+template class Stepper<float>;
+template class Stepper<double>;
 template Plan plan_for(int, const Schedule&, const Parameters<float>&);
 template Plan plan_for(int, const Schedule&, const Parameters<double>&);
 template void forward(int, const ForwardProblem<float>&, const PackedWeights<float>*);

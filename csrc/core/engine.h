@@ -1,6 +1,8 @@
 // Runs a problem on the chosen backend: plan, scratch memory, threads.
 #pragma once
 
+#include <vector>
+
 #include "core/backend.h"
 
 namespace rnnkern {
@@ -14,6 +16,34 @@ class PackedWeights {
 
  private:
   AlignedBytes bytes_;
+};
+
+// Layers upon each other that go one step at a time. Packs the parameters when built, so that a step
+// neither packs nor allocates; it runs on the calling thread.
+template <class T>
+class Stepper {
+ public:
+  // h (L, B, H) and c (likewise, or null) are the state: the caller's memory, which step() advances.
+  Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c);
+
+  // x (B, I), or null and tokens (B); y (B, H) gets the last layer's h_t.
+  void step(const T* x, const std::int64_t* tokens, T* y) const;
+
+  double flops() const { return flops_; }  // of one step
+  Index inputs() const { return problems_[0].inputs; }
+  Index units() const { return problems_[0].units; }
+  Index batch() const { return problems_[0].batch; }
+
+ private:
+  struct Packed {
+    AlignedBytes recurrent, input;
+  };
+
+  const CellKernels<T>& kernels_;
+  std::vector<StepProblem<T>> problems_;
+  std::vector<Packed> packed_;
+  AlignedBytes scratch_;
+  double flops_ = 0;
 };
 
 template <class T>

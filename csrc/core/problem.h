@@ -88,6 +88,17 @@ struct BackwardProblem {
   T* state_gradients;
 };
 
+// One step of B rows of one layer.
+template <class T>
+struct StepProblem {
+  Index inputs, units, batch;
+  const T* x;  // (B, I), rows x_row apart; null when there are tokens
+  Index x_row;
+  const std::int64_t* tokens;  // (B), each in [0, I)
+  T* h;                        // (B, H): in h_{t-1}, out h_t
+  T* c;                        // (B, H): likewise; null for a cell without c
+};
+
 // C (M, N) = A B + bias, or C += A B; any strides over A, rows of B and C contiguous unless transposed.
 template <class T>
 struct MatmulProblem {

@@ -6,6 +6,7 @@
 #include "cpu/backward.h"
 #include "cpu/forward.h"
 #include "cpu/matmul.h"
+#include "cpu/step.h"
 
 namespace rnnkern {
 
@@ -26,7 +27,9 @@ constexpr Kernels<typename V::value> make_kernels(CellList<Cells...>) {
   return {{CellKernels<typename V::value>{
               Forward<V, Cells<V>>::packed_bytes, Forward<V, Cells<V>>::pack,
               Forward<V, Cells<V>>::scratch_bytes, Forward<V, Cells<V>>::run,
-              Backward<V, Cells<V>>::scratch_bytes, Backward<V, Cells<V>>::run}...},
+              Backward<V, Cells<V>>::scratch_bytes, Backward<V, Cells<V>>::run,
+              Step<V, Cells<V>>::packed_bytes, Step<V, Cells<V>>::pack,
+              Step<V, Cells<V>>::scratch_bytes, Step<V, Cells<V>>::run}...},
           Matmul<V>::scratch_bytes,
           Matmul<V>::run,
           tanh_array<V>,

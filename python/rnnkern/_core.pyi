@@ -39,6 +39,16 @@ def backward(
     dbias_hn: Array | None,
     state_gradients: Array | None = None,
 ) -> None: ...
+class Stepper:
+    def __init__(
+        self,
+        cell: str,
+        layers: list[tuple[Array, Array, Array | None, Array | None]],
+        h: Array,
+        c: Array | None,
+    ) -> None: ...
+    def step(self, x: object, out: object) -> Array | None: ...
+
 def forward(
     cell: str,
     x: Array,

@@ -13,6 +13,9 @@ from rnnkern.tape import State
 if TYPE_CHECKING:
     from rnnkern.recurrent import Recurrent
 
+# Measured: in a step of fewer flops a second thread costs more to wake than it saves.
+_SHARED_STEP_FLOPS = 1e7
+
 
 class Stream:
     """Runs a layer step by step over a packed snapshot of its parameters; see ``layer.stream``.
@@ -31,21 +34,43 @@ class Stream:
         self._layer = type(layer)(**{**layer.config(), "batch_first": False})
         self._layer.params = {name: array.copy() for name, array in layer.params.items()}
         self._weights = self._layer._weights()
-        self._packed = [
-            _core.Packed(layer._cell, w.weight_ih, w.weight_hh, w.bias, w.bias_hn)
-            for w in self._weights
-        ]
+        self._packed: list[_core.Packed] | None = None
         self.batch = batch
         self._h, self._c = self._layer._check_state("state", None, batch, unbatched=False)
+        self._stepper = self._new_stepper()
+
+    def _new_stepper(self) -> _core.Stepper | None:
+        """None where a step is so much work that threads share it, as they do a block."""
+        layer = self._layer
+        flops = self.batch * sum(2 * (w.weight_ih.size + w.weight_hh.size) for w in self._weights)
+        if flops >= _SHARED_STEP_FLOPS and layer.plan(1, self.batch)["threads"] > 1:
+            return None
+        return _core.Stepper(
+            layer._cell,
+            [(w.weight_ih, w.weight_hh, w.bias, w.bias_hn) for w in self._weights],
+            self._h,
+            self._c,
+        )
 
     def step(self, x: Any, out: Array | None = None) -> Array:
-        """One step: x (B, I), or tokens (B,); returns y (B, H), in `out` if given."""
+        """One step: x (B, I), or tokens (B,); returns y (B, H), in `out` if given.
+
+        A C-contiguous array of the layer's dtype (int64 for tokens) goes straight to the kernel;
+        anything else is checked and converted first.
+        """
+        y = None if self._stepper is None else self._stepper.step(x, out)
+        return self._checked_step(x, out) if y is None else y
+
+    def _checked_step(self, x: Any, out: Array | None) -> Array:
         array = host_array("x", x)
         axes = 1 if np.issubdtype(array.dtype, np.integer) else 2
         if array.ndim != axes or array.shape[0] != self.batch:
             wanted = (self.batch,) if axes == 1 else (self.batch, self._layer.input_size)
             raise ValueError(f"x must have shape {wanted}, got {array.shape}")
-        whole = None if out is None else self._check_out(out)
+        whole = None
+        if out is not None:
+            shaped("out", out, (self.batch, self._layer.hidden_size), self._layer.dtype)
+            whole = out[None]
         y = self.block(array[None], out=whole)
         return y[0] if out is None else out
 
@@ -60,7 +85,7 @@ class Stream:
             )
         result = layer._output(out, given)
         source = given.x
-        for index, (w, packed) in enumerate(zip(self._weights, self._packed, strict=True)):
+        for index, (w, packed) in enumerate(zip(self._weights, self._block_panels(), strict=True)):
             last = index == layer.num_layers - 1
             y = result if last else np.empty((*given.x.shape[:2], layer.hidden_size), layer.dtype)
             _core.forward(
@@ -89,7 +114,9 @@ class Stream:
     @state.setter
     def state(self, state: State) -> None:
         h, c = self._layer._check_state("state", state, self.batch, unbatched=False)
-        self._h, self._c = h.copy(), None if c is None else c.copy()
+        self._h[...] = h
+        if self._c is not None:
+            self._c[...] = c
 
     def reset(self, mask: Any = None) -> None:
         """Set the state to zero: all of it, or the rows where `mask` (B,) is true."""
@@ -100,6 +127,11 @@ class Stream:
         if self._c is not None:
             self._c[:, rows] = 0
 
-    def _check_out(self, out: Array) -> Array:
-        shaped("out", out, (self.batch, self._layer.hidden_size), self._layer.dtype)
-        return out[None]
+    def _block_panels(self) -> list[_core.Packed]:
+        """The parameters as a block's kernel wants them, packed at the first block."""
+        if self._packed is None:
+            self._packed = [
+                _core.Packed(self._layer._cell, w.weight_ih, w.weight_hh, w.bias, w.bias_hn)
+                for w in self._weights
+            ]
+        return self._packed

@@ -1,0 +1,205 @@
+// One step of a few rows: W_ih x and W_hh h panel by panel, with the cell's equations as the epilogue.
+// It is what a stream runs: no team, no schedule, nothing packed and nothing allocated.
+#pragma once
+
+#include <algorithm>
+
+#include "core/cell.h"
+#include "core/problem.h"
+#include "cpu/forward.h"
+#include "cpu/panels.h"
+
+namespace rnnkern {
+
+// W_ih cut like the recurrent panels, so that one tile of sums has all gates of its units.
+template <class V, class Cell>
+struct StepPanels {
+  PanelMatrix<V> input[phase_count<Cell>];
+
+  StepPanels(Index inputs, Index units, Arena& arena) {
+    for (int p = 0; p < phase_count<Cell>; ++p) {
+      input[p] = PanelMatrix<V>(inputs, units, Cell::phases[p].count);
+      input[p].data = arena.take<typename V::value>(input[p].size());
+    }
+  }
+};
+
+template <class V, class Cell>
+class Step {
+  using T = typename V::value;
+  static constexpr int kPhases = phase_count<Cell>;
+
+ public:
+  static Index packed_bytes(const Parameters<T>& parameters) {
+    Arena measure(nullptr);
+    StepPanels<V, Cell>(parameters.inputs, parameters.units, measure);
+    return measure.used();
+  }
+
+  static void pack(const Parameters<T>& parameters, std::byte* packed) {
+    Arena arena(packed);
+    const Index units = parameters.units;
+    const StepPanels<V, Cell> panels(parameters.inputs, units, arena);
+    for (int p = 0; p < kPhases; ++p) {
+      const auto& matrix = panels.input[p];
+      const int first = Cell::phases[p].first;
+      pack_start(matrix, 0, matrix.count(), [&](int gate) {
+        return parameters.bias ? parameters.bias + (first + gate) * units : nullptr;
+      });
+      pack_columns(matrix, 0, matrix.count(), [&](int gate, Index unit) {
+        return parameters.w_ih + ((first + gate) * units + unit) * parameters.inputs;
+      });
+    }
+  }
+
+  static Index scratch_bytes(const StepProblem<T>& problem) {
+    Arena measure(nullptr);
+    Scratch(problem, measure);
+    return measure.used();
+  }
+
+  static void run(const StepProblem<T>& problem, std::byte* recurrent, std::byte* input,
+                  std::byte* scratch) {
+    Arena recurrent_arena(recurrent), input_arena(input), scratch_arena(scratch);
+    const Parameters<T> sizes{problem.inputs, problem.units, nullptr, nullptr, nullptr, nullptr};
+    Step(problem, ForwardPanels<V, Cell>(sizes, false, recurrent_arena),
+         StepPanels<V, Cell>(problem.inputs, problem.units, input_arena),
+         Scratch(problem, scratch_arena))
+        .template run_phases<0>();
+  }
+
+ private:
+  struct Scratch {
+    T* from_input;  // sums of one tile
+    T* from_state;
+    T* h;        // (B, H): h_t, while others still read h_{t-1}
+    T* operand;  // (B, H): what a later phase's product takes
+    T* saved;    // (B, saved, H)
+
+    Scratch(const StepProblem<T>& problem, Arena& arena) {
+      const Index size = problem.batch * problem.units;
+      from_input = arena.take<T>(tile_scratch<V>());
+      from_state = arena.take<T>(tile_scratch<V>());
+      h = arena.take<T>(size);
+      operand = arena.take<T>(kPhases > 1 ? size : 0);
+      saved = arena.take<T>(kPhases > 1 ? size * Cell::saved : 0);
+    }
+  };
+
+  Step(const StepProblem<T>& problem, const ForwardPanels<V, Cell>& panels,
+       const StepPanels<V, Cell>& input_panels, const Scratch& scratch)
+      : problem_(problem), panels_(panels), input_panels_(input_panels), scratch_(scratch) {}
+
+  template <int P>
+  void run_phases() const {
+    const Index height = tile_rows<V>(panels_.recurrent[P].width());
+    for (Index i = 0; i < problem_.batch; i += height)
+      run_rows<P>(i, static_cast<int>(std::min(height, problem_.batch - i)));
+    if constexpr (P + 1 < kPhases) {
+      run_phases<P + 1>();
+    } else {
+      std::copy_n(scratch_.h, problem_.batch * problem_.units, problem_.h);
+    }
+  }
+
+  template <int P>
+  void run_rows(Index first, int rows) const {
+    const Index units = problem_.units;
+    const auto& matrix = panels_.recurrent[P];
+    const int width = matrix.width();
+    const T *x[kMaxTileRows], *state[kMaxTileRows];
+    for (int r = 0; r < rows; ++r) {
+      const Index i = first + r;
+      x[r] = problem_.x ? problem_.x + i * problem_.x_row : nullptr;
+      state[r] = (P == 0 ? problem_.h : scratch_.operand) + i * units;
+    }
+    for (Index p = 0, side; p < matrix.count(); p += side) {
+      side = TileKernels<V>::panels(rows, width, matrix.count() - p);
+      sum_input<P>(x, first, rows, p, side);
+      multiply_panels(matrix, state, rows, p, side, scratch_.from_state);
+      for (Index block = 0; block < side * matrix.blocks; ++block) {
+        const Index unit = p * matrix.panel_units() + block * V::size;
+        const Index sums =
+            block / matrix.blocks * matrix.row_size() + block % matrix.blocks * V::size;
+        const Index row = side * matrix.row_size(), gate = Index{matrix.blocks} * V::size;
+        for (int r = 0; r < rows; ++r) {
+          if (unit + V::size <= units) {
+            apply<P>(WholeLane<V>{}, first + r, unit, sums + r * row, gate);
+          } else if (unit < units) {
+            apply<P>(PartLane<V>{units - unit}, first + r, unit, sums + r * row, gate);
+          }
+        }
+      }
+    }
+  }
+
+  static void multiply_panels(const PanelMatrix<V>& matrix, const T* const* a, int rows,
+                              Index panel, Index side, T* out) {
+    const TileProduct<T> tile{.a = a,
+                              .a_begin = 0,
+                              .a_step = 1,
+                              .b = matrix.panel(panel) + matrix.row_size(),
+                              .b_panel = matrix.stride(),
+                              .depth = matrix.depth,
+                              .start = matrix.panel(panel),
+                              .start_row = 0,
+                              .start_panel = matrix.stride(),
+                              .out = out,
+                              .out_row = side * matrix.row_size(),
+                              .out_panel = matrix.row_size()};
+    TileKernels<V>::find(rows, matrix.width(), static_cast<int>(side))(tile);
+  }
+
+  // W_ih x + b; of a one-hot row, the token's column and b.
+  template <int P>
+  void sum_input(const T* const* x, Index first, int rows, Index panel, Index side) const {
+    const auto& matrix = input_panels_.input[P];
+    if (problem_.x) return multiply_panels(matrix, x, rows, panel, side, scratch_.from_input);
+    T* out = scratch_.from_input;
+    for (int r = 0; r < rows; ++r) {
+      const Index token = problem_.tokens[first + r];
+      for (Index p = panel; p < panel + side; ++p) {
+        const T *start = matrix.panel(p), *column = start + (1 + token) * matrix.row_size();
+        for (Index j = 0; j < matrix.row_size(); j += V::size, out += V::size)
+          (V::load(start + j) + V::load(column + j)).store(out);
+      }
+    }
+  }
+
+  // One lane of units of row i: its sums of gate g stand at sums + g·gate.
+  template <int P, class Lane>
+  void apply(Lane lane, Index i, Index unit, Index sums, Index gate) const {
+    const Index units = problem_.units, at = i * units + unit;
+    const T *x = scratch_.from_input + sums, *product = scratch_.from_state + sums;
+    T* saved = kPhases > 1 ? scratch_.saved + i * Cell::saved * units + unit : nullptr;
+    constexpr Range phase = Cell::phases[P];
+    constexpr int saved_before = P > 0 ? Cell::saved_after[P > 0 ? P - 1 : 0] : 0;
+    ForwardStep<V, Cell> step;
+    for (int g = 0; g < phase.count; ++g) {
+      step.x[phase.first + g] = V::load(x + g * gate);
+      step.product[phase.first + g] = V::load(product + g * gate);
+    }
+    for (int k = 0; k < saved_before; ++k) step.saved[k] = lane.load(saved + k * units);
+    step.h = lane.load(problem_.h + at);
+    if constexpr (Cell::cell_state) step.c = lane.load(problem_.c + at);
+
+    Cell::forward(Phase<P>{}, step);
+
+    if constexpr (P + 1 < kPhases) {
+      for (int k = saved_before; k < Cell::saved_after[P]; ++k)
+        lane.store(saved + k * units, step.saved[k]);
+      lane.store(scratch_.operand + at,
+                 Cell::operand(Phase<P + 1>{}, step.saved[Cell::operand_gate], step.h));
+    } else {
+      lane.store(scratch_.h + at, step.h);
+      if constexpr (Cell::cell_state) lane.store(problem_.c + at, step.c);
+    }
+  }
+
+  const StepProblem<T>& problem_;
+  const ForwardPanels<V, Cell> panels_;
+  const StepPanels<V, Cell> input_panels_;
+  const Scratch scratch_;
+};
+
+}  // namespace rnnkern
