@@ -11,7 +11,7 @@ namespace {
 using rnnkern::Index;
 
 // Median over turns of the mean time of a step, in microseconds.
-double time_step(int cell, Index units) {
+double time_step(int cell, Index units, bool narrow) {
   const auto gates =
       static_cast<std::size_t>(rnnkern::all_cells()[static_cast<std::size_t>(cell)].gates);
   const auto size = static_cast<std::size_t>(units);
@@ -24,7 +24,7 @@ double time_step(int cell, Index units) {
                                               .w_hh = weights.data(),
                                               .bias = bias.data(),
                                               .bias_hn = nullptr};
-  const rnnkern::Stepper<float> stepper(cell, {parameters}, 1, h.data(), c.data());
+  const rnnkern::Stepper<float> stepper(cell, {parameters}, 1, h.data(), c.data(), narrow);
   const int steps = std::max(4, static_cast<int>(2e7 / stepper.flops()));
   std::vector<double> turns;
   for (int turn = 0; turn < 51; ++turn) {
@@ -45,9 +45,13 @@ int main() {
               "H");
   constexpr Index kUnits[] = {16, 32, 64, 128, 256};
   for (const Index units : kUnits) std::printf("%9td", units);
-  for (std::size_t cell = 0; cell < rnnkern::all_cells().size(); ++cell) {
-    std::printf("\n%-16s", rnnkern::all_cells()[cell].name.data());
-    for (const Index units : kUnits) std::printf("%9.2f", time_step(static_cast<int>(cell), units));
+  for (const bool narrow : {false, true}) {
+    for (std::size_t cell = 0; cell < rnnkern::all_cells().size(); ++cell) {
+      std::printf("\n%-16s", rnnkern::all_cells()[cell].name.data());
+      for (const Index units : kUnits)
+        std::printf("%9.2f", time_step(static_cast<int>(cell), units, narrow));
+      if (narrow) std::printf("  bfloat16 weights");
+    }
   }
   std::printf("\n");
 }

@@ -268,3 +268,56 @@ def test_a_step_refuses_a_read_only_out() -> None:
     with pytest.raises(ValueError, match="out must be writable"):
         make("rnn_tanh", INPUTS, HIDDEN).stream().step(draw("float32", 1, INPUTS), out=out)
     assert not np.any(out)
+
+
+def rounded(array: Array) -> Array:
+    """To the nearest bfloat16: 8 significant bits, ties to even."""
+    fraction, exponent = np.frexp(array.astype(np.float64))
+    return np.ldexp(np.round(fraction * 256) / 256, exponent).astype(np.float32)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("hidden", [1, 16, 33])
+@pytest.mark.parametrize("cell", CELLS)
+def test_bfloat16_weights_are_rounded_weights(cell: str, hidden: int, batch: int) -> None:
+    layer = make(cell, INPUTS, hidden, LAYERS)
+    before = {name: array.copy() for name, array in layer.params.items()}
+    stream, blocks = (layer.stream(batch, weights="bfloat16") for _ in range(2))
+    for name, array in layer.params.items():
+        assert_same_bits(name, array, before[name])
+        if name.startswith("weight_"):
+            array[...] = rounded(array)
+            assert np.any(array != before[name])
+    for x in (draw("float32", 4, batch, INPUTS), np.arange(4 * batch).reshape(4, batch) % INPUTS):
+        want, want_last = layer(x)
+        stream.reset()
+        blocks.reset()
+        assert_same_bits("y", np.stack([stream.step(x_t) for x_t in x]), want)
+        assert_same_bits("block", blocks.block(x), want)
+        for got, last in zip(as_tuple(stream.state), as_tuple(want_last), strict=True):
+            assert_same_bits("state", got, last)
+
+
+def test_bfloat16_weights_stay_near_the_exact_ones() -> None:
+    layer = make("lstm", 64, 64)
+    x = draw("float32", 200, 1, 64)
+    stream = layer.stream(weights="bfloat16")
+    y = np.stack([stream.step(x_t) for x_t in x])
+    error = np.linalg.norm(y - layer(x)[0]) / np.linalg.norm(y)
+    assert 0 < error < 2e-2
+
+
+def test_bfloat16_weights_keep_what_is_not_finite() -> None:
+    layer = make("rnn_relu", 1, 3)
+    layer.params["weight_ih_l0"][:, 0] = [np.inf, np.nan, np.finfo(np.float32).max]
+    y = layer.stream(weights="bfloat16").step(np.ones((1, 1), np.float32))
+    assert np.isposinf(y[0, 0])
+    assert np.isnan(y[0, 1])
+    assert np.isposinf(y[0, 2])  # rounds beyond the largest number
+
+
+def test_bfloat16_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs a layer of dtype float32, got float64"):
+        make("lstm", 2, 2, dtype="float64").stream(weights="bfloat16")
+    with pytest.raises(ValueError, match="weights must be one of 'bfloat16', got 'int8'"):
+        make("lstm", 2, 2).stream(weights="int8")

@@ -119,9 +119,9 @@ class Packed {
 class BoundStepper {
  public:
   BoundStepper(const std::string& cell, const std::vector<py::tuple>& layers, py::array h,
-               py::object c)
+               py::object c, bool narrow)
       : h_(std::move(h)), c_(std::move(c)), stepper_(by_dtype(h_, "h", [&]<class T>(T) -> Any {
-          return make<T>(find_cell(cell), layers);
+          return make<T>(find_cell(cell), layers, narrow);
         })) {}
 
   // y (B, H), or None when x or out is not what can be taken as it stands: native, contiguous, of
@@ -134,7 +134,7 @@ class BoundStepper {
   using Any = std::variant<Stepper<float>, Stepper<double>>;
 
   template <class T>
-  Stepper<T> make(int id, const std::vector<py::tuple>& layers) const {
+  Stepper<T> make(int id, const std::vector<py::tuple>& layers, bool narrow) const {
     if (layers.empty() || h_.ndim() != 3)
       throw std::invalid_argument("layers must not be empty, and h must have 3 axes");
     const auto& facts = all_cells()[static_cast<std::size_t>(id)];
@@ -150,7 +150,7 @@ class BoundStepper {
     T* const h = write<T>(h_, "h", {count, batch, units});
     T* const c = facts.cell_state ? write<T>(c_, "c", {count, batch, units}) : nullptr;
     if (facts.cell_state && !c) throw std::invalid_argument("c must be given for an LSTM");
-    return Stepper<T>(id, parameters, batch, h, c);
+    return Stepper<T>(id, parameters, batch, h, c, narrow);
   }
 
   template <class T>
@@ -384,10 +384,12 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<BoundStepper>(m, "Stepper", "Layers upon each other that go one step at a time.")
       .def(
-          py::init<const std::string&, const std::vector<py::tuple>&, py::array, py::object>(),
-          py::arg("cell"), py::arg("layers"), py::arg("h"), py::arg("c"),
+          py::init<const std::string&, const std::vector<py::tuple>&, py::array, py::object,
+                   bool>(),
+          py::arg("cell"), py::arg("layers"), py::arg("h"), py::arg("c"), py::arg("narrow"),
           "layers: (weight_ih, weight_hh, bias, bias_hn) of each, packed here and now; h and c (L, "
-          "B, H) are the state, which step() advances in place.")
+          "B, H) are the state, which step() advances in place. narrow keeps the weights as "
+          "bfloat16.")
       .def("step", &BoundStepper::step, py::arg("x"), py::arg("out"),
            "y (B, H) of x (B, I) or tokens (B,); None where x or out would need converting.");
 

@@ -12,6 +12,15 @@ namespace rnnkern {
 
 inline constexpr int kMaxCells = 16;
 
+// One step of a cell, over weights in panels of its own.
+template <class T>
+struct StepKernels {
+  Index (*packed_bytes)(const Parameters<T>&);
+  void (*pack)(const Parameters<T>&, std::byte* packed);
+  Index (*scratch)(const StepProblem<T>&);
+  void (*run)(const StepProblem<T>&, std::byte* packed, std::byte* scratch);
+};
+
 // What every backend has for a cell and a dtype. Scratch and packed memory come from the caller,
 // as large as the functions on the left say, aligned to 64 bytes.
 template <class T>
@@ -22,11 +31,7 @@ struct CellKernels {
   void (*forward)(const ForwardProblem<T>&, const Worker&, std::byte* packed, std::byte* scratch);
   Index (*backward_scratch)(const BackwardProblem<T>&, int threads);
   void (*backward)(const BackwardProblem<T>&, const Worker&, std::byte* scratch);
-  Index (*step_packed_bytes)(const Parameters<T>&);
-  void (*pack_step)(const Parameters<T>&, std::byte* packed);
-  Index (*step_scratch)(const StepProblem<T>&);
-  void (*step)(const StepProblem<T>&, std::byte* packed, std::byte* step_packed,
-               std::byte* scratch);
+  StepKernels<T> step, narrow_step;  // the second's weights are Bfloat16; float32 alone has it
 };
 
 template <class T>

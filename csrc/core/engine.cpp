@@ -1,6 +1,7 @@
 #include "core/engine.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace rnnkern {
 
@@ -13,8 +14,11 @@ PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, bool 
 }
 
 template <class T>
-Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c)
-    : kernels_(chosen_backend().backend->kernels<T>().cells[cell]) {
+Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c,
+                    bool narrow)
+    : kernels_(narrow ? chosen_backend().backend->kernels<T>().cells[cell].narrow_step
+                      : chosen_backend().backend->kernels<T>().cells[cell].step) {
+  if (!kernels_.run) throw std::invalid_argument("narrow weights are for float32 alone");
   Index scratch = 0;
   const T* below = nullptr;
   for (const auto& layer : layers) {
@@ -26,15 +30,11 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
                          .tokens = nullptr,
                          .h = h,
                          .c = c});
-    auto& packed = packed_.emplace_back(AlignedBytes(kernels_.packed_bytes(layer, false)),
-                                        AlignedBytes(kernels_.step_packed_bytes(layer)));
-    run_team(Plan{}, [&](const Worker& worker) {
-      kernels_.pack(layer, false, worker, packed.recurrent.get());
-    });
-    kernels_.pack_step(layer, packed.input.get());
+    packed_.emplace_back(kernels_.packed_bytes(layer));
+    kernels_.pack(layer, packed_.back().get());
     flops_ += 2.0 * static_cast<double>(all_cells()[static_cast<std::size_t>(cell)].gates * batch *
                                         layer.units * (layer.units + layer.inputs));
-    scratch = std::max(scratch, kernels_.step_scratch(problems_.back()));
+    scratch = std::max(scratch, kernels_.scratch(problems_.back()));
     below = h;
     h += batch * layer.units;
     if (c) c += batch * layer.units;
@@ -47,7 +47,7 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) const {
   for (std::size_t k = 0; k < problems_.size(); ++k) {
     StepProblem<T> problem = problems_[k];
     if (k == 0) problem.x = x, problem.x_row = problem.inputs, problem.tokens = tokens;
-    kernels_.step(problem, packed_[k].recurrent.get(), packed_[k].input.get(), scratch_.get());
+    kernels_.run(problem, packed_[k].get(), scratch_.get());
   }
   const auto& last = problems_.back();
   std::copy_n(last.h, last.batch * last.units, y);

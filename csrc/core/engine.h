@@ -24,7 +24,8 @@ template <class T>
 class Stepper {
  public:
   // h (L, B, H) and c (likewise, or null) are the state: the caller's memory, which step() advances.
-  Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c);
+  // Narrow keeps the upper halves of the weights alone (float32; the biases are kept whole).
+  Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c, bool narrow);
 
   // x (B, I), or null and tokens (B); y (B, H) gets the last layer's h_t.
   void step(const T* x, const std::int64_t* tokens, T* y) const;
@@ -35,13 +36,9 @@ class Stepper {
   Index batch() const { return problems_[0].batch; }
 
  private:
-  struct Packed {
-    AlignedBytes recurrent, input;
-  };
-
-  const CellKernels<T>& kernels_;
+  const StepKernels<T>& kernels_;
   std::vector<StepProblem<T>> problems_;
-  std::vector<Packed> packed_;
+  std::vector<AlignedBytes> packed_;
   AlignedBytes scratch_;
   double flops_ = 0;
 };

@@ -3,6 +3,7 @@
 // A lane V holds V::size values of type V::value:
 //   V(s)                        every element s
 //   V::load(p), v.store(p)      size elements, no alignment asked
+//   V::load_pair(p, a, b)       of float lanes: 2·size Bfloat16, a's and b's in turns, widened
 //   V::load(p, n), v.store(p, n)  the first n < size elements; the others load as 0 and are not stored
 //   + - * /, fma(a, b, c) = a*b + c, min, max (the second operand where either is NaN), abs,
 //   copy_sign(magnitude, sign), exp2_integer(n) = 2^n for integral n in [-126, 127],
@@ -19,10 +20,20 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace rnnkern {
 
 using Index = std::ptrdiff_t;
+
+// The upper half of a float32: how narrow weights are stored. They are computed with as float32.
+struct Bfloat16 {
+  std::uint16_t bits;
+
+  [[gnu::always_inline]] static Bfloat16 truncated(float v) {
+    return {static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(v) >> 16)};
+  }
+};
 
 template <class T>
 struct Scalar {
@@ -36,6 +47,12 @@ struct Scalar {
   explicit Scalar(T s) : v(s) {}
 
   static Scalar load(const T* p) { return Scalar(*p); }
+  static void load_pair(const Bfloat16* p, Scalar& a, Scalar& b)
+    requires std::is_same_v<T, float>
+  {
+    a.v = std::bit_cast<float>(std::uint32_t{p[0].bits} << 16);
+    b.v = std::bit_cast<float>(std::uint32_t{p[1].bits} << 16);
+  }
   static Scalar load(const T* p, Index n) { return Scalar(n > 0 ? *p : T(0)); }
   void store(T* p) const { *p = v; }
   void store(T* p, Index n) const {

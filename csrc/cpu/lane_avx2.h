@@ -27,6 +27,11 @@ struct Avx2Float {
                               _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
   static Avx2Float load(const float* p) { return Avx2Float(_mm256_loadu_ps(p)); }
+  static void load_pair(const Bfloat16* p, Avx2Float& a, Avx2Float& b) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    a.v = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    b.v = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(-65536)));
+  }
   static Avx2Float load(const float* p, Index n) {
     return Avx2Float(_mm256_maskload_ps(p, first(n)));
   }

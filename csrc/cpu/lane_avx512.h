@@ -24,6 +24,11 @@ struct Avx512Float {
 
   static __mmask16 first(Index n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static Avx512Float load(const float* p) { return Avx512Float(_mm512_loadu_ps(p)); }
+  static void load_pair(const Bfloat16* p, Avx512Float& a, Avx512Float& b) {
+    const __m512i both = _mm512_loadu_si512(p);
+    a.v = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    b.v = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(-65536)));
+  }
   static Avx512Float load(const float* p, Index n) {
     return Avx512Float(_mm512_maskz_loadu_ps(first(n), p));
   }

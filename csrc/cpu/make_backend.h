@@ -22,18 +22,33 @@ void sigmoid_array(const typename V::value* in, typename V::value* out, Index n)
     store_some(out + i, sigmoid(load_some<V>(in + i, n - i)), n - i);
 }
 
+template <class V, class Cell, class B>
+constexpr StepKernels<typename V::value> step_kernels() {
+  using S = Step<V, Cell, B>;
+  return {S::packed_bytes, S::pack, S::scratch_bytes, S::run};
+}
+
+template <class V, class Cell>
+constexpr StepKernels<typename V::value> narrow_step_kernels() {
+  if constexpr (std::is_same_v<typename V::value, float>) {
+    return step_kernels<V, Cell, Bfloat16>();
+  } else {
+    return {};
+  }
+}
+
 template <class V, template <class> class... Cells>
 constexpr Kernels<typename V::value> make_kernels(CellList<Cells...>) {
-  return {{CellKernels<typename V::value>{
-              Forward<V, Cells<V>>::packed_bytes, Forward<V, Cells<V>>::pack,
-              Forward<V, Cells<V>>::scratch_bytes, Forward<V, Cells<V>>::run,
-              Backward<V, Cells<V>>::scratch_bytes, Backward<V, Cells<V>>::run,
-              Step<V, Cells<V>>::packed_bytes, Step<V, Cells<V>>::pack,
-              Step<V, Cells<V>>::scratch_bytes, Step<V, Cells<V>>::run}...},
-          Matmul<V>::scratch_bytes,
-          Matmul<V>::run,
-          tanh_array<V>,
-          sigmoid_array<V>};
+  return {
+      {CellKernels<typename V::value>{
+          Forward<V, Cells<V>>::packed_bytes, Forward<V, Cells<V>>::pack,
+          Forward<V, Cells<V>>::scratch_bytes, Forward<V, Cells<V>>::run,
+          Backward<V, Cells<V>>::scratch_bytes, Backward<V, Cells<V>>::run,
+          step_kernels<V, Cells<V>, typename V::value>(), narrow_step_kernels<V, Cells<V>>()}...},
+      Matmul<V>::scratch_bytes,
+      Matmul<V>::run,
+      tanh_array<V>,
+      sigmoid_array<V>};
 }
 
 template <class Float, class Double>

@@ -91,9 +91,10 @@ template <class V>
 }
 
 // Panels [begin, end) from a matrix that lies the other way: source(gate, unit) points at the
-// K contiguous values of one column. Goes square by square.
-template <class V, class Source>
-void pack_columns(const PanelMatrix<V>& m, Index begin, Index end, Source source) {
+// K contiguous values of one column, and put(panel, k, w, v) takes the lane w of a row. Goes square by
+// square.
+template <class V, class Source, class Put>
+void pack_columns(const PanelMatrix<V>& m, Index begin, Index end, Source source, Put put) {
   for (Index p = begin; p < end; ++p) {
     for (Index k0 = 0; k0 < m.depth; k0 += V::size) {
       for (int w = 0; w < m.width(); ++w) {
@@ -105,13 +106,17 @@ void pack_columns(const PanelMatrix<V>& m, Index begin, Index end, Source source
                              : V(0);
         }
         transpose(square);
-        auto* out = m.panel(p) + (1 + k0) * m.row_size() + w * V::size;
-        for (Index k = 0; k < V::size && k0 + k < m.depth; ++k) {
-          square[k].store(out + k * m.row_size());
-        }
+        for (Index k = 0; k < V::size && k0 + k < m.depth; ++k) put(p, k0 + k, w, square[k]);
       }
     }
   }
+}
+
+template <class V, class Source>
+void pack_columns(const PanelMatrix<V>& m, Index begin, Index end, Source source) {
+  pack_columns(m, begin, end, source, [&](Index p, Index k, int w, V v) {
+    v.store(m.panel(p) + (1 + k) * m.row_size() + w * V::size);
+  });
 }
 
 // Bounds of tile t when `rows` are cut as evenly as can be into tiles of at most `height`.

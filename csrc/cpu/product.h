@@ -5,6 +5,7 @@
 // element's value does not depend on how rows and columns are cut into tiles or shared by threads.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "core/lane.h"
@@ -15,12 +16,33 @@ inline constexpr int kMaxTileRows = 8;
 inline constexpr int kMaxPanelWidth = 4;  // lanes
 inline constexpr int kMaxPanels = 4;      // side by side in one tile
 
-template <class T>
+// Elements that a row of W lanes takes in a panel. Bfloat16 lanes are stored as interleaved pairs, which
+// one shift and one mask widen; an odd one has zeros for a partner.
+template <class V, class B>
+constexpr Index stored_row(int width) {
+  return Index{std::is_same_v<B, typename V::value> ? width : (width + 1) / 2 * 2} * V::size;
+}
+
+template <int W, class V, class B>
+[[gnu::always_inline]] inline void load_row(const B* b, V* column) {
+  if constexpr (std::is_same_v<B, typename V::value>) {
+#pragma GCC unroll 16
+    for (int w = 0; w < W; ++w) column[w] = V::load(b + w * V::size);
+  } else {
+    V unused;
+#pragma GCC unroll 16
+    for (int w = 0; w < W; w += 2)
+      V::load_pair(b + w * V::size, column[w], w + 1 < W ? column[w + 1] : unused);
+  }
+}
+
+// B is what the panels hold: T, or a narrower type that a lane widens as it loads.
+template <class T, class B = T>
 struct TileProduct {
   const T* const* a;  // one pointer a row of the tile
   Index a_begin;      // the first k's place in every row,
   Index a_step;       // and the distance to the next
-  const T* b;         // first panel's row for the first k
+  const B* b;         // first panel's row for the first k
   Index b_panel;      // from one panel to the next
   Index depth;        // how many k
   const T* start;     // what the sums start from: element (row, panel, column)
@@ -41,8 +63,8 @@ constexpr int tile_rows(int width) {
   return rows < kMaxTileRows ? rows : kMaxTileRows;
 }
 
-template <class V, int M, int W, int P>
-void multiply_tile(const TileProduct<typename V::value>& t) {
+template <class V, class B, int M, int W, int P>
+void multiply_tile(const TileProduct<typename V::value, B>& t) {
   using T = typename V::value;
   const T* a[M];
   V sum[M][P * W];
@@ -54,13 +76,13 @@ void multiply_tile(const TileProduct<typename V::value>& t) {
       sum[m][w] = V::load(t.start + m * t.start_row + (w / W) * t.start_panel + (w % W) * V::size);
     }
   }
-  const T* b = t.b;
+  const B* b = t.b;
   const Index b_panel = t.b_panel, a_step = t.a_step;
   Index at = t.a_begin;
   for (Index k = t.depth; k > 0; --k) {
     V column[P * W];
-#pragma GCC unroll 16
-    for (int w = 0; w < P * W; ++w) column[w] = V::load(b + (w / W) * b_panel + (w % W) * V::size);
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) load_row<W>(b + p * b_panel, column + p * W);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const V row(a[m][at]);
@@ -68,7 +90,7 @@ void multiply_tile(const TileProduct<typename V::value>& t) {
       for (int w = 0; w < P * W; ++w) sum[m][w] = fma(row, column[w], sum[m][w]);
     }
     at += a_step;
-    b += W * V::size;
+    b += stored_row<V, B>(W);
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -80,10 +102,10 @@ void multiply_tile(const TileProduct<typename V::value>& t) {
 }
 
 // Every tile shape that fits the registers, found by (rows, width, panels).
-template <class V>
+template <class V, class B = typename V::value>
 class TileKernels {
  public:
-  using Function = void (*)(const TileProduct<typename V::value>&);
+  using Function = void (*)(const TileProduct<typename V::value, B>&);
 
   static Function find(int rows, int width, int panels) {
     static constexpr TileKernels kernels;
@@ -111,9 +133,9 @@ class TileKernels {
   template <int W, int M>
   constexpr void fill_panels() {
     auto& row = table_[W - 1][M - 1];
-    if constexpr (M * W <= tile_budget<V>()) row[0] = multiply_tile<V, M, W, 1>;
-    if constexpr (M * W * 2 <= tile_budget<V>()) row[1] = multiply_tile<V, M, W, 2>;
-    if constexpr (M * W * 4 <= tile_budget<V>()) row[2] = multiply_tile<V, M, W, 4>;
+    if constexpr (M * W <= tile_budget<V>()) row[0] = multiply_tile<V, B, M, W, 1>;
+    if constexpr (M * W * 2 <= tile_budget<V>()) row[1] = multiply_tile<V, B, M, W, 2>;
+    if constexpr (M * W * 4 <= tile_budget<V>()) row[2] = multiply_tile<V, B, M, W, 4>;
   }
 
   Function table_[kMaxPanelWidth][kMaxTileRows][3] = {};

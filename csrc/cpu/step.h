@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "core/cell.h"
 #include "core/problem.h"
@@ -11,20 +12,87 @@
 
 namespace rnnkern {
 
-// W_ih cut like the recurrent panels, so that one tile of sums has all gates of its units.
-template <class V, class Cell>
+// A PanelMatrix whose values are B: T, or a narrower type that halves what a step has to read. The
+// rows of initial values stand apart, as T.
+template <class V, class B>
+struct StepMatrix : PanelMatrix<V> {
+  using T = typename V::value;
+
+  T* starts = nullptr;
+  B* rows = nullptr;
+
+  StepMatrix() = default;
+  StepMatrix(Index depth, Index units, int gates, Arena& arena)
+      : PanelMatrix<V>(depth, units, gates) {
+    starts = arena.take<T>(this->count() * this->row_size());
+    rows = arena.take<B>(this->count() * panel_size());
+  }
+
+  Index stored() const { return stored_row<V, B>(this->width()); }
+  Index panel_size() const { return this->depth * stored(); }
+  const T* start(Index p) const { return starts + p * this->row_size(); }
+  const B* panel(Index p) const { return rows + p * panel_size(); }
+
+  // As pack_start and pack_columns, the whole of it.
+  template <class Start, class Source>
+  void pack(Start start, Source source) const {
+    PanelMatrix<V> initial = *this;
+    initial.depth = 0;
+    initial.data = starts;
+    pack_start(initial, 0, this->count(), start);
+    pack_columns(*this, 0, this->count(), source, [&](Index p, Index k, int w, V v) {
+      B* row = rows + p * panel_size() + k * stored();
+      if constexpr (std::is_same_v<B, T>) {
+        v.store(row + w * V::size);
+      } else {
+        T element[V::size];
+        v.store(element);
+        B* pair = row + w / 2 * 2 * V::size;
+        for (int j = 0; j < V::size; ++j) {
+          pair[2 * j + w % 2] = B::truncated(element[j]);
+          if (w % 2 == 0 && w + 1 == this->width()) pair[2 * j + 1] = B::truncated(0);
+        }
+      }
+    });
+  }
+};
+
+// All matrices of a step, gate-interleaved: one tile of sums has all gates of its units.
+template <class V, class Cell, class B>
 struct StepPanels {
-  PanelMatrix<V> input[phase_count<Cell>];
+  using T = typename V::value;
+  static constexpr int kPhases = phase_count<Cell>;
+
+  StepMatrix<V, B> input[kPhases], recurrent[kPhases];
 
   StepPanels(Index inputs, Index units, Arena& arena) {
-    for (int p = 0; p < phase_count<Cell>; ++p) {
-      input[p] = PanelMatrix<V>(inputs, units, Cell::phases[p].count);
-      input[p].data = arena.take<typename V::value>(input[p].size());
+    for (int p = 0; p < kPhases; ++p) {
+      input[p] = StepMatrix<V, B>(inputs, units, Cell::phases[p].count, arena);
+      recurrent[p] = StepMatrix<V, B>(units, units, Cell::phases[p].count, arena);
+    }
+  }
+
+  void pack(const Parameters<T>& parameters) const {
+    const Index units = parameters.units, inputs = parameters.inputs;
+    for (int p = 0; p < kPhases; ++p) {
+      const int first = Cell::phases[p].first;
+      input[p].pack(
+          [&](int gate) {
+            return parameters.bias ? parameters.bias + (first + gate) * units : nullptr;
+          },
+          [&](int gate, Index unit) {
+            return parameters.w_ih + ((first + gate) * units + unit) * inputs;
+          });
+      recurrent[p].pack(
+          [&](int gate) { return first + gate == Cell::gates - 1 ? parameters.bias_hn : nullptr; },
+          [&](int gate, Index unit) {
+            return parameters.w_hh + ((first + gate) * units + unit) * units;
+          });
     }
   }
 };
 
-template <class V, class Cell>
+template <class V, class Cell, class B>
 class Step {
   using T = typename V::value;
   static constexpr int kPhases = phase_count<Cell>;
@@ -32,24 +100,13 @@ class Step {
  public:
   static Index packed_bytes(const Parameters<T>& parameters) {
     Arena measure(nullptr);
-    StepPanels<V, Cell>(parameters.inputs, parameters.units, measure);
+    StepPanels<V, Cell, B>(parameters.inputs, parameters.units, measure);
     return measure.used();
   }
 
   static void pack(const Parameters<T>& parameters, std::byte* packed) {
     Arena arena(packed);
-    const Index units = parameters.units;
-    const StepPanels<V, Cell> panels(parameters.inputs, units, arena);
-    for (int p = 0; p < kPhases; ++p) {
-      const auto& matrix = panels.input[p];
-      const int first = Cell::phases[p].first;
-      pack_start(matrix, 0, matrix.count(), [&](int gate) {
-        return parameters.bias ? parameters.bias + (first + gate) * units : nullptr;
-      });
-      pack_columns(matrix, 0, matrix.count(), [&](int gate, Index unit) {
-        return parameters.w_ih + ((first + gate) * units + unit) * parameters.inputs;
-      });
-    }
+    StepPanels<V, Cell, B>(parameters.inputs, parameters.units, arena).pack(parameters);
   }
 
   static Index scratch_bytes(const StepProblem<T>& problem) {
@@ -58,12 +115,9 @@ class Step {
     return measure.used();
   }
 
-  static void run(const StepProblem<T>& problem, std::byte* recurrent, std::byte* input,
-                  std::byte* scratch) {
-    Arena recurrent_arena(recurrent), input_arena(input), scratch_arena(scratch);
-    const Parameters<T> sizes{problem.inputs, problem.units, nullptr, nullptr, nullptr, nullptr};
-    Step(problem, ForwardPanels<V, Cell>(sizes, false, recurrent_arena),
-         StepPanels<V, Cell>(problem.inputs, problem.units, input_arena),
+  static void run(const StepProblem<T>& problem, std::byte* packed, std::byte* scratch) {
+    Arena packed_arena(packed), scratch_arena(scratch);
+    Step(problem, StepPanels<V, Cell, B>(problem.inputs, problem.units, packed_arena),
          Scratch(problem, scratch_arena))
         .template run_phases<0>();
   }
@@ -86,9 +140,8 @@ class Step {
     }
   };
 
-  Step(const StepProblem<T>& problem, const ForwardPanels<V, Cell>& panels,
-       const StepPanels<V, Cell>& input_panels, const Scratch& scratch)
-      : problem_(problem), panels_(panels), input_panels_(input_panels), scratch_(scratch) {}
+  Step(const StepProblem<T>& problem, const StepPanels<V, Cell, B>& panels, const Scratch& scratch)
+      : problem_(problem), panels_(panels), scratch_(scratch) {}
 
   template <int P>
   void run_phases() const {
@@ -114,7 +167,7 @@ class Step {
       state[r] = (P == 0 ? problem_.h : scratch_.operand) + i * units;
     }
     for (Index p = 0, side; p < matrix.count(); p += side) {
-      side = TileKernels<V>::panels(rows, width, matrix.count() - p);
+      side = TileKernels<V, B>::panels(rows, width, matrix.count() - p);
       sum_input<P>(x, first, rows, p, side);
       multiply_panels(matrix, state, rows, p, side, scratch_.from_state);
       for (Index block = 0; block < side * matrix.blocks; ++block) {
@@ -133,35 +186,48 @@ class Step {
     }
   }
 
-  static void multiply_panels(const PanelMatrix<V>& matrix, const T* const* a, int rows,
+  static void multiply_panels(const StepMatrix<V, B>& matrix, const T* const* a, int rows,
                               Index panel, Index side, T* out) {
-    const TileProduct<T> tile{.a = a,
-                              .a_begin = 0,
-                              .a_step = 1,
-                              .b = matrix.panel(panel) + matrix.row_size(),
-                              .b_panel = matrix.stride(),
-                              .depth = matrix.depth,
-                              .start = matrix.panel(panel),
-                              .start_row = 0,
-                              .start_panel = matrix.stride(),
-                              .out = out,
-                              .out_row = side * matrix.row_size(),
-                              .out_panel = matrix.row_size()};
-    TileKernels<V>::find(rows, matrix.width(), static_cast<int>(side))(tile);
+    const TileProduct<T, B> tile{.a = a,
+                                 .a_begin = 0,
+                                 .a_step = 1,
+                                 .b = matrix.panel(panel),
+                                 .b_panel = matrix.panel_size(),
+                                 .depth = matrix.depth,
+                                 .start = matrix.start(panel),
+                                 .start_row = 0,
+                                 .start_panel = matrix.row_size(),
+                                 .out = out,
+                                 .out_row = side * matrix.row_size(),
+                                 .out_panel = matrix.row_size()};
+    TileKernels<V, B>::find(rows, matrix.width(), static_cast<int>(side))(tile);
   }
 
   // W_ih x + b; of a one-hot row, the token's column and b.
   template <int P>
   void sum_input(const T* const* x, Index first, int rows, Index panel, Index side) const {
-    const auto& matrix = input_panels_.input[P];
+    const auto& matrix = panels_.input[P];
     if (problem_.x) return multiply_panels(matrix, x, rows, panel, side, scratch_.from_input);
     T* out = scratch_.from_input;
     for (int r = 0; r < rows; ++r) {
       const Index token = problem_.tokens[first + r];
-      for (Index p = panel; p < panel + side; ++p) {
-        const T *start = matrix.panel(p), *column = start + (1 + token) * matrix.row_size();
-        for (Index j = 0; j < matrix.row_size(); j += V::size, out += V::size)
-          (V::load(start + j) + V::load(column + j)).store(out);
+      for (Index p = panel; p < panel + side; ++p, out += matrix.row_size()) {
+        add_column(matrix.start(p), matrix.panel(p) + token * matrix.stored(), matrix.width(), out);
+      }
+    }
+  }
+
+  static void add_column(const T* start, const B* column, int width, T* out) {
+    for (int w = 0; w < width; w += 2) {
+      V pair[2] = {V(0), V(0)};
+      if (w + 1 < width) {
+        load_row<2>(column + w * V::size, pair);
+      } else {
+        load_row<1>(column + w * V::size, pair);
+      }
+      for (int j = 0; j < 2 && w + j < width; ++j) {
+        const Index at = (w + j) * V::size;
+        (V::load(start + at) + pair[j]).store(out + at);
       }
     }
   }
@@ -197,8 +263,7 @@ class Step {
   }
 
   const StepProblem<T>& problem_;
-  const ForwardPanels<V, Cell> panels_;
-  const StepPanels<V, Cell> input_panels_;
+  const StepPanels<V, Cell, B> panels_;
   const Scratch scratch_;
 };
 

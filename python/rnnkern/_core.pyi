@@ -39,6 +39,7 @@ def backward(
     dbias_hn: Array | None,
     state_gradients: Array | None = None,
 ) -> None: ...
+
 class Stepper:
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Stepper:
         layers: list[tuple[Array, Array, Array | None, Array | None]],
         h: Array,
         c: Array | None,
+        narrow: bool,
     ) -> None: ...
     def step(self, x: object, out: object) -> Array | None: ...
 

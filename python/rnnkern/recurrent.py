@@ -265,16 +265,22 @@ class Recurrent:
         assert tape is not None
         return y, state, tape
 
-    def stream(self, batch: int = 1) -> Stream:
+    def stream(self, batch: int = 1, *, weights: str | None = None) -> Stream:
         """A stepper for sequences that arrive piece by piece.
 
         It holds a packed snapshot of the parameters as they are now, and the state of `batch` rows.
 
+        Args:
+            batch: rows, each a sequence of its own.
+            weights: "bfloat16" rounds the snapshot's weight matrices to 8 significant bits, so that
+                a step reads half the bytes; biases, state and sums stay float32. None keeps them.
+
         Raises:
-            ValueError: the layer is bidirectional, so that its output needs the whole sequence.
+            ValueError: the layer is bidirectional, so that its output needs the whole sequence;
+                or bfloat16 is asked of a float64 layer.
 
         """
-        return Stream(self, positive_int("batch", batch))
+        return Stream(self, positive_int("batch", batch), weights)
 
     def plan(self, steps: int, batch: int) -> dict[str, Any]:
         """How a call of that size is computed, and why.

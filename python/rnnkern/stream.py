@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rnnkern import _core
-from rnnkern._checks import Array, host_array, shaped
+from rnnkern._checks import Array, choice, host_array, shaped
 from rnnkern.tape import State
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Stream:
     layer, it must not be used from two threads at once.
     """
 
-    def __init__(self, layer: Recurrent, batch: int) -> None:
+    def __init__(self, layer: Recurrent, batch: int, weights: str | None = None) -> None:
         if layer.bidirectional:
             raise ValueError(
                 "stream needs a layer with bidirectional=False, got one whose second direction "
@@ -33,6 +33,16 @@ class Stream:
             )
         self._layer = type(layer)(**{**layer.config(), "batch_first": False})
         self._layer.params = {name: array.copy() for name, array in layer.params.items()}
+        self._narrow = weights is not None
+        if weights is not None:
+            choice("weights", weights, ("bfloat16",))
+            if layer.dtype != np.float32:
+                raise ValueError(
+                    f"weights='bfloat16' needs a layer of dtype float32, got {layer.dtype.name}"
+                )
+            for name, array in self._layer.params.items():
+                if name.startswith("weight_"):
+                    array[...] = _rounded_to_bfloat16(array)
         self._weights = self._layer._weights()
         self._packed: list[_core.Packed] | None = None
         self.batch = batch
@@ -50,6 +60,7 @@ class Stream:
             [(w.weight_ih, w.weight_hh, w.bias, w.bias_hn) for w in self._weights],
             self._h,
             self._c,
+            self._narrow,
         )
 
     def step(self, x: Any, out: Array | None = None) -> Array:
@@ -135,3 +146,10 @@ class Stream:
                 for w in self._weights
             ]
         return self._packed
+
+
+def _rounded_to_bfloat16(array: Array) -> Array:
+    """The nearest float32 values whose lower half is 0, ties to even; NaN stays NaN."""
+    bits = array.view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(array), np.float32(np.nan), rounded.view(np.float32))
