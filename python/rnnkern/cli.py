@@ -1,4 +1,4 @@
-"""The command line: ``rnnkern adder train|ask|evaluate`` and ``rnnkern info``."""
+"""The command line: ``rnnkern adder train|ask|evaluate``, ``rnnkern explore``, ``rnnkern info``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from rnnkern import info, set_num_threads
 from rnnkern._checks import positive_int
 from rnnkern.adder import CELLS, HELD_OUT_SAMPLE, Adder, Settings, Training, train
+from rnnkern.explore import command as explore
 from rnnkern.plot import plot_training, require_matplotlib
 from rnnkern.progress import Progress
 
@@ -48,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
 
     tell = commands.add_parser("info", help="tell what this installation runs on, and why")
     tell.set_defaults(run=_info)
+
+    explore.add_parser(commands)
 
     adder = commands.add_parser("adder", help="a model that learns to add")
     actions = adder.add_subparsers(required=True, metavar="ACTION")

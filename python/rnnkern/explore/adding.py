@@ -1,0 +1,80 @@
+"""The adding problem: two numbers, marked far apart among many, are to be added up.
+
+Source: Hochreiter & Schmidhuber, "Long short-term memory" (1997), in the form of Le, Jaitly &
+Hinton 2015, arXiv:1504.00941: both numbers in 0..1, one marked in each half of the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rnnkern.explore.common import ALL, Batch, Result, check_run
+from rnnkern.explore.lags import Task, figure, measure
+from rnnkern.progress import Progress
+
+__all__ = ["adding", "figure", "marked_numbers"]
+
+BASELINE = 1.0 / 6.0  # the variance of the sum of two numbers uniform in 0..1
+_HIDDEN = 32
+_STEPS = {50: 1000, 100: 800, 200: 500, 500: 250}
+_QUICK = {50: 150, 100: 75}
+
+
+def marked_numbers(rng: np.random.Generator, batch: int, length: int) -> Batch:
+    """Sequences x (T, B, 2) of a number in 0..1 and a mark, and the marked ones' sums (B, 1).
+
+    Just two numbers are marked by 1, the others by 0: one in the first half, one in the second.
+    """
+    numbers, marks = rng.random((length, batch)), np.zeros((length, batch))
+    rows = np.arange(batch)
+    marks[rng.integers(0, length // 2, batch), rows] = 1.0
+    marks[rng.integers(length // 2, length, batch), rows] = 1.0
+    sums = (numbers * marks).sum(axis=0)[:, None]
+    return Batch(np.stack([numbers, marks], axis=-1).astype(np.float32), sums.astype(np.float32))
+
+
+def adding(
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    cells: Sequence[str] = ALL,
+    quick: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Each cell's squared error at several T, against a guess of 1, the sums' mean.
+
+    Args:
+        seed: Of the first run.
+        seeds: Runs.
+        cells: Names out of ``CELLS``.
+        quick: Short sequences and few steps; little is learned.
+        progress: Where a bar is drawn.
+
+    Raises:
+        TypeError, ValueError: An argument of the wrong type or out of its range.
+
+    """
+    runs, cells = check_run(seed, seeds, cells, quick)
+    task = Task(
+        name="adding",
+        title="The adding problem",
+        error="mean squared error of the sum",
+        draw=marked_numbers,
+        model={
+            "input_size": 2,
+            "hidden_size": _HIDDEN,
+            "outputs": 1,
+            "readout": "last",
+            "loss": "squared-error",
+        },
+        baseline=lambda length: BASELINE,
+        steps=_QUICK if quick else _STEPS,
+        notes=(
+            f"A guess of 1 remembers nothing and has an error of 1/6 = {BASELINE:.3f}.",
+            "Fewer steps are taken where a step takes longer: a cell at its baseline at a large T "
+            "has not learned in that many steps, not never.",
+        ),
+    )
+    return measure(task, runs, cells, progress)

@@ -1,0 +1,224 @@
+"""Smudged brackets: stacked layers, one way or both ways, of equal numbers of parameters."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnkern.explore.budget import equal_units
+from rnnkern.explore.common import (
+    ALL,
+    Batch,
+    Model,
+    Result,
+    check_run,
+    draw_cell,
+    new_figure,
+    train,
+)
+from rnnkern.progress import Progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KINDS = 4  # of brackets
+LENGTH, _QUICK_LENGTH = 24, 6  # brackets of a sequence
+NESTED = 4  # brackets open at once, at most
+OPENING, CLOSING = KINDS, 2 * KINDS  # second letters of opening and of closing brackets
+SMUDGED_OPENING, SMUDGED_CLOSING = 3 * KINDS, 3 * KINDS + 1
+TOKENS = 3 * KINDS + 2
+
+_PARAMETERS, _QUICK_PARAMETERS = 8000, 3000
+_BATCH = 64
+_LR = 1e-2
+_STEPS, _QUICK_STEPS = 500, 40
+_ASKED = 500  # sequences
+_LAYERS = (1, 2, 3)
+_READS = {"forward": False, "both ways": True}
+_ERRORS = {"closing": SMUDGED_CLOSING, "opening": SMUDGED_OPENING}
+
+
+def draw(random: np.random.Generator, rows: int, length: int = LENGTH) -> Batch:
+    """Balanced brackets, each spelt by two letters, of which some are smudged: tell their kind.
+
+    Tokens (2·length, B). The first letter of a bracket is one of KINDS; the second says whether it
+    opens or closes and, with the first, its kind: the sum of the two modulo KINDS. A smudged second
+    letter says only whether the bracket opens. Of a pair at most one is smudged, so that the other
+    tells the kind: it stands before a closing bracket, and after an opening one. The steps of
+    smudged letters count.
+    """
+    closing, opener = _balanced(random, rows, length)
+    kinds = random.integers(KINDS, size=(length, rows))
+    place, row = np.nonzero(closing)
+    kinds[place, row] = kinds[opener[place, row], row]
+    first = random.integers(KINDS, size=(length, rows))
+    second = np.where(closing, CLOSING, OPENING) + (kinds - first) % KINDS
+    fate = random.integers(4, size=len(place))
+    second[place[fate == 0], row[fate == 0]] = SMUDGED_CLOSING
+    second[opener[place, row][fate == 1], row[fate == 1]] = SMUDGED_OPENING
+    tokens = np.stack([first, second], axis=1).reshape(2 * length, rows)
+    return Batch(tokens, np.repeat(kinds, 2, axis=0), mask=tokens >= SMUDGED_OPENING)
+
+
+def _balanced(
+    random: np.random.Generator, rows: int, length: int
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which brackets (length, B) close, and the place of the opening one of each of those."""
+    coin = random.random((length, rows))
+    stack = np.zeros((NESTED, rows), np.int64)  # the places of the open brackets
+    opener = np.full((length, rows), -1)
+    depth = np.zeros(rows, np.int64)
+    every = np.arange(rows)
+    for t in range(length):
+        free = (depth < NESTED) & (depth < length - t)
+        opens = free & ((depth == 0) | (coin[t] < 0.5))
+        stack[depth[opens], every[opens]] = t
+        depth += np.where(opens, 1, -1)
+        opener[t, ~opens] = stack[depth[~opens], every[~opens]]
+    return opener >= 0, opener
+
+
+def learned(
+    cell: str,
+    reads: str,
+    layers: int,
+    units: int,
+    seed: int,
+    steps: int,
+    length: int = LENGTH,
+    progress: Progress | None = None,
+) -> tuple[int, dict[str, float]]:
+    """Train one model; its number of parameters, and its errors in per cent.
+
+    It is asked sequences of another stream of random numbers than those it is trained on.
+    """
+    model = _model(cell, reads, layers, units, seed)
+    train(
+        model,
+        lambda random: draw(random, _BATCH, length),
+        steps,
+        progress,
+        rng=np.random.default_rng([seed, 0]),
+        text=f"depth, {cell}, {reads}, {layers} layers, seed {seed}",
+        decay=0.5,
+    )
+    batch = draw(np.random.default_rng([seed, 1]), _ASKED, length)
+    wrong = model.predict(batch.x).argmax(axis=-1) != batch.targets
+    errors = {
+        name: 100.0 * float(wrong[batch.x == token].mean()) for name, token in _ERRORS.items()
+    }
+    return model.parameter_count, errors
+
+
+def depth(
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    cells: Sequence[str] = ALL,
+    quick: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Tell the kinds of smudged brackets with 1, 2 and 3 layers of as many parameters.
+
+    Args:
+        seed: The first seed.
+        seeds: How many runs, of seeds ``seed`` and up.
+        cells: Those to train, of ``ALL``.
+        quick: A run of seconds, which shows the form of the table but learns little.
+        progress: Where a bar is drawn.
+
+    Returns:
+        Per cell, direction, number of layers and seed the share of wrong kinds in per cent, of the
+        smudged closing brackets, which what came before decides, and of the smudged opening ones,
+        which what comes after decides.
+
+    Raises:
+        TypeError, ValueError: A wrong argument.
+
+    """
+    all_seeds, cells = check_run(seed, seeds, cells, quick)
+    steps = _QUICK_STEPS if quick else _STEPS
+    about = _QUICK_PARAMETERS if quick else _PARAMETERS
+    length = _QUICK_LENGTH if quick else LENGTH
+    rows: list[dict[str, Any]] = []
+    for cell in cells:
+        for (reads, layers), units in units_of(cell, about).items():
+            for one in all_seeds:
+                parameters, errors = learned(
+                    cell, reads, layers, units, one, steps, length, progress
+                )
+                case = {"cell": cell, "reads": reads, "layers": layers, "units": units}
+                rows.append({**case, "parameters": parameters, "seed": one, **errors})
+    return Result(
+        name="depth",
+        title="smudged brackets whose kind is told wrongly, in %",
+        settings={
+            "kinds": KINDS,
+            "brackets": length,
+            "nested": NESTED,
+            "parameters": about,
+            "steps": steps,
+            "batch": _BATCH,
+            "lr": _LR,
+            "asked sequences": _ASKED,
+        },
+        measures=dict.fromkeys(_ERRORS, ".0f"),
+        rows=rows,
+        notes=(
+            "closing: what came before decides; opening: what comes after decides.",
+            f"Who guesses is wrong in {100 - 100 // KINDS}%.",
+        ),
+    )
+
+
+def figure(result: Result) -> Figure:
+    """Error against layers: forward and both ways beside, closing and opening below each other."""
+    drawn = new_figure(9, 6.5)
+    grid = drawn.subplots(2, 2, sharex=True, sharey=True)
+    for line, measure in zip(grid, _ERRORS, strict=True):
+        for axes, reads in zip(line, _READS, strict=True):
+            for cell in result.cells():
+                by_layers = [
+                    result.values(measure, cell=cell, reads=reads, layers=n) for n in _LAYERS
+                ]
+                draw_cell(axes, cell, _LAYERS, np.transpose(by_layers).tolist())
+            axes.axhline(100.0 - 100.0 / KINDS, color="0.5", linewidth=1, linestyle=":")
+            axes.set_title(f"{reads}, smudged {measure} brackets", fontsize=10)
+            axes.set_xticks(_LAYERS)
+            axes.set_ylim(0, 82)
+            axes.grid(alpha=0.3)
+        line[0].set_ylabel("wrong kinds (%)")
+    for axes in grid[1]:
+        axes.set_xlabel("layers")
+    about = np.mean([row["parameters"] for row in result.rows])
+    drawn.suptitle(f"models of about {round(about, -2):,.0f} parameters each; dotted: guessing")
+    drawn.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return drawn
+
+
+def _model(cell: str, reads: str, layers: int, units: int, seed: int) -> Model:
+    return Model(
+        cell,
+        TOKENS,
+        units,
+        KINDS,
+        lr=_LR,
+        seed=seed,
+        num_layers=layers,
+        bidirectional=_READS[reads],
+    )
+
+
+def units_of(cell: str, about: int) -> dict[tuple[str, int], int]:
+    """The hidden size of each direction and number of layers."""
+    cases = [(reads, layers) for reads in _READS for layers in _LAYERS]
+    counts = [functools.partial(_parameters, cell, *case) for case in cases]
+    return dict(zip(cases, equal_units(counts, about), strict=True))
+
+
+def _parameters(cell: str, reads: str, layers: int, units: int) -> int:
+    return _model(cell, reads, layers, units, 0).parameter_count
