@@ -152,4 +152,5 @@ def _rounded_to_bfloat16(array: Array) -> Array:
     """The nearest float32 values whose lower half is 0, ties to even; NaN stays NaN."""
     bits = array.view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)
-    return np.where(np.isnan(array), np.float32(np.nan), rounded.view(np.float32))
+    result: Array = np.where(np.isnan(array), np.float32(np.nan), rounded.view(np.float32))
+    return result
