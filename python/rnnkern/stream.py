@@ -78,12 +78,21 @@ class Stream:
         if array.ndim != axes or array.shape[0] != self.batch:
             wanted = (self.batch,) if axes == 1 else (self.batch, self._layer.input_size)
             raise ValueError(f"x must have shape {wanted}, got {array.shape}")
-        whole = None
+        layer = self._layer
+        given = layer._check_input(array[None], None, None)
         if out is not None:
-            shaped("out", out, (self.batch, self._layer.hidden_size), self._layer.dtype)
-            whole = out[None]
-        y = self.block(array[None], out=whole)
-        return y[0] if out is None else out
+            shaped("out", out, (self.batch, layer.hidden_size), layer.dtype)
+            layer._output(out[None], given)
+        y = None
+        if self._stepper is not None:
+            dtype = np.dtype(np.int64) if axes == 1 else layer.dtype
+            y = self._stepper.step(np.array(given.x[0], dtype, order="C"), None)
+        if y is None:
+            y = self.block(given.x)[0]
+        if out is None:
+            return y
+        out[...] = y
+        return out
 
     def block(self, x: Any, out: Array | None = None) -> Array:
         """Several steps: x (T, B, I), or tokens (T, B); returns y (T, B, H), in `out` if given."""

@@ -143,7 +143,7 @@ class Tape:
         upstream = self._check_dy(dy)
         grads: dict[str, Array] = {}
         suffixes = [suffix for _, suffix in layer._suffixes()]
-        traces = [self._new_trace(kept) if state_gradients else None for kept in self._passes]
+        traces = [self._new_trace() if state_gradients else None for _ in self._passes]
         dx: Array | None = None
         for index_layer in reversed(range(layer.num_layers)):
             first = self._passes[index_layer * layer.num_directions]
@@ -214,7 +214,7 @@ class Tape:
         )
         return grads
 
-    def _new_trace(self, kept: Pass) -> Array:
+    def _new_trace(self) -> Array:
         """Room for what the kernel tells of one pass: (live steps, states + gates, H)."""
         layer, given = self._layer, self._given
         live = given.steps * given.batch if given.lengths is None else int(given.lengths.sum())
