@@ -17,7 +17,7 @@ struct Candidate {
 
 // Best first.
 constexpr Candidate kCandidates[] = {
-#if defined(RNNKERN_X86)
+#if defined(RNNKERN_AVX512)
     {"avx512",
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
@@ -25,6 +25,8 @@ constexpr Candidate kCandidates[] = {
               __builtin_cpu_supports("fma");
      },
      avx512_backend},
+#endif
+#if defined(RNNKERN_AVX2)
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
      avx2_backend},
 #endif
