@@ -23,16 +23,20 @@ constexpr Index stored_row(int width) {
   return Index{std::is_same_v<B, typename V::value> ? width : (width + 1) / 2 * 2} * V::size;
 }
 
-template <int W, class V, class B>
-[[gnu::always_inline]] inline void load_row(const B* b, V* column) {
+// Calls visit(w, lane) for the W lanes of a panel's row.
+template <int W, class V, class B, class Visit>
+[[gnu::always_inline]] inline void for_columns(const B* b, Visit visit) {
   if constexpr (std::is_same_v<B, typename V::value>) {
 #pragma GCC unroll 16
-    for (int w = 0; w < W; ++w) column[w] = V::load(b + w * V::size);
+    for (int w = 0; w < W; ++w) visit(w, V::load(b + w * V::size));
   } else {
-    V unused;
 #pragma GCC unroll 16
-    for (int w = 0; w < W; w += 2)
-      V::load_pair(b + w * V::size, column[w], w + 1 < W ? column[w + 1] : unused);
+    for (int w = 0; w < W; w += 2) {
+      V even, odd;
+      V::load_pair(b + w * V::size, even, odd);
+      visit(w, even);
+      if (w + 1 < W) visit(w + 1, odd);
+    }
   }
 }
 
@@ -80,14 +84,30 @@ void multiply_tile(const TileProduct<typename V::value, B>& t) {
   const Index b_panel = t.b_panel, a_step = t.a_step;
   Index at = t.a_begin;
   for (Index k = t.depth; k > 0; --k) {
-    V column[P * W];
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) load_row<W>(b + p * b_panel, column + p * W);
+    // The shorter side of the tile waits in registers while the longer one passes through one of them:
+    // with both there 12 sums would not fit beside them in 16 registers.
+    if constexpr (M < P * W) {
+      V row[M];
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const V row(a[m][at]);
+      for (int m = 0; m < M; ++m) row[m] = V(a[m][at]);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        for_columns<W, V>(b + p * b_panel, [&](int w, V column) {
+#pragma GCC unroll 8
+          for (int m = 0; m < M; ++m) sum[m][p * W + w] = fma(row[m], column, sum[m][p * W + w]);
+        });
+      }
+    } else {
+      V column[P * W];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p)
+        for_columns<W, V>(b + p * b_panel, [&](int w, V v) { column[p * W + w] = v; });
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const V row(a[m][at]);
 #pragma GCC unroll 16
-      for (int w = 0; w < P * W; ++w) sum[m][w] = fma(row, column[w], sum[m][w]);
+        for (int w = 0; w < P * W; ++w) sum[m][w] = fma(row, column[w], sum[m][w]);
+      }
     }
     at += a_step;
     b += stored_row<V, B>(W);

@@ -219,15 +219,14 @@ class Step {
 
   static void add_column(const T* start, const B* column, int width, T* out) {
     for (int w = 0; w < width; w += 2) {
-      V pair[2] = {V(0), V(0)};
-      if (w + 1 < width) {
-        load_row<2>(column + w * V::size, pair);
-      } else {
-        load_row<1>(column + w * V::size, pair);
-      }
-      for (int j = 0; j < 2 && w + j < width; ++j) {
+      const auto add = [&](int j, V lane) {
         const Index at = (w + j) * V::size;
-        (V::load(start + at) + pair[j]).store(out + at);
+        (V::load(start + at) + lane).store(out + at);
+      };
+      if (w + 1 < width) {
+        for_columns<2, V>(column + w * V::size, add);
+      } else {
+        for_columns<1, V>(column + w * V::size, add);
       }
     }
   }
