@@ -99,7 +99,7 @@ class Backward {
         units_(problem.parameters.units),
         worker_(worker),
         scratch_(scratch),
-        cut_(schedule_.batch, tile_rows<V>(scratch.recurrent[0].width()), worker.row_groups) {}
+        cut_(schedule_.batch, tile_rows<V>(scratch.recurrent[0].width), worker.row_groups) {}
 
   void run() {
     pack_weights();
@@ -130,7 +130,7 @@ class Backward {
       const T* rows = parameters.w_hh + Cell::phases[p].first * units_ * units_;
       const auto share = worker_.share(matrix.count());
       pack_start(matrix, share.begin, share.end, [](int) -> const T* { return nullptr; });
-      pack_rows(matrix, share.begin, share.end, [&](Index k, int, Index unit, Index n) {
+      pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
         return load_some<V>(rows + k * units_ + unit, n);
       });
     }
@@ -138,7 +138,7 @@ class Backward {
       const auto& matrix = scratch_.to_input;
       const auto share = worker_.share(matrix.count());
       pack_start(matrix, share.begin, share.end, [](int) -> const T* { return nullptr; });
-      pack_rows(matrix, share.begin, share.end, [&](Index k, int, Index unit, Index n) {
+      pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
         return load_some<V>(parameters.w_ih + k * parameters.inputs + unit, n);
       });
     }
@@ -213,7 +213,7 @@ class Backward {
   template <int P>
   void run_phase(Index s) const {
     const auto& matrix = scratch_.recurrent[P];
-    const int width = matrix.width();
+    const int width = matrix.width;
     const Index begin_panel = matrix.count() * worker_.unit_group / worker_.unit_groups;
     const Index end_panel = matrix.count() * (worker_.unit_group + 1) / worker_.unit_groups;
     const Index live = schedule_.live(s);
@@ -225,13 +225,14 @@ class Backward {
       const Index out_row = side * matrix.row_size();
       for_tiles<V>(cut_, worker_, rows_here, [&](Index begin, Index end) {
         const Index with_product = multiplied < end ? multiplied : end;
+        prefetch_rows<P>(begin, live < end ? live : end, p * matrix.row_size(), out_row);
         sum_tile<P>(matrix, p, side, begin, with_product);
         for (Index i = with_product > begin ? with_product : begin; i < end; ++i) {
           T* sums = scratch_.tile + (i - begin) * out_row;
           for (Index j = 0; j < out_row; j += V::size) V(0).store(sums + j);
         }
         for (Index block = 0; block < side * matrix.blocks; ++block) {
-          const Index unit = p * matrix.panel_units() + block * V::size;
+          const Index unit = p * matrix.row_size() + block * V::size;
           const T* sums = scratch_.tile + block * V::size;
           if (unit + V::size <= units_) {
             apply_cell<P>(WholeLane<V>{}, sums, out_row, begin, end, live, unit);
@@ -240,6 +241,23 @@ class Backward {
           }
         }
       });
+    }
+  }
+
+  // What apply_cell will read of these units and is in no near cache.
+  template <int P>
+  void prefetch_rows(Index begin, Index end, Index unit, Index units) const {
+    for (Index i = begin; i < end; ++i) {
+      for (int k = 0; k < Cell::saved; ++k) prefetch(scratch_.saved[i] + k * units_ + unit, units);
+      prefetch(scratch_.h_previous[i] + unit, units);
+      if constexpr (P == 0) {
+        prefetch(scratch_.h[i] + unit, units);
+        if (scratch_.dy[i]) prefetch(scratch_.dy[i] + unit, units);
+      }
+      if constexpr (Cell::cell_state) {
+        prefetch(scratch_.c_previous[i] + unit, units);
+        prefetch(scratch_.cell[i] + unit, units);
+      }
     }
   }
 
@@ -272,7 +290,7 @@ class Backward {
                           .out_panel = matrix.row_size()};
       if (g > 0)
         tile.start = tile.out, tile.start_row = tile.out_row, tile.start_panel = tile.out_panel;
-      TileKernels<V>::find(rows, matrix.width(), static_cast<int>(side))(tile);
+      TileKernels<V>::find(rows, matrix.width, static_cast<int>(side))(tile);
     }
   }
 
@@ -346,9 +364,9 @@ class Backward {
   }
 
   int delta_tile_rows() const {
-    const int for_operands = tile_rows<V>(scratch_.operands[0].width());
+    const int for_operands = tile_rows<V>(scratch_.operands[0].width);
     if (problem_.tokens.slot) return for_operands;
-    const int for_inputs = tile_rows<V>(scratch_.inputs.width());
+    const int for_inputs = tile_rows<V>(scratch_.inputs.width);
     return for_inputs < for_operands ? for_inputs : for_operands;
   }
 
@@ -374,7 +392,7 @@ class Backward {
                          [&](Index row, Index t, Index i) {
                            scratch_.a[row - chunk.first_row] = previous_h(schedule_.time(t), i);
                          });
-      pack_rows(matrix, share.begin, share.end, [&](Index k, int, Index unit, Index n) {
+      pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
         const V h = load_some<V>(a[k] + unit, n);
         if constexpr (kPhases > 1) {
           if (p == 1) {
@@ -395,14 +413,17 @@ class Backward {
                            scratch_.a[row - chunk.first_row] = problem_.x.at(t, schedule_.order[i]);
                          });
       pack_rows(matrix, share.begin, share.end,
-                [&](Index k, int, Index unit, Index n) { return load_some<V>(a[k] + unit, n); });
+                [&](Index k, Index unit, Index n) { return load_some<V>(a[k] + unit, n); });
     }
     for_delta_tiles([&](int d, Index first, Index height) {
       const T* from = scratch_.delta + d * units_ + first;
       T* to = scratch_.packed_delta + (d * units_ + first) * rows;
+      // Whole lanes, of which what is beyond the tile is overwritten by the rows after: masks are dear.
+      const Index masked = (V::size + height - 1) / height;
       for (Index k = 0; k < rows; ++k, from += kDeltas * units_, to += height) {
         for (Index j = 0; j < height; j += V::size) {
-          store_some(to + j, load_some<V>(from + j, height - j), height - j);
+          const Index n = k + masked < rows ? V::size : height - j;
+          store_some(to + j, load_some<V>(from + j, n), n);
         }
       }
     });
@@ -463,7 +484,7 @@ class Backward {
                       Index out_row) const {
     matrix.depth = chunk.rows();
     const Index columns = matrix.row_size();
-    const int width = matrix.width();
+    const int width = matrix.width;
     for (Index p = 0; p < matrix.count(); ++p) {
       const Index real = matrix.units - p * columns;
       for_delta_tiles([&](int d, Index first, Index height) {

@@ -7,32 +7,56 @@
 
 namespace rnnkern {
 
-// The K x (gates·units) right-hand side of a product. A panel holds, for each of `blocks` lanes of
-// units, that lane's column of every gate (gate-interleaved), so that one tile of sums has all that
-// the cell's equations need of a unit. A plain matrix has one gate. Columns past the last unit are 0.
+// The K x (gates·units) right-hand side of a product, cut into panels of `width` lanes of columns. The
+// panels come in groups: a group has, for each of `blocks` lanes of units, that lane's column of every
+// gate (gate-interleaved), so that its sums are all that the cell's equations need of a unit. Lane w of
+// a group is gate w / blocks of block w % blocks. A plain matrix has one gate, and a panel a group.
+// Columns past the last unit are 0.
 template <class V>
 struct PanelMatrix {
   using T = typename V::value;
 
   Index depth = 0, units = 0;
-  int gates = 1, blocks = 1;
+  int gates = 1, blocks = 1, width = 1;
   T* data = nullptr;
 
   PanelMatrix() = default;
   PanelMatrix(Index depth, Index units, int gates) : depth(depth), units(units), gates(gates) {
-    const Index lanes = (units + V::size - 1) / V::size;
-    const int most = kMaxPanelWidth / gates;
-    blocks = lanes < most ? static_cast<int>(lanes) : most;
+    constexpr int full = kPanelWidth<V>;
+    const Index unit_lanes = (units + V::size - 1) / V::size;
+    const int most = gates <= full ? full / gates : gates % full == 0 ? 1 : full;
+    blocks = unit_lanes < most ? static_cast<int>(unit_lanes) : most;
+    width = lanes() <= full ? lanes() : lanes() % full == 0 ? full : 1;
   }
 
-  [[gnu::always_inline]] int width() const { return gates * blocks; }
-  [[gnu::always_inline]] Index panel_units() const { return Index{blocks} * V::size; }
-  [[gnu::always_inline]] Index count() const { return (units + panel_units() - 1) / panel_units(); }
-  [[gnu::always_inline]] Index row_size() const { return Index{width()} * V::size; }
+  // Of a group:
+  [[gnu::always_inline]] int lanes() const { return gates * blocks; }
+  [[gnu::always_inline]] int panels() const { return lanes() / width; }
+  [[gnu::always_inline]] Index group_units() const { return Index{blocks} * V::size; }
+  [[gnu::always_inline]] Index groups() const {
+    return (units + group_units() - 1) / group_units();
+  }
+
+  // Of a panel: a row of initial values, then one for each k.
+  [[gnu::always_inline]] Index row_size() const { return Index{width} * V::size; }
   [[gnu::always_inline]] Index stride() const { return (depth + 1) * row_size(); }
+  [[gnu::always_inline]] Index count() const { return groups() * panels(); }
   [[gnu::always_inline]] Index size() const { return count() * stride(); }
   [[gnu::always_inline]] T* panel(Index p) const { return data + p * stride(); }
+
+  // What multiply_panels asks of a matrix.
+  [[gnu::always_inline]] const T* start(Index p) const { return panel(p); }
+  [[gnu::always_inline]] const T* rows(Index p) const { return panel(p) + row_size(); }
+  [[gnu::always_inline]] Index start_stride() const { return stride(); }
+  [[gnu::always_inline]] Index rows_stride() const { return stride(); }
 };
+
+// Has the cache lines of p[0, n) fetched while something else is computed.
+template <class T>
+[[gnu::always_inline]] inline void prefetch(const T* p, Index n) {
+  constexpr Index line = 64 / static_cast<Index>(sizeof(T));
+  for (Index j = 0; j < n; j += line) __builtin_prefetch(p + j);
+}
 
 template <class V>
 [[gnu::always_inline]] inline V load_some(const typename V::value* p, Index n) {
@@ -48,28 +72,38 @@ template <class V>
   }
 }
 
-// The row of initial values of panels [begin, end): start(gate) points at a gate's units, or is null.
-template <class V, class Start>
-void pack_start(const PanelMatrix<V>& m, Index begin, Index end, Start start) {
-  for (Index p = begin; p < end; ++p) {
-    for (int w = 0; w < m.width(); ++w) {
-      const typename V::value* values = start(w / m.blocks);
-      const Index unit = p * m.panel_units() + Index{w % m.blocks} * V::size;
-      const V v = values ? load_some<V>(values + unit, m.units - unit) : V(0);
-      v.store(m.panel(p) + w * V::size);
+// Calls visit(panel, w, gate, unit) for every lane w of the panels of groups [begin, end): the first of
+// its units, of that gate.
+template <class V, class Visit>
+[[gnu::always_inline]] inline void for_lanes(const PanelMatrix<V>& m, Index begin, Index end,
+                                             Visit visit) {
+  for (Index group = begin; group < end; ++group) {
+    for (int w = 0; w < m.lanes(); ++w) {
+      visit(group * m.panels() + w / m.width, w % m.width, w / m.blocks,
+            group * m.group_units() + Index{w % m.blocks} * V::size);
     }
   }
 }
 
-// Panels [begin, end) from rows: load(k, gate, unit, n) gives a lane of units of row k, n of them real.
+// The row of initial values of groups [begin, end): start(gate) points at a gate's units, or is null.
+template <class V, class Start>
+void pack_start(const PanelMatrix<V>& m, Index begin, Index end, Start start) {
+  for_lanes<V>(m, begin, end, [&](Index panel, int w, int gate, Index unit) {
+    const typename V::value* values = start(gate);
+    const V v = values ? load_some<V>(values + unit, m.units - unit) : V(0);
+    v.store(m.panel(panel) + w * V::size);
+  });
+}
+
+// Plain panels [begin, end) from rows: load(k, column, n) gives a lane of row k, n of it real.
 template <class V, class Load>
 void pack_rows(const PanelMatrix<V>& m, Index begin, Index end, Load load) {
   for (Index p = begin; p < end; ++p) {
     auto* out = m.panel(p) + m.row_size();
     for (Index k = 0; k < m.depth; ++k) {
-      for (int w = 0; w < m.width(); ++w, out += V::size) {
-        const Index unit = p * m.panel_units() + Index{w % m.blocks} * V::size;
-        load(k, w / m.blocks, unit, m.units - unit).store(out);
+      for (int w = 0; w < m.width; ++w, out += V::size) {
+        const Index column = p * m.row_size() + Index{w} * V::size;
+        load(k, column, m.units - column).store(out);
       }
     }
   }
@@ -90,32 +124,36 @@ template <class V>
   }
 }
 
-// Panels [begin, end) from a matrix that lies the other way: source(gate, unit) points at the
+// Groups [begin, end) from a matrix that lies the other way: source(gate, unit) points at the
 // K contiguous values of one column, and put(panel, k, w, v) takes the lane w of a row. Goes square by
-// square.
+// square, as many of them side by side as a cache line holds.
 template <class V, class Source, class Put>
 void pack_columns(const PanelMatrix<V>& m, Index begin, Index end, Source source, Put put) {
-  for (Index p = begin; p < end; ++p) {
-    for (Index k0 = 0; k0 < m.depth; k0 += V::size) {
-      for (int w = 0; w < m.width(); ++w) {
-        const Index unit = p * m.panel_units() + Index{w % m.blocks} * V::size;
-        V square[V::size];
-        for (int lane = 0; lane < V::size; ++lane) {
-          square[lane] = unit + lane < m.units
-                             ? load_some<V>(source(w / m.blocks, unit + lane) + k0, m.depth - k0)
-                             : V(0);
+  constexpr Index kLine = 64 / static_cast<Index>(sizeof(typename V::value));
+  constexpr Index kRun = V::size > kLine ? V::size : kLine;
+  for (Index group = begin; group < end; ++group) {
+    for (Index line = 0; line < m.depth; line += kRun) {
+      const Index line_end = line + kRun < m.depth ? line + kRun : m.depth;
+      for_lanes<V>(m, group, group + 1, [&](Index panel, int w, int gate, Index unit) {
+        for (Index k0 = line; k0 < line_end; k0 += V::size) {
+          V square[V::size];
+          for (int lane = 0; lane < V::size; ++lane) {
+            square[lane] = unit + lane < m.units
+                               ? load_some<V>(source(gate, unit + lane) + k0, m.depth - k0)
+                               : V(0);
+          }
+          transpose(square);
+          for (Index k = 0; k < V::size && k0 + k < m.depth; ++k) put(panel, k0 + k, w, square[k]);
         }
-        transpose(square);
-        for (Index k = 0; k < V::size && k0 + k < m.depth; ++k) put(p, k0 + k, w, square[k]);
-      }
+      });
     }
   }
 }
 
 template <class V, class Source>
 void pack_columns(const PanelMatrix<V>& m, Index begin, Index end, Source source) {
-  pack_columns(m, begin, end, source, [&](Index p, Index k, int w, V v) {
-    v.store(m.panel(p) + (1 + k) * m.row_size() + w * V::size);
+  pack_columns(m, begin, end, source, [&](Index panel, Index k, int w, V v) {
+    v.store(m.panel(panel) + (1 + k) * m.row_size() + w * V::size);
   });
 }
 
@@ -164,7 +202,46 @@ void store_tile(typename V::value* const* row, Index column, Index rows, Index r
 
 template <class V>
 constexpr Index tile_scratch() {
-  return Index{kMaxTileRows} * kMaxPanelWidth * kMaxPanels * V::size;
+  return Index{kMaxTileRows} * kPanelWidth<V> * kMaxPanels * V::size;
+}
+
+// Panels [first, first + count) times `rows` rows, from the panels' initial values; row r of the sums
+// goes to out + r·count·row_size, panel after panel.
+template <class V, class Matrix>
+[[gnu::always_inline]] inline void multiply_panels(const Matrix& b,
+                                                   const typename V::value* const* a, int rows,
+                                                   Index first, Index count,
+                                                   typename V::value* out) {
+  using B = std::remove_cvref_t<decltype(*b.rows(0))>;
+  for (Index p = 0, side; p < count; p += side) {
+    side = TileKernels<V, B>::panels(rows, b.width, count - p);
+    const TileProduct<typename V::value, B> tile{.a = a,
+                                                 .a_begin = 0,
+                                                 .a_step = 1,
+                                                 .b = b.rows(first + p),
+                                                 .b_panel = b.rows_stride(),
+                                                 .depth = b.depth,
+                                                 .start = b.start(first + p),
+                                                 .start_row = 0,
+                                                 .start_panel = b.start_stride(),
+                                                 .out = out + p * b.row_size(),
+                                                 .out_row = count * b.row_size(),
+                                                 .out_panel = b.row_size()};
+    TileKernels<V, B>::find(rows, b.width, static_cast<int>(side))(tile);
+  }
+}
+
+// Groups whose sums are best taken together: enough to keep the units busy when the rows are few.
+template <class V, class Matrix>
+[[gnu::always_inline]] inline Index groups_together(const Matrix& b, int rows, Index available) {
+  const Index panels = TileKernels<V>::panels(rows, b.width, available * b.panels());
+  return panels > b.panels() ? panels / b.panels() : 1;
+}
+
+// Where, among the sums of groups taken together, a block's first gate stands.
+template <class V, class Matrix>
+[[gnu::always_inline]] inline Index block_sums(const Matrix& b, Index block) {
+  return (block / b.blocks * b.lanes() + block % b.blocks) * V::size;
 }
 
 // C = A·B + start row, or C += A·B, for `rows` rows. Row i of A is a[i], its elements a_step apart;
@@ -176,7 +253,7 @@ void multiply(const PanelMatrix<V>& b, const typename V::value* const* a, Index 
               typename V::value* scratch) {
   using T = typename V::value;
   constexpr Index kDepth = 1024;
-  const int width = b.width();
+  const int width = b.width;
   const Index panel_columns = b.row_size();
   const TileCut cut(rows, tile_rows<V>(width));
   const int highest = static_cast<int>((rows + cut.tiles - 1) / (cut.tiles ? cut.tiles : 1));

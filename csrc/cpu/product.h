@@ -13,8 +13,11 @@
 namespace rnnkern {
 
 inline constexpr int kMaxTileRows = 8;
-inline constexpr int kMaxPanelWidth = 4;  // lanes
-inline constexpr int kMaxPanels = 4;      // side by side in one tile
+inline constexpr int kMaxPanels = 4;  // side by side in one tile
+
+// Lanes of a panel. Of the shapes that fill 16 registers, 6 rows by 2 lanes ask least of the caches.
+template <class V>
+inline constexpr int kPanelWidth = V::registers == 32 ? 4 : 2;
 
 // Elements that a row of W lanes takes in a panel. Bfloat16 lanes are stored as interleaved pairs, which
 // one shift and one mask widen; an odd one has zeros for a partner.
@@ -129,18 +132,18 @@ class TileKernels {
 
   static Function find(int rows, int width, int panels) {
     static constexpr TileKernels kernels;
-    return kernels.table_[width - 1][rows - 1][panels == 4 ? 2 : panels - 1];
+    return kernels.table_[width - 1][rows - 1][panels - 1];
   }
 
   // As many panels side by side as the registers hold: few rows need them to keep the units busy.
   static int panels(int rows, int width, Index available) {
     int p = kMaxPanels;
-    while (p > 1 && (p > available || !find(rows, width, p))) p /= 2;
+    while (p > 1 && (p > available || !find(rows, width, p))) --p;
     return p;
   }
 
  private:
-  constexpr TileKernels() { fill(std::make_integer_sequence<int, kMaxPanelWidth>()); }
+  constexpr TileKernels() { fill(std::make_integer_sequence<int, kPanelWidth<V>>()); }
 
   template <int... W>
   constexpr void fill(std::integer_sequence<int, W...>) {
@@ -155,10 +158,11 @@ class TileKernels {
     auto& row = table_[W - 1][M - 1];
     if constexpr (M * W <= tile_budget<V>()) row[0] = multiply_tile<V, B, M, W, 1>;
     if constexpr (M * W * 2 <= tile_budget<V>()) row[1] = multiply_tile<V, B, M, W, 2>;
-    if constexpr (M * W * 4 <= tile_budget<V>()) row[2] = multiply_tile<V, B, M, W, 4>;
+    if constexpr (M * W * 3 <= tile_budget<V>()) row[2] = multiply_tile<V, B, M, W, 3>;
+    if constexpr (M * W * 4 <= tile_budget<V>()) row[3] = multiply_tile<V, B, M, W, 4>;
   }
 
-  Function table_[kMaxPanelWidth][kMaxTileRows][3] = {};
+  Function table_[kPanelWidth<V>][kMaxTileRows][kMaxPanels] = {};
 };
 
 }  // namespace rnnkern

@@ -19,19 +19,20 @@ struct StepMatrix : PanelMatrix<V> {
   using T = typename V::value;
 
   T* starts = nullptr;
-  B* rows = nullptr;
+  B* values = nullptr;
 
   StepMatrix() = default;
   StepMatrix(Index depth, Index units, int gates, Arena& arena)
       : PanelMatrix<V>(depth, units, gates) {
-    starts = arena.take<T>(this->count() * this->row_size());
-    rows = arena.take<B>(this->count() * panel_size());
+    starts = arena.take<T>(this->count() * start_stride());
+    values = arena.take<B>(this->count() * rows_stride());
   }
 
-  Index stored() const { return stored_row<V, B>(this->width()); }
-  Index panel_size() const { return this->depth * stored(); }
-  const T* start(Index p) const { return starts + p * this->row_size(); }
-  const B* panel(Index p) const { return rows + p * panel_size(); }
+  Index stored() const { return stored_row<V, B>(this->width); }
+  const T* start(Index p) const { return starts + p * start_stride(); }
+  const B* rows(Index p) const { return values + p * rows_stride(); }
+  Index start_stride() const { return this->row_size(); }
+  Index rows_stride() const { return this->depth * stored(); }
 
   // As pack_start and pack_columns, the whole of it.
   template <class Start, class Source>
@@ -39,9 +40,9 @@ struct StepMatrix : PanelMatrix<V> {
     PanelMatrix<V> initial = *this;
     initial.depth = 0;
     initial.data = starts;
-    pack_start(initial, 0, this->count(), start);
-    pack_columns(*this, 0, this->count(), source, [&](Index p, Index k, int w, V v) {
-      B* row = rows + p * panel_size() + k * stored();
+    pack_start(initial, 0, this->groups(), start);
+    pack_columns(*this, 0, this->groups(), source, [&](Index p, Index k, int w, V v) {
+      B* row = values + p * rows_stride() + k * stored();
       if constexpr (std::is_same_v<B, T>) {
         v.store(row + w * V::size);
       } else {
@@ -50,7 +51,7 @@ struct StepMatrix : PanelMatrix<V> {
         B* pair = row + w / 2 * 2 * V::size;
         for (int j = 0; j < V::size; ++j) {
           pair[2 * j + w % 2] = B::truncated(element[j]);
-          if (w % 2 == 0 && w + 1 == this->width()) pair[2 * j + 1] = B::truncated(0);
+          if (w % 2 == 0 && w + 1 == this->width) pair[2 * j + 1] = B::truncated(0);
         }
       }
     });
@@ -145,7 +146,7 @@ class Step {
 
   template <int P>
   void run_phases() const {
-    const Index height = tile_rows<V>(panels_.recurrent[P].width());
+    const Index height = tile_rows<V>(panels_.recurrent[P].width);
     for (Index i = 0; i < problem_.batch; i += height)
       run_rows<P>(i, static_cast<int>(std::min(height, problem_.batch - i)));
     if constexpr (P + 1 < kPhases) {
@@ -159,22 +160,21 @@ class Step {
   void run_rows(Index first, int rows) const {
     const Index units = problem_.units;
     const auto& matrix = panels_.recurrent[P];
-    const int width = matrix.width();
     const T *x[kMaxTileRows], *state[kMaxTileRows];
     for (int r = 0; r < rows; ++r) {
       const Index i = first + r;
       x[r] = problem_.x ? problem_.x + i * problem_.x_row : nullptr;
       state[r] = (P == 0 ? problem_.h : scratch_.operand) + i * units;
     }
-    for (Index p = 0, side; p < matrix.count(); p += side) {
-      side = TileKernels<V, B>::panels(rows, width, matrix.count() - p);
-      sum_input<P>(x, first, rows, p, side);
-      multiply_panels(matrix, state, rows, p, side, scratch_.from_state);
+    for (Index p = 0, side; p < matrix.groups(); p += side) {
+      side = groups_together<V>(matrix, rows, matrix.groups() - p);
+      const Index panel = p * matrix.panels(), panels = side * matrix.panels();
+      sum_input<P>(x, first, rows, panel, panels);
+      multiply_panels<V>(matrix, state, rows, panel, panels, scratch_.from_state);
       for (Index block = 0; block < side * matrix.blocks; ++block) {
-        const Index unit = p * matrix.panel_units() + block * V::size;
-        const Index sums =
-            block / matrix.blocks * matrix.row_size() + block % matrix.blocks * V::size;
-        const Index row = side * matrix.row_size(), gate = Index{matrix.blocks} * V::size;
+        const Index unit = p * matrix.group_units() + block * V::size;
+        const Index sums = block_sums<V>(matrix, block);
+        const Index row = panels * matrix.row_size(), gate = Index{matrix.blocks} * V::size;
         for (int r = 0; r < rows; ++r) {
           if (unit + V::size <= units) {
             apply<P>(WholeLane<V>{}, first + r, unit, sums + r * row, gate);
@@ -186,33 +186,16 @@ class Step {
     }
   }
 
-  static void multiply_panels(const StepMatrix<V, B>& matrix, const T* const* a, int rows,
-                              Index panel, Index side, T* out) {
-    const TileProduct<T, B> tile{.a = a,
-                                 .a_begin = 0,
-                                 .a_step = 1,
-                                 .b = matrix.panel(panel),
-                                 .b_panel = matrix.panel_size(),
-                                 .depth = matrix.depth,
-                                 .start = matrix.start(panel),
-                                 .start_row = 0,
-                                 .start_panel = matrix.row_size(),
-                                 .out = out,
-                                 .out_row = side * matrix.row_size(),
-                                 .out_panel = matrix.row_size()};
-    TileKernels<V, B>::find(rows, matrix.width(), static_cast<int>(side))(tile);
-  }
-
   // W_ih x + b; of a one-hot row, the token's column and b.
   template <int P>
-  void sum_input(const T* const* x, Index first, int rows, Index panel, Index side) const {
+  void sum_input(const T* const* x, Index first, int rows, Index panel, Index count) const {
     const auto& matrix = panels_.input[P];
-    if (problem_.x) return multiply_panels(matrix, x, rows, panel, side, scratch_.from_input);
+    if (problem_.x) return multiply_panels<V>(matrix, x, rows, panel, count, scratch_.from_input);
     T* out = scratch_.from_input;
     for (int r = 0; r < rows; ++r) {
       const Index token = problem_.tokens[first + r];
-      for (Index p = panel; p < panel + side; ++p, out += matrix.row_size()) {
-        add_column(matrix.start(p), matrix.panel(p) + token * matrix.stored(), matrix.width(), out);
+      for (Index p = panel; p < panel + count; ++p, out += matrix.row_size()) {
+        add_column(matrix.start(p), matrix.rows(p) + token * matrix.stored(), matrix.width, out);
       }
     }
   }
