@@ -126,22 +126,26 @@ template <class V>
 
 // Groups [begin, end) from a matrix that lies the other way: source(gate, unit) points at the
 // K contiguous values of one column, and put(panel, k, w, v) takes the lane w of a row. Goes square by
-// square, as many of them side by side as a cache line holds.
+// square, as many of them side by side as a cache line holds, and has the lines ahead fetched: so
+// many columns at a time are more than the processor follows by itself.
 template <class V, class Source, class Put>
 void pack_columns(const PanelMatrix<V>& m, Index begin, Index end, Source source, Put put) {
   constexpr Index kLine = 64 / static_cast<Index>(sizeof(typename V::value));
-  constexpr Index kRun = V::size > kLine ? V::size : kLine;
+  constexpr Index kRun = V::size > kLine ? V::size : kLine, kAhead = 2 * kRun;
   for (Index group = begin; group < end; ++group) {
     for (Index line = 0; line < m.depth; line += kRun) {
       const Index line_end = line + kRun < m.depth ? line + kRun : m.depth;
       for_lanes<V>(m, group, group + 1, [&](Index panel, int w, int gate, Index unit) {
+        const int real = static_cast<int>(m.units - unit < V::size ? m.units - unit : V::size);
+        const typename V::value* column[V::size];
+        for (int lane = 0; lane < real; ++lane) {
+          column[lane] = source(gate, unit + lane);
+          if (line + kAhead < m.depth) __builtin_prefetch(column[lane] + line + kAhead);
+        }
         for (Index k0 = line; k0 < line_end; k0 += V::size) {
           V square[V::size];
-          for (int lane = 0; lane < V::size; ++lane) {
-            square[lane] = unit + lane < m.units
-                               ? load_some<V>(source(gate, unit + lane) + k0, m.depth - k0)
-                               : V(0);
-          }
+          for (int lane = 0; lane < V::size; ++lane)
+            square[lane] = lane < real ? load_some<V>(column[lane] + k0, m.depth - k0) : V(0);
           transpose(square);
           for (Index k = 0; k < V::size && k0 + k < m.depth; ++k) put(panel, k0 + k, w, square[k]);
         }
