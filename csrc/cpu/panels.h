@@ -10,9 +10,10 @@ namespace rnnkern {
 // The K x (gates·units) right-hand side of a product. A panel holds, for each of `blocks` lanes of
 // units, that lane's column of every gate (gate-interleaved), so that one tile of sums has all that
 // the cell's equations need of a unit. A plain matrix has one gate. Columns past the last unit are 0.
-template <class V>
+template <class V, class Product = ExactProduct<V>>
 struct PanelMatrix {
   using T = typename V::value;
+  using Panel = typename Product::Panel;
 
   Index depth = 0, units = 0;
   int gates = 1, blocks = 1;
@@ -29,47 +30,58 @@ struct PanelMatrix {
   [[gnu::always_inline]] Index panel_units() const { return Index{blocks} * V::size; }
   [[gnu::always_inline]] Index count() const { return (units + panel_units() - 1) / panel_units(); }
   [[gnu::always_inline]] Index row_size() const { return Index{width()} * V::size; }
-  [[gnu::always_inline]] Index stride() const { return (depth + 1) * row_size(); }
+  // From a panel to the next, in T and in Panel; a panel's initial values, and its row k.
+  [[gnu::always_inline]] Index stride() const {
+    return row_size() + padded_depth() * stored() * kPanelBytes / kBytes;
+  }
+  [[gnu::always_inline]] Index panel_stride() const { return stride() * kBytes / kPanelBytes; }
   [[gnu::always_inline]] Index size() const { return count() * stride(); }
-  [[gnu::always_inline]] T* panel(Index p) const { return data + p * stride(); }
+  [[gnu::always_inline]] T* start(Index p) const { return data + p * stride(); }
+  [[gnu::always_inline]] Panel* row(Index p, Index k) const {
+    return reinterpret_cast<Panel*>(start(p) + row_size()) + k * stored();
+  }
+  // Where the block of rows from k on, lanes from w on, is stored.
+  [[gnu::always_inline]] Panel* block(Index p, Index k, int w) const {
+    return row(p, k) + Index{w} * Product::kDepthStep * V::size;
+  }
+  [[gnu::always_inline]] Index padded_depth() const {
+    return round_up(depth, Product::kDepthMultiple);
+  }
+
+ private:
+  static constexpr Index kBytes = sizeof(T), kPanelBytes = sizeof(Panel);
+  [[gnu::always_inline]] Index stored() const { return stored_row<Product>(width()); }
 };
 
-template <class V>
-[[gnu::always_inline]] inline V load_some(const typename V::value* p, Index n) {
-  return n >= V::size ? V::load(p) : V::load(p, n > 0 ? n : 0);
-}
-
-template <class V>
-[[gnu::always_inline]] inline void store_some(typename V::value* p, V v, Index n) {
-  if (n >= V::size) {
-    v.store(p);
-  } else if (n > 0) {
-    v.store(p, n);
-  }
-}
-
 // The row of initial values of panels [begin, end): start(gate) points at a gate's units, or is null.
-template <class V, class Start>
-void pack_start(const PanelMatrix<V>& m, Index begin, Index end, Start start) {
+template <class V, class Product, class Start>
+void pack_start(const PanelMatrix<V, Product>& m, Index begin, Index end, Start start) {
   for (Index p = begin; p < end; ++p) {
     for (int w = 0; w < m.width(); ++w) {
       const typename V::value* values = start(w / m.blocks);
       const Index unit = p * m.panel_units() + Index{w % m.blocks} * V::size;
       const V v = values ? load_some<V>(values + unit, m.units - unit) : V(0);
-      v.store(m.panel(p) + w * V::size);
+      v.store(m.start(p) + w * V::size);
     }
   }
 }
 
 // Panels [begin, end) from rows: load(k, gate, unit, n) gives a lane of units of row k, n of them real.
-template <class V, class Load>
-void pack_rows(const PanelMatrix<V>& m, Index begin, Index end, Load load) {
+template <class V, class Product, class Load>
+void pack_rows(const PanelMatrix<V, Product>& m, Index begin, Index end, Load load) {
+  constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
   for (Index p = begin; p < end; ++p) {
-    auto* out = m.panel(p) + m.row_size();
-    for (Index k = 0; k < m.depth; ++k) {
-      for (int w = 0; w < m.width(); ++w, out += V::size) {
-        const Index unit = p * m.panel_units() + Index{w % m.blocks} * V::size;
-        load(k, w / m.blocks, unit, m.units - unit).store(out);
+    for (Index k = 0; k < m.padded_depth(); k += kDeep) {
+      for (int w = 0; w < m.width(); w += kWide) {
+        V lanes[kDeep * kWide];
+        for (int i = 0; i < kDeep * kWide; ++i) {
+          const Index row = k + i / kWide;
+          const int lane = w + i % kWide;
+          const Index unit = p * m.panel_units() + Index{lane % m.blocks} * V::size;
+          const bool real = (kDeep == 1 || row < m.depth) && (kWide == 1 || lane < m.width());
+          lanes[i] = real ? load(row, lane / m.blocks, unit, m.units - unit) : V(0);
+        }
+        Product::store_block(m.block(p, k, w), lanes);
       }
     }
   }
@@ -91,32 +103,33 @@ template <class V>
 }
 
 // Panels [begin, end) from a matrix that lies the other way: source(gate, unit) points at the
-// K contiguous values of one column, and put(panel, k, w, v) takes the lane w of a row. Goes square by
-// square.
-template <class V, class Source, class Put>
-void pack_columns(const PanelMatrix<V>& m, Index begin, Index end, Source source, Put put) {
+// K contiguous values of one column. Goes square by square.
+template <class V, class Product, class Source>
+void pack_columns(const PanelMatrix<V, Product>& m, Index begin, Index end, Source source) {
+  constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
+  static_assert(V::size % kDeep == 0);
   for (Index p = begin; p < end; ++p) {
-    for (Index k0 = 0; k0 < m.depth; k0 += V::size) {
-      for (int w = 0; w < m.width(); ++w) {
-        const Index unit = p * m.panel_units() + Index{w % m.blocks} * V::size;
-        V square[V::size];
-        for (int lane = 0; lane < V::size; ++lane) {
-          square[lane] = unit + lane < m.units
-                             ? load_some<V>(source(w / m.blocks, unit + lane) + k0, m.depth - k0)
-                             : V(0);
+    for (Index k0 = 0; k0 < m.padded_depth(); k0 += V::size) {
+      for (int w = 0; w < m.width(); w += kWide) {
+        V square[kWide][V::size];
+        for (int i = 0; i < kWide; ++i) {
+          const Index unit = p * m.panel_units() + Index{(w + i) % m.blocks} * V::size;
+          for (int lane = 0; lane < V::size; ++lane) {
+            const bool real = unit + lane < m.units && (kWide == 1 || w + i < m.width());
+            square[i][lane] =
+                real ? load_some<V>(source((w + i) / m.blocks, unit + lane) + k0, m.depth - k0)
+                     : V(0);
+          }
+          transpose(square[i]);
         }
-        transpose(square);
-        for (Index k = 0; k < V::size && k0 + k < m.depth; ++k) put(p, k0 + k, w, square[k]);
+        for (int k = 0; k < V::size && k0 + k < m.padded_depth(); k += kDeep) {
+          V lanes[kDeep * kWide];
+          for (int i = 0; i < kDeep * kWide; ++i) lanes[i] = square[i % kWide][k + i / kWide];
+          Product::store_block(m.block(p, k0 + k, w), lanes);
+        }
       }
     }
   }
-}
-
-template <class V, class Source>
-void pack_columns(const PanelMatrix<V>& m, Index begin, Index end, Source source) {
-  pack_columns(m, begin, end, source, [&](Index p, Index k, int w, V v) {
-    v.store(m.panel(p) + (1 + k) * m.row_size() + w * V::size);
-  });
 }
 
 // Bounds of tile t when `rows` are cut as evenly as can be into tiles of at most `height`.
@@ -164,24 +177,25 @@ void store_tile(typename V::value* const* row, Index column, Index rows, Index r
 
 template <class V>
 constexpr Index tile_scratch() {
-  return Index{kMaxTileRows} * kMaxPanelWidth * kMaxPanels * V::size;
+  return Index{kMaxRegisterRows} * kMaxPanelWidth * kMaxPanels * V::size;
 }
 
-// C = A·B + start row, or C += A·B, for `rows` rows. Row i of A is a[i], its elements a_step apart;
-// row i of C is c[i], contiguous; c_row is the distance between rows of C, or 0 if they are not even.
-// Large depths go block by block; within one, a panel stays in the cache while all rows pass.
-template <class V>
-void multiply(const PanelMatrix<V>& b, const typename V::value* const* a, Index a_step,
-              typename V::value* const* c, Index c_row, Index rows, bool accumulate,
+// C = A·B + start row, or C += A·B, for `rows` rows of `all_rows` that the team has. Row i of A is
+// a[i]; row i of C is c[i], contiguous; c_row is the distance between rows of C, or 0 if they are not
+// even. Large depths go block by block; within one, a panel stays in the cache while all rows pass.
+template <class V, class Product>
+void multiply(const PanelMatrix<V, Product>& b, const typename Product::Operand* const* a,
+              typename V::value* const* c, Index c_row, Index rows, Index all_rows, bool accumulate,
               typename V::value* scratch) {
   using T = typename V::value;
   constexpr Index kDepth = 1024;
-  const int width = b.width();
+  static_assert(kDepth % Product::kDepthMultiple == 0);
   const Index panel_columns = b.row_size();
-  const TileCut cut(rows, tile_rows<V>(width));
+  const typename Product::Tiles tiles(b.width(), all_rows);
+  const TileCut cut(rows, tiles.height());
   const int highest = static_cast<int>((rows + cut.tiles - 1) / (cut.tiles ? cut.tiles : 1));
   for (Index p = 0, side; p < b.count() && rows > 0; p += side) {
-    side = TileKernels<V>::panels(highest, width, b.count() - p);
+    side = tiles.panels(highest, b.count() - p);
     const Index column = p * panel_columns;
     const Index real =
         b.units - column < side * panel_columns ? b.units - column : side * panel_columns;
@@ -192,25 +206,25 @@ void multiply(const PanelMatrix<V>& b, const typename V::value* const* a, Index 
         const Index i = cut.begin(t);
         const int m = static_cast<int>(cut.begin(t + 1) - i);
         T* out = direct ? c[i] + column : scratch;
-        TileProduct<T> tile{.a = a + i,
-                            .a_begin = k * a_step,
-                            .a_step = a_step,
-                            .b = b.panel(p) + (1 + k) * panel_columns,
-                            .b_panel = b.stride(),
-                            .depth = b.depth - k < kDepth ? b.depth - k : kDepth,
-                            .start = b.panel(p),
-                            .start_row = 0,
-                            .start_panel = b.stride(),
-                            .out = out,
-                            .out_row = direct ? c_row : side * panel_columns,
-                            .out_panel = panel_columns};
+        typename Product::Tile tile{.a = a + i,
+                                    .a_begin = k,
+                                    .a_step = 1,
+                                    .b = b.row(p, k),
+                                    .b_panel = b.panel_stride(),
+                                    .depth = b.depth - k < kDepth ? b.depth - k : kDepth,
+                                    .start = b.start(p),
+                                    .start_row = 0,
+                                    .start_panel = b.stride(),
+                                    .out = out,
+                                    .out_row = direct ? c_row : side * panel_columns,
+                                    .out_panel = panel_columns};
         if (add) {
           tile.start = out;
           tile.start_row = tile.out_row;
           tile.start_panel = tile.out_panel;
           if (!direct) load_tile<V>(c + i, column, m, real, tile.out_row, scratch);
         }
-        TileKernels<V>::find(m, width, static_cast<int>(side))(tile);
+        tiles.multiply(m, static_cast<int>(side), tile);
         if (!direct) store_tile<V>(c + i, column, m, real, tile.out_row, scratch);
       }
     }
