@@ -1,4 +1,4 @@
-#include <immintrin.h>
+#include <cstdint>
 
 #include "cpu/tall_tiles.h"
 
@@ -9,7 +9,8 @@
 namespace rnnkern {
 namespace {
 
-// Written as assembly where the compiler's intrinsics want the register's number as a literal.
+// Written as assembly: the compilers' intrinsics want a register's number as a literal, and GCC's do not
+// say that the whole shape is read.
 struct Amx {
   struct alignas(64) Shape {  // of the tile registers, as LDTILECFG reads it
     std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -24,12 +25,12 @@ struct Amx {
       shape.row_bytes[t] = 64;
       shape.rows[t] = static_cast<std::uint8_t>(t < 5 ? rows : 16);
     }
-    _tile_loadconfig(&shape);
+    asm volatile("ldtilecfg %0" ::"m"(shape));
     configured = rows;
   }
   static void release() {
     if (configured == 0) return;
-    _tile_release();
+    asm volatile("tilerelease" ::: "memory");
     configured = 0;
   }
   template <int T>

@@ -72,6 +72,7 @@ struct PairProduct {
   using Tile = PairTile;
   using Tiles = PairTiles<PairProduct>;
   using Session = TallSession;
+  static constexpr int kPlainWidth = kMaxPanelWidth, kSums = tile_budget<V>(1);
   static constexpr bool kRounds = true;
   static constexpr int kDepthStep = 2, kWidthStep = 1;
   static constexpr Index kDepthMultiple = kTallDepth;

@@ -22,7 +22,7 @@ struct PanelMatrix {
   PanelMatrix() = default;
   PanelMatrix(Index depth, Index units, int gates) : depth(depth), units(units), gates(gates) {
     const Index lanes = (units + V::size - 1) / V::size;
-    const int most = kMaxPanelWidth / gates;
+    const int most = gates == 1 ? Product::kPlainWidth : kMaxPanelWidth / gates;
     blocks = lanes < most ? static_cast<int>(lanes) : most;
   }
 

@@ -7,6 +7,8 @@
 // A product is a struct that says what is multiplied, how it lies in memory and which kernel does it:
 //   Lane V                      of the sums, and of everything outside products
 //   Panel, Operand              elements of a panel's rows, and of the rows of A
+//   kPlainWidth                 lanes of a panel of a plain matrix, at most
+//   kSums                       lanes of sums in a tile: as many as leave registers for the rest
 //   kRounds                     whether rows of A are rounded copies; if not, they are used in place
 //   kDepthStep, kWidthStep      rows k by lanes w of a panel that are stored as one block
 //   kDepthMultiple              panels and copies are filled with zeros to a multiple of this depth
@@ -65,15 +67,15 @@ struct TileProduct {
   Index out_row, out_panel;
 };
 
-// M·W·panels sums live in registers, beside one lane of B and one of A.
+// M·W·panels sums live in registers, beside what a product needs of its panels and one lane of A.
 template <class V>
-constexpr int tile_budget() {
-  return V::registers == 32 ? 24 : 12;
+constexpr int tile_budget(int for_panels) {
+  return V::registers == 32 ? 24 : 13 - for_panels;
 }
 
-template <class V>
+template <class Product>
 constexpr int tile_rows(int width) {
-  const int rows = tile_budget<V>() / width;
+  const int rows = Product::kSums / width;
   return rows < kMaxRegisterRows ? rows : kMaxRegisterRows;
 }
 
@@ -153,10 +155,9 @@ class TileKernels {
   template <int W, int M>
   constexpr void fill_panels() {
     auto& row = table_[W - 1][M - 1];
-    constexpr int budget = tile_budget<typename Product::Lane>();
-    if constexpr (M * W <= budget) row[0] = multiply_tile<Product, M, W, 1>;
-    if constexpr (M * W * 2 <= budget) row[1] = multiply_tile<Product, M, W, 2>;
-    if constexpr (M * W * 4 <= budget) row[2] = multiply_tile<Product, M, W, 4>;
+    if constexpr (M * W <= Product::kSums) row[0] = multiply_tile<Product, M, W, 1>;
+    if constexpr (M * W * 2 <= Product::kSums) row[1] = multiply_tile<Product, M, W, 2>;
+    if constexpr (M * W * 4 <= Product::kSums) row[2] = multiply_tile<Product, M, W, 4>;
   }
 
   Function table_[kMaxPanelWidth][kMaxRegisterRows][3] = {};
@@ -168,7 +169,7 @@ class RegisterTiles {
  public:
   RegisterTiles(int width, Index /*rows of the whole product*/) : width_(width) {}
 
-  int height() const { return tile_rows<typename Product::Lane>(width_); }
+  int height() const { return tile_rows<Product>(width_); }
   int panels(int rows, Index available) const {
     return TileKernels<Product>::panels(rows, width_, available);
   }
@@ -205,6 +206,7 @@ struct ExactProduct {
   using Tile = TileProduct<T, Panel, Operand>;
   using Tiles = RegisterTiles<ExactProduct>;
   using Session = NoSession;
+  static constexpr int kPlainWidth = kMaxPanelWidth, kSums = tile_budget<V>(1);
   static constexpr bool kRounds = false;
   static constexpr int kDepthStep = 1, kWidthStep = 1;
   static constexpr Index kDepthMultiple = 1;
@@ -243,6 +245,9 @@ struct WidenedProduct {
   using Tile = TileProduct<float, Panel, Operand>;
   using Tiles = RegisterTiles<WidenedProduct>;
   using Session = NoSession;
+  // One pair: both its lanes and the mask, and as many rows as can be to share the work of widening.
+  static constexpr int kPlainWidth = V::registers == 32 ? kMaxPanelWidth : 2;
+  static constexpr int kSums = tile_budget<V>(3);
   static constexpr bool kRounds = true;
   static constexpr int kDepthStep = 1, kWidthStep = 2;
   static constexpr Index kDepthMultiple = 1;
