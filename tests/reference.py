@@ -9,7 +9,9 @@ against ONNX, ONNX Runtime and PyTorch, and its backward against finite differen
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,6 +21,31 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[Any]
 State: TypeAlias = tuple[Array, ...]
 Params: TypeAlias = Mapping[str, Array]
+
+
+_operand: ContextVar[Callable[[Array], Array]] = ContextVar("_operand", default=lambda a: a)
+
+
+def dot(a: Array, b: Array) -> Array:
+    """The matrix product; within ``rounded_operands`` that of rounded operands."""
+    operand = _operand.get()
+    return operand(a) @ operand(b)
+
+
+def to_bfloat16(a: Array) -> Array:
+    """The nearest float64 to a's float32 value that has 8 significant bits, ties to even."""
+    fraction, exponent = np.frexp(a.astype(np.float32).astype(np.float64))
+    return np.ldexp(np.round(fraction * 256.0) / 256.0, exponent)
+
+
+@contextmanager
+def rounded_operands() -> Iterator[None]:
+    """Within, every matrix product takes its operands rounded to bfloat16."""
+    token = _operand.set(to_bfloat16)
+    try:
+        yield
+    finally:
+        _operand.reset(token)
 
 
 def sigmoid(a: Array) -> Array:
@@ -69,7 +96,7 @@ class Rnn(Cell):
 
     def forward(self, a: Array, state: State, w: Weights) -> tuple[State, State]:
         (h,) = state
-        s = h @ w.w_hh.T + a
+        s = dot(h, w.w_hh.T) + a
         new = np.maximum(s, 0.0) if self.relu else np.tanh(s)
         return (new,), (h, new)
 
@@ -78,7 +105,7 @@ class Rnn(Cell):
     ) -> tuple[Array, State, Array, Array]:
         h, new = saved
         da = dstate[0] * ((new > 0.0) if self.relu else (1.0 - new * new))
-        return da, (da @ w.w_hh,), da.T @ h, np.zeros_like(w.bias_hn)
+        return da, (dot(da, w.w_hh),), dot(da.T, h), np.zeros_like(w.bias_hn)
 
 
 class SimplifiedGru(Cell):
@@ -88,7 +115,7 @@ class SimplifiedGru(Cell):
 
     def forward(self, a: Array, state: State, w: Weights) -> tuple[State, State]:
         (h,) = state
-        s_u, s_n = np.split(h @ w.w_hh.T + a, 2, axis=1)
+        s_u, s_n = np.split(dot(h, w.w_hh.T) + a, 2, axis=1)
         u, n = sigmoid(s_u), np.tanh(s_n)
         return (u * n + (1.0 - u) * h,), (h, u, n)
 
@@ -100,7 +127,7 @@ class SimplifiedGru(Cell):
         da_u = dh * (n - h) * u * (1.0 - u)
         da_n = dh * u * (1.0 - n * n)
         da = np.concatenate([da_u, da_n], axis=1)
-        return da, (dh * (1.0 - u) + da @ w.w_hh,), da.T @ h, np.zeros_like(w.bias_hn)
+        return da, (dh * (1.0 - u) + dot(da, w.w_hh),), dot(da.T, h), np.zeros_like(w.bias_hn)
 
 
 class GruBefore(Cell):
@@ -112,8 +139,8 @@ class GruBefore(Cell):
         (h,) = state
         w_r, w_u, w_n = np.split(w.w_hh, 3)
         a_r, a_u, a_n = np.split(a, 3, axis=1)
-        r, u = sigmoid(h @ w_r.T + a_r), sigmoid(h @ w_u.T + a_u)
-        n = np.tanh((r * h) @ w_n.T + a_n)
+        r, u = sigmoid(dot(h, w_r.T) + a_r), sigmoid(dot(h, w_u.T) + a_u)
+        n = np.tanh(dot(r * h, w_n.T) + a_n)
         return (u * n + (1.0 - u) * h,), (h, r, u, n)
 
     def backward(
@@ -123,11 +150,11 @@ class GruBefore(Cell):
         h, r, u, n = saved
         w_r, w_u, w_n = np.split(w.w_hh, 3)
         da_n = dh * u * (1.0 - n * n)
-        drh = da_n @ w_n
+        drh = dot(da_n, w_n)
         da_r = drh * h * r * (1.0 - r)
         da_u = dh * (n - h) * u * (1.0 - u)
-        dh_old = dh * (1.0 - u) + drh * r + da_r @ w_r + da_u @ w_u
-        dw = np.concatenate([da_r.T @ h, da_u.T @ h, da_n.T @ (r * h)])
+        dh_old = dh * (1.0 - u) + drh * r + dot(da_r, w_r) + dot(da_u, w_u)
+        dw = np.concatenate([dot(da_r.T, h), dot(da_u.T, h), dot(da_n.T, r * h)])
         return np.concatenate([da_r, da_u, da_n], axis=1), (dh_old,), dw, np.zeros_like(w.bias_hn)
 
 
@@ -140,8 +167,8 @@ class GruAfter(Cell):
         (h,) = state
         w_r, w_u, w_n = np.split(w.w_hh, 3)
         a_r, a_u, a_n = np.split(a, 3, axis=1)
-        r, u = sigmoid(h @ w_r.T + a_r), sigmoid(h @ w_u.T + a_u)
-        q = h @ w_n.T + w.bias_hn
+        r, u = sigmoid(dot(h, w_r.T) + a_r), sigmoid(dot(h, w_u.T) + a_u)
+        q = dot(h, w_n.T) + w.bias_hn
         n = np.tanh(r * q + a_n)
         return (u * n + (1.0 - u) * h,), (h, r, u, n, q)
 
@@ -155,8 +182,8 @@ class GruAfter(Cell):
         dq = da_n * r
         da_r = da_n * q * r * (1.0 - r)
         da_u = dh * (n - h) * u * (1.0 - u)
-        dh_old = dh * (1.0 - u) + da_r @ w_r + da_u @ w_u + dq @ w_n
-        dw = np.concatenate([da_r.T @ h, da_u.T @ h, dq.T @ h])
+        dh_old = dh * (1.0 - u) + dot(da_r, w_r) + dot(da_u, w_u) + dot(dq, w_n)
+        dw = np.concatenate([dot(da_r.T, h), dot(da_u.T, h), dot(dq.T, h)])
         return np.concatenate([da_r, da_u, da_n], axis=1), (dh_old,), dw, dq.sum(axis=0)
 
 
@@ -168,7 +195,7 @@ class Lstm(Cell):
 
     def forward(self, a: Array, state: State, w: Weights) -> tuple[State, State]:
         h, c = state
-        s_u, s_f, s_g, s_o = np.split(h @ w.w_hh.T + a, 4, axis=1)
+        s_u, s_f, s_g, s_o = np.split(dot(h, w.w_hh.T) + a, 4, axis=1)
         u, f, g, o = sigmoid(s_u), sigmoid(s_f), np.tanh(s_g), sigmoid(s_o)
         new_c = u * g + f * c
         tanh_c = np.tanh(new_c)
@@ -185,7 +212,7 @@ class Lstm(Cell):
         da_g = dc * u * (1.0 - g * g)
         da_o = dh * tanh_c * o * (1.0 - o)
         da = np.concatenate([da_u, da_f, da_g, da_o], axis=1)
-        return da, (da @ w.w_hh, dc * f), da.T @ h, np.zeros_like(w.bias_hn)
+        return da, (dot(da, w.w_hh), dc * f), dot(da.T, h), np.zeros_like(w.bias_hn)
 
 
 CELLS: dict[str, Cell] = {
@@ -235,7 +262,7 @@ class Direction:
         for t in reversed(steps) if self.reverse else steps:
             live = (t < self.lengths)[:, None]
             x_t = np.where(live, x[t], 0.0)
-            new, saved = self.cell.forward(x_t @ self.w.w_ih.T + self.w.bias, state, self.w)
+            new, saved = self.cell.forward(dot(x_t, self.w.w_ih.T) + self.w.bias, state, self.w)
             self.saved.append((t, live, x_t, saved))
             y[t] = np.where(live, new[0], 0.0)
             state = _row_wise(live, new, state)
@@ -249,8 +276,8 @@ class Direction:
             dnew = (dstate[0] + dy[t], *dstate[1:])
             dnew = tuple(np.where(live, d, 0.0) for d in dnew)
             da, dold, dw_hh, dbias_hn = self.cell.backward(dnew, saved, self.w)
-            dx[t] = da @ self.w.w_ih
-            grads.w_ih[...] += da.T @ x_t
+            dx[t] = dot(da, self.w.w_ih)
+            grads.w_ih[...] += dot(da.T, x_t)
             grads.w_hh[...] += dw_hh
             grads.bias[...] += da.sum(axis=0)
             grads.bias_hn[...] += dbias_hn

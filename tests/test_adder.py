@@ -299,6 +299,7 @@ def test_questions_may_have_spaces() -> None:
         ("lr", float("nan"), ValueError),
         ("lr", 0.0, ValueError),
         ("clip", float("inf"), ValueError),
+        ("compute", "float16", ValueError),
         ("seed", -1, ValueError),
         ("seed", 1 << 63, ValueError),
         ("share", 0.0, ValueError),

@@ -88,16 +88,24 @@ auto by_dtype(const py::array& array, const char* name, F f) {
                        py::str(array.dtype()).cast<std::string>());
 }
 
+Compute read_compute(const std::optional<std::string>& name) {
+  if (!name) return Compute::exact;
+  if (*name == "bfloat16") return Compute::bfloat16;
+  throw std::invalid_argument("compute must be None or 'bfloat16', got '" + *name + "'");
+}
+
 // A snapshot of one layer's weights, packed for forward().
 class Packed {
  public:
   Packed(const std::string& cell, const py::array& weight_ih, const py::array& weight_hh,
-         const py::object& bias, const py::object& bias_hn) {
+         const py::object& bias, const py::object& bias_hn,
+         const std::optional<std::string>& compute)
+      : compute(read_compute(compute)) {
     const int id = find_cell(cell);
     const auto& facts = all_cells()[static_cast<std::size_t>(id)];
     by_dtype(weight_hh, "weight_hh", [&]<class T>(T) {
-      weights<T>().emplace(id, read_parameters<T>(facts, weight_ih, weight_hh, bias, bias_hn),
-                           true);
+      weights<T>().emplace(id, read_parameters<T>(facts, weight_ih, weight_hh, bias, bias_hn), true,
+                           this->compute);
     });
   }
 
@@ -110,6 +118,8 @@ class Packed {
     }
   }
 
+  const Compute compute;
+
  private:
   std::optional<PackedWeights<float>> float_;
   std::optional<PackedWeights<double>> double_;
@@ -119,9 +129,9 @@ class Packed {
 class BoundStepper {
  public:
   BoundStepper(const std::string& cell, const std::vector<py::tuple>& layers, py::array h,
-               py::object c, bool narrow)
+               py::object c, bool narrow, const std::optional<std::string>& compute)
       : h_(std::move(h)), c_(std::move(c)), stepper_(by_dtype(h_, "h", [&]<class T>(T) -> Any {
-          return make<T>(find_cell(cell), layers, narrow);
+          return make<T>(find_cell(cell), layers, narrow, read_compute(compute));
         })) {}
 
   // y (B, H), or None when x or out is not what can be taken as it stands: native, contiguous, of
@@ -134,7 +144,8 @@ class BoundStepper {
   using Any = std::variant<Stepper<float>, Stepper<double>>;
 
   template <class T>
-  Stepper<T> make(int id, const std::vector<py::tuple>& layers, bool narrow) const {
+  Stepper<T> make(int id, const std::vector<py::tuple>& layers, bool narrow,
+                  Compute compute) const {
     if (layers.empty() || h_.ndim() != 3)
       throw std::invalid_argument("layers must not be empty, and h must have 3 axes");
     const auto& facts = all_cells()[static_cast<std::size_t>(id)];
@@ -150,7 +161,7 @@ class BoundStepper {
     T* const h = write<T>(h_, "h", {count, batch, units});
     T* const c = facts.cell_state ? write<T>(c_, "c", {count, batch, units}) : nullptr;
     if (facts.cell_state && !c) throw std::invalid_argument("c must be given for an LSTM");
-    return Stepper<T>(id, parameters, batch, h, c, narrow);
+    return Stepper<T>(id, parameters, batch, h, c, narrow, compute);
   }
 
   template <class T>
@@ -204,7 +215,9 @@ class BoundStepper {
 py::tuple run_forward(const std::string& cell, py::array x, const py::object& h,
                       const py::object& c, const py::array& weight_ih, const py::array& weight_hh,
                       const py::object& bias, const py::object& bias_hn, const py::object& lengths,
-                      bool reverse, py::array y, bool keep, Packed* packed) {
+                      bool reverse, py::array y, bool keep, Packed* packed,
+                      const std::optional<std::string>& compute_name) {
+  const Compute compute = read_compute(compute_name);
   const int id = find_cell(cell);
   const auto& facts = all_cells()[static_cast<std::size_t>(id)];
   return by_dtype(weight_hh, "weight_hh", [&]<class T>(T) {
@@ -230,8 +243,8 @@ py::tuple run_forward(const std::string& cell, py::array x, const py::object& h,
     }
     PackedWeights<T>* ready = nullptr;
     if (packed) {
-      if (!packed->weights<T>())
-        throw std::invalid_argument("packed must have the dtype of the weights");
+      if (!packed->weights<T>() || packed->compute != compute)
+        throw std::invalid_argument("packed must have the dtype of the weights, and the compute");
       ready = &*packed->weights<T>();
     }
     {
@@ -241,7 +254,7 @@ py::tuple run_forward(const std::string& cell, py::array x, const py::object& h,
           std::fill_n(problem.y.at(t, b), units, T(0));
         }
       }
-      forward(id, problem, ready);
+      forward(id, problem, compute, ready);
     }
     return py::make_tuple(saved, cells);
   });
@@ -253,7 +266,9 @@ void run_backward(const std::string& cell, py::array x, const py::object& h_0,
                   const py::object& cells, const py::object& dy, const py::object& dh,
                   const py::object& dc, const py::object& dx, const py::object& dweight_ih,
                   const py::object& dweight_hh, const py::object& dbias, const py::object& dbias_hn,
-                  const py::object& state_gradients) {
+                  const py::object& state_gradients,
+                  const std::optional<std::string>& compute_name) {
+  const Compute compute = read_compute(compute_name);
   const int id = find_cell(cell);
   const auto& facts = all_cells()[static_cast<std::size_t>(id)];
   by_dtype(weight_hh, "weight_hh", [&]<class T>(T) {
@@ -296,7 +311,7 @@ void run_backward(const std::string& cell, py::array x, const py::object& h_0,
       problem.dx = sequence<T>(array, "dx", input.steps, batch, inputs);
     }
     const py::gil_scoped_release release;
-    backward(id, problem);
+    backward(id, problem, compute);
   });
 }
 
@@ -352,13 +367,14 @@ py::array run_activation(const std::string& name, const py::array& x) {
 }
 
 py::tuple plan(const std::string& cell, Index inputs, Index units, Index steps, Index batch,
-               bool float64) {
+               bool float64, const std::optional<std::string>& compute_name) {
+  const Compute compute = read_compute(compute_name);
   const int id = find_cell(cell);
   const ScheduleStorage storage(steps, batch, std::nullopt);
   const auto with = [&]<class T>(T) {
     Parameters<T> parameters{};
     parameters.inputs = inputs, parameters.units = units;
-    return plan_for(id, storage.schedule(false), parameters);
+    return plan_for(id, storage.schedule(false), parameters, compute);
   };
   const Plan chosen = float64 ? with(double{}) : with(float{});
   return py::make_tuple(chosen.row_groups, chosen.unit_groups, chosen.reason);
@@ -378,15 +394,16 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Packed>(m, "Packed", "A snapshot of one layer's weights, packed for forward().")
       .def(py::init<const std::string&, const py::array&, const py::array&, const py::object&,
-                    const py::object&>(),
+                    const py::object&, const std::optional<std::string>&>(),
            py::arg("cell"), py::arg("weight_ih"), py::arg("weight_hh"), py::arg("bias"),
-           py::arg("bias_hn"));
+           py::arg("bias_hn"), py::arg("compute") = py::none());
 
   py::class_<BoundStepper>(m, "Stepper", "Layers upon each other that go one step at a time.")
       .def(
-          py::init<const std::string&, const std::vector<py::tuple>&, py::array, py::object,
-                   bool>(),
+          py::init<const std::string&, const std::vector<py::tuple>&, py::array, py::object, bool,
+                   const std::optional<std::string>&>(),
           py::arg("cell"), py::arg("layers"), py::arg("h"), py::arg("c"), py::arg("narrow"),
+          py::arg("compute") = py::none(),
           "layers: (weight_ih, weight_hh, bias, bias_hn) of each, packed here and now; h and c (L, "
           "B, H) are the state, which step() advances in place. narrow keeps the weights as "
           "bfloat16.")
@@ -396,14 +413,16 @@ PYBIND11_MODULE(_core, m) {
   m.def("forward", run_forward, py::arg("cell"), py::arg("x"), py::arg("h"), py::arg("c"),
         py::arg("weight_ih"), py::arg("weight_hh"), py::arg("bias"), py::arg("bias_hn"),
         py::arg("lengths"), py::arg("reverse"), py::arg("y"), py::arg("keep"),
-        py::arg("packed") = nullptr,
+        py::arg("packed") = nullptr, py::arg("compute") = py::none(),
         "One layer in one direction. h and c go in as h_0, c_0 and come out as h_n, c_n; y is "
-        "written. Returns (saved, cells), what backward() needs when keep is true.");
+        "written. Returns (saved, cells), what backward() needs when keep is true. compute None is "
+        "the weights' dtype; 'bfloat16' rounds the operands of products.");
   m.def("backward", run_backward, py::arg("cell"), py::arg("x"), py::arg("h_0"), py::arg("c_0"),
         py::arg("weight_ih"), py::arg("weight_hh"), py::arg("lengths"), py::arg("reverse"),
         py::arg("y"), py::arg("saved"), py::arg("cells"), py::arg("dy"), py::arg("dh"),
         py::arg("dc"), py::arg("dx"), py::arg("dweight_ih"), py::arg("dweight_hh"),
         py::arg("dbias"), py::arg("dbias_hn"), py::arg("state_gradients") = py::none(),
+        py::arg("compute") = py::none(),
         "Gradients of forward(). dh and dc go in for the last state and come out for the first; dx "
         "and the gradients of the parameters are added to; state_gradients (live steps, states + "
         "gates, H), in the packed order of saved, is written.");
@@ -414,12 +433,15 @@ PYBIND11_MODULE(_core, m) {
   m.def("activation", run_activation, py::arg("name"), py::arg("x"),
         "tanh or sigmoid of a 1-D array, as the kernels compute it.");
   m.def("plan", plan, py::arg("cell"), py::arg("inputs"), py::arg("units"), py::arg("steps"),
-        py::arg("batch"), py::arg("float64"),
+        py::arg("batch"), py::arg("float64"), py::arg("compute") = py::none(),
         "(row groups, unit groups, reason): how a call of that size is shared by threads.");
   m.def(
       "isa", [name = std::string(choice.backend->name)] { return name; },
       "The instruction set in use.");
   m.def("isa_reason", [reason = choice.reason] { return reason; }, "Why it is in use.");
+  m.def(
+      "bfloat16_product", [product = choice.backend->bfloat16_product] { return product; },
+      "What computes products with compute 'bfloat16', in words.");
   m.def("supported_isas", supported_isas, "Those that were built and run here, best first.");
   m.def("max_threads", max_threads, "How many threads a call may use.");
   m.def("set_max_threads", set_max_threads, py::arg("count"),

@@ -21,17 +21,28 @@ struct StepKernels {
   void (*run)(const StepProblem<T>&, std::byte* packed, std::byte* scratch);
 };
 
-// What every backend has for a cell and a dtype. Scratch and packed memory come from the caller,
-// as large as the functions on the left say, aligned to 64 bytes.
+// Whole sequences, forward and backward. Scratch and packed memory come from the caller, as large as
+// the functions on the left say, aligned to 64 bytes.
 template <class T>
-struct CellKernels {
+struct PassKernels {
   Index (*packed_bytes)(const Parameters<T>&, bool dense);
   void (*pack)(const Parameters<T>&, bool dense, const Worker&, std::byte* packed);
   Index (*forward_scratch)(const ForwardProblem<T>&, int threads);
   void (*forward)(const ForwardProblem<T>&, const Worker&, std::byte* packed, std::byte* scratch);
   Index (*backward_scratch)(const BackwardProblem<T>&, int threads);
   void (*backward)(const BackwardProblem<T>&, const Worker&, std::byte* scratch);
-  StepKernels<T> step, narrow_step;  // the second's weights are Bfloat16; float32 alone has it
+};
+
+template <class T>
+struct Passes {
+  PassKernels<T> cells[kMaxCells];
+};
+
+// What every backend has for a cell and a dtype.
+template <class T>
+struct CellKernels {
+  PassKernels<T> pass;
+  StepKernels<T> step, narrow_step;  // the second's weights are bfloat16; float32 alone has it
 };
 
 template <class T>
@@ -43,17 +54,24 @@ struct Kernels {
   void (*sigmoid)(const T* in, T* out, Index n);
 };
 
+struct TallTiles;  // cpu/pair_product.h
+
 struct Backend {
   const char* name;
-  Kernels<float> for_float;
-  Kernels<double> for_double;
+  const Kernels<float>* for_float;
+  const Kernels<double>* for_double;
+  // Passes whose products take operands rounded to bfloat16, all else being float32; what multiplies
+  // them, in words; and the kernels for many rows that they use, if any.
+  const Passes<float>* for_bfloat16;
+  const char* bfloat16_product;
+  const TallTiles* tall_tiles;
 
   template <class T>
   const Kernels<T>& kernels() const {
     if constexpr (sizeof(T) == sizeof(float)) {
-      return for_float;
+      return *for_float;
     } else {
-      return for_double;
+      return *for_double;
     }
   }
 };
@@ -62,6 +80,11 @@ struct Backend {
 const Backend& scalar_backend();
 const Backend& avx2_backend();
 const Backend& avx512_backend();
+const Backend& avx512bf16_backend();
+const Backend& amx_backend();
+// Both in csrc/cpu/isa_emulated.cpp.
+const Backend& emulated_avx512bf16_backend();
+const Backend& emulated_amx_backend();
 
 // The facts of a cell that those who allocate for it need.
 struct CellFacts {
@@ -74,7 +97,7 @@ const std::vector<CellFacts>& all_cells();
 // Index into all_cells(); throws std::invalid_argument for a name that no cell has.
 int find_cell(std::string_view name);
 
-// Those that were built and this processor can run, best first.
+// Those that were built and this processor can run, best first; emulated ones stand last.
 const std::vector<const Backend*>& supported_backends();
 
 // The best of them, or the one that the environment's RNNKERN_ISA names; throws std::runtime_error

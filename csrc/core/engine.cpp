@@ -2,12 +2,29 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <type_traits>
 
 namespace rnnkern {
 
+namespace {
+
 template <class T>
-PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, bool dense) {
-  const auto& kernels = chosen_backend().backend->kernels<T>().cells[cell];
+const PassKernels<T>& pass_kernels(int cell, Compute compute) {
+  const Backend& backend = *chosen_backend().backend;
+  if (compute == Compute::exact) return backend.kernels<T>().cells[cell].pass;
+  if constexpr (std::is_same_v<T, float>) {
+    return backend.for_bfloat16->cells[cell];
+  } else {
+    throw std::invalid_argument("compute 'bfloat16' needs float32 weights, got float64");
+  }
+}
+
+}  // namespace
+
+template <class T>
+PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, bool dense,
+                                Compute compute) {
+  const auto& kernels = pass_kernels<T>(cell, compute);
   bytes_ = AlignedBytes(kernels.packed_bytes(parameters, dense));
   run_team(Plan{},
            [&](const Worker& worker) { kernels.pack(parameters, dense, worker, bytes_.get()); });
@@ -15,9 +32,10 @@ PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, bool 
 
 template <class T>
 Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c,
-                    bool narrow)
-    : kernels_(narrow ? chosen_backend().backend->kernels<T>().cells[cell].narrow_step
-                      : chosen_backend().backend->kernels<T>().cells[cell].step) {
+                    bool narrow, Compute compute)
+    : kernels_(narrow || compute == Compute::bfloat16
+                   ? chosen_backend().backend->kernels<T>().cells[cell].narrow_step
+                   : chosen_backend().backend->kernels<T>().cells[cell].step) {
   if (!kernels_.run) throw std::invalid_argument("narrow weights are for float32 alone");
   Index scratch = 0;
   const T* below = nullptr;
@@ -29,7 +47,8 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
                          .x_row = layer.units,
                          .tokens = nullptr,
                          .h = h,
-                         .c = c});
+                         .c = c,
+                         .round_operands = compute == Compute::bfloat16});
     packed_.emplace_back(kernels_.packed_bytes(layer));
     kernels_.pack(layer, packed_.back().get());
     flops_ += 2.0 * static_cast<double>(all_cells()[static_cast<std::size_t>(cell)].gates * batch *
@@ -54,26 +73,29 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) const {
 }
 
 template <class T>
-Plan plan_for(int cell, const Schedule& schedule, const Parameters<T>& parameters) {
+Plan plan_for(int cell, const Schedule& schedule, const Parameters<T>& parameters,
+              Compute compute) {
   const double gates = all_cells()[static_cast<std::size_t>(cell)].gates;
   const double units = static_cast<double>(parameters.units),
                inputs = static_cast<double>(parameters.inputs);
   const double per_row = 2 * gates * units * units;
   const Index live = schedule.offset[schedule.steps];
+  const double element = compute == Compute::exact ? sizeof(T) : sizeof(Bfloat16);
   return make_plan(
       {.steps = schedule.steps,
        .batch = schedule.batch,
        .units = parameters.units,
        .step_flops = per_row * static_cast<double>(live) / static_cast<double>(schedule.steps),
        .total_flops = static_cast<double>(live) * (per_row + 2 * gates * units * inputs),
-       .weight_bytes = static_cast<Index>(gates * units * units * sizeof(T))},
+       .weight_bytes = static_cast<Index>(gates * units * units * element)},
       max_threads());
 }
 
 template <class T>
-void forward(int cell, const ForwardProblem<T>& problem, const PackedWeights<T>* packed) {
-  const auto& kernels = chosen_backend().backend->kernels<T>().cells[cell];
-  const Plan plan = plan_for(cell, problem.schedule, problem.parameters);
+void forward(int cell, const ForwardProblem<T>& problem, Compute compute,
+             const PackedWeights<T>* packed) {
+  const auto& kernels = pass_kernels<T>(cell, compute);
+  const Plan plan = plan_for(cell, problem.schedule, problem.parameters, compute);
   const bool dense = problem.tokens.slot == nullptr;
   AlignedBytes own;
   std::byte* panels = packed ? packed->data() : nullptr;
@@ -92,9 +114,9 @@ void forward(int cell, const ForwardProblem<T>& problem, const PackedWeights<T>*
 }
 
 template <class T>
-void backward(int cell, const BackwardProblem<T>& problem) {
-  const auto& kernels = chosen_backend().backend->kernels<T>().cells[cell];
-  const Plan plan = plan_for(cell, problem.schedule, problem.parameters);
+void backward(int cell, const BackwardProblem<T>& problem, Compute compute) {
+  const auto& kernels = pass_kernels<T>(cell, compute);
+  const Plan plan = plan_for(cell, problem.schedule, problem.parameters, compute);
   const AlignedBytes scratch(kernels.backward_scratch(problem, plan.threads()));
   run_team(plan, [&](const Worker& worker) { kernels.backward(problem, worker, scratch.get()); });
 }
@@ -115,12 +137,12 @@ template class PackedWeights<float>;
 template class PackedWeights<double>;
 template class Stepper<float>;
 template class Stepper<double>;
-template Plan plan_for(int, const Schedule&, const Parameters<float>&);
-template Plan plan_for(int, const Schedule&, const Parameters<double>&);
-template void forward(int, const ForwardProblem<float>&, const PackedWeights<float>*);
-template void forward(int, const ForwardProblem<double>&, const PackedWeights<double>*);
-template void backward(int, const BackwardProblem<float>&);
-template void backward(int, const BackwardProblem<double>&);
+template Plan plan_for(int, const Schedule&, const Parameters<float>&, Compute);
+template Plan plan_for(int, const Schedule&, const Parameters<double>&, Compute);
+template void forward(int, const ForwardProblem<float>&, Compute, const PackedWeights<float>*);
+template void forward(int, const ForwardProblem<double>&, Compute, const PackedWeights<double>*);
+template void backward(int, const BackwardProblem<float>&, Compute);
+template void backward(int, const BackwardProblem<double>&, Compute);
 template void matmul(const MatmulProblem<float>&);
 template void matmul(const MatmulProblem<double>&);
 

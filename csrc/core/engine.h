@@ -11,7 +11,7 @@ namespace rnnkern {
 template <class T>
 class PackedWeights {
  public:
-  PackedWeights(int cell, const Parameters<T>& parameters, bool dense);
+  PackedWeights(int cell, const Parameters<T>& parameters, bool dense, Compute compute);
   std::byte* data() const { return bytes_.get(); }
 
  private:
@@ -24,8 +24,10 @@ template <class T>
 class Stepper {
  public:
   // h (L, B, H) and c (likewise, or null) are the state: the caller's memory, which step() advances.
-  // Narrow keeps the upper halves of the weights alone (float32; the biases are kept whole).
-  Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c, bool narrow);
+  // Narrow rounds the weight matrices to bfloat16 (float32; the biases are kept whole), and so does
+  // a compute of bfloat16, which rounds the other operands too.
+  Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c, bool narrow,
+          Compute compute);
 
   // x (B, I), or null and tokens (B); y (B, H) gets the last layer's h_t.
   void step(const T* x, const std::int64_t* tokens, T* y) const;
@@ -44,14 +46,16 @@ class Stepper {
 };
 
 template <class T>
-Plan plan_for(int cell, const Schedule& schedule, const Parameters<T>& parameters);
+Plan plan_for(int cell, const Schedule& schedule, const Parameters<T>& parameters, Compute compute);
 
-// `packed` null: the weights are packed within the call.
+// `packed` null: the weights are packed within the call; else they were for the same compute.
+// These throw std::invalid_argument where the dtype does not have that compute.
 template <class T>
-void forward(int cell, const ForwardProblem<T>& problem, const PackedWeights<T>* packed = nullptr);
+void forward(int cell, const ForwardProblem<T>& problem, Compute compute,
+             const PackedWeights<T>* packed = nullptr);
 
 template <class T>
-void backward(int cell, const BackwardProblem<T>& problem);
+void backward(int cell, const BackwardProblem<T>& problem, Compute compute);
 
 template <class T>
 void matmul(const MatmulProblem<T>& problem);

@@ -3,7 +3,9 @@
 // A lane V holds V::size values of type V::value:
 //   V(s)                        every element s
 //   V::load(p), v.store(p)      size elements, no alignment asked
-//   V::load_pair(p, a, b)       of float lanes: 2·size Bfloat16, a's and b's in turns, widened
+//   V::load_pair(p, a, b), V::store_pair(p, a, b)   of float lanes: 2·size Bfloat16, a's and b's in
+//   turns, widened; of a value that is none, the upper half is stored
+//   round_to_bfloat16(v)        of float lanes: the nearest values that are one, ties to even
 //   V::load(p, n), v.store(p, n)  the first n < size elements; the others load as 0 and are not stored
 //   + - * /, fma(a, b, c) = a*b + c, min, max (the second operand where either is NaN), abs,
 //   copy_sign(magnitude, sign), exp2_integer(n) = 2^n for integral n in [-126, 127],
@@ -26,14 +28,18 @@ namespace rnnkern {
 
 using Index = std::ptrdiff_t;
 
-// The upper half of a float32: how narrow weights are stored. They are computed with as float32.
+// The upper half of a float32.
 struct Bfloat16 {
   std::uint16_t bits;
-
-  [[gnu::always_inline]] static Bfloat16 truncated(float v) {
-    return {static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(v) >> 16)};
-  }
 };
+
+// Adding just below half of the last kept bit, or half where that bit is 1, carries as rounding to the
+// nearest does, ties to even. A NaN is made quiet instead, so that it stays one.
+[[gnu::always_inline]] inline float round_to_bfloat16(float v) {
+  const auto bits = std::bit_cast<std::uint32_t>(v);
+  const std::uint32_t changed = v == v ? bits + 0x7FFFu + (bits >> 16 & 1u) : bits | 0x400000u;
+  return std::bit_cast<float>(changed & 0xFFFF0000u);
+}
 
 template <class T>
 struct Scalar {
@@ -52,6 +58,17 @@ struct Scalar {
   {
     a.v = std::bit_cast<float>(std::uint32_t{p[0].bits} << 16);
     b.v = std::bit_cast<float>(std::uint32_t{p[1].bits} << 16);
+  }
+  static void store_pair(Bfloat16* p, Scalar a, Scalar b)
+    requires std::is_same_v<T, float>
+  {
+    p[0].bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(a.v) >> 16);
+    p[1].bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(b.v) >> 16);
+  }
+  friend Scalar round_to_bfloat16(Scalar v)
+    requires std::is_same_v<T, float>
+  {
+    return Scalar(round_to_bfloat16(v.v));
   }
   static Scalar load(const T* p, Index n) { return Scalar(n > 0 ? *p : T(0)); }
   void store(T* p) const { *p = v; }

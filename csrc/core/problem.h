@@ -12,6 +12,9 @@
 
 namespace rnnkern {
 
+// What a product's operands are rounded to; its sums, and all else, are of the dtype.
+enum class Compute { exact, bfloat16 };
+
 // A (T, B, ·) array with any strides over T and B and its last axis contiguous; strides in elements.
 template <class T>
 struct Sequence {
@@ -97,6 +100,7 @@ struct StepProblem {
   const std::int64_t* tokens;  // (B), each in [0, I)
   T* h;                        // (B, H): in h_{t-1}, out h_t
   T* c;                        // (B, H): likewise; null for a cell without c
+  bool round_operands;         // x and what the recurrent product takes, to bfloat16
 };
 
 // C (M, N) = A B + bias, or C += A B; any strides over A, rows of B and C contiguous unless transposed.

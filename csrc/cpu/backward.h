@@ -11,9 +11,11 @@
 
 namespace rnnkern {
 
-template <class V, class Cell>
+template <class V, class Cell, class Product>
 class Backward {
   using T = typename V::value;
+  using Operand = typename Product::Operand;
+  using Matrix = PanelMatrix<V, Product>;
   static constexpr int kPhases = phase_count<Cell>;
   static constexpr int kGates = Cell::gates;
   static constexpr int kDeltas = Cell::deltas;
@@ -33,21 +35,24 @@ class Backward {
  private:
   struct Scratch {
     // Shared by the team.
-    PanelMatrix<V> recurrent[kPhases];  // phase p: its gates' rows of W_hh, (count·H, H)
-    PanelMatrix<V> to_input;            // W_ih, (G·H, I)
-    PanelMatrix<V> inputs;              // x of a chunk, (rows, I)
-    PanelMatrix<V> operands[kPhases];   // operand(p) of a chunk, (rows, H)
-    T* delta;                           // (rows of a chunk, deltas, H)
-    T* boundary;                        // (B, deltas, H): the step after the chunk
-    T* token_gradient;                  // (distinct tokens, G·H)
-    T* packed_delta;                    // the chunk's deltas transposed, by tiles of gate rows
+    Matrix recurrent[kPhases];  // phase p: its gates' rows of W_hh, (count·H, H)
+    Matrix to_input;            // W_ih, (G·H, I)
+    Matrix inputs;              // x of a chunk, (rows, I)
+    Matrix operands[kPhases];   // operand(p) of a chunk, (rows, H)
+    T* delta;                   // (rows of a chunk, deltas, H)
+    T* boundary;                // (B, deltas, H): the step after the chunk
+    T* token_gradient;          // (distinct tokens, G·H)
+    Operand* packed_delta;      // the chunk's deltas transposed, by tiles of gate rows
+    Operand* delta_copies;      // (rows of a chunk, G·H), where operands are rounded
     // This thread's.
     T* tile;
-    const T** a;  // rows of a product over a chunk, in and
-    T** c;        // out
+    const Operand** a;     // rows of a product over a chunk, in and
+    T** c;                 // out
+    const T** source;      // (rows of a chunk): rows that a chunk's panels are packed from
+    Operand* step_copies;  // (B, G·H): rows of a step's product, where operands are rounded
     // This thread's, one entry a batch row, filled anew for each step.
-    const T** delta_after;  // of the step processed next, rows of its product
-    const T** segment;      // the same, moved to one gate
+    const T** delta_after;    // of the step processed next, rows of its product
+    const Operand** segment;  // the same as the product takes them, moved to one gate
     T** delta_now;
     T** state_gradients;
     const T** h_previous;
@@ -61,33 +66,40 @@ class Backward {
       const auto& parameters = problem.parameters;
       const Index units = parameters.units, batch = problem.schedule.batch;
       const Index chunk = largest_chunk(problem.schedule);
-      const auto take = [&](PanelMatrix<V> matrix) {
+      const auto take = [&](Matrix matrix) {
         matrix.data = arena.take<T>(matrix.size());
         return matrix;
       };
       for (int p = 0; p < kPhases; ++p) {
-        recurrent[p] = take(PanelMatrix<V>(Cell::phases[p].count * units, units, 1));
-        operands[p] = take(PanelMatrix<V>(chunk, units, 1));
+        recurrent[p] = take(Matrix(Cell::phases[p].count * units, units, 1));
+        operands[p] = take(Matrix(chunk, units, 1));
       }
-      if (!problem.tokens.slot) inputs = take(PanelMatrix<V>(chunk, parameters.inputs, 1));
-      if (problem.dx.data) to_input = take(PanelMatrix<V>(kGates * units, parameters.inputs, 1));
+      if (!problem.tokens.slot) inputs = take(Matrix(chunk, parameters.inputs, 1));
+      if (problem.dx.data) to_input = take(Matrix(kGates * units, parameters.inputs, 1));
       delta = arena.take<T>(chunk * kDeltas * units);
       boundary = arena.take<T>(batch * kDeltas * units);
       token_gradient =
           arena.take<T>(problem.tokens.slot ? problem.tokens.count * kGates * units : 0);
-      packed_delta = arena.take<T>(chunk * kDeltas * units);
+      packed_delta =
+          arena.take<Operand>(kDeltas * units * round_up(chunk, Product::kDepthMultiple));
+      delta_copies = take_copies<Product>(arena, problem.dx.data ? chunk : 0, kGates * units);
       const Index rows = chunk > kMaxTileRows ? chunk : kMaxTileRows;
       for (int i = 0; i < threads; ++i) {
         T* tile_i = arena.take<T>(tile_scratch<V>());
-        const T** a_i = arena.take<const T*>(rows);
+        const Operand** a_i = arena.take<const Operand*>(rows);
         T** c_i = arena.take<T*>(rows);
-        const T** in = arena.take<const T*>(8 * batch);
+        const T** source_i = arena.take<const T*>(rows);
+        const Operand** segment_i = arena.take<const Operand*>(batch);
+        // Copied gate by gate, the last row's zeros may end one multiple late.
+        Operand* step_copies_i = take_copies<Product>(arena, batch + 1, kGates * units);
+        const T** in = arena.take<const T*>(7 * batch);
         T** out = arena.take<T*>(2 * batch);
         if (i != id) continue;
-        tile = tile_i, a = a_i, c = c_i;
-        delta_after = in, segment = in + batch, h_previous = in + 2 * batch, h = in + 3 * batch;
-        c_previous = in + 4 * batch, cell = in + 5 * batch, saved = in + 6 * batch,
-        dy = in + 7 * batch;
+        tile = tile_i, a = a_i, c = c_i, source = source_i, segment = segment_i;
+        step_copies = step_copies_i;
+        delta_after = in, h_previous = in + batch, h = in + 2 * batch;
+        c_previous = in + 3 * batch, cell = in + 4 * batch, saved = in + 5 * batch,
+        dy = in + 6 * batch;
         delta_now = out, state_gradients = out + batch;
       }
     }
@@ -99,9 +111,15 @@ class Backward {
         units_(problem.parameters.units),
         worker_(worker),
         scratch_(scratch),
-        cut_(schedule_.batch, tile_rows<V>(scratch.recurrent[0].width), worker.row_groups) {}
+        cut_(schedule_.batch, tiles_for(scratch.recurrent[0]).height(), worker.row_groups) {}
+
+  // Of a step's product.
+  typename Product::Tiles tiles_for(const Matrix& matrix) const {
+    return {matrix.width, schedule_.batch};
+  }
 
   void run() {
+    [[maybe_unused]] const typename Product::Session session;
     pack_weights();
     worker_.wait_team();
     Chunk chunk{schedule_.steps, schedule_.steps, 0, 0};
@@ -213,20 +231,21 @@ class Backward {
   template <int P>
   void run_phase(Index s) const {
     const auto& matrix = scratch_.recurrent[P];
-    const int width = matrix.width;
+    const auto tiles = tiles_for(matrix);
     const Index begin_panel = matrix.count() * worker_.unit_group / worker_.unit_groups;
     const Index end_panel = matrix.count() * (worker_.unit_group + 1) / worker_.unit_groups;
     const Index live = schedule_.live(s);
     const Index multiplied = P == 0 ? schedule_.live(s + 1) : live;
     const Index rows_here = P == 0 && multiplied > live ? multiplied : live;
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
+    if constexpr (Product::kRounds) copy_step_rows<P>(multiplied);
     for (Index p = begin_panel, side; p < end_panel; p += side) {
-      side = TileKernels<V>::panels(highest, width, end_panel - p);
+      side = tiles.panels(highest, end_panel - p);
       const Index out_row = side * matrix.row_size();
       for_tiles<V>(cut_, worker_, rows_here, [&](Index begin, Index end) {
         const Index with_product = multiplied < end ? multiplied : end;
         prefetch_rows<P>(begin, live < end ? live : end, p * matrix.row_size(), out_row);
-        sum_tile<P>(matrix, p, side, begin, with_product);
+        sum_tile<P>(matrix, tiles, p, side, begin, with_product);
         for (Index i = with_product > begin ? with_product : begin; i < end; ++i) {
           T* sums = scratch_.tile + (i - begin) * out_row;
           for (Index j = 0; j < out_row; j += V::size) V(0).store(sums + j);
@@ -242,6 +261,29 @@ class Backward {
         }
       });
     }
+  }
+
+  // The gate gradients that are rows of a phase's product.
+  template <int P>
+  const T* const* delta_rows() const {
+    return P == 0 ? scratch_.delta_after : const_cast<const T* const*>(scratch_.delta_now);
+  }
+
+  // Rounded, the phase's gates side by side.
+  template <int P>
+  void copy_step_rows(Index live) const {
+    const T* const* source = delta_rows<P>();
+    for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {
+      for (Index i = begin; i < end; ++i) {
+        Operand* copy = scratch_.step_copies + i * copy_size<Product>(kGates * units_);
+        scratch_.segment[i] = copy;
+        constexpr Range phase = Cell::phases[P];
+        for (int g = 0; g < phase.count; ++g) {
+          Product::copy_row(source[i] + Cell::state_delta[phase.first + g] * units_, units_,
+                            copy + g * units_);
+        }
+      }
+    });
   }
 
   // What apply_cell will read of these units and is in no near cache.
@@ -261,36 +303,39 @@ class Backward {
     }
   }
 
-  // Σ over the phase's gates of delta · W_hh for rows [begin, end), gate by gate onto the same sums.
+  // Σ over the phase's gates of delta · W_hh for rows [begin, end): where the gates do not lie side by
+  // side, run by run onto the same sums.
   template <int P>
-  void sum_tile(const PanelMatrix<V>& matrix, Index panel, Index side, Index begin,
-                Index end) const {
+  void sum_tile(const Matrix& matrix, const typename Product::Tiles& tiles, Index panel, Index side,
+                Index begin, Index end) const {
     if (begin >= end) return;
     constexpr Range phase = Cell::phases[P];
-    const int rows = static_cast<int>(end - begin);
-    const T* const* source =
-        P == 0 ? scratch_.delta_after : const_cast<const T* const*>(scratch_.delta_now);
     for (int g = 0, run; g < phase.count; g += run) {
-      const int first = Cell::state_delta[phase.first + g];
-      for (run = 1;
-           g + run < phase.count && Cell::state_delta[phase.first + g + run] == first + run;)
-        ++run;
-      for (Index i = begin; i < end; ++i) scratch_.segment[i] = source[i] + first * units_;
-      TileProduct<T> tile{.a = scratch_.segment + begin,
-                          .a_begin = 0,
-                          .a_step = 1,
-                          .b = matrix.panel(panel) + (1 + g * units_) * matrix.row_size(),
-                          .b_panel = matrix.stride(),
-                          .depth = run * units_,
-                          .start = matrix.panel(panel),
-                          .start_row = 0,
-                          .start_panel = matrix.stride(),
-                          .out = scratch_.tile,
-                          .out_row = side * matrix.row_size(),
-                          .out_panel = matrix.row_size()};
+      if constexpr (Product::kRounds) {
+        run = phase.count;
+      } else {
+        const int first = Cell::state_delta[phase.first + g];
+        for (run = 1;
+             g + run < phase.count && Cell::state_delta[phase.first + g + run] == first + run;)
+          ++run;
+        for (Index i = begin; i < end; ++i)
+          scratch_.segment[i] = delta_rows<P>()[i] + first * units_;
+      }
+      typename Product::Tile tile{.a = scratch_.segment + begin,
+                                  .a_begin = 0,
+                                  .a_step = 1,
+                                  .b = matrix.row(panel, g * units_),
+                                  .b_panel = matrix.panel_stride(),
+                                  .depth = run * units_,
+                                  .start = matrix.start(panel),
+                                  .start_row = 0,
+                                  .start_panel = matrix.stride(),
+                                  .out = scratch_.tile,
+                                  .out_row = side * matrix.row_size(),
+                                  .out_panel = matrix.row_size()};
       if (g > 0)
         tile.start = tile.out, tile.start_row = tile.out_row, tile.start_panel = tile.out_panel;
-      TileKernels<V>::find(rows, matrix.width, static_cast<int>(side))(tile);
+      tiles.multiply(static_cast<int>(end - begin), static_cast<int>(side), tile);
     }
   }
 
@@ -363,10 +408,15 @@ class Backward {
     }
   }
 
+  // Of the products with deltas as the left-hand side's columns.
+  typename Product::Tiles tiles_over_chunk(const Matrix& matrix) const {
+    return {matrix.width, units_};
+  }
+
   int delta_tile_rows() const {
-    const int for_operands = tile_rows<V>(scratch_.operands[0].width);
+    const int for_operands = tiles_over_chunk(scratch_.operands[0]).height();
     if (problem_.tokens.slot) return for_operands;
-    const int for_inputs = tile_rows<V>(scratch_.inputs.width);
+    const int for_inputs = tiles_over_chunk(scratch_.inputs).height();
     return for_inputs < for_operands ? for_inputs : for_operands;
   }
 
@@ -383,14 +433,14 @@ class Backward {
 
   void pack_chunk(const Chunk& chunk) const {
     const Index rows = chunk.rows();
-    const auto* a = scratch_.a;
+    const T** const a = scratch_.source;
     for (int p = 0; p < kPhases; ++p) {
-      PanelMatrix<V> matrix = scratch_.operands[p];
+      Matrix matrix = scratch_.operands[p];
       matrix.depth = rows;
       const auto share = worker_.share(matrix.count());
       for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row,
                          [&](Index row, Index t, Index i) {
-                           scratch_.a[row - chunk.first_row] = previous_h(schedule_.time(t), i);
+                           a[row - chunk.first_row] = previous_h(schedule_.time(t), i);
                          });
       pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
         const V h = load_some<V>(a[k] + unit, n);
@@ -405,27 +455,19 @@ class Backward {
       });
     }
     if (!problem_.tokens.slot) {
-      PanelMatrix<V> matrix = scratch_.inputs;
+      Matrix matrix = scratch_.inputs;
       matrix.depth = rows;
       const auto share = worker_.share(matrix.count());
       for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row,
                          [&](Index row, Index t, Index i) {
-                           scratch_.a[row - chunk.first_row] = problem_.x.at(t, schedule_.order[i]);
+                           a[row - chunk.first_row] = problem_.x.at(t, schedule_.order[i]);
                          });
       pack_rows(matrix, share.begin, share.end,
                 [&](Index k, Index unit, Index n) { return load_some<V>(a[k] + unit, n); });
     }
     for_delta_tiles([&](int d, Index first, Index height) {
-      const T* from = scratch_.delta + d * units_ + first;
-      T* to = scratch_.packed_delta + (d * units_ + first) * rows;
-      // Whole lanes, of which what is beyond the tile is overwritten by the rows after: masks are dear.
-      const Index masked = (V::size + height - 1) / height;
-      for (Index k = 0; k < rows; ++k, from += kDeltas * units_, to += height) {
-        for (Index j = 0; j < height; j += V::size) {
-          const Index n = k + masked < rows ? V::size : height - j;
-          store_some(to + j, load_some<V>(from + j, n), n);
-        }
-      }
+      Product::pack_across(scratch_.delta + d * units_ + first, kDeltas * units_, rows, height,
+                           packed_delta(d, first, rows));
     });
   }
 
@@ -434,11 +476,14 @@ class Backward {
     const Index first = chunk.first_row + share.begin;
     for_packed_rows<V>(
         schedule_, first, chunk.first_row + share.end, [&](Index p, Index t, Index i) {
-          scratch_.a[p - first] = scratch_.delta + (p - chunk.first_row) * kDeltas * units_;
+          const Index row = p - chunk.first_row;
+          scratch_.a[p - first] =
+              Product::copy_row(scratch_.delta + row * kDeltas * units_, kGates * units_,
+                                scratch_.delta_copies + row * copy_size<Product>(kGates * units_));
           scratch_.c[p - first] = problem_.dx.at(t, schedule_.order[i]);
         });
-    multiply<V>(scratch_.to_input, scratch_.a, 1, scratch_.c, 0, share.end - share.begin, true,
-                scratch_.tile);
+    multiply(scratch_.to_input, scratch_.a, scratch_.c, 0, share.end - share.begin, chunk.rows(),
+             true, scratch_.tile);
   }
 
   // Column sums of the deltas, for this thread's columns.
@@ -480,36 +525,41 @@ class Backward {
     }
   }
 
-  void multiply_delta(const Chunk& chunk, int delta, PanelMatrix<V> matrix, T* out,
-                      Index out_row) const {
+  // Rows of units [first, ...) of delta d.
+  Operand* packed_delta(int d, Index first, Index chunk_rows) const {
+    return scratch_.packed_delta +
+           (d * units_ + first) * round_up(chunk_rows, Product::kDepthMultiple);
+  }
+
+  void multiply_delta(const Chunk& chunk, int delta, Matrix matrix, T* out, Index out_row) const {
     matrix.depth = chunk.rows();
     const Index columns = matrix.row_size();
-    const int width = matrix.width;
+    const auto tiles = tiles_over_chunk(matrix);
     for (Index p = 0; p < matrix.count(); ++p) {
       const Index real = matrix.units - p * columns;
       for_delta_tiles([&](int d, Index first, Index height) {
         if (d != delta) return;
-        const T* a[kMaxTileRows];
+        const Operand* a[kMaxTileRows];
         T* c[kMaxTileRows];
         for (Index m = 0; m < height; ++m) {
-          a[m] = scratch_.packed_delta + (d * units_ + first) * chunk.rows() + m;
+          a[m] = packed_delta(d, first, chunk.rows()) + m * Product::row_distance(chunk.rows());
           c[m] = out + (first + m) * out_row + p * columns;
         }
         const bool direct = real >= columns;
-        TileProduct<T> tile{.a = a,
-                            .a_begin = 0,
-                            .a_step = height,
-                            .b = matrix.panel(p) + columns,
-                            .b_panel = 0,
-                            .depth = chunk.rows(),
-                            .start = direct ? c[0] : scratch_.tile,
-                            .start_row = direct ? out_row : columns,
-                            .start_panel = 0,
-                            .out = direct ? c[0] : scratch_.tile,
-                            .out_row = direct ? out_row : columns,
-                            .out_panel = 0};
+        const typename Product::Tile tile{.a = a,
+                                          .a_begin = 0,
+                                          .a_step = Product::step_distance(height),
+                                          .b = matrix.row(p, 0),
+                                          .b_panel = 0,
+                                          .depth = chunk.rows(),
+                                          .start = direct ? c[0] : scratch_.tile,
+                                          .start_row = direct ? out_row : columns,
+                                          .start_panel = 0,
+                                          .out = direct ? c[0] : scratch_.tile,
+                                          .out_row = direct ? out_row : columns,
+                                          .out_panel = 0};
         if (!direct) load_tile<V>(c, 0, height, real, columns, scratch_.tile);
-        TileKernels<V>::find(static_cast<int>(height), width, 1)(tile);
+        tiles.multiply(static_cast<int>(height), 1, tile);
         if (!direct) store_tile<V>(c, 0, height, real, columns, scratch_.tile);
       });
     }
@@ -520,7 +570,7 @@ class Backward {
     for (Index k = 0; k < chunk.rows(); ++k) {
       const T* from = scratch_.delta + k * kDeltas * units_;
       T* to = scratch_.token_gradient + problem_.tokens.slot[chunk.first_row + k] * kGates * units_;
-      for (Index j = share.begin; j < share.end; ++j) to[j] += from[j];
+      for (Index j = share.begin; j < share.end; ++j) to[j] += Product::rounded(from[j]);
     }
   }
 

@@ -77,26 +77,40 @@ struct PartLane {
   [[gnu::always_inline]] void store(T* p, V v) const { v.store(p, n); }
 };
 
+// Copies of A's rows, each filled with zeros to a whole multiple of the depth; none where A is used
+// where it stands.
+template <class Product>
+constexpr Index copy_size(Index depth) {
+  return Product::kRounds ? round_up(depth, Product::kDepthMultiple) : 0;
+}
+
+template <class Product>
+[[gnu::always_inline]] inline typename Product::Operand* take_copies(Arena& arena, Index rows,
+                                                                     Index depth) {
+  return arena.take<typename Product::Operand>(rows * copy_size<Product>(depth));
+}
+
 template <class Cell>
 constexpr int phase_count = static_cast<int>(sizeof(Cell::phases) / sizeof(Range));
 
 // The panels that a forward pass reads; `stream` keeps them from call to call.
-template <class V, class Cell>
+template <class V, class Cell, class Product>
 struct ForwardPanels {
   using T = typename V::value;
+  using Matrix = PanelMatrix<V, Product>;
 
-  PanelMatrix<V> input;
-  PanelMatrix<V> recurrent[phase_count<Cell>];
+  Matrix input;
+  Matrix recurrent[phase_count<Cell>];
 
   ForwardPanels(const Parameters<T>& parameters, bool dense, Arena& arena) {
     const Index units = parameters.units;
     for (int p = 0; p < phase_count<Cell>; ++p) {
-      recurrent[p] = PanelMatrix<V>(units, units, Cell::phases[p].count);
+      recurrent[p] = Matrix(units, units, Cell::phases[p].count);
       recurrent[p].data = arena.take<T>(recurrent[p].size());
     }
     // Last, so that panels packed for dense input serve tokens as well.
     if (dense) {
-      input = PanelMatrix<V>(parameters.inputs, Cell::gates * units, 1);
+      input = Matrix(parameters.inputs, Cell::gates * units, 1);
       input.data = arena.take<T>(input.size());
     }
   }
@@ -124,23 +138,25 @@ struct ForwardPanels {
   }
 };
 
-template <class V, class Cell>
+template <class V, class Cell, class Product>
 class Forward {
   using T = typename V::value;
+  using Operand = typename Product::Operand;
+  using Panels = ForwardPanels<V, Cell, Product>;
   static constexpr int kPhases = phase_count<Cell>;
   static constexpr int kGates = Cell::gates;
 
  public:
   static Index packed_bytes(const Parameters<T>& parameters, bool dense) {
     Arena measure(nullptr);
-    ForwardPanels<V, Cell>(parameters, dense, measure);
+    Panels(parameters, dense, measure);
     return measure.used();
   }
 
   static void pack(const Parameters<T>& parameters, bool dense, const Worker& worker,
                    std::byte* packed) {
     Arena arena(packed);
-    ForwardPanels<V, Cell>(parameters, dense, arena).pack(parameters, worker);
+    Panels(parameters, dense, arena).pack(parameters, worker);
   }
 
   static Index scratch_bytes(const ForwardProblem<T>& problem, int threads) {
@@ -157,13 +173,16 @@ class Forward {
  private:
   struct Scratch {
     // Shared by the team.
-    T* x_part;   // (rows of a chunk, G·H): W_ih x + b; with tokens (distinct tokens, G·H)
-    T* operand;  // (B, H): what a later phase's product takes
-    T* saved;    // (B, saved, H): one step's, where no backward pass wants them
+    T* x_part;          // (rows of a chunk, G·H): W_ih x + b; with tokens (distinct tokens, G·H)
+    T* operand;         // (B, H): what a later phase's product takes
+    T* saved;           // (B, saved, H): one step's, where no backward pass wants them
+    Operand* x_copies;  // (rows of a chunk, I), where operands are rounded
     // This thread's.
     T* tile;
-    const T** a;  // (rows of a chunk): rows of the product W_ih x, in and
-    T** c;        // out
+    const Operand** a;    // (rows of a chunk): rows of the product W_ih x, in and
+    T** c;                // out
+    const Operand** h_a;  // (B): rows of a step's product, where operands are rounded: those of
+    Operand* h_copies;    // (B, H)
     // This thread's, one entry a batch row, filled anew for each step.
     const T** h;
     const T** operand_rows;
@@ -179,14 +198,18 @@ class Forward {
       x_part = arena.take<T>((problem.tokens.slot ? problem.tokens.count : chunk) * kGates * units);
       operand = arena.take<T>(kPhases > 1 ? batch * units : 0);
       saved = arena.take<T>(kPhases > 1 && !problem.saved ? batch * Cell::saved * units : 0);
+      const Index x_row = problem.tokens.slot ? 0 : problem.parameters.inputs;
+      x_copies = take_copies<Product>(arena, chunk, x_row);
       for (int i = 0; i < threads; ++i) {
         T* tile_i = arena.take<T>(tile_scratch<V>());
-        const T** a_i = arena.take<const T*>(chunk);
+        const Operand** a_i = arena.take<const Operand*>(chunk);
         T** c_i = arena.take<T*>(chunk);
+        const Operand** h_a_i = arena.take<const Operand*>(Product::kRounds ? batch : 0);
+        Operand* h_copies_i = take_copies<Product>(arena, batch, units);
         const T** in = arena.take<const T*>(4 * batch);
         T** out = arena.take<T*>(3 * batch);
         if (i != id) continue;
-        tile = tile_i, a = a_i, c = c_i;
+        tile = tile_i, a = a_i, c = c_i, h_a = h_a_i, h_copies = h_copies_i;
         h = in, operand_rows = in + batch, x = in + 2 * batch, c_previous = in + 3 * batch;
         cell = out, y = out + batch, saved_rows = out + 2 * batch;
       }
@@ -203,9 +226,9 @@ class Forward {
         scratch_(make_scratch(problem, worker, scratch)),
         cut_(schedule_.batch, tile_height(), worker.row_groups) {}
 
-  static ForwardPanels<V, Cell> make_panels(const ForwardProblem<T>& problem, std::byte* packed) {
+  static Panels make_panels(const ForwardProblem<T>& problem, std::byte* packed) {
     Arena arena(packed);
-    return ForwardPanels<V, Cell>(problem.parameters, !problem.tokens.slot, arena);
+    return Panels(problem.parameters, !problem.tokens.slot, arena);
   }
   static Scratch make_scratch(const ForwardProblem<T>& problem, const Worker& worker,
                               std::byte* base) {
@@ -213,17 +236,22 @@ class Forward {
     return Scratch(problem, worker.count, worker.id, arena);
   }
 
+  typename Product::Tiles tiles_for(const PanelMatrix<V, Product>& matrix) const {
+    return {matrix.width, schedule_.batch};
+  }
+
   // The same for all phases, so that a row of the batch stays with its thread.
   int tile_height() const {
     int height = kMaxTileRows;
     for (const auto& matrix : panels_.recurrent) {
-      const int rows = tile_rows<V>(matrix.width);
+      const int rows = tiles_for(matrix).height();
       if (rows < height) height = rows;
     }
     return height;
   }
 
   void run() {
+    [[maybe_unused]] const typename Product::Session session;
     if (problem_.tokens.slot) gather_tokens();
     for (Chunk chunk{0, 0, 0, 0}; chunk.end < schedule_.steps;) {
       chunk = chunk_from(schedule_, chunk.end);
@@ -247,7 +275,8 @@ class Forward {
       const T* column = parameters.w_ih + problem_.tokens.token[slot];
       T* row = scratch_.x_part + slot * size;
       for (Index j = 0; j < size; ++j) {
-        row[j] = column[j * parameters.inputs] + (parameters.bias ? parameters.bias[j] : T(0));
+        row[j] = Product::rounded(column[j * parameters.inputs]) +
+                 (parameters.bias ? parameters.bias[j] : T(0));
       }
     }
   }
@@ -255,13 +284,17 @@ class Forward {
   void multiply_inputs(const Chunk& chunk) const {
     const auto share = worker_.share(chunk.rows());
     const Index size = kGates * units_, first = chunk.first_row + share.begin;
-    for_packed_rows<V>(schedule_, first, chunk.first_row + share.end,
-                       [&](Index p, Index t, Index i) {
-                         scratch_.a[p - first] = problem_.x.at(t, schedule_.order[i]);
-                         scratch_.c[p - first] = scratch_.x_part + (p - chunk.first_row) * size;
-                       });
-    multiply<V>(panels_.input, scratch_.a, 1, scratch_.c, size, share.end - share.begin, false,
-                scratch_.tile);
+    const Index inputs = problem_.parameters.inputs;
+    for_packed_rows<V>(
+        schedule_, first, chunk.first_row + share.end, [&](Index p, Index t, Index i) {
+          const Index row = p - chunk.first_row;
+          scratch_.a[p - first] =
+              Product::copy_row(problem_.x.at(t, schedule_.order[i]), inputs,
+                                scratch_.x_copies + row * copy_size<Product>(inputs));
+          scratch_.c[p - first] = scratch_.x_part + row * size;
+        });
+    multiply(panels_.input, scratch_.a, scratch_.c, size, share.end - share.begin, chunk.rows(),
+             false, scratch_.tile);
   }
 
   void fill_rows(const Chunk& chunk, Index s) const {
@@ -300,28 +333,46 @@ class Forward {
   }
 
   // This thread's groups of a phase.
-  Worker::Share group_share(const PanelMatrix<V>& matrix) const {
+  Worker::Share group_share(const PanelMatrix<V, Product>& matrix) const {
     const Index count = matrix.groups();
     return {count * worker_.unit_group / worker_.unit_groups,
             count * (worker_.unit_group + 1) / worker_.unit_groups};
   }
 
+  // The rows of A of a phase's product.
+  template <int P>
+  const Operand* const* operand_rows(Index s) const {
+    const T* const* rows = P == 0 ? scratch_.h : scratch_.operand_rows;
+    if constexpr (Product::kRounds) {
+      for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
+        for (Index i = begin; i < end; ++i) {
+          scratch_.h_a[i] = Product::copy_row(rows[i], units_,
+                                              scratch_.h_copies + i * copy_size<Product>(units_));
+        }
+      });
+      return scratch_.h_a;
+    } else {
+      return rows;
+    }
+  }
+
   template <int P>
   void run_phase(Index s) const {
     const auto& matrix = panels_.recurrent[P];
+    const auto tiles = tiles_for(matrix);
+    const Operand* const* a = operand_rows<P>(s);
     const auto share = group_share(matrix);
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
     for (Index p = share.begin, side; p < share.end; p += side) {
-      side = groups_together<V>(matrix, highest, share.end - p);
-      const Index panels = side * matrix.panels(), sums_row = panels * matrix.row_size();
+      side = groups_together(matrix, tiles, highest, share.end - p);
+      const Index panels = side * matrix.panels(), sums_row = side * matrix.group_size();
       for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
         const int rows = static_cast<int>(end - begin);
         prefetch_rows<P>(begin, end, p * matrix.group_units(), side * matrix.group_units());
-        multiply_panels<V>(matrix, (P == 0 ? scratch_.h : scratch_.operand_rows) + begin, rows,
-                           p * matrix.panels(), panels, scratch_.tile);
+        multiply_panels(matrix, tiles, a + begin, rows, p * matrix.panels(), panels, scratch_.tile);
         for (Index block = 0; block < side * matrix.blocks; ++block) {
           const Index unit = p * matrix.group_units() + block * V::size;
-          const T* sums = scratch_.tile + block_sums<V>(matrix, block);
+          const T* sums = scratch_.tile + matrix.block_sums(block);
           if (unit + V::size <= units_) {
             apply_cell<P>(WholeLane<V>{}, sums, sums_row, matrix.blocks, begin, rows, unit);
           } else if (unit < units_) {
@@ -407,7 +458,7 @@ class Forward {
   const Schedule& schedule_;
   const Index units_;
   const Worker& worker_;
-  const ForwardPanels<V, Cell> panels_;
+  const Panels panels_;
   const Scratch scratch_;
   const TileCut cut_;
 };

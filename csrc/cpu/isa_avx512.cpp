@@ -4,7 +4,8 @@
 namespace rnnkern {
 
 const Backend& avx512_backend() {
-  static constexpr Backend backend = make_backend<Avx512Float, Avx512Double>("avx512");
+  static constexpr Backend backend =
+      make_backend<Avx512Float<struct Avx512>, Avx512Double<struct Avx512>>("avx512");
   return backend;
 }
 

@@ -32,6 +32,23 @@ struct Avx2Float {
     a.v = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
     b.v = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(-65536)));
   }
+  static void store_pair(Bfloat16* p, Avx2Float a, Avx2Float b) {
+    const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(a.v), 16);
+    const __m256i high = _mm256_and_si256(_mm256_castps_si256(b.v), _mm256_set1_epi32(-65536));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_or_si256(low, high));
+  }
+  friend Avx2Float round_to_bfloat16(Avx2Float a) {
+    // As the function of one float in core/lane.h.
+    const __m256i bits = _mm256_castps_si256(a.v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i nearest =
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256 changed =
+        _mm256_blendv_ps(_mm256_castsi256_ps(nearest), _mm256_castsi256_ps(quiet),
+                         _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+    return Avx2Float(_mm256_and_ps(changed, _mm256_castsi256_ps(_mm256_set1_epi32(-65536))));
+  }
   static Avx2Float load(const float* p, Index n) {
     return Avx2Float(_mm256_maskload_ps(p, first(n)));
   }

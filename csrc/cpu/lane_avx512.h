@@ -1,4 +1,5 @@
-// AVX-512 lanes: 16 floats or 8 doubles, 32 registers.
+// AVX-512 lanes: 16 floats or 8 doubles, 32 registers. Isa is the file that they are compiled in: files
+// with other flags must share no symbol.
 #pragma once
 
 #ifndef __AVX512F__
@@ -11,6 +12,7 @@
 
 namespace rnnkern {
 
+template <class Isa>
 struct Avx512Float {
   using value = float;
   static constexpr int size = 16;
@@ -28,6 +30,21 @@ struct Avx512Float {
     const __m512i both = _mm512_loadu_si512(p);
     a.v = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
     b.v = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(-65536)));
+  }
+  static void store_pair(Bfloat16* p, Avx512Float a, Avx512Float b) {
+    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(a.v), 16);
+    const __m512i high = _mm512_and_si512(_mm512_castps_si512(b.v), _mm512_set1_epi32(-65536));
+    _mm512_storeu_si512(p, _mm512_or_si512(low, high));
+  }
+  friend Avx512Float round_to_bfloat16(Avx512Float a) {
+    // As the function of one float in core/lane.h.
+    const __m512i bits = _mm512_castps_si512(a.v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i nearest =
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+    const __m512i changed = _mm512_mask_or_epi32(nearest, nan, bits, _mm512_set1_epi32(0x400000));
+    return Avx512Float(_mm512_castsi512_ps(_mm512_and_si512(changed, _mm512_set1_epi32(-65536))));
   }
   static Avx512Float load(const float* p, Index n) {
     return Avx512Float(_mm512_maskz_loadu_ps(first(n), p));
@@ -88,6 +105,7 @@ struct Avx512Float {
   }
 };
 
+template <class Isa>
 struct Avx512Double {
   using value = double;
   static constexpr int size = 8;

@@ -1,6 +1,8 @@
 // Folds the list of cells over a pair of lanes into a backend's tables.
 #pragma once
 
+#include <type_traits>
+
 #include "core/backend.h"
 #include "core/cells.h"
 #include "cpu/backward.h"
@@ -22,38 +24,58 @@ void sigmoid_array(const typename V::value* in, typename V::value* out, Index n)
     store_some(out + i, sigmoid(load_some<V>(in + i, n - i)), n - i);
 }
 
-template <class V, class Cell, class B>
+template <class V, class Cell, class Product>
 constexpr StepKernels<typename V::value> step_kernels() {
-  using S = Step<V, Cell, B>;
+  using S = Step<V, Cell, Product>;
   return {S::packed_bytes, S::pack, S::scratch_bytes, S::run};
 }
 
 template <class V, class Cell>
 constexpr StepKernels<typename V::value> narrow_step_kernels() {
   if constexpr (std::is_same_v<typename V::value, float>) {
-    return step_kernels<V, Cell, Bfloat16>();
+    return step_kernels<V, Cell, WidenedProduct<V>>();
   } else {
     return {};
   }
 }
 
+template <class V, class Cell, class Product>
+constexpr PassKernels<typename V::value> pass_kernels() {
+  using F = Forward<V, Cell, Product>;
+  using B = Backward<V, Cell, Product>;
+  return {F::packed_bytes, F::pack, F::scratch_bytes, F::run, B::scratch_bytes, B::run};
+}
+
+template <class Product, template <class> class... Cells>
+constexpr Passes<typename Product::Lane::value> make_passes(CellList<Cells...>) {
+  using V = typename Product::Lane;
+  return {{pass_kernels<V, Cells<V>, Product>()...}};
+}
+
 template <class V, template <class> class... Cells>
 constexpr Kernels<typename V::value> make_kernels(CellList<Cells...>) {
-  return {
-      {CellKernels<typename V::value>{
-          Forward<V, Cells<V>>::packed_bytes, Forward<V, Cells<V>>::pack,
-          Forward<V, Cells<V>>::scratch_bytes, Forward<V, Cells<V>>::run,
-          Backward<V, Cells<V>>::scratch_bytes, Backward<V, Cells<V>>::run,
-          step_kernels<V, Cells<V>, typename V::value>(), narrow_step_kernels<V, Cells<V>>()}...},
-      Matmul<V>::scratch_bytes,
-      Matmul<V>::run,
-      tanh_array<V>,
-      sigmoid_array<V>};
+  return {{CellKernels<typename V::value>{pass_kernels<V, Cells<V>, ExactProduct<V>>(),
+                                          step_kernels<V, Cells<V>, ExactProduct<V>>(),
+                                          narrow_step_kernels<V, Cells<V>>()}...},
+          Matmul<V>::scratch_bytes,
+          Matmul<V>::run,
+          tanh_array<V>,
+          sigmoid_array<V>};
 }
+
+template <class V>
+inline constexpr auto kernels_of = make_kernels<V>(AllCells());
+template <class Product>
+inline constexpr auto passes_of = make_passes<Product>(AllCells());
 
 template <class Float, class Double>
 constexpr Backend make_backend(const char* name) {
-  return {name, make_kernels<Float>(AllCells()), make_kernels<Double>(AllCells())};
+  return {.name = name,
+          .for_float = &kernels_of<Float>,
+          .for_double = &kernels_of<Double>,
+          .for_bfloat16 = &passes_of<WidenedProduct<Float>>,
+          .bfloat16_product = "bfloat16 operands widened to float32 lanes",
+          .tall_tiles = nullptr};
 }
 
 }  // namespace rnnkern

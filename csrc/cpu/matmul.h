@@ -24,22 +24,22 @@ class Matmul {
     pack(problem, worker, scratch);
     worker.wait_team();
     // Few rows: share the columns instead.
-    const bool by_rows = problem.rows >= kMaxTileRows * worker.count;
+    const bool by_rows = problem.rows >= kMaxRegisterRows * worker.count;
     const auto rows = by_rows ? worker.share(problem.rows) : Worker::Share{0, problem.rows};
     const auto panels =
         by_rows ? Worker::Share{0, scratch.b.count()} : worker.share(scratch.b.count());
     if (panels.begin == panels.end) return;
     PanelMatrix<V> b = scratch.b;
     const Index first_column = panels.begin * b.row_size(), end_column = panels.end * b.row_size();
-    b.data = b.panel(panels.begin);
+    b.data = b.start(panels.begin);
     b.units = (end_column < b.units ? end_column : b.units) - first_column;
     for (Index i = rows.begin; i < rows.end; ++i) {
       scratch.a[i] =
           scratch.turned ? scratch.turned + i * problem.depth : problem.a + i * problem.a_row;
       scratch.c[i] = problem.c + i * problem.c_row + first_column;
     }
-    multiply<V>(b, scratch.a + rows.begin, 1, scratch.c + rows.begin, problem.c_row,
-                rows.end - rows.begin, problem.accumulate, scratch.tile);
+    multiply(b, scratch.a + rows.begin, scratch.c + rows.begin, problem.c_row,
+             rows.end - rows.begin, problem.rows, problem.accumulate, scratch.tile);
   }
 
  private:

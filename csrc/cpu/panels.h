@@ -9,12 +9,13 @@ namespace rnnkern {
 
 // The K x (gates·units) right-hand side of a product, cut into panels of `width` lanes of columns. The
 // panels come in groups: a group has, for each of `blocks` lanes of units, that lane's column of every
-// gate (gate-interleaved), so that its sums are all that the cell's equations need of a unit. Lane w of
-// a group is gate w / blocks of block w % blocks. A plain matrix has one gate, and a panel a group.
+// gate (gate-interleaved), so that its sums are all that the cell's equations need of a unit. Lane j of
+// a group is gate j / blocks of block j % blocks. A plain matrix has one gate, and a panel a group.
 // Columns past the last unit are 0.
-template <class V>
+template <class V, class Product = ExactProduct<V>>
 struct PanelMatrix {
   using T = typename V::value;
+  using Panel = typename Product::Panel;
 
   Index depth = 0, units = 0;
   int gates = 1, blocks = 1, width = 1;
@@ -22,7 +23,7 @@ struct PanelMatrix {
 
   PanelMatrix() = default;
   PanelMatrix(Index depth, Index units, int gates) : depth(depth), units(units), gates(gates) {
-    constexpr int full = kPanelWidth<V>;
+    constexpr int full = Product::kWidth;
     const Index unit_lanes = (units + V::size - 1) / V::size;
     const int most = gates <= full ? full / gates : gates % full == 0 ? 1 : full;
     blocks = unit_lanes < most ? static_cast<int>(unit_lanes) : most;
@@ -36,19 +37,35 @@ struct PanelMatrix {
   [[gnu::always_inline]] Index groups() const {
     return (units + group_units() - 1) / group_units();
   }
+  [[gnu::always_inline]] Index group_size() const { return Index{lanes()} * V::size; }
+  // Where, among the sums of groups side by side, a block's first gate stands.
+  [[gnu::always_inline]] Index block_sums(Index block) const {
+    return block / blocks * group_size() + block % blocks * V::size;
+  }
 
-  // Of a panel: a row of initial values, then one for each k.
-  [[gnu::always_inline]] Index row_size() const { return Index{width} * V::size; }
-  [[gnu::always_inline]] Index stride() const { return (depth + 1) * row_size(); }
   [[gnu::always_inline]] Index count() const { return groups() * panels(); }
+  [[gnu::always_inline]] Index row_size() const { return Index{width} * V::size; }
+  // From a panel to the next, in T and in Panel; a panel's initial values, and its row k.
+  [[gnu::always_inline]] Index stride() const {
+    return row_size() + padded_depth() * stored() * kPanelBytes / kBytes;
+  }
+  [[gnu::always_inline]] Index panel_stride() const { return stride() * kBytes / kPanelBytes; }
   [[gnu::always_inline]] Index size() const { return count() * stride(); }
-  [[gnu::always_inline]] T* panel(Index p) const { return data + p * stride(); }
+  [[gnu::always_inline]] T* start(Index p) const { return data + p * stride(); }
+  [[gnu::always_inline]] Panel* row(Index p, Index k) const {
+    return reinterpret_cast<Panel*>(start(p) + row_size()) + k * stored();
+  }
+  // Where the block of rows from k on, lanes from w on, is stored.
+  [[gnu::always_inline]] Panel* block(Index p, Index k, int w) const {
+    return row(p, k) + Index{w} * Product::kDepthStep * V::size;
+  }
+  [[gnu::always_inline]] Index padded_depth() const {
+    return round_up(depth, Product::kDepthMultiple);
+  }
 
-  // What multiply_panels asks of a matrix.
-  [[gnu::always_inline]] const T* start(Index p) const { return panel(p); }
-  [[gnu::always_inline]] const T* rows(Index p) const { return panel(p) + row_size(); }
-  [[gnu::always_inline]] Index start_stride() const { return stride(); }
-  [[gnu::always_inline]] Index rows_stride() const { return stride(); }
+ private:
+  static constexpr Index kBytes = sizeof(T), kPanelBytes = sizeof(Panel);
+  [[gnu::always_inline]] Index stored() const { return stored_row<Product>(width); }
 };
 
 // Has the cache lines of p[0, n) fetched while something else is computed.
@@ -58,52 +75,47 @@ template <class T>
   for (Index j = 0; j < n; j += line) __builtin_prefetch(p + j);
 }
 
-template <class V>
-[[gnu::always_inline]] inline V load_some(const typename V::value* p, Index n) {
-  return n >= V::size ? V::load(p) : V::load(p, n > 0 ? n : 0);
+// The gate that lane w of panel p belongs to, and the first of its units there.
+struct LanePlace {
+  int gate;
+  Index unit;
+};
+template <class V, class Product>
+[[gnu::always_inline]] inline LanePlace place(const PanelMatrix<V, Product>& m, Index p, int w) {
+  const int lane = static_cast<int>(p % m.panels()) * m.width + w;
+  return {lane / m.blocks, p / m.panels() * m.group_units() + Index{lane % m.blocks} * V::size};
 }
 
-template <class V>
-[[gnu::always_inline]] inline void store_some(typename V::value* p, V v, Index n) {
-  if (n >= V::size) {
-    v.store(p);
-  } else if (n > 0) {
-    v.store(p, n);
-  }
-}
-
-// Calls visit(panel, w, gate, unit) for every lane w of the panels of groups [begin, end): the first of
-// its units, of that gate.
-template <class V, class Visit>
-[[gnu::always_inline]] inline void for_lanes(const PanelMatrix<V>& m, Index begin, Index end,
-                                             Visit visit) {
-  for (Index group = begin; group < end; ++group) {
-    for (int w = 0; w < m.lanes(); ++w) {
-      visit(group * m.panels() + w / m.width, w % m.width, w / m.blocks,
-            group * m.group_units() + Index{w % m.blocks} * V::size);
+// The row of initial values of groups [begin, end): start(gate) points at a gate's units, or is null.
+template <class V, class Product, class Start>
+void pack_start(const PanelMatrix<V, Product>& m, Index begin, Index end, Start start) {
+  for (Index p = begin * m.panels(); p < end * m.panels(); ++p) {
+    for (int w = 0; w < m.width; ++w) {
+      const auto [gate, unit] = place(m, p, w);
+      const typename V::value* values = start(gate);
+      const V v = values ? load_some<V>(values + unit, m.units - unit) : V(0);
+      v.store(m.start(p) + w * V::size);
     }
   }
 }
 
-// The row of initial values of groups [begin, end): start(gate) points at a gate's units, or is null.
-template <class V, class Start>
-void pack_start(const PanelMatrix<V>& m, Index begin, Index end, Start start) {
-  for_lanes<V>(m, begin, end, [&](Index panel, int w, int gate, Index unit) {
-    const typename V::value* values = start(gate);
-    const V v = values ? load_some<V>(values + unit, m.units - unit) : V(0);
-    v.store(m.panel(panel) + w * V::size);
-  });
-}
-
-// Plain panels [begin, end) from rows: load(k, column, n) gives a lane of row k, n of it real.
-template <class V, class Load>
-void pack_rows(const PanelMatrix<V>& m, Index begin, Index end, Load load) {
+// Panels [begin, end) of a plain matrix from rows: load(k, column, n) gives a lane of columns of row k,
+// n of them real.
+template <class V, class Product, class Load>
+void pack_rows(const PanelMatrix<V, Product>& m, Index begin, Index end, Load load) {
+  constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
   for (Index p = begin; p < end; ++p) {
-    auto* out = m.panel(p) + m.row_size();
-    for (Index k = 0; k < m.depth; ++k) {
-      for (int w = 0; w < m.width; ++w, out += V::size) {
-        const Index column = p * m.row_size() + Index{w} * V::size;
-        load(k, column, m.units - column).store(out);
+    for (Index k = 0; k < m.padded_depth(); k += kDeep) {
+      for (int w = 0; w < m.width; w += kWide) {
+        V lanes[kDeep * kWide];
+        for (int i = 0; i < kDeep * kWide; ++i) {
+          const Index row = k + i / kWide;
+          const int lane = w + i % kWide;
+          const Index column = p * m.row_size() + Index{lane} * V::size;
+          const bool real = (kDeep == 1 || row < m.depth) && (kWide == 1 || lane < m.width);
+          lanes[i] = real ? load(row, column, m.units - column) : V(0);
+        }
+        Product::store_block(m.block(p, k, w), lanes);
       }
     }
   }
@@ -125,40 +137,50 @@ template <class V>
 }
 
 // Groups [begin, end) from a matrix that lies the other way: source(gate, unit) points at the
-// K contiguous values of one column, and put(panel, k, w, v) takes the lane w of a row. Goes square by
-// square, as many of them side by side as a cache line holds, and has the lines ahead fetched: so
-// many columns at a time are more than the processor follows by itself.
-template <class V, class Source, class Put>
-void pack_columns(const PanelMatrix<V>& m, Index begin, Index end, Source source, Put put) {
-  constexpr Index kLine = 64 / static_cast<Index>(sizeof(typename V::value));
-  constexpr Index kRun = V::size > kLine ? V::size : kLine, kAhead = 2 * kRun;
+// K contiguous values of one column. Goes square by square, as many of them side by side as a cache
+// line holds, and has the lines ahead fetched: so many columns at a time are more than the processor
+// follows by itself.
+template <class V, class Product, class Source>
+void pack_columns(const PanelMatrix<V, Product>& m, Index begin, Index end, Source source) {
+  using T = typename V::value;
+  constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
+  constexpr Index kLine = round_up(64 / static_cast<Index>(sizeof(T)), V::size);
+  constexpr Index kAhead = 2 * kLine;
+  static_assert(V::size % kDeep == 0);
   for (Index group = begin; group < end; ++group) {
-    for (Index line = 0; line < m.depth; line += kRun) {
-      const Index line_end = line + kRun < m.depth ? line + kRun : m.depth;
-      for_lanes<V>(m, group, group + 1, [&](Index panel, int w, int gate, Index unit) {
-        const int real = static_cast<int>(m.units - unit < V::size ? m.units - unit : V::size);
-        const typename V::value* column[V::size];
-        for (int lane = 0; lane < real; ++lane) {
-          column[lane] = source(gate, unit + lane);
-          if (line + kAhead < m.depth) __builtin_prefetch(column[lane] + line + kAhead);
+    for (Index line = 0; line < m.padded_depth(); line += kLine) {
+      for (int j = 0; j < m.panels() * m.width; j += kWide) {
+        const Index p = group * m.panels() + j / m.width;
+        const int w = j % m.width;
+        const T* column[kWide][V::size];
+        int real[kWide];
+        for (int i = 0; i < kWide; ++i) {
+          const auto [gate, unit] = place(m, p, w + i);
+          const Index left = kWide > 1 && w + i >= m.width ? 0 : m.units - unit;
+          real[i] = static_cast<int>(left < 0 ? 0 : left < V::size ? left : V::size);
+          for (int lane = 0; lane < real[i]; ++lane) {
+            column[i][lane] = source(gate, unit + lane);
+            if (line + kAhead < m.depth) __builtin_prefetch(column[i][lane] + line + kAhead);
+          }
         }
-        for (Index k0 = line; k0 < line_end; k0 += V::size) {
-          V square[V::size];
-          for (int lane = 0; lane < V::size; ++lane)
-            square[lane] = lane < real ? load_some<V>(column[lane] + k0, m.depth - k0) : V(0);
-          transpose(square);
-          for (Index k = 0; k < V::size && k0 + k < m.depth; ++k) put(panel, k0 + k, w, square[k]);
+        for (Index k0 = line; k0 < line + kLine && k0 < m.padded_depth(); k0 += V::size) {
+          V square[kWide][V::size];
+          for (int i = 0; i < kWide; ++i) {
+            for (int lane = 0; lane < V::size; ++lane) {
+              square[i][lane] =
+                  lane < real[i] ? load_some<V>(column[i][lane] + k0, m.depth - k0) : V(0);
+            }
+            transpose(square[i]);
+          }
+          for (int k = 0; k < V::size && k0 + k < m.padded_depth(); k += kDeep) {
+            V lanes[kDeep * kWide];
+            for (int i = 0; i < kDeep * kWide; ++i) lanes[i] = square[i % kWide][k + i / kWide];
+            Product::store_block(m.block(p, k0 + k, w), lanes);
+          }
         }
-      });
+      }
     }
   }
-}
-
-template <class V, class Source>
-void pack_columns(const PanelMatrix<V>& m, Index begin, Index end, Source source) {
-  pack_columns(m, begin, end, source, [&](Index panel, Index k, int w, V v) {
-    v.store(m.panel(panel) + (1 + k) * m.row_size() + w * V::size);
-  });
 }
 
 // Bounds of tile t when `rows` are cut as evenly as can be into tiles of at most `height`.
@@ -206,63 +228,60 @@ void store_tile(typename V::value* const* row, Index column, Index rows, Index r
 
 template <class V>
 constexpr Index tile_scratch() {
-  return Index{kMaxTileRows} * kPanelWidth<V> * kMaxPanels * V::size;
+  return Index{kMaxRegisterRows} * kMaxPanelWidth * kMaxPanels * V::size;
 }
 
-// Panels [first, first + count) times `rows` rows, from the panels' initial values; row r of the sums
-// goes to out + r·count·row_size, panel after panel.
-template <class V, class Matrix>
-[[gnu::always_inline]] inline void multiply_panels(const Matrix& b,
-                                                   const typename V::value* const* a, int rows,
-                                                   Index first, Index count,
+// Panels [first, first + count) times `rows` rows of A, from the panels' initial values; row r of the
+// sums goes to out + r·count·row_size, panel after panel.
+template <class V, class Product>
+[[gnu::always_inline]] inline void multiply_panels(const PanelMatrix<V, Product>& b,
+                                                   const typename Product::Tiles& tiles,
+                                                   const typename Product::Operand* const* a,
+                                                   int rows, Index first, Index count,
                                                    typename V::value* out) {
-  using B = std::remove_cvref_t<decltype(*b.rows(0))>;
   for (Index p = 0, side; p < count; p += side) {
-    side = TileKernels<V, B>::panels(rows, b.width, count - p);
-    const TileProduct<typename V::value, B> tile{.a = a,
-                                                 .a_begin = 0,
-                                                 .a_step = 1,
-                                                 .b = b.rows(first + p),
-                                                 .b_panel = b.rows_stride(),
-                                                 .depth = b.depth,
-                                                 .start = b.start(first + p),
-                                                 .start_row = 0,
-                                                 .start_panel = b.start_stride(),
-                                                 .out = out + p * b.row_size(),
-                                                 .out_row = count * b.row_size(),
-                                                 .out_panel = b.row_size()};
-    TileKernels<V, B>::find(rows, b.width, static_cast<int>(side))(tile);
+    side = tiles.panels(rows, count - p);
+    tiles.multiply(rows, static_cast<int>(side),
+                   {.a = a,
+                    .a_begin = 0,
+                    .a_step = 1,
+                    .b = b.row(first + p, 0),
+                    .b_panel = b.panel_stride(),
+                    .depth = b.depth,
+                    .start = b.start(first + p),
+                    .start_row = 0,
+                    .start_panel = b.stride(),
+                    .out = out + p * b.row_size(),
+                    .out_row = count * b.row_size(),
+                    .out_panel = b.row_size()});
   }
 }
 
 // Groups whose sums are best taken together: enough to keep the units busy when the rows are few.
-template <class V, class Matrix>
-[[gnu::always_inline]] inline Index groups_together(const Matrix& b, int rows, Index available) {
-  const Index panels = TileKernels<V>::panels(rows, b.width, available * b.panels());
+template <class V, class Product>
+[[gnu::always_inline]] inline Index groups_together(const PanelMatrix<V, Product>& b,
+                                                    const typename Product::Tiles& tiles, int rows,
+                                                    Index available) {
+  const Index panels = tiles.panels(rows, available * b.panels());
   return panels > b.panels() ? panels / b.panels() : 1;
 }
 
-// Where, among the sums of groups taken together, a block's first gate stands.
-template <class V, class Matrix>
-[[gnu::always_inline]] inline Index block_sums(const Matrix& b, Index block) {
-  return (block / b.blocks * b.lanes() + block % b.blocks) * V::size;
-}
-
-// C = A·B + start row, or C += A·B, for `rows` rows. Row i of A is a[i], its elements a_step apart;
-// row i of C is c[i], contiguous; c_row is the distance between rows of C, or 0 if they are not even.
-// Large depths go block by block; within one, a panel stays in the cache while all rows pass.
-template <class V>
-void multiply(const PanelMatrix<V>& b, const typename V::value* const* a, Index a_step,
-              typename V::value* const* c, Index c_row, Index rows, bool accumulate,
+// C = A·B + start row, or C += A·B, for `rows` rows of `all_rows` that the team has. Row i of A is
+// a[i]; row i of C is c[i], contiguous; c_row is the distance between rows of C, or 0 if they are not
+// even. Large depths go block by block; within one, a panel stays in the cache while all rows pass.
+template <class V, class Product>
+void multiply(const PanelMatrix<V, Product>& b, const typename Product::Operand* const* a,
+              typename V::value* const* c, Index c_row, Index rows, Index all_rows, bool accumulate,
               typename V::value* scratch) {
   using T = typename V::value;
   constexpr Index kDepth = 1024;
-  const int width = b.width;
+  static_assert(kDepth % Product::kDepthMultiple == 0);
   const Index panel_columns = b.row_size();
-  const TileCut cut(rows, tile_rows<V>(width));
+  const typename Product::Tiles tiles(b.width, all_rows);
+  const TileCut cut(rows, tiles.height());
   const int highest = static_cast<int>((rows + cut.tiles - 1) / (cut.tiles ? cut.tiles : 1));
   for (Index p = 0, side; p < b.count() && rows > 0; p += side) {
-    side = TileKernels<V>::panels(highest, width, b.count() - p);
+    side = tiles.panels(highest, b.count() - p);
     const Index column = p * panel_columns;
     const Index real =
         b.units - column < side * panel_columns ? b.units - column : side * panel_columns;
@@ -273,25 +292,25 @@ void multiply(const PanelMatrix<V>& b, const typename V::value* const* a, Index 
         const Index i = cut.begin(t);
         const int m = static_cast<int>(cut.begin(t + 1) - i);
         T* out = direct ? c[i] + column : scratch;
-        TileProduct<T> tile{.a = a + i,
-                            .a_begin = k * a_step,
-                            .a_step = a_step,
-                            .b = b.panel(p) + (1 + k) * panel_columns,
-                            .b_panel = b.stride(),
-                            .depth = b.depth - k < kDepth ? b.depth - k : kDepth,
-                            .start = b.panel(p),
-                            .start_row = 0,
-                            .start_panel = b.stride(),
-                            .out = out,
-                            .out_row = direct ? c_row : side * panel_columns,
-                            .out_panel = panel_columns};
+        typename Product::Tile tile{.a = a + i,
+                                    .a_begin = k,
+                                    .a_step = 1,
+                                    .b = b.row(p, k),
+                                    .b_panel = b.panel_stride(),
+                                    .depth = b.depth - k < kDepth ? b.depth - k : kDepth,
+                                    .start = b.start(p),
+                                    .start_row = 0,
+                                    .start_panel = b.stride(),
+                                    .out = out,
+                                    .out_row = direct ? c_row : side * panel_columns,
+                                    .out_panel = panel_columns};
         if (add) {
           tile.start = out;
           tile.start_row = tile.out_row;
           tile.start_panel = tile.out_panel;
           if (!direct) load_tile<V>(c + i, column, m, real, tile.out_row, scratch);
         }
-        TileKernels<V>::find(m, width, static_cast<int>(side))(tile);
+        tiles.multiply(m, static_cast<int>(side), tile);
         if (!direct) store_tile<V>(c + i, column, m, real, tile.out_row, scratch);
       }
     }

@@ -3,77 +3,96 @@
 // A panel is W lanes of columns wide: one row of initial values (a bias, or zeros), then one row
 // of W·V::size elements for each k. The tile's sums run over k in order, one after another, so an
 // element's value does not depend on how rows and columns are cut into tiles or shared by threads.
+//
+// A product is a struct that says what is multiplied, how it lies in memory and which kernel does it:
+//   Lane V                      of the sums, and of everything outside products
+//   Panel, Operand              elements of a panel's rows, and of the rows of A
+//   kWidth                      lanes of a panel, at most
+//   kSums                       lanes of sums in a tile: as many as leave registers for the rest
+//   kRounds                     whether rows of A are rounded copies; if not, they are used in place
+//   kDepthStep, kWidthStep      rows k by lanes w of a panel that are stored as one block
+//   kDepthMultiple              panels and copies are filled with zeros to a multiple of this depth
+//   Columns, Row                registers of a panel's lane and of an element of A, kDepthStep deep
+//   for_columns, broadcast, multiply_add   the kernel's inner loop
+//   store_block(p, lanes)       kDepthStep·kWidthStep lanes, row by row, to a panel
+//   rounded(value)              as an operand would be
+//   copy_row(from, n, to)       n values as a row of A: `to`, or `from` where nothing is rounded
+//   pack_across(from, from_row, depth, height, to)   `height` columns of `depth` rows as rows of A,
+//                               row_distance(depth) apart, each k step_distance(height) after the last
+//   Tiles                       the kernels for a product of so many rows
+//   Session                     lives on each thread while it multiplies
+// This file has those that keep V's values, and those that round them to bfloat16 and widen them again.
 #pragma once
 
-#include <type_traits>
 #include <utility>
 
 #include "core/lane.h"
 
 namespace rnnkern {
 
-inline constexpr int kMaxTileRows = 8;
-inline constexpr int kMaxPanels = 4;  // side by side in one tile
+inline constexpr int kMaxTileRows = 16;
+inline constexpr int kMaxRegisterRows = 8;
+inline constexpr int kMaxPanelWidth = 4;  // lanes
+inline constexpr int kMaxPanels = 4;      // side by side in one tile
 
 // Lanes of a panel. Of the shapes that fill 16 registers, 6 rows by 2 lanes ask least of the caches.
 template <class V>
-inline constexpr int kPanelWidth = V::registers == 32 ? 4 : 2;
+inline constexpr int kPanelWidth = V::registers == 32 ? kMaxPanelWidth : 2;
 
-// Elements that a row of W lanes takes in a panel. Bfloat16 lanes are stored as interleaved pairs, which
-// one shift and one mask widen; an odd one has zeros for a partner.
-template <class V, class B>
-constexpr Index stored_row(int width) {
-  return Index{std::is_same_v<B, typename V::value> ? width : (width + 1) / 2 * 2} * V::size;
+template <class V>
+[[gnu::always_inline]] inline V load_some(const typename V::value* p, Index n) {
+  return n >= V::size ? V::load(p) : V::load(p, n > 0 ? n : 0);
 }
 
-// Calls visit(w, lane) for the W lanes of a panel's row.
-template <int W, class V, class B, class Visit>
-[[gnu::always_inline]] inline void for_columns(const B* b, Visit visit) {
-  if constexpr (std::is_same_v<B, typename V::value>) {
-#pragma GCC unroll 16
-    for (int w = 0; w < W; ++w) visit(w, V::load(b + w * V::size));
-  } else {
-#pragma GCC unroll 16
-    for (int w = 0; w < W; w += 2) {
-      V even, odd;
-      V::load_pair(b + w * V::size, even, odd);
-      visit(w, even);
-      if (w + 1 < W) visit(w + 1, odd);
-    }
+template <class V>
+[[gnu::always_inline]] inline void store_some(typename V::value* p, V v, Index n) {
+  if (n >= V::size) {
+    v.store(p);
+  } else if (n > 0) {
+    v.store(p, n);
   }
 }
 
-// B is what the panels hold: T, or a narrower type that a lane widens as it loads.
-template <class T, class B = T>
+constexpr Index round_up(Index n, Index multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+template <class T, class Panel, class Operand>
 struct TileProduct {
-  const T* const* a;  // one pointer a row of the tile
-  Index a_begin;      // the first k's place in every row,
-  Index a_step;       // and the distance to the next
-  const B* b;         // first panel's row for the first k
-  Index b_panel;      // from one panel to the next
-  Index depth;        // how many k
-  const T* start;     // what the sums start from: element (row, panel, column)
+  const Operand* const* a;  // one pointer a row of the tile
+  Index a_begin;            // the first k's place in every row,
+  Index a_step;             // and the distance to the next
+  const Panel* b;           // first panel's row for the first k
+  Index b_panel;            // from one panel to the next
+  Index depth;              // how many k
+  const T* start;           // what the sums start from: element (row, panel, column)
   Index start_row, start_panel;
   T* out;  // where they go
   Index out_row, out_panel;
 };
 
-// M·W·panels sums live in registers, beside one lane of B and one of A.
+// M·W·panels sums live in registers, beside what a product needs of its panels and one lane of A.
 template <class V>
-constexpr int tile_budget() {
-  return V::registers == 32 ? 24 : 12;
+constexpr int tile_budget(int for_panels) {
+  return V::registers == 32 ? 24 : 13 - for_panels;
 }
 
-template <class V>
+template <class Product>
 constexpr int tile_rows(int width) {
-  const int rows = tile_budget<V>() / width;
-  return rows < kMaxTileRows ? rows : kMaxTileRows;
+  const int rows = Product::kSums / width;
+  return rows < kMaxRegisterRows ? rows : kMaxRegisterRows;
 }
 
-template <class V, class B, int M, int W, int P>
-void multiply_tile(const TileProduct<typename V::value, B>& t) {
-  using T = typename V::value;
-  const T* a[M];
+// Elements that a row of W lanes takes in a panel.
+template <class Product>
+constexpr Index stored_row(int width) {
+  return round_up(width, Product::kWidthStep) * Product::Lane::size;
+}
+
+template <class Product, int M, int W, int P>
+void multiply_tile(const typename Product::Tile& t) {
+  using V = typename Product::Lane;
+  const typename Product::Operand* a[M];
   V sum[M][P * W];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -83,37 +102,43 @@ void multiply_tile(const TileProduct<typename V::value, B>& t) {
       sum[m][w] = V::load(t.start + m * t.start_row + (w / W) * t.start_panel + (w % W) * V::size);
     }
   }
-  const B* b = t.b;
+  const auto* b = t.b;
   const Index b_panel = t.b_panel, a_step = t.a_step;
   Index at = t.a_begin;
-  for (Index k = t.depth; k > 0; --k) {
+  for (Index k = t.depth; k > 0; k -= Product::kDepthStep) {
     // The shorter side of the tile waits in registers while the longer one passes through one of them:
     // with both there 12 sums would not fit beside them in 16 registers.
     if constexpr (M < P * W) {
-      V row[M];
+      typename Product::Columns row[M];
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) row[m] = V(a[m][at]);
+      for (int m = 0; m < M; ++m) row[m] = Product::broadcast(a[m] + at);
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
-        for_columns<W, V>(b + p * b_panel, [&](int w, V column) {
+        Product::template for_columns<W>(
+            b + p * b_panel, [&](int w, typename Product::Columns column) {
 #pragma GCC unroll 8
-          for (int m = 0; m < M; ++m) sum[m][p * W + w] = fma(row[m], column, sum[m][p * W + w]);
-        });
+              for (int m = 0; m < M; ++m)
+                sum[m][p * W + w] = Product::multiply_add(row[m], column, sum[m][p * W + w]);
+            });
       }
     } else {
-      V column[P * W];
+      typename Product::Columns column[P * W];
 #pragma GCC unroll 4
-      for (int p = 0; p < P; ++p)
-        for_columns<W, V>(b + p * b_panel, [&](int w, V v) { column[p * W + w] = v; });
+      for (int p = 0; p < P; ++p) {
+        Product::template for_columns<W>(
+            b + p * b_panel,
+            [&](int w, typename Product::Columns loaded) { column[p * W + w] = loaded; });
+      }
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const V row(a[m][at]);
+        const auto row = Product::broadcast(a[m] + at);
 #pragma GCC unroll 16
-        for (int w = 0; w < P * W; ++w) sum[m][w] = fma(row, column[w], sum[m][w]);
+        for (int w = 0; w < P * W; ++w)
+          sum[m][w] = Product::multiply_add(row, column[w], sum[m][w]);
       }
     }
-    at += a_step;
-    b += stored_row<V, B>(W);
+    at += a_step * Product::kDepthStep;
+    b += stored_row<Product>(W) * Product::kDepthStep;
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -125,10 +150,10 @@ void multiply_tile(const TileProduct<typename V::value, B>& t) {
 }
 
 // Every tile shape that fits the registers, found by (rows, width, panels).
-template <class V, class B = typename V::value>
+template <class Product>
 class TileKernels {
  public:
-  using Function = void (*)(const TileProduct<typename V::value, B>&);
+  using Function = void (*)(const typename Product::Tile&);
 
   static Function find(int rows, int width, int panels) {
     static constexpr TileKernels kernels;
@@ -143,11 +168,11 @@ class TileKernels {
   }
 
  private:
-  constexpr TileKernels() { fill(std::make_integer_sequence<int, kPanelWidth<V>>()); }
+  constexpr TileKernels() { fill(std::make_integer_sequence<int, Product::kWidth>()); }
 
   template <int... W>
   constexpr void fill(std::integer_sequence<int, W...>) {
-    (fill_rows<W + 1>(std::make_integer_sequence<int, kMaxTileRows>()), ...);
+    (fill_rows<W + 1>(std::make_integer_sequence<int, kMaxRegisterRows>()), ...);
   }
   template <int W, int... M>
   constexpr void fill_rows(std::integer_sequence<int, M...>) {
@@ -156,13 +181,138 @@ class TileKernels {
   template <int W, int M>
   constexpr void fill_panels() {
     auto& row = table_[W - 1][M - 1];
-    if constexpr (M * W <= tile_budget<V>()) row[0] = multiply_tile<V, B, M, W, 1>;
-    if constexpr (M * W * 2 <= tile_budget<V>()) row[1] = multiply_tile<V, B, M, W, 2>;
-    if constexpr (M * W * 3 <= tile_budget<V>()) row[2] = multiply_tile<V, B, M, W, 3>;
-    if constexpr (M * W * 4 <= tile_budget<V>()) row[3] = multiply_tile<V, B, M, W, 4>;
+    if constexpr (M * W <= Product::kSums) row[0] = multiply_tile<Product, M, W, 1>;
+    if constexpr (M * W * 2 <= Product::kSums) row[1] = multiply_tile<Product, M, W, 2>;
+    if constexpr (M * W * 3 <= Product::kSums) row[2] = multiply_tile<Product, M, W, 3>;
+    if constexpr (M * W * 4 <= Product::kSums) row[3] = multiply_tile<Product, M, W, 4>;
   }
 
-  Function table_[kPanelWidth<V>][kMaxTileRows][kMaxPanels] = {};
+  Function table_[Product::kWidth][kMaxRegisterRows][kMaxPanels] = {};
+};
+
+// Panels of so many lanes: how high a tile is, how many panels it spans, and its product.
+template <class Product>
+class RegisterTiles {
+ public:
+  RegisterTiles(int width, Index /*rows of the whole product*/) : width_(width) {}
+
+  int height() const { return tile_rows<Product>(width_); }
+  int panels(int rows, Index available) const {
+    return TileKernels<Product>::panels(rows, width_, available);
+  }
+  void multiply(int rows, int panels, const typename Product::Tile& tile) const {
+    TileKernels<Product>::find(rows, width_, panels)(tile);
+  }
+
+ private:
+  const int width_;
+};
+
+struct NoSession {};
+
+// A's rows lie across as they came, in rows of one k each. Whole lanes are stored, of which the rows
+// after overwrite what is beyond a row, and masked ones at the end alone: masks are dear.
+template <class Product>
+void copy_across(const typename Product::Operand* from, Index from_row, Index depth, Index height,
+                 typename Product::Operand* to) {
+  using V = typename Product::Lane;
+  const Index masked = (V::size + height - 1) / height;
+  for (Index k = 0; k < depth; ++k, from += from_row, to += height) {
+    for (Index j = 0; j < height; j += V::size) {
+      const Index n = k + masked < depth ? V::size : height - j;
+      store_some(to + j, Product::rounded(load_some<V>(from + j, n)), n);
+    }
+  }
+}
+
+// V's values as they are.
+template <class V>
+struct ExactProduct {
+  using Lane = V;
+  using T = typename V::value;
+  using Panel = T;
+  using Operand = T;
+  using Columns = V;
+  using Tile = TileProduct<T, Panel, Operand>;
+  using Tiles = RegisterTiles<ExactProduct>;
+  using Session = NoSession;
+  static constexpr int kWidth = kPanelWidth<V>, kSums = tile_budget<V>(1);
+  static constexpr bool kRounds = false;
+  static constexpr int kDepthStep = 1, kWidthStep = 1;
+  static constexpr Index kDepthMultiple = 1;
+
+  template <int W, class Visit>
+  [[gnu::always_inline]] static void for_columns(const T* b, Visit visit) {
+#pragma GCC unroll 4
+    for (int w = 0; w < W; ++w) visit(w, V::load(b + w * V::size));
+  }
+  [[gnu::always_inline]] static V broadcast(const T* a) { return V(*a); }
+  [[gnu::always_inline]] static V multiply_add(V row, V column, V sum) {
+    return fma(row, column, sum);
+  }
+
+  [[gnu::always_inline]] static void store_block(T* p, const V* lanes) { lanes[0].store(p); }
+  template <class Value>
+  [[gnu::always_inline]] static Value rounded(Value v) {
+    return v;
+  }
+  static const T* copy_row(const T* from, Index, T*) { return from; }
+  static void pack_across(const T* from, Index from_row, Index depth, Index height, T* to) {
+    copy_across<ExactProduct>(from, from_row, depth, height, to);
+  }
+  static Index row_distance(Index) { return 1; }
+  static Index step_distance(Index height) { return height; }
+};
+
+// float32 lanes, operands rounded to bfloat16: for processors that can multiply float32 alone. Panels
+// hold interleaved pairs of lanes, which one shift and one mask widen; an odd lane's partner is zeros.
+template <class V>
+struct WidenedProduct {
+  using Lane = V;
+  using Panel = Bfloat16;
+  using Operand = float;
+  using Columns = V;
+  using Tile = TileProduct<float, Panel, Operand>;
+  using Tiles = RegisterTiles<WidenedProduct>;
+  using Session = NoSession;
+  // Of the registers, both lanes of a pair and the mask take three.
+  static constexpr int kWidth = kPanelWidth<V>, kSums = tile_budget<V>(3);
+  static constexpr bool kRounds = true;
+  static constexpr int kDepthStep = 1, kWidthStep = 2;
+  static constexpr Index kDepthMultiple = 1;
+
+  template <int W, class Visit>
+  [[gnu::always_inline]] static void for_columns(const Bfloat16* b, Visit visit) {
+#pragma GCC unroll 4
+    for (int w = 0; w < W; w += 2) {
+      V even, odd;
+      V::load_pair(b + w * V::size, even, odd);
+      visit(w, even);
+      if (w + 1 < W) visit(w + 1, odd);
+    }
+  }
+  [[gnu::always_inline]] static V broadcast(const float* a) { return V(*a); }
+  [[gnu::always_inline]] static V multiply_add(V row, V column, V sum) {
+    return fma(row, column, sum);
+  }
+
+  [[gnu::always_inline]] static void store_block(Bfloat16* p, const V* lanes) {
+    V::store_pair(p, round_to_bfloat16(lanes[0]), round_to_bfloat16(lanes[1]));
+  }
+  template <class Value>
+  [[gnu::always_inline]] static Value rounded(Value v) {
+    return round_to_bfloat16(v);
+  }
+  static const float* copy_row(const float* from, Index n, float* to) {
+    for (Index j = 0; j < n; j += V::size)
+      store_some(to + j, rounded(load_some<V>(from + j, n - j)), n - j);
+    return to;
+  }
+  static void pack_across(const float* from, Index from_row, Index depth, Index height, float* to) {
+    copy_across<WidenedProduct>(from, from_row, depth, height, to);
+  }
+  static Index row_distance(Index) { return 1; }
+  static Index step_distance(Index height) { return height; }
 };
 
 }  // namespace rnnkern

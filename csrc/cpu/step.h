@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "core/cell.h"
 #include "core/problem.h"
@@ -12,64 +11,23 @@
 
 namespace rnnkern {
 
-// A PanelMatrix whose values are B: T, or a narrower type that halves what a step has to read. The
-// rows of initial values stand apart, as T.
-template <class V, class B>
-struct StepMatrix : PanelMatrix<V> {
-  using T = typename V::value;
-
-  T* starts = nullptr;
-  B* values = nullptr;
-
-  StepMatrix() = default;
-  StepMatrix(Index depth, Index units, int gates, Arena& arena)
-      : PanelMatrix<V>(depth, units, gates) {
-    starts = arena.take<T>(this->count() * start_stride());
-    values = arena.take<B>(this->count() * rows_stride());
-  }
-
-  Index stored() const { return stored_row<V, B>(this->width); }
-  const T* start(Index p) const { return starts + p * start_stride(); }
-  const B* rows(Index p) const { return values + p * rows_stride(); }
-  Index start_stride() const { return this->row_size(); }
-  Index rows_stride() const { return this->depth * stored(); }
-
-  // As pack_start and pack_columns, the whole of it.
-  template <class Start, class Source>
-  void pack(Start start, Source source) const {
-    PanelMatrix<V> initial = *this;
-    initial.depth = 0;
-    initial.data = starts;
-    pack_start(initial, 0, this->groups(), start);
-    pack_columns(*this, 0, this->groups(), source, [&](Index p, Index k, int w, V v) {
-      B* row = values + p * rows_stride() + k * stored();
-      if constexpr (std::is_same_v<B, T>) {
-        v.store(row + w * V::size);
-      } else {
-        T element[V::size];
-        v.store(element);
-        B* pair = row + w / 2 * 2 * V::size;
-        for (int j = 0; j < V::size; ++j) {
-          pair[2 * j + w % 2] = B::truncated(element[j]);
-          if (w % 2 == 0 && w + 1 == this->width) pair[2 * j + 1] = B::truncated(0);
-        }
-      }
-    });
-  }
-};
-
 // All matrices of a step, gate-interleaved: one tile of sums has all gates of its units.
-template <class V, class Cell, class B>
+template <class V, class Cell, class Product>
 struct StepPanels {
   using T = typename V::value;
+  using Matrix = PanelMatrix<V, Product>;
   static constexpr int kPhases = phase_count<Cell>;
 
-  StepMatrix<V, B> input[kPhases], recurrent[kPhases];
+  Matrix input[kPhases], recurrent[kPhases];
 
   StepPanels(Index inputs, Index units, Arena& arena) {
+    const auto take = [&](Matrix matrix) {
+      matrix.data = arena.take<T>(matrix.size());
+      return matrix;
+    };
     for (int p = 0; p < kPhases; ++p) {
-      input[p] = StepMatrix<V, B>(inputs, units, Cell::phases[p].count, arena);
-      recurrent[p] = StepMatrix<V, B>(units, units, Cell::phases[p].count, arena);
+      input[p] = take(Matrix(inputs, units, Cell::phases[p].count));
+      recurrent[p] = take(Matrix(units, units, Cell::phases[p].count));
     }
   }
 
@@ -77,37 +35,41 @@ struct StepPanels {
     const Index units = parameters.units, inputs = parameters.inputs;
     for (int p = 0; p < kPhases; ++p) {
       const int first = Cell::phases[p].first;
-      input[p].pack(
-          [&](int gate) {
-            return parameters.bias ? parameters.bias + (first + gate) * units : nullptr;
-          },
-          [&](int gate, Index unit) {
-            return parameters.w_ih + ((first + gate) * units + unit) * inputs;
-          });
-      recurrent[p].pack(
-          [&](int gate) { return first + gate == Cell::gates - 1 ? parameters.bias_hn : nullptr; },
-          [&](int gate, Index unit) {
-            return parameters.w_hh + ((first + gate) * units + unit) * units;
-          });
+      pack_start(input[p], 0, input[p].groups(), [&](int gate) {
+        return parameters.bias ? parameters.bias + (first + gate) * units : nullptr;
+      });
+      pack_columns(input[p], 0, input[p].groups(), [&](int gate, Index unit) {
+        return parameters.w_ih + ((first + gate) * units + unit) * inputs;
+      });
+      pack_start(recurrent[p], 0, recurrent[p].groups(), [&](int gate) {
+        return first + gate == Cell::gates - 1 ? parameters.bias_hn : nullptr;
+      });
+      pack_columns(recurrent[p], 0, recurrent[p].groups(), [&](int gate, Index unit) {
+        return parameters.w_hh + ((first + gate) * units + unit) * units;
+      });
     }
   }
 };
 
-template <class V, class Cell, class B>
+// The product's rows of A are of T: a panel's elements alone may be narrower.
+template <class V, class Cell, class Product>
 class Step {
   using T = typename V::value;
+  using Panels = StepPanels<V, Cell, Product>;
+  using Matrix = PanelMatrix<V, Product>;
+  using Tiles = typename Product::Tiles;
   static constexpr int kPhases = phase_count<Cell>;
 
  public:
   static Index packed_bytes(const Parameters<T>& parameters) {
     Arena measure(nullptr);
-    StepPanels<V, Cell, B>(parameters.inputs, parameters.units, measure);
+    Panels(parameters.inputs, parameters.units, measure);
     return measure.used();
   }
 
   static void pack(const Parameters<T>& parameters, std::byte* packed) {
     Arena arena(packed);
-    StepPanels<V, Cell, B>(parameters.inputs, parameters.units, arena).pack(parameters);
+    Panels(parameters.inputs, parameters.units, arena).pack(parameters);
   }
 
   static Index scratch_bytes(const StepProblem<T>& problem) {
@@ -118,7 +80,7 @@ class Step {
 
   static void run(const StepProblem<T>& problem, std::byte* packed, std::byte* scratch) {
     Arena packed_arena(packed), scratch_arena(scratch);
-    Step(problem, StepPanels<V, Cell, B>(problem.inputs, problem.units, packed_arena),
+    Step(problem, Panels(problem.inputs, problem.units, packed_arena),
          Scratch(problem, scratch_arena))
         .template run_phases<0>();
   }
@@ -130,6 +92,8 @@ class Step {
     T* h;        // (B, H): h_t, while others still read h_{t-1}
     T* operand;  // (B, H): what a later phase's product takes
     T* saved;    // (B, saved, H)
+    T *x_copies,
+        *h_copies;  // (rows of a tile, I) and (rows of a tile, H), where operands are rounded
 
     Scratch(const StepProblem<T>& problem, Arena& arena) {
       const Index size = problem.batch * problem.units;
@@ -138,15 +102,18 @@ class Step {
       h = arena.take<T>(size);
       operand = arena.take<T>(kPhases > 1 ? size : 0);
       saved = arena.take<T>(kPhases > 1 ? size * Cell::saved : 0);
+      const Index copies = problem.round_operands ? kMaxRegisterRows : 0;
+      x_copies = arena.take<T>(copies * problem.inputs);
+      h_copies = arena.take<T>(copies * problem.units);
     }
   };
 
-  Step(const StepProblem<T>& problem, const StepPanels<V, Cell, B>& panels, const Scratch& scratch)
+  Step(const StepProblem<T>& problem, const Panels& panels, const Scratch& scratch)
       : problem_(problem), panels_(panels), scratch_(scratch) {}
 
   template <int P>
   void run_phases() const {
-    const Index height = tile_rows<V>(panels_.recurrent[P].width);
+    const Index height = Tiles(panels_.recurrent[P].width, problem_.batch).height();
     for (Index i = 0; i < problem_.batch; i += height)
       run_rows<P>(i, static_cast<int>(std::min(height, problem_.batch - i)));
     if constexpr (P + 1 < kPhases) {
@@ -160,21 +127,26 @@ class Step {
   void run_rows(Index first, int rows) const {
     const Index units = problem_.units;
     const auto& matrix = panels_.recurrent[P];
-    const T *x[kMaxTileRows], *state[kMaxTileRows];
+    const Tiles tiles(matrix.width, problem_.batch);
+    const T *x[kMaxRegisterRows], *state[kMaxRegisterRows];
     for (int r = 0; r < rows; ++r) {
       const Index i = first + r;
       x[r] = problem_.x ? problem_.x + i * problem_.x_row : nullptr;
       state[r] = (P == 0 ? problem_.h : scratch_.operand) + i * units;
+      if (!problem_.round_operands) continue;
+      if (x[r])
+        x[r] = Product::copy_row(x[r], problem_.inputs, scratch_.x_copies + r * problem_.inputs);
+      state[r] = Product::copy_row(state[r], units, scratch_.h_copies + r * units);
     }
     for (Index p = 0, side; p < matrix.groups(); p += side) {
-      side = groups_together<V>(matrix, rows, matrix.groups() - p);
+      side = groups_together(matrix, tiles, rows, matrix.groups() - p);
       const Index panel = p * matrix.panels(), panels = side * matrix.panels();
       sum_input<P>(x, first, rows, panel, panels);
-      multiply_panels<V>(matrix, state, rows, panel, panels, scratch_.from_state);
+      multiply_panels(matrix, tiles, state, rows, panel, panels, scratch_.from_state);
       for (Index block = 0; block < side * matrix.blocks; ++block) {
         const Index unit = p * matrix.group_units() + block * V::size;
-        const Index sums = block_sums<V>(matrix, block);
-        const Index row = panels * matrix.row_size(), gate = Index{matrix.blocks} * V::size;
+        const Index sums = matrix.block_sums(block);
+        const Index row = side * matrix.group_size(), gate = Index{matrix.blocks} * V::size;
         for (int r = 0; r < rows; ++r) {
           if (unit + V::size <= units) {
             apply<P>(WholeLane<V>{}, first + r, unit, sums + r * row, gate);
@@ -190,26 +162,29 @@ class Step {
   template <int P>
   void sum_input(const T* const* x, Index first, int rows, Index panel, Index count) const {
     const auto& matrix = panels_.input[P];
-    if (problem_.x) return multiply_panels<V>(matrix, x, rows, panel, count, scratch_.from_input);
+    if (problem_.x) {
+      const Tiles tiles(matrix.width, problem_.batch);
+      return multiply_panels(matrix, tiles, x, rows, panel, count, scratch_.from_input);
+    }
     T* out = scratch_.from_input;
     for (int r = 0; r < rows; ++r) {
       const Index token = problem_.tokens[first + r];
       for (Index p = panel; p < panel + count; ++p, out += matrix.row_size()) {
-        add_column(matrix.start(p), matrix.rows(p) + token * matrix.stored(), matrix.width, out);
+        add_column(matrix.start(p), matrix.row(p, token), matrix.width, out);
       }
     }
   }
 
-  static void add_column(const T* start, const B* column, int width, T* out) {
+  static void add_column(const T* start, const typename Product::Panel* column, int width, T* out) {
     for (int w = 0; w < width; w += 2) {
       const auto add = [&](int j, V lane) {
         const Index at = (w + j) * V::size;
         (V::load(start + at) + lane).store(out + at);
       };
       if (w + 1 < width) {
-        for_columns<2, V>(column + w * V::size, add);
+        Product::template for_columns<2>(column + w * V::size, add);
       } else {
-        for_columns<1, V>(column + w * V::size, add);
+        Product::template for_columns<1>(column + w * V::size, add);
       }
     }
   }
@@ -245,7 +220,7 @@ class Step {
   }
 
   const StepProblem<T>& problem_;
-  const StepPanels<V, Cell, B> panels_;
+  const Panels panels_;
   const Scratch scratch_;
 };
 

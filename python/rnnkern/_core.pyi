@@ -14,6 +14,7 @@ class Packed:
         weight_hh: Array,
         bias: Array | None,
         bias_hn: Array | None,
+        compute: str | None = None,
     ) -> None: ...
 
 def activation(name: str, x: Array) -> Array: ...
@@ -38,7 +39,9 @@ def backward(
     dbias: Array | None,
     dbias_hn: Array | None,
     state_gradients: Array | None = None,
+    compute: str | None = None,
 ) -> None: ...
+def bfloat16_product() -> str: ...
 
 class Stepper:
     def __init__(
@@ -48,6 +51,7 @@ class Stepper:
         h: Array,
         c: Array | None,
         narrow: bool,
+        compute: str | None = None,
     ) -> None: ...
     def step(self, x: object, out: object) -> Array | None: ...
 
@@ -65,6 +69,7 @@ def forward(
     y: Array,
     keep: bool,
     packed: Packed | None = None,
+    compute: str | None = None,
 ) -> tuple[Array | None, Array | None]: ...
 def isa() -> str: ...
 def isa_reason() -> str: ...
@@ -80,7 +85,13 @@ def matmul(
 ) -> Array: ...
 def max_threads() -> int: ...
 def plan(
-    cell: str, inputs: int, units: int, steps: int, batch: int, float64: bool
+    cell: str,
+    inputs: int,
+    units: int,
+    steps: int,
+    batch: int,
+    float64: bool,
+    compute: str | None = None,
 ) -> tuple[int, int, str]: ...
 def set_max_threads(count: int) -> None: ...
 def supported_isas() -> list[str]: ...

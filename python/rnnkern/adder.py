@@ -58,6 +58,7 @@ class Settings:
         batch: Questions per step.
         lr: The highest learning rate of the run.
         clip: The bound on the norm of the gradients.
+        compute: How the cells' products are done: ``None`` for float32, or ``"bfloat16"``.
         seed: Seed of the initial values and of the order of the questions.
         share: The share of all pairs that training draws from; the others are held out.
 
@@ -77,6 +78,7 @@ class Settings:
     batch: int = 256
     lr: float = 6e-3
     clip: float = 1.0
+    compute: str | None = None
     seed: int = 0
     share: float = 0.2
 
@@ -85,6 +87,7 @@ class Settings:
             raise ValueError(f"digits must be at most 6, got {self.digits}")
         boolean("bidirectional", self.bidirectional)
         choice("cell", self.cell, tuple(CELLS))
+        choice("compute", self.compute, (None, "bfloat16"))
         for name in ("hidden", "layers", "steps", "batch"):
             positive_int(name, getattr(self, name))
         if positive_int("seed", self.seed, minimum=0) >= 1 << 63:
@@ -226,6 +229,7 @@ class Adder:
             cell_options=options,
             num_layers=settings.layers,
             bidirectional=settings.bidirectional,
+            compute=settings.compute,
             seed=settings.seed,
             bos=Encoding.START,
             eos=Encoding.START,

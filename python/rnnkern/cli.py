@@ -105,6 +105,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "batch": "questions per step",
         "lr": "the highest learning rate of the run",
         "clip": "bound on the norm of the gradients",
+        "compute": "bfloat16, to round the operands of the cells' products",
         "seed": "seed of initial values and questions",
         "share": "share of all pairs to learn from; the others are held out",
     }
@@ -121,7 +122,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         else:
             kind, default = type(field.default), f" ({field.default})"
             if field.default is None:
-                kind, default = float, ""
+                kind, default = (str if field.name == "compute" else float), ""
             target.add_argument(
                 f"--{field.name}",
                 type=kind,

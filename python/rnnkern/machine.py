@@ -34,6 +34,7 @@ def info() -> dict[str, str]:
         "version": version("rnnkern"),
         "instruction set": f"{_core.isa()} ({_core.isa_reason()})",
         "supported here": ", ".join(_core.supported_isas()),
+        "bfloat16 products": _core.bfloat16_product(),
         "threads": f"{get_num_threads()} (OMP_NUM_THREADS or rnnkern.set_num_threads changes it)",
         "cuda": "no (this version has CPU kernels only)",
     }

@@ -44,7 +44,10 @@ class Recurrent:
         bias: whether there are bias parameters.
         dropout: share of each layer's output, but the last one's, that ``forward`` sets to zero.
         dtype: "float32" or "float64", of parameters, input and output.
-        compute: how products are done; None is exactly the dtype.
+        compute: how products are done; None is exactly the dtype. "bfloat16", for float32 layers,
+            rounds the operands of every matrix product (x, h, weights, the gradients of gates) to 8
+            significant bits; sums, states, parameters and gradients stay float32. Tokens count as
+            one-hot rows.
         device: "cpu".
         seed: of the initial parameters, which are uniform in ±1/√H.
         recurrent_init: "uniform", or "orthogonal" for each gate's recurrent matrix.
@@ -92,7 +95,11 @@ class Recurrent:
             raise ValueError(f"dropout must be below 1, got {dropout!r}")
         name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
         self.dtype = np.dtype(choice("dtype", name, ("float32", "float64")))
-        self.compute = choice("compute", compute, (None,))
+        self.compute = choice("compute", compute, (None, "bfloat16"))
+        if self.compute == "bfloat16" and self.dtype != np.float32:
+            raise ValueError(
+                f"compute='bfloat16' needs dtype='float32', got dtype={self.dtype.name!r}"
+            )
         self.device = choice("device", device, ("cpu",))
         self.seed = None if seed is None else positive_int("seed", seed, minimum=0)
         self.recurrent_init = choice("recurrent_init", recurrent_init, ("uniform", "orthogonal"))
@@ -273,7 +280,8 @@ class Recurrent:
         Args:
             batch: rows, each a sequence of its own.
             weights: "bfloat16" rounds the snapshot's weight matrices to 8 significant bits, so that
-                a step reads half the bytes; biases, state and sums stay float32. None keeps them.
+                a step reads half the bytes; biases, state and sums stay float32. None keeps them. A
+                layer with compute="bfloat16" has them rounded in any case, and x and h with them.
 
         Raises:
             ValueError: the layer is bidirectional, so that its output needs the whole sequence;
@@ -287,7 +295,7 @@ class Recurrent:
 
         Returns:
             "isa" and "threads" in use; "row_groups" and "unit_groups", the grid that the threads
-            form over the batch and the units; "reason" in words.
+            form over the batch and the units; "reason" in words; "product", what multiplies.
 
         """
         row_groups, unit_groups, reason = _core.plan(
@@ -297,6 +305,7 @@ class Recurrent:
             positive_int("steps", steps),
             positive_int("batch", batch),
             self.dtype == np.float64,
+            self.compute,
         )
         return {
             "isa": _core.isa(),
@@ -304,6 +313,7 @@ class Recurrent:
             "row_groups": row_groups,
             "unit_groups": unit_groups,
             "reason": reason,
+            "product": self.dtype.name if self.compute is None else _core.bfloat16_product(),
         }
 
     # -- the way of the data ------------------------------------------------------------------
@@ -345,6 +355,7 @@ class Recurrent:
                     direction == 1,
                     part,
                     keep,
+                    compute=self.compute,
                 )
                 if keep:
                     c_0 = None if given.c_0 is None else given.c_0[index]

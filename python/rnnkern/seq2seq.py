@@ -40,6 +40,8 @@ class Seq2Seq:
         bidirectional: Whether the encoder runs both ways.
         dropout: Dropout between stacked layers while training, in 0..1.
         dtype: ``"float32"`` or ``"float64"``.
+        compute: How the encoder's and the decoder's products are done, as a layer's ``compute``; the
+            head's are of the dtype.
         seed: Seed of the initial values; ``None`` draws a fresh one.
         bos: Target token that the decoder is fed first.
         eos: Target token that ends a sequence; it may be the same as ``bos``.
@@ -70,6 +72,7 @@ class Seq2Seq:
         bidirectional: bool = False,
         dropout: float = 0.0,
         dtype: str = "float32",
+        compute: str | None = None,
         seed: int | None = None,
     ) -> None:
         choice("cell", cell, tuple(_CELLS))
@@ -79,7 +82,7 @@ class Seq2Seq:
             raise ValueError("decoder_options needs a decoder_cell, got None")
         seed = None if seed is None else positive_int("seed", seed, minimum=0)
         seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
-        common = {"batch_first": False, "dropout": dropout, "dtype": dtype}
+        common = {"batch_first": False, "dropout": dropout, "dtype": dtype, "compute": compute}
         self.encoder = _CELLS[cell](
             positive_int("source_vocab", source_vocab),
             hidden_size,
@@ -117,6 +120,7 @@ class Seq2Seq:
             "bidirectional": self.encoder.bidirectional,
             "dropout": self.encoder.dropout,
             "dtype": self.encoder.dtype.name,
+            "compute": self.encoder.compute,
             "seed": seed,
         }
         self.params: dict[str, Array] = _joined(

@@ -61,6 +61,7 @@ class Stream:
             self._h,
             self._c,
             self._narrow,
+            layer.compute,
         )
 
     def step(self, x: Any, out: Array | None = None) -> Array:
@@ -122,6 +123,7 @@ class Stream:
                 y,
                 False,
                 packed,
+                layer.compute,
             )
             source = y
         return result
@@ -149,9 +151,10 @@ class Stream:
 
     def _block_panels(self) -> list[_core.Packed]:
         """The parameters as a block's kernel wants them, packed at the first block."""
+        layer = self._layer
         if self._packed is None:
             self._packed = [
-                _core.Packed(self._layer._cell, w.weight_ih, w.weight_hh, w.bias, w.bias_hn)
+                _core.Packed(layer._cell, w.weight_ih, w.weight_hh, w.bias, w.bias_hn, layer.compute)
                 for w in self._weights
             ]
         return self._packed

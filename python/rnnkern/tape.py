@@ -211,6 +211,7 @@ class Tape:
             grads.get(f"bias_{suffix}"),
             grads.get(f"bias_hn_{suffix}"),
             trace,
+            layer.compute,
         )
         return grads
 

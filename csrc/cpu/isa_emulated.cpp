@@ -1,0 +1,31 @@
+// The backends "emulated-avx512bf16" and "emulated-amx": the scalar one, with the products of the
+// instruction sets that they are named for.
+#include "cpu/emulated.h"
+#include "cpu/make_backend.h"
+#include "cpu/tall_tiles.h"
+
+namespace rnnkern {
+
+const Backend& emulated_avx512bf16_backend() {
+  static const Backend backend = [] {
+    Backend b = scalar_backend();
+    b.name = "emulated-avx512bf16";
+    b.for_bfloat16 = &passes_of<PairProduct<EmulatedFloat, EmulatedDot>>;
+    b.bfloat16_product = "emulated vdpbf16ps";
+    return b;
+  }();
+  return backend;
+}
+
+const Backend& emulated_amx_backend() {
+  static const Backend backend = [] {
+    Backend b = emulated_avx512bf16_backend();
+    b.name = "emulated-amx";
+    b.bfloat16_product = "emulated tdpbf16ps; emulated vdpbf16ps for fewer than 16 rows";
+    b.tall_tiles = &tall_tiles_of<EmulatedAmx>;
+    return b;
+  }();
+  return backend;
+}
+
+}  // namespace rnnkern

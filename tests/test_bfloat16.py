@@ -1,0 +1,205 @@
+"""compute="bfloat16": the operands of matrix products are rounded, and nothing else is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_stream import rounded
+from test_threads import run_all
+
+import rnnkern as rk
+from rnnkern import _core
+from rnnkern.adder import Adder, Settings, Training
+
+import reference
+from conftest import (
+    CELLS,
+    as_layer_state,
+    as_tuple,
+    assert_close,
+    assert_same_bits,
+    check_against_reference,
+    make,
+    random_state,
+    run_python,
+    using_threads,
+)
+
+# Norm-wise relative errors. Against exact operands; against operands rounded as they are, where only
+# float32 sums differ, and with them now and then the side to which a number is rounded: over one step
+# and over many of stacked layers.
+NEAR, ONE_STEP, STACKED = 2e-2, 2e-5, 1e-3
+
+# steps, batch, inputs, hidden: fewer rows than tiles of matrix registers want and more, odd depths,
+# depths beyond one of those registers, several panels and a part of one, one unit.
+SIZES = [(7, 5, 5, 17), (4, 33, 16, 64), (30, 2, 1, 3), (3, 17, 35, 100), (40, 20, 6, 9), (5, 1, 3, 1)]
+DEEP = (2, 3, 1100, 5)  # more inputs than one block of a product takes
+
+
+def draw(*shape: int, seed: int = 0) -> reference.Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def check_one_step(cell: str, size: tuple[int, int, int, int]) -> None:
+    """No rounding has been on another side yet: the products are those of rounded operands."""
+    _, batch, inputs, hidden = size
+    layer = make(cell, inputs, hidden, compute="bfloat16")
+    upstream: dict[str, Any] = {
+        "state": random_state(cell, (1, batch, hidden)),
+        "dy": draw(1, batch, hidden, seed=1),
+        "tolerance": ONE_STEP,
+    }
+    with reference.rounded_operands():
+        check_against_reference(layer, cell, draw(1, batch, inputs), **upstream)
+        tokens = np.random.default_rng(0).integers(0, inputs, (1, batch))
+        check_against_reference(layer, cell, tokens, **upstream)
+
+
+def check_stacked(cell: str, size: tuple[int, int, int, int]) -> None:
+    """Two layers, both directions, ragged; from numbers and from tokens."""
+    steps, batch, inputs, hidden = size
+    rng = np.random.default_rng(0)
+    layer = make(cell, inputs, hidden, 2, bidirectional=True, compute="bfloat16")
+    given: dict[str, Any] = {
+        "state": random_state(cell, (4, batch, hidden)),
+        "lengths": rng.integers(0, steps + 1, batch),
+        "dy": rng.standard_normal((steps, batch, 2 * hidden)),
+        "dstate": random_state(cell, (4, batch, hidden), seed=1),
+    }
+    x = draw(steps, batch, inputs)
+    if hidden > 1:
+        check_against_reference(layer, cell, x, **given, tolerance=NEAR)
+    with reference.rounded_operands():
+        check_against_reference(layer, cell, x, **given, tolerance=STACKED)
+        tokens = rng.integers(0, inputs, (steps, batch))
+        check_against_reference(layer, cell, tokens, **given, tolerance=STACKED)
+
+
+def check_threads(cell: str, size: tuple[int, int, int, int]) -> None:
+    steps, batch, inputs, hidden = size
+    layer = make(cell, inputs, hidden, 2, bidirectional=True, dropout=0.3, compute="bfloat16")
+    lengths = np.random.default_rng(4).integers(0, steps + 1, batch)
+    results = []
+    for threads in (1, 2, 4):
+        with using_threads(threads):
+            results.append(run_all(layer, cell, draw(steps, batch, inputs), lengths, key=3))
+    for other in results[1:]:
+        for k, (got, want) in enumerate(zip(other, results[0], strict=True)):
+            assert_same_bits(f"result {k}", got, want)
+
+
+def check_stream(cell: str) -> None:
+    """Steps and blocks take rounded operands too: on some instruction sets in another order."""
+    layer = make(cell, 6, 33, 2, compute="bfloat16")
+    for x in (draw(5, 3, 6), np.arange(15).reshape(5, 3) % 6):
+        want, last = layer(x)
+        steps, blocks = layer.stream(3), layer.stream(3)
+        assert_close("steps", np.stack([steps.step(x_t) for x_t in x]), want, STACKED)
+        for got, state in zip(as_tuple(steps.state), as_tuple(last), strict=True):
+            assert_close("state", got, state, STACKED)
+        assert_same_bits("block", blocks.block(x), want)
+
+
+def check_everything() -> None:
+    """Run in a child, under whatever instruction set is in force."""
+    for cell in CELLS:
+        for size in SIZES:
+            check_one_step(cell, size)
+            check_stacked(cell, size)
+            check_threads(cell, size)
+        check_one_step(cell, DEEP)
+        check_stream(cell)
+    print(_core.isa())
+
+
+@pytest.mark.parametrize("isa", _core.supported_isas())
+def test_every_instruction_set(isa: str) -> None:
+    done = run_python("import test_bfloat16; test_bfloat16.check_everything()", RNNKERN_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [isa]
+
+
+@pytest.mark.parametrize("dtype", ["float64", np.float64])
+def test_float64_is_refused(dtype: Any) -> None:
+    with pytest.raises(ValueError, match="compute='bfloat16' needs dtype='float32', got dtype='fl"):
+        rk.LSTM(2, 3, dtype=dtype, compute="bfloat16")
+
+
+def test_the_kernels_refuse_what_they_do_not_have() -> None:
+    h, w = np.zeros((1, 3)), np.zeros((3, 3))
+    arguments = (h, None, w, w, None, None, None, False, np.zeros((1, 1, 3)), False)
+    with pytest.raises(ValueError, match="compute 'bfloat16' needs float32 weights, got float64"):
+        _core.forward("rnn_tanh", np.zeros((1, 1, 3)), *arguments, compute="bfloat16")
+    with pytest.raises(ValueError, match="compute must be None or 'bfloat16', got 'int8'"):
+        _core.forward("rnn_tanh", np.zeros((1, 1, 3)), *arguments, compute="int8")
+    packed = _core.Packed("rnn_tanh", w, w, None, None)
+    with pytest.raises(ValueError, match="packed must have"):
+        _core.forward("rnn_tanh", np.zeros((1, 1, 3)), *arguments, packed, "bfloat16")
+
+
+def test_the_plan_and_info_tell_what_multiplies() -> None:
+    exact, narrow = (make("lstm", 4, 8, compute=compute) for compute in (None, "bfloat16"))
+    assert exact.plan(3, 2)["product"] == "float32"
+    assert narrow.plan(3, 2)["product"] == _core.bfloat16_product()
+    assert rk.info()["bfloat16 products"] == _core.bfloat16_product()
+    assert make("lstm", 4, 8, dtype="float64").plan(3, 2)["product"] == "float64"
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_only_operands_are_rounded(cell: str) -> None:
+    """Where all operands have 8 bits already, float32's own products are the same numbers."""
+    exact, narrow = (make(cell, 8, 16, compute=compute) for compute in (None, "bfloat16"))
+    for layer in (exact, narrow):
+        for name, p in layer.params.items():
+            if name.startswith("weight_"):
+                p[...] = rounded(p)
+    state = tuple(rounded(s) for s in random_state(cell, (1, 3, 16)))
+    x = rounded(draw(1, 3, 8))
+    for got, want in zip(
+        (narrow(x, as_layer_state(state))[0], *as_tuple(narrow(x, as_layer_state(state))[1])),
+        (exact(x, as_layer_state(state))[0], *as_tuple(exact(x, as_layer_state(state))[1])),
+        strict=True,
+    ):
+        # The reset gate's product with h is an operand that has more bits.
+        assert_close("state", got, want, NEAR if cell == "gru_before" else 1e-6)
+
+
+def test_numbers_that_are_not_finite_stay_so() -> None:
+    layer = make("rnn_relu", 1, 3, compute="bfloat16")
+    layer.params["weight_ih_l0"][:, 0] = [np.inf, np.nan, np.finfo(np.float32).max]
+    y, _ = layer(np.ones((1, 1, 1), np.float32))
+    assert np.isposinf(y[0, 0, 0])
+    assert np.isnan(y[0, 0, 1])
+    assert np.isposinf(y[0, 0, 2])  # rounds beyond the largest number
+
+
+def test_it_is_kept_in_a_file(tmp_path: Path) -> None:
+    layer = make("gru_after", 3, 5, compute="bfloat16")
+    model = rk.Seq2Seq(4, 4, 5, bos=0, eos=1, compute="bfloat16", seed=0)
+    for k, saved in enumerate((layer, model)):
+        rk.save(tmp_path / f"{k}.safetensors", saved)
+        loaded = rk.load(tmp_path / f"{k}.safetensors")
+        assert loaded.config() == saved.config()
+        assert loaded.config()["compute"] == "bfloat16"
+    assert model.encoder.compute == model.decoder.compute == "bfloat16"
+    x = draw(4, 2, 3)
+    assert_same_bits("y", rk.load(tmp_path / "0.safetensors")(x)[0], layer(x)[0])
+
+
+def test_the_adder_learns_as_in_float32() -> None:
+    right = {}
+    for compute in (None, "bfloat16"):
+        settings = Settings(
+            digits=1, hidden=32, batch=64, steps=1500, share=0.9, lr=5e-3, compute=compute
+        )
+        training = Training(Adder(settings))
+        while training.fraction < 1.0:
+            training.advance()
+        pairs = training.adder.pairs
+        score = training.adder.evaluate(*pairs.at(np.arange(pairs.trained)))
+        right[compute] = score.right / score.total
+    assert right["bfloat16"] > 0.9
+    assert right["bfloat16"] >= right[None] - 0.05
