@@ -149,9 +149,10 @@ void pack_columns(const PanelMatrix<V, Product>& m, Index begin, Index end, Sour
   static_assert(V::size % kDeep == 0);
   for (Index group = begin; group < end; ++group) {
     for (Index line = 0; line < m.padded_depth(); line += kLine) {
-      for (int j = 0; j < m.panels() * m.width; j += kWide) {
-        const Index p = group * m.panels() + j / m.width;
-        const int w = j % m.width;
+      const int stored = static_cast<int>(round_up(m.width, kWide));
+      for (int j = 0; j < m.panels() * stored; j += kWide) {
+        const Index p = group * m.panels() + j / stored;
+        const int w = j % stored;
         const T* column[kWide][V::size];
         int real[kWide];
         for (int i = 0; i < kWide; ++i) {
