@@ -30,8 +30,8 @@ from conftest import (
 
 # Norm-wise relative errors. Against exact operands; and against operands rounded as they are, over
 # one step and over many of stacked layers: there only float32 sums differ, and now and then, with
-# them, the side to which a number is rounded. (One kind of operand left unrounded makes more than
-# 1e-3 in one step.)
+# them, the side to which a number is rounded. (One kind of operand left unrounded makes about
+# 1e-3 or more in one step.)
 NEAR, ONE_STEP, STACKED = 2e-2, 5e-4, 1e-3
 
 # steps, batch, inputs, hidden: fewer rows than tiles of matrix registers want and more, odd depths,
