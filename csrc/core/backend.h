@@ -25,8 +25,8 @@ struct StepKernels {
 // the functions on the left say, aligned to 64 bytes.
 template <class T>
 struct PassKernels {
-  Index (*packed_bytes)(const Parameters<T>&, bool dense);
-  void (*pack)(const Parameters<T>&, bool dense, const Worker&, std::byte* packed);
+  Index (*packed_bytes)(const Parameters<T>&, bool with_input);  // W_ih too, not W_hh alone
+  void (*pack)(const Parameters<T>&, bool with_input, const Worker&, std::byte* packed);
   Index (*forward_scratch)(const ForwardProblem<T>&, int threads);
   void (*forward)(const ForwardProblem<T>&, const Worker&, std::byte* packed, std::byte* scratch);
   Index (*backward_scratch)(const BackwardProblem<T>&, int threads);

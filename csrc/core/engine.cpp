@@ -22,12 +22,13 @@ const PassKernels<T>& pass_kernels(int cell, Compute compute) {
 }  // namespace
 
 template <class T>
-PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, bool dense,
+PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, bool with_input,
                                 Compute compute) {
   const auto& kernels = pass_kernels<T>(cell, compute);
-  bytes_ = AlignedBytes(kernels.packed_bytes(parameters, dense));
-  run_team(Plan{},
-           [&](const Worker& worker) { kernels.pack(parameters, dense, worker, bytes_.get()); });
+  bytes_ = AlignedBytes(kernels.packed_bytes(parameters, with_input));
+  run_team(Plan{}, [&](const Worker& worker) {
+    kernels.pack(parameters, with_input, worker, bytes_.get());
+  });
 }
 
 template <class T>
@@ -92,21 +93,26 @@ Plan plan_for(int cell, const Schedule& schedule, const Parameters<T>& parameter
 }
 
 template <class T>
-void forward(int cell, const ForwardProblem<T>& problem, Compute compute,
+void forward(int cell, const ForwardProblem<T>& given, Compute compute,
              const PackedWeights<T>* packed) {
   const auto& kernels = pass_kernels<T>(cell, compute);
-  const Plan plan = plan_for(cell, problem.schedule, problem.parameters, compute);
-  const bool dense = problem.tokens.slot == nullptr;
+  ForwardProblem<T> problem = given;
+  const auto& schedule = problem.schedule;
+  const Plan plan = plan_for(cell, schedule, problem.parameters, compute);
+  // So few rows are one run of steps: every panel of W_ih is used once, and need not be kept.
+  constexpr Index kWorthKeeping = 512;
+  const bool worth_keeping = schedule.offset[schedule.steps] > kWorthKeeping;
+  problem.input_packed = !problem.tokens.slot && (packed || worth_keeping);
   AlignedBytes own;
   std::byte* panels = packed ? packed->data() : nullptr;
   if (!packed) {
-    own = AlignedBytes(kernels.packed_bytes(problem.parameters, dense));
+    own = AlignedBytes(kernels.packed_bytes(problem.parameters, problem.input_packed));
     panels = own.get();
   }
   const AlignedBytes scratch(kernels.forward_scratch(problem, plan.threads()));
   run_team(plan, [&](const Worker& worker) {
     if (!packed) {
-      kernels.pack(problem.parameters, dense, worker, panels);
+      kernels.pack(problem.parameters, problem.input_packed, worker, panels);
       worker.wait_team();
     }
     kernels.forward(problem, worker, panels, scratch.get());

@@ -11,7 +11,7 @@ namespace rnnkern {
 template <class T>
 class PackedWeights {
  public:
-  PackedWeights(int cell, const Parameters<T>& parameters, bool dense, Compute compute);
+  PackedWeights(int cell, const Parameters<T>& parameters, bool with_input, Compute compute);
   std::byte* data() const { return bytes_.get(); }
 
  private:

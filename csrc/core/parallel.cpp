@@ -3,6 +3,7 @@
 #include <omp.h>
 #include <pthread.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <array>
 #include <deque>
@@ -106,15 +107,27 @@ void run_team(const Plan& plan, const std::function<void(const Worker&)>& body) 
   body(Worker(0, alone, nobody, nobody));
 }
 
+namespace {
+
+// The second-level cache of a core, which the recurrent weights of all steps had better not exceed.
+Index own_cache_bytes() {
+  static const Index bytes = [] {
+    const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return found > 0 ? static_cast<Index>(found) : Index{1} << 20;
+  }();
+  return bytes;
+}
+
+}  // namespace
+
 Plan make_plan(const Work& work, int threads) {
-  // Estimates: waking the team, and one meeting at a barrier, in flops that a core could do
-  // meanwhile.
-  constexpr double kWakeFlops = 4e5, kBarrierFlops = 5e4;
-  constexpr Index kCacheBytes = 1 << 20;  // of one core: what the recurrent weights may fill
+  // What waking the team and one meeting at a barrier cost, in flops that a core could do meanwhile:
+  // measured with two threads, where calls of less work were slower than on one (docs/speed.md).
+  constexpr double kWakeFlops = 4e5, kBarrierFlops = 1e4;
   if (threads <= 1) return {1, 1, "one thread was asked for, or there is one core"};
   if (work.total_flops < kWakeFlops * threads)
     return {1, 1, "too little work to wake a second thread"};
-  const bool fits = work.weight_bytes <= kCacheBytes;
+  const bool fits = work.weight_bytes <= own_cache_bytes();
   if (work.batch >= 4 * threads && (fits || work.batch >= 64 * threads)) {
     return {threads, 1, "each thread owns rows of the batch: no barrier between steps"};
   }

@@ -90,7 +90,7 @@ class Backward {
         T** c_i = arena.take<T*>(rows);
         const T** source_i = arena.take<const T*>(rows);
         const Operand** segment_i = arena.take<const Operand*>(batch);
-        // Copied gate by gate, the last row's zeros may end one multiple late.
+        // A row's last gate may be filled up beyond the row: the next one is copied after it.
         Operand* step_copies_i = take_copies<Product>(arena, batch + 1, kGates * units);
         const T** in = arena.take<const T*>(7 * batch);
         T** out = arena.take<T*>(2 * batch);
@@ -269,19 +269,21 @@ class Backward {
     return P == 0 ? scratch_.delta_after : const_cast<const T* const*>(scratch_.delta_now);
   }
 
-  // Rounded, the phase's gates side by side.
+  // Rounded, the phase's gates side by side, and zeros up to the next row.
   template <int P>
   void copy_step_rows(Index live) const {
+    constexpr Range phase = Cell::phases[P];
     const T* const* source = delta_rows<P>();
+    const Index size = copy_size<Product>(kGates * units_), used = phase.count * units_;
     for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {
       for (Index i = begin; i < end; ++i) {
-        Operand* copy = scratch_.step_copies + i * copy_size<Product>(kGates * units_);
+        Operand* copy = scratch_.step_copies + i * size;
         scratch_.segment[i] = copy;
-        constexpr Range phase = Cell::phases[P];
         for (int g = 0; g < phase.count; ++g) {
           Product::copy_row(source[i] + Cell::state_delta[phase.first + g] * units_, units_,
                             copy + g * units_);
         }
+        for (Index j = used; j < size; ++j) copy[j] = {};
       }
     });
   }

@@ -102,14 +102,14 @@ struct ForwardPanels {
   Matrix input;
   Matrix recurrent[phase_count<Cell>];
 
-  ForwardPanels(const Parameters<T>& parameters, bool dense, Arena& arena) {
+  ForwardPanels(const Parameters<T>& parameters, bool with_input, Arena& arena) {
     const Index units = parameters.units;
     for (int p = 0; p < phase_count<Cell>; ++p) {
       recurrent[p] = Matrix(units, units, Cell::phases[p].count);
       recurrent[p].data = arena.take<T>(recurrent[p].size());
     }
-    // Last, so that panels packed for dense input serve tokens as well.
-    if (dense) {
+    // Last, so that panels packed with it serve tokens as well.
+    if (with_input) {
       input = Matrix(parameters.inputs, Cell::gates * units, 1);
       input.data = arena.take<T>(input.size());
     }
@@ -145,18 +145,19 @@ class Forward {
   using Panels = ForwardPanels<V, Cell, Product>;
   static constexpr int kPhases = phase_count<Cell>;
   static constexpr int kGates = Cell::gates;
+  static constexpr Index kPackedColumns = 64;  // of W_ih, at a time
 
  public:
-  static Index packed_bytes(const Parameters<T>& parameters, bool dense) {
+  static Index packed_bytes(const Parameters<T>& parameters, bool with_input) {
     Arena measure(nullptr);
-    Panels(parameters, dense, measure);
+    Panels(parameters, with_input, measure);
     return measure.used();
   }
 
-  static void pack(const Parameters<T>& parameters, bool dense, const Worker& worker,
+  static void pack(const Parameters<T>& parameters, bool with_input, const Worker& worker,
                    std::byte* packed) {
     Arena arena(packed);
-    Panels(parameters, dense, arena).pack(parameters, worker);
+    Panels(parameters, with_input, arena).pack(parameters, worker);
   }
 
   static Index scratch_bytes(const ForwardProblem<T>& problem, int threads) {
@@ -179,6 +180,7 @@ class Forward {
     Operand* x_copies;  // (rows of a chunk, I), where operands are rounded
     // This thread's.
     T* tile;
+    T* input_panels;      // some of W_ih's, where they are packed as they are needed
     const Operand** a;    // (rows of a chunk): rows of the product W_ih x, in and
     T** c;                // out
     const Operand** h_a;  // (B): rows of a step's product, where operands are rounded: those of
@@ -202,6 +204,7 @@ class Forward {
       x_copies = take_copies<Product>(arena, chunk, x_row);
       for (int i = 0; i < threads; ++i) {
         T* tile_i = arena.take<T>(tile_scratch<V>());
+        T* input_panels_i = arena.take<T>(packs_inputs(problem) ? input_panels_size(problem) : 0);
         const Operand** a_i = arena.take<const Operand*>(chunk);
         T** c_i = arena.take<T*>(chunk);
         const Operand** h_a_i = arena.take<const Operand*>(Product::kRounds ? batch : 0);
@@ -209,7 +212,8 @@ class Forward {
         const T** in = arena.take<const T*>(4 * batch);
         T** out = arena.take<T*>(3 * batch);
         if (i != id) continue;
-        tile = tile_i, a = a_i, c = c_i, h_a = h_a_i, h_copies = h_copies_i;
+        tile = tile_i, input_panels = input_panels_i, a = a_i, c = c_i, h_a = h_a_i,
+        h_copies = h_copies_i;
         h = in, operand_rows = in + batch, x = in + 2 * batch, c_previous = in + 3 * batch;
         cell = out, y = out + batch, saved_rows = out + 2 * batch;
       }
@@ -228,7 +232,7 @@ class Forward {
 
   static Panels make_panels(const ForwardProblem<T>& problem, std::byte* packed) {
     Arena arena(packed);
-    return Panels(problem.parameters, !problem.tokens.slot, arena);
+    return Panels(problem.parameters, problem.input_packed, arena);
   }
   static Scratch make_scratch(const ForwardProblem<T>& problem, const Worker& worker,
                               std::byte* base) {
@@ -255,7 +259,11 @@ class Forward {
     if (problem_.tokens.slot) gather_tokens();
     for (Chunk chunk{0, 0, 0, 0}; chunk.end < schedule_.steps;) {
       chunk = chunk_from(schedule_, chunk.end);
-      if (!problem_.tokens.slot) multiply_inputs(chunk);
+      if (packs_inputs(problem_)) {
+        pack_and_multiply_inputs(chunk);
+      } else if (!problem_.tokens.slot) {
+        multiply_inputs(chunk);
+      }
       worker_.wait_team();
       for (Index s = chunk.begin; s < chunk.end; ++s) {
         fill_rows(chunk, s);
@@ -283,18 +291,59 @@ class Forward {
 
   void multiply_inputs(const Chunk& chunk) const {
     const auto share = worker_.share(chunk.rows());
-    const Index size = kGates * units_, first = chunk.first_row + share.begin;
-    const Index inputs = problem_.parameters.inputs;
+    const Index first = chunk.first_row + share.begin;
     for_packed_rows<V>(
         schedule_, first, chunk.first_row + share.end, [&](Index p, Index t, Index i) {
-          const Index row = p - chunk.first_row;
-          scratch_.a[p - first] =
-              Product::copy_row(problem_.x.at(t, schedule_.order[i]), inputs,
-                                scratch_.x_copies + row * copy_size<Product>(inputs));
-          scratch_.c[p - first] = scratch_.x_part + row * size;
+          scratch_.a[p - first] = input_row(chunk, p, t, i, true);
+          scratch_.c[p - first] = scratch_.x_part + (p - chunk.first_row) * kGates * units_;
         });
-    multiply(panels_.input, scratch_.a, scratch_.c, size, share.end - share.begin, chunk.rows(),
-             false, scratch_.tile);
+    multiply(panels_.input, scratch_.a, scratch_.c, kGates * units_, share.end - share.begin,
+             chunk.rows(), false, scratch_.tile);
+  }
+
+  // x_t of packed row p as the product takes it; of those that are copied, `copies` makes the copy.
+  const Operand* input_row(const Chunk& chunk, Index p, Index t, Index i, bool copies) const {
+    const Index inputs = problem_.parameters.inputs;
+    Operand* copy = scratch_.x_copies + (p - chunk.first_row) * copy_size<Product>(inputs);
+    if (Product::kRounds && !copies) return copy;
+    return Product::copy_row(problem_.x.at(t, schedule_.order[i]), inputs, copy);
+  }
+
+  static bool packs_inputs(const ForwardProblem<T>& problem) {
+    return !problem.tokens.slot && !problem.input_packed;
+  }
+  static Index input_panels_size(const ForwardProblem<T>& problem) {
+    return PanelMatrix<V, Product>(problem.parameters.inputs, kPackedColumns, 1).size();
+  }
+
+  // Every thread has columns of its own, which it packs some at a time for all rows.
+  void pack_and_multiply_inputs(const Chunk& chunk) const {
+    const auto& parameters = problem_.parameters;
+    const Index columns = kGates * units_, rows = chunk.rows();
+    const auto copied = worker_.share(rows);
+    for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row, [&](Index p, Index t, Index i) {
+      const Index row = p - chunk.first_row;
+      scratch_.a[row] = input_row(chunk, p, t, i, row >= copied.begin && row < copied.end);
+      scratch_.c[row] = scratch_.x_part + row * columns;
+    });
+    if (Product::kRounds) worker_.wait_team();
+    const auto share = worker_.share((columns + kPackedColumns - 1) / kPackedColumns);
+    Index moved = 0;
+    for (Index first = share.begin * kPackedColumns;
+         first < share.end * kPackedColumns && first < columns; first += kPackedColumns) {
+      const Index left = columns - first;
+      PanelMatrix<V, Product> some(parameters.inputs, left < kPackedColumns ? left : kPackedColumns,
+                                   1);
+      some.data = scratch_.input_panels;
+      pack_start(some, 0, some.count(),
+                 [&](int) { return parameters.bias ? parameters.bias + first : nullptr; });
+      pack_columns(some, 0, some.count(), [&](int, Index column) {
+        return parameters.w_ih + (first + column) * parameters.inputs;
+      });
+      for (Index row = 0; row < rows; ++row) scratch_.c[row] += first - moved;
+      moved = first;
+      multiply(some, scratch_.a, scratch_.c, columns, rows, rows, false, scratch_.tile);
+    }
   }
 
   void fill_rows(const Chunk& chunk, Index s) const {

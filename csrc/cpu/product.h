@@ -12,7 +12,7 @@
 //   kRounds                     whether rows of A are rounded copies; if not, they are used in place
 //   kDepthStep, kWidthStep      rows k by lanes w of a panel that are stored as one block
 //   kDepthMultiple              panels and copies are filled with zeros to a multiple of this depth
-//   Columns, Row                registers of a panel's lane and of an element of A, kDepthStep deep
+//   Columns                     a register of a panel's lane, kDepthStep deep
 //   for_columns, broadcast, multiply_add   the kernel's inner loop
 //   store_block(p, lanes)       kDepthStep·kWidthStep lanes, row by row, to a panel
 //   rounded(value)              as an operand would be

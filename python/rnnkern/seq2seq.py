@@ -40,8 +40,8 @@ class Seq2Seq:
         bidirectional: Whether the encoder runs both ways.
         dropout: Dropout between stacked layers while training, in 0..1.
         dtype: ``"float32"`` or ``"float64"``.
-        compute: How the encoder's and the decoder's products are done, as a layer's ``compute``; the
-            head's are of the dtype.
+        compute: How the encoder's and the decoder's products are done, as a layer's ``compute``;
+            the head's are of the dtype.
         seed: Seed of the initial values; ``None`` draws a fresh one.
         bos: Target token that the decoder is fed first.
         eos: Target token that ends a sequence; it may be the same as ``bos``.

@@ -154,7 +154,9 @@ class Stream:
         layer = self._layer
         if self._packed is None:
             self._packed = [
-                _core.Packed(layer._cell, w.weight_ih, w.weight_hh, w.bias, w.bias_hn, layer.compute)
+                _core.Packed(
+                    layer._cell, w.weight_ih, w.weight_hh, w.bias, w.bias_hn, layer.compute
+                )
                 for w in self._weights
             ]
         return self._packed
