@@ -115,7 +115,7 @@ class Backward {
 
   // Of a step's product.
   typename Product::Tiles tiles_for(const Matrix& matrix) const {
-    return {matrix.width(), schedule_.batch};
+    return {matrix.width, schedule_.batch};
   }
 
   void run() {
@@ -148,7 +148,7 @@ class Backward {
       const T* rows = parameters.w_hh + Cell::phases[p].first * units_ * units_;
       const auto share = worker_.share(matrix.count());
       pack_start(matrix, share.begin, share.end, [](int) -> const T* { return nullptr; });
-      pack_rows(matrix, share.begin, share.end, [&](Index k, int, Index unit, Index n) {
+      pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
         return load_some<V>(rows + k * units_ + unit, n);
       });
     }
@@ -156,7 +156,7 @@ class Backward {
       const auto& matrix = scratch_.to_input;
       const auto share = worker_.share(matrix.count());
       pack_start(matrix, share.begin, share.end, [](int) -> const T* { return nullptr; });
-      pack_rows(matrix, share.begin, share.end, [&](Index k, int, Index unit, Index n) {
+      pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
         return load_some<V>(parameters.w_ih + k * parameters.inputs + unit, n);
       });
     }
@@ -244,13 +244,14 @@ class Backward {
       const Index out_row = side * matrix.row_size();
       for_tiles<V>(cut_, worker_, rows_here, [&](Index begin, Index end) {
         const Index with_product = multiplied < end ? multiplied : end;
+        prefetch_rows<P>(begin, live < end ? live : end, p * matrix.row_size(), out_row);
         sum_tile<P>(matrix, tiles, p, side, begin, with_product);
         for (Index i = with_product > begin ? with_product : begin; i < end; ++i) {
           T* sums = scratch_.tile + (i - begin) * out_row;
           for (Index j = 0; j < out_row; j += V::size) V(0).store(sums + j);
         }
         for (Index block = 0; block < side * matrix.blocks; ++block) {
-          const Index unit = p * matrix.panel_units() + block * V::size;
+          const Index unit = p * matrix.row_size() + block * V::size;
           const T* sums = scratch_.tile + block * V::size;
           if (unit + V::size <= units_) {
             apply_cell<P>(WholeLane<V>{}, sums, out_row, begin, end, live, unit);
@@ -259,6 +260,23 @@ class Backward {
           }
         }
       });
+    }
+  }
+
+  // What apply_cell will read of these units and is in no near cache.
+  template <int P>
+  void prefetch_rows(Index begin, Index end, Index unit, Index units) const {
+    for (Index i = begin; i < end; ++i) {
+      for (int k = 0; k < Cell::saved; ++k) prefetch(scratch_.saved[i] + k * units_ + unit, units);
+      prefetch(scratch_.h_previous[i] + unit, units);
+      if constexpr (P == 0) {
+        prefetch(scratch_.h[i] + unit, units);
+        if (scratch_.dy[i]) prefetch(scratch_.dy[i] + unit, units);
+      }
+      if constexpr (Cell::cell_state) {
+        prefetch(scratch_.c_previous[i] + unit, units);
+        prefetch(scratch_.cell[i] + unit, units);
+      }
     }
   }
 
@@ -394,7 +412,7 @@ class Backward {
 
   // Of the products with deltas as the left-hand side's columns.
   typename Product::Tiles tiles_over_chunk(const Matrix& matrix) const {
-    return {matrix.width(), units_};
+    return {matrix.width, units_};
   }
 
   int delta_tile_rows() const {
@@ -426,7 +444,7 @@ class Backward {
                          [&](Index row, Index t, Index i) {
                            a[row - chunk.first_row] = previous_h(schedule_.time(t), i);
                          });
-      pack_rows(matrix, share.begin, share.end, [&](Index k, int, Index unit, Index n) {
+      pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
         const V h = load_some<V>(a[k] + unit, n);
         if constexpr (kPhases > 1) {
           if (p == 1) {
@@ -447,7 +465,7 @@ class Backward {
                            a[row - chunk.first_row] = problem_.x.at(t, schedule_.order[i]);
                          });
       pack_rows(matrix, share.begin, share.end,
-                [&](Index k, int, Index unit, Index n) { return load_some<V>(a[k] + unit, n); });
+                [&](Index k, Index unit, Index n) { return load_some<V>(a[k] + unit, n); });
     }
     for_delta_tiles([&](int d, Index first, Index height) {
       Product::pack_across(scratch_.delta + d * units_ + first, kDeltas * units_, rows, height,

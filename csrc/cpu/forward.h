@@ -126,7 +126,7 @@ struct ForwardPanels {
     }
     for (int p = 0; p < phase_count<Cell>; ++p) {
       const auto& matrix = recurrent[p];
-      const auto share = worker.share(matrix.count());
+      const auto share = worker.share(matrix.groups());
       const int first = Cell::phases[p].first;
       pack_start(matrix, share.begin, share.end, [&](int gate) -> const T* {
         return first + gate == Cell::gates - 1 ? parameters.bias_hn : nullptr;
@@ -237,7 +237,7 @@ class Forward {
   }
 
   typename Product::Tiles tiles_for(const PanelMatrix<V, Product>& matrix) const {
-    return {matrix.width(), schedule_.batch};
+    return {matrix.width, schedule_.batch};
   }
 
   // The same for all phases, so that a row of the batch stays with its thread.
@@ -332,16 +332,16 @@ class Forward {
     if constexpr (P + 1 < kPhases) run_phases<P + 1>(s);
   }
 
-  // This thread's panels of a phase.
-  Worker::Share panel_share(const PanelMatrix<V, Product>& matrix) const {
-    const Index count = matrix.count();
+  // This thread's groups of a phase.
+  Worker::Share group_share(const PanelMatrix<V, Product>& matrix) const {
+    const Index count = matrix.groups();
     return {count * worker_.unit_group / worker_.unit_groups,
             count * (worker_.unit_group + 1) / worker_.unit_groups};
   }
 
   // The rows of A of a phase's product.
   template <int P>
-  const Operand* const* operand_rows(Index s) const {
+  const Operand* const* product_rows(Index s) const {
     const T* const* rows = P == 0 ? scratch_.h : scratch_.operand_rows;
     if constexpr (Product::kRounds) {
       for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
@@ -360,38 +360,38 @@ class Forward {
   void run_phase(Index s) const {
     const auto& matrix = panels_.recurrent[P];
     const auto tiles = tiles_for(matrix);
-    const Operand* const* a = operand_rows<P>(s);
-    const auto share = panel_share(matrix);
+    const Operand* const* a = product_rows<P>(s);
+    const auto share = group_share(matrix);
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
     for (Index p = share.begin, side; p < share.end; p += side) {
-      side = tiles.panels(highest, share.end - p);
+      side = groups_together(matrix, tiles, highest, share.end - p);
+      const Index panels = side * matrix.panels(), sums_row = panels * matrix.row_size();
       for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
         const int rows = static_cast<int>(end - begin);
-        const typename Product::Tile tile{.a = a + begin,
-                                          .a_begin = 0,
-                                          .a_step = 1,
-                                          .b = matrix.row(p, 0),
-                                          .b_panel = matrix.panel_stride(),
-                                          .depth = units_,
-                                          .start = matrix.start(p),
-                                          .start_row = 0,
-                                          .start_panel = matrix.stride(),
-                                          .out = scratch_.tile,
-                                          .out_row = side * matrix.row_size(),
-                                          .out_panel = matrix.row_size()};
-        tiles.multiply(rows, static_cast<int>(side), tile);
+        prefetch_rows<P>(begin, end, p * matrix.group_units(), side * matrix.group_units());
+        multiply_panels(matrix, tiles, a + begin, rows, p * matrix.panels(), panels, scratch_.tile);
         for (Index block = 0; block < side * matrix.blocks; ++block) {
-          const Index unit = p * matrix.panel_units() + block * V::size;
-          const T* sums = scratch_.tile + block / matrix.blocks * matrix.row_size() +
-                          block % matrix.blocks * V::size;
+          const Index unit = p * matrix.group_units() + block * V::size;
+          const T* sums = scratch_.tile + block_sums(matrix, block);
           if (unit + V::size <= units_) {
-            apply_cell<P>(WholeLane<V>{}, sums, tile.out_row, matrix.blocks, begin, rows, unit);
+            apply_cell<P>(WholeLane<V>{}, sums, sums_row, matrix.blocks, begin, rows, unit);
           } else if (unit < units_) {
-            apply_cell<P>(PartLane<V>{units_ - unit}, sums, tile.out_row, matrix.blocks, begin,
-                          rows, unit);
+            apply_cell<P>(PartLane<V>{units_ - unit}, sums, sums_row, matrix.blocks, begin, rows,
+                          unit);
           }
         }
       });
+    }
+  }
+
+  // What apply_cell will read of these units and is in no near cache.
+  template <int P>
+  void prefetch_rows(Index begin, Index end, Index unit, Index units) const {
+    constexpr Range phase = Cell::phases[P];
+    for (Index i = begin; i < end; ++i) {
+      for (int g = phase.first; g < phase.first + phase.count; ++g)
+        prefetch(scratch_.x[i] + g * units_ + unit, units);
+      if constexpr (Cell::cell_state) prefetch(scratch_.c_previous[i] + unit, units);
     }
   }
 
@@ -436,9 +436,9 @@ class Forward {
   // Rows that end with this step leave their last state behind: the units that this thread wrote.
   void finish_rows(Index s) const {
     const auto& matrix = panels_.recurrent[kPhases - 1];
-    const auto share = panel_share(matrix);
-    const Index begin_unit = share.begin * matrix.panel_units();
-    const Index last = share.end * matrix.panel_units(), end_unit = last < units_ ? last : units_;
+    const auto share = group_share(matrix);
+    const Index begin_unit = share.begin * matrix.group_units();
+    const Index last = share.end * matrix.group_units(), end_unit = last < units_ ? last : units_;
     const Index going_on = schedule_.live(s + 1), live = schedule_.live(s);
     if (going_on >= live) return;
     for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {

@@ -67,7 +67,7 @@ class Matmul {
     const auto share = worker.share(scratch.b.count());
     pack_start(scratch.b, share.begin, share.end, [&](int) { return problem.bias; });
     if (problem.b_column == 1) {
-      pack_rows(scratch.b, share.begin, share.end, [&](Index k, int, Index column, Index n) {
+      pack_rows(scratch.b, share.begin, share.end, [&](Index k, Index column, Index n) {
         return load_some<V>(problem.b + k * problem.b_depth + column, n);
       });
     } else {

@@ -7,34 +7,47 @@
 
 namespace rnnkern {
 
-// The K x (gates·units) right-hand side of a product. A panel holds, for each of `blocks` lanes of
-// units, that lane's column of every gate (gate-interleaved), so that one tile of sums has all that
-// the cell's equations need of a unit. A plain matrix has one gate. Columns past the last unit are 0.
+// The K x (gates·units) right-hand side of a product, cut into panels of `width` lanes of columns. The
+// panels come in groups: a group has, for each of `blocks` lanes of units, that lane's column of every
+// gate (gate-interleaved), so that its sums are all that the cell's equations need of a unit. Lane w of
+// a group is gate w / blocks of block w % blocks. A plain matrix has one gate, and a panel a group.
+// Columns past the last unit are 0.
 template <class V, class Product = ExactProduct<V>>
 struct PanelMatrix {
   using T = typename V::value;
   using Panel = typename Product::Panel;
 
   Index depth = 0, units = 0;
-  int gates = 1, blocks = 1;
+  int gates = 1, blocks = 1, width = 1;
   T* data = nullptr;
 
   PanelMatrix() = default;
   PanelMatrix(Index depth, Index units, int gates) : depth(depth), units(units), gates(gates) {
-    const Index lanes = (units + V::size - 1) / V::size;
-    const int most = gates == 1 ? Product::kPlainWidth : kMaxPanelWidth / gates;
-    blocks = lanes < most ? static_cast<int>(lanes) : most;
+    constexpr int full = kPanelWidth<V>;
+    const Index unit_lanes = (units + V::size - 1) / V::size;
+    const int most = gates <= full ? full / gates : gates % full == 0 ? 1 : full;
+    blocks = unit_lanes < most ? static_cast<int>(unit_lanes) : most;
+    width = lanes() <= full ? lanes() : lanes() % full == 0 ? full : 1;
   }
 
-  [[gnu::always_inline]] int width() const { return gates * blocks; }
-  [[gnu::always_inline]] Index panel_units() const { return Index{blocks} * V::size; }
-  [[gnu::always_inline]] Index count() const { return (units + panel_units() - 1) / panel_units(); }
-  [[gnu::always_inline]] Index row_size() const { return Index{width()} * V::size; }
-  // From a panel to the next, in T and in Panel; a panel's initial values, and its row k.
-  [[gnu::always_inline]] Index stride() const {
-    return row_size() + padded_depth() * stored() * kPanelBytes / kBytes;
+  // Of a group:
+  [[gnu::always_inline]] int lanes() const { return gates * blocks; }
+  [[gnu::always_inline]] int panels() const { return lanes() / width; }
+  [[gnu::always_inline]] Index group_units() const { return Index{blocks} * V::size; }
+  [[gnu::always_inline]] int gate(int lane) const { return lane / blocks; }
+  [[gnu::always_inline]] Index first_unit(Index group, int lane) const {
+    return group * group_units() + Index{lane % blocks} * V::size;
   }
-  [[gnu::always_inline]] Index panel_stride() const { return stride() * kBytes / kPanelBytes; }
+  [[gnu::always_inline]] Index groups() const {
+    return (units + group_units() - 1) / group_units();
+  }
+
+  // Of a panel: a row of initial values, then one for each k.
+  [[gnu::always_inline]] Index row_size() const { return Index{width} * V::size; }
+  [[gnu::always_inline]] Index padded_depth() const {
+    return round_up(depth, Product::kDepthMultiple);
+  }
+  [[gnu::always_inline]] Index count() const { return groups() * panels(); }
   [[gnu::always_inline]] Index size() const { return count() * stride(); }
   [[gnu::always_inline]] T* start(Index p) const { return data + p * stride(); }
   [[gnu::always_inline]] Panel* row(Index p, Index k) const {
@@ -44,42 +57,50 @@ struct PanelMatrix {
   [[gnu::always_inline]] Panel* block(Index p, Index k, int w) const {
     return row(p, k) + Index{w} * Product::kDepthStep * V::size;
   }
-  [[gnu::always_inline]] Index padded_depth() const {
-    return round_up(depth, Product::kDepthMultiple);
+  // From a panel to the next, in T and in Panel.
+  [[gnu::always_inline]] Index stride() const {
+    return row_size() + padded_depth() * stored() * kPanelBytes / kBytes;
   }
+  [[gnu::always_inline]] Index panel_stride() const { return stride() * kBytes / kPanelBytes; }
 
  private:
   static constexpr Index kBytes = sizeof(T), kPanelBytes = sizeof(Panel);
-  [[gnu::always_inline]] Index stored() const { return stored_row<Product>(width()); }
+  [[gnu::always_inline]] Index stored() const { return stored_row<Product>(width); }
 };
 
-// The row of initial values of panels [begin, end): start(gate) points at a gate's units, or is null.
+// Has the cache lines of p[0, n) fetched while something else is computed.
+template <class T>
+[[gnu::always_inline]] inline void prefetch(const T* p, Index n) {
+  constexpr Index line = 64 / static_cast<Index>(sizeof(T));
+  for (Index j = 0; j < n; j += line) __builtin_prefetch(p + j);
+}
+
+// The row of initial values of groups [begin, end): start(gate) points at a gate's units, or is null.
 template <class V, class Product, class Start>
 void pack_start(const PanelMatrix<V, Product>& m, Index begin, Index end, Start start) {
-  for (Index p = begin; p < end; ++p) {
-    for (int w = 0; w < m.width(); ++w) {
-      const typename V::value* values = start(w / m.blocks);
-      const Index unit = p * m.panel_units() + Index{w % m.blocks} * V::size;
+  for (Index group = begin; group < end; ++group) {
+    for (int lane = 0; lane < m.lanes(); ++lane) {
+      const typename V::value* values = start(m.gate(lane));
+      const Index unit = m.first_unit(group, lane);
       const V v = values ? load_some<V>(values + unit, m.units - unit) : V(0);
-      v.store(m.start(p) + w * V::size);
+      v.store(m.start(group * m.panels() + lane / m.width) + lane % m.width * V::size);
     }
   }
 }
 
-// Panels [begin, end) from rows: load(k, gate, unit, n) gives a lane of units of row k, n of them real.
+// Plain panels [begin, end) from rows: load(k, column, n) gives a lane of row k, n of it real.
 template <class V, class Product, class Load>
 void pack_rows(const PanelMatrix<V, Product>& m, Index begin, Index end, Load load) {
   constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
   for (Index p = begin; p < end; ++p) {
     for (Index k = 0; k < m.padded_depth(); k += kDeep) {
-      for (int w = 0; w < m.width(); w += kWide) {
+      for (int w = 0; w < m.width; w += kWide) {
         V lanes[kDeep * kWide];
         for (int i = 0; i < kDeep * kWide; ++i) {
-          const Index row = k + i / kWide;
-          const int lane = w + i % kWide;
-          const Index unit = p * m.panel_units() + Index{lane % m.blocks} * V::size;
-          const bool real = (kDeep == 1 || row < m.depth) && (kWide == 1 || lane < m.width());
-          lanes[i] = real ? load(row, lane / m.blocks, unit, m.units - unit) : V(0);
+          const Index row = k + i / kWide, column = p * m.row_size() + (w + i % kWide) * V::size;
+          const bool real =
+              (kDeep == 1 || row < m.depth) && (kWide == 1 || w + i % kWide < m.width);
+          lanes[i] = real ? load(row, column, m.units - column) : V(0);
         }
         Product::store_block(m.block(p, k, w), lanes);
       }
@@ -102,31 +123,48 @@ template <class V>
   }
 }
 
-// Panels [begin, end) from a matrix that lies the other way: source(gate, unit) points at the
-// K contiguous values of one column. Goes square by square.
+// Groups [begin, end) from a matrix that lies the other way: source(gate, unit) points at the
+// K contiguous values of one column. Goes square by square, as many of them side by side as a cache
+// line holds, and has the lines ahead fetched: so many columns at a time are more than the processor
+// follows by itself.
 template <class V, class Product, class Source>
 void pack_columns(const PanelMatrix<V, Product>& m, Index begin, Index end, Source source) {
   constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
+  constexpr Index kLine = 64 / static_cast<Index>(sizeof(typename V::value));
+  constexpr Index kRun = V::size > kLine ? V::size : kLine, kAhead = 2 * kRun;
   static_assert(V::size % kDeep == 0);
-  for (Index p = begin; p < end; ++p) {
-    for (Index k0 = 0; k0 < m.padded_depth(); k0 += V::size) {
-      for (int w = 0; w < m.width(); w += kWide) {
-        V square[kWide][V::size];
-        for (int i = 0; i < kWide; ++i) {
-          const Index unit = p * m.panel_units() + Index{(w + i) % m.blocks} * V::size;
-          for (int lane = 0; lane < V::size; ++lane) {
-            const bool real = unit + lane < m.units && (kWide == 1 || w + i < m.width());
-            square[i][lane] =
-                real ? load_some<V>(source((w + i) / m.blocks, unit + lane) + k0, m.depth - k0)
-                     : V(0);
-          }
-          transpose(square[i]);
-        }
-        for (int k = 0; k < V::size && k0 + k < m.padded_depth(); k += kDeep) {
-          V lanes[kDeep * kWide];
-          for (int i = 0; i < kDeep * kWide; ++i) lanes[i] = square[i % kWide][k + i / kWide];
-          Product::store_block(m.block(p, k0 + k, w), lanes);
-        }
+  const Index depth = m.padded_depth();
+  const auto pack_block = [&](Index group, int panel, int w, Index line) {
+    const typename V::value* column[kWide][V::size];
+    int real[kWide];
+    for (int i = 0; i < kWide; ++i) {
+      const int lane = panel * m.width + w + i;
+      const Index unit = m.first_unit(group, lane), left = m.units - unit;
+      real[i] =
+          kWide > 1 && w + i >= m.width ? 0 : static_cast<int>(left < V::size ? left : V::size);
+      for (int j = 0; j < real[i]; ++j) {
+        column[i][j] = source(m.gate(lane), unit + j);
+        if (line + kAhead < m.depth) __builtin_prefetch(column[i][j] + line + kAhead);
+      }
+    }
+    for (Index k0 = line; k0 < line + kRun && k0 < depth; k0 += V::size) {
+      V square[kWide][V::size];
+      for (int i = 0; i < kWide; ++i) {
+        for (int j = 0; j < V::size; ++j)
+          square[i][j] = j < real[i] ? load_some<V>(column[i][j] + k0, m.depth - k0) : V(0);
+        transpose(square[i]);
+      }
+      for (int k = 0; k < V::size && k0 + k < depth; k += kDeep) {
+        V lanes[kDeep * kWide];
+        for (int i = 0; i < kDeep * kWide; ++i) lanes[i] = square[i % kWide][k + i / kWide];
+        Product::store_block(m.block(group * m.panels() + panel, k0 + k, w), lanes);
+      }
+    }
+  };
+  for (Index group = begin; group < end; ++group) {
+    for (Index line = 0; line < depth; line += kRun) {
+      for (int panel = 0; panel < m.panels(); ++panel) {
+        for (int w = 0; w < m.width; w += kWide) pack_block(group, panel, w, line);
       }
     }
   }
@@ -177,7 +215,48 @@ void store_tile(typename V::value* const* row, Index column, Index rows, Index r
 
 template <class V>
 constexpr Index tile_scratch() {
-  return Index{kMaxRegisterRows} * kMaxPanelWidth * kMaxPanels * V::size;
+  return Index{kMaxRegisterRows} * kPanelWidth<V> * kMaxPanels * V::size;
+}
+
+// Panels [first, first + count) times `rows` rows, from the panels' initial values; row r of the sums
+// goes to out + r·count·row_size, panel after panel.
+template <class V, class Product>
+[[gnu::always_inline]] inline void multiply_panels(const PanelMatrix<V, Product>& b,
+                                                   const typename Product::Tiles& tiles,
+                                                   const typename Product::Operand* const* a,
+                                                   int rows, Index first, Index count,
+                                                   typename V::value* out) {
+  for (Index p = 0, side; p < count; p += side) {
+    side = tiles.panels(rows, count - p);
+    const typename Product::Tile tile{.a = a,
+                                      .a_begin = 0,
+                                      .a_step = 1,
+                                      .b = b.row(first + p, 0),
+                                      .b_panel = b.panel_stride(),
+                                      .depth = b.depth,
+                                      .start = b.start(first + p),
+                                      .start_row = 0,
+                                      .start_panel = b.stride(),
+                                      .out = out + p * b.row_size(),
+                                      .out_row = count * b.row_size(),
+                                      .out_panel = b.row_size()};
+    tiles.multiply(rows, static_cast<int>(side), tile);
+  }
+}
+
+// Groups whose sums are best taken together: enough to keep the units busy when the rows are few.
+template <class V, class Product>
+[[gnu::always_inline]] inline Index groups_together(const PanelMatrix<V, Product>& b,
+                                                    const typename Product::Tiles& tiles, int rows,
+                                                    Index available) {
+  const Index panels = tiles.panels(rows, available * b.panels());
+  return panels > b.panels() ? panels / b.panels() : 1;
+}
+
+// Where, among the sums of groups taken together, a block's first gate stands.
+template <class V, class Product>
+[[gnu::always_inline]] inline Index block_sums(const PanelMatrix<V, Product>& b, Index block) {
+  return (block / b.blocks * b.lanes() + block % b.blocks) * V::size;
 }
 
 // C = A·B + start row, or C += A·B, for `rows` rows of `all_rows` that the team has. Row i of A is
@@ -191,7 +270,7 @@ void multiply(const PanelMatrix<V, Product>& b, const typename Product::Operand*
   constexpr Index kDepth = 1024;
   static_assert(kDepth % Product::kDepthMultiple == 0);
   const Index panel_columns = b.row_size();
-  const typename Product::Tiles tiles(b.width(), all_rows);
+  const typename Product::Tiles tiles(b.width, all_rows);
   const TileCut cut(rows, tiles.height());
   const int highest = static_cast<int>((rows + cut.tiles - 1) / (cut.tiles ? cut.tiles : 1));
   for (Index p = 0, side; p < b.count() && rows > 0; p += side) {

@@ -7,13 +7,12 @@
 // A product is a struct that says what is multiplied, how it lies in memory and which kernel does it:
 //   Lane V                      of the sums, and of everything outside products
 //   Panel, Operand              elements of a panel's rows, and of the rows of A
-//   kPlainWidth                 lanes of a panel of a plain matrix, at most
 //   kSums                       lanes of sums in a tile: as many as leave registers for the rest
 //   kRounds                     whether rows of A are rounded copies; if not, they are used in place
 //   kDepthStep, kWidthStep      rows k by lanes w of a panel that are stored as one block
 //   kDepthMultiple              panels and copies are filled with zeros to a multiple of this depth
 //   Columns                     a register of a panel's lane, kDepthStep deep
-//   load_columns, broadcast, multiply_add   the kernel's inner loop
+//   for_columns<W>(b, visit), broadcast, multiply_add   the kernel's inner loop; visit(w, column)
 //   store_block(p, lanes)       kDepthStep·kWidthStep lanes, row by row, to a panel
 //   rounded(value)              as an operand would be
 //   copy_row(from, n, to)       n values as a row of A: `to`, or `from` where nothing is rounded
@@ -32,8 +31,11 @@ namespace rnnkern {
 
 inline constexpr int kMaxTileRows = 16;
 inline constexpr int kMaxRegisterRows = 8;
-inline constexpr int kMaxPanelWidth = 4;  // lanes
-inline constexpr int kMaxPanels = 4;      // side by side in one tile
+inline constexpr int kMaxPanels = 4;  // side by side in one tile
+
+// Lanes of a panel. Of the shapes that fill 16 registers, 6 rows by 2 lanes ask least of the caches.
+template <class V>
+inline constexpr int kPanelWidth = V::registers == 32 ? 4 : 2;
 
 template <class V>
 [[gnu::always_inline]] inline V load_some(const typename V::value* p, Index n) {
@@ -102,14 +104,35 @@ void multiply_tile(const typename Product::Tile& t) {
   const Index b_panel = t.b_panel, a_step = t.a_step;
   Index at = t.a_begin;
   for (Index k = t.depth; k > 0; k -= Product::kDepthStep) {
-    typename Product::Columns column[P * W];
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) Product::template load_columns<W>(b + p * b_panel, column + p * W);
+    // The shorter side of the tile waits in registers while the longer one passes through one of them:
+    // with both there 12 sums would not fit beside them in 16 registers.
+    using Register = typename Product::Columns;
+    if constexpr (M < P * W) {
+      Register row[M];
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const auto row = Product::broadcast(a[m] + at);
+      for (int m = 0; m < M; ++m) row[m] = Product::broadcast(a[m] + at);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        Product::template for_columns<W>(b + p * b_panel, [&](int w, Register column) {
+#pragma GCC unroll 8
+          for (int m = 0; m < M; ++m)
+            sum[m][p * W + w] = Product::multiply_add(row[m], column, sum[m][p * W + w]);
+        });
+      }
+    } else {
+      Register column[P * W];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        Product::template for_columns<W>(b + p * b_panel,
+                                         [&](int w, Register c) { column[p * W + w] = c; });
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const Register row = Product::broadcast(a[m] + at);
 #pragma GCC unroll 16
-      for (int w = 0; w < P * W; ++w) sum[m][w] = Product::multiply_add(row, column[w], sum[m][w]);
+        for (int w = 0; w < P * W; ++w)
+          sum[m][w] = Product::multiply_add(row, column[w], sum[m][w]);
+      }
     }
     at += a_step * Product::kDepthStep;
     b += stored_row<Product>(W) * Product::kDepthStep;
@@ -131,18 +154,20 @@ class TileKernels {
 
   static Function find(int rows, int width, int panels) {
     static constexpr TileKernels kernels;
-    return kernels.table_[width - 1][rows - 1][panels == 4 ? 2 : panels - 1];
+    return kernels.table_[width - 1][rows - 1][panels - 1];
   }
 
   // As many panels side by side as the registers hold: few rows need them to keep the units busy.
   static int panels(int rows, int width, Index available) {
     int p = kMaxPanels;
-    while (p > 1 && (p > available || !find(rows, width, p))) p /= 2;
+    while (p > 1 && (p > available || !find(rows, width, p))) --p;
     return p;
   }
 
  private:
-  constexpr TileKernels() { fill(std::make_integer_sequence<int, kMaxPanelWidth>()); }
+  constexpr TileKernels() {
+    fill(std::make_integer_sequence<int, kPanelWidth<typename Product::Lane>>());
+  }
 
   template <int... W>
   constexpr void fill(std::integer_sequence<int, W...>) {
@@ -157,10 +182,11 @@ class TileKernels {
     auto& row = table_[W - 1][M - 1];
     if constexpr (M * W <= Product::kSums) row[0] = multiply_tile<Product, M, W, 1>;
     if constexpr (M * W * 2 <= Product::kSums) row[1] = multiply_tile<Product, M, W, 2>;
-    if constexpr (M * W * 4 <= Product::kSums) row[2] = multiply_tile<Product, M, W, 4>;
+    if constexpr (M * W * 3 <= Product::kSums) row[2] = multiply_tile<Product, M, W, 3>;
+    if constexpr (M * W * 4 <= Product::kSums) row[3] = multiply_tile<Product, M, W, 4>;
   }
 
-  Function table_[kMaxPanelWidth][kMaxRegisterRows][3] = {};
+  Function table_[kPanelWidth<typename Product::Lane>][kMaxRegisterRows][kMaxPanels] = {};
 };
 
 // Panels of so many lanes: how high a tile is, how many panels it spans, and its product.
@@ -183,14 +209,17 @@ class RegisterTiles {
 
 struct NoSession {};
 
-// A's rows lie across as they came, in rows of one k each.
+// A's rows lie across as they came, in rows of one k each: whole lanes, of which what is beyond the
+// tile is overwritten by the rows after, for masks are dear.
 template <class Product>
 void copy_across(const typename Product::Operand* from, Index from_row, Index depth, Index height,
                  typename Product::Operand* to) {
   using V = typename Product::Lane;
+  const Index masked = (V::size + height - 1) / height;
   for (Index k = 0; k < depth; ++k, from += from_row, to += height) {
     for (Index j = 0; j < height; j += V::size) {
-      store_some(to + j, Product::rounded(load_some<V>(from + j, height - j)), height - j);
+      const Index n = k + masked < depth ? V::size : height - j;
+      store_some(to + j, Product::rounded(load_some<V>(from + j, n)), n);
     }
   }
 }
@@ -206,15 +235,15 @@ struct ExactProduct {
   using Tile = TileProduct<T, Panel, Operand>;
   using Tiles = RegisterTiles<ExactProduct>;
   using Session = NoSession;
-  static constexpr int kPlainWidth = kMaxPanelWidth, kSums = tile_budget<V>(1);
+  static constexpr int kSums = tile_budget<V>(1);
   static constexpr bool kRounds = false;
   static constexpr int kDepthStep = 1, kWidthStep = 1;
   static constexpr Index kDepthMultiple = 1;
 
-  template <int W>
-  [[gnu::always_inline]] static void load_columns(const T* b, V* column) {
-#pragma GCC unroll 4
-    for (int w = 0; w < W; ++w) column[w] = V::load(b + w * V::size);
+  template <int W, class Visit>
+  [[gnu::always_inline]] static void for_columns(const T* b, Visit visit) {
+#pragma GCC unroll 16
+    for (int w = 0; w < W; ++w) visit(w, V::load(b + w * V::size));
   }
   [[gnu::always_inline]] static V broadcast(const T* a) { return V(*a); }
   [[gnu::always_inline]] static V multiply_add(V row, V column, V sum) {
@@ -245,19 +274,21 @@ struct WidenedProduct {
   using Tile = TileProduct<float, Panel, Operand>;
   using Tiles = RegisterTiles<WidenedProduct>;
   using Session = NoSession;
-  // One pair: both its lanes and the mask, and as many rows as can be to share the work of widening.
-  static constexpr int kPlainWidth = V::registers == 32 ? kMaxPanelWidth : 2;
+  // Both lanes of a pair and the mask.
   static constexpr int kSums = tile_budget<V>(3);
   static constexpr bool kRounds = true;
   static constexpr int kDepthStep = 1, kWidthStep = 2;
   static constexpr Index kDepthMultiple = 1;
 
-  template <int W>
-  [[gnu::always_inline]] static void load_columns(const Bfloat16* b, V* column) {
-    V unused;
-#pragma GCC unroll 4
-    for (int w = 0; w < W; w += 2)
-      V::load_pair(b + w * V::size, column[w], w + 1 < W ? column[w + 1] : unused);
+  template <int W, class Visit>
+  [[gnu::always_inline]] static void for_columns(const Bfloat16* b, Visit visit) {
+#pragma GCC unroll 16
+    for (int w = 0; w < W; w += 2) {
+      V even, odd;
+      V::load_pair(b + w * V::size, even, odd);
+      visit(w, even);
+      if (w + 1 < W) visit(w + 1, odd);
+    }
   }
   [[gnu::always_inline]] static V broadcast(const float* a) { return V(*a); }
   [[gnu::always_inline]] static V multiply_add(V row, V column, V sum) {

@@ -35,16 +35,16 @@ struct StepPanels {
     const Index units = parameters.units, inputs = parameters.inputs;
     for (int p = 0; p < kPhases; ++p) {
       const int first = Cell::phases[p].first;
-      pack_start(input[p], 0, input[p].count(), [&](int gate) {
+      pack_start(input[p], 0, input[p].groups(), [&](int gate) {
         return parameters.bias ? parameters.bias + (first + gate) * units : nullptr;
       });
-      pack_columns(input[p], 0, input[p].count(), [&](int gate, Index unit) {
+      pack_columns(input[p], 0, input[p].groups(), [&](int gate, Index unit) {
         return parameters.w_ih + ((first + gate) * units + unit) * inputs;
       });
-      pack_start(recurrent[p], 0, recurrent[p].count(), [&](int gate) {
+      pack_start(recurrent[p], 0, recurrent[p].groups(), [&](int gate) {
         return first + gate == Cell::gates - 1 ? parameters.bias_hn : nullptr;
       });
-      pack_columns(recurrent[p], 0, recurrent[p].count(), [&](int gate, Index unit) {
+      pack_columns(recurrent[p], 0, recurrent[p].groups(), [&](int gate, Index unit) {
         return parameters.w_hh + ((first + gate) * units + unit) * units;
       });
     }
@@ -113,7 +113,7 @@ class Step {
 
   template <int P>
   void run_phases() const {
-    const Index height = Tiles(panels_.recurrent[P].width(), problem_.batch).height();
+    const Index height = Tiles(panels_.recurrent[P].width, problem_.batch).height();
     for (Index i = 0; i < problem_.batch; i += height)
       run_rows<P>(i, static_cast<int>(std::min(height, problem_.batch - i)));
     if constexpr (P + 1 < kPhases) {
@@ -127,7 +127,7 @@ class Step {
   void run_rows(Index first, int rows) const {
     const Index units = problem_.units;
     const auto& matrix = panels_.recurrent[P];
-    const Tiles tiles(matrix.width(), problem_.batch);
+    const Tiles tiles(matrix.width, problem_.batch);
     const T *x[kMaxRegisterRows], *state[kMaxRegisterRows];
     for (int r = 0; r < rows; ++r) {
       const Index i = first + r;
@@ -138,15 +138,15 @@ class Step {
         x[r] = Product::copy_row(x[r], problem_.inputs, scratch_.x_copies + r * problem_.inputs);
       state[r] = Product::copy_row(state[r], units, scratch_.h_copies + r * units);
     }
-    for (Index p = 0, side; p < matrix.count(); p += side) {
-      side = tiles.panels(rows, matrix.count() - p);
-      sum_input<P>(x, first, rows, p, side);
-      multiply_panels(matrix, state, rows, p, side, scratch_.from_state);
+    for (Index p = 0, side; p < matrix.groups(); p += side) {
+      side = groups_together(matrix, tiles, rows, matrix.groups() - p);
+      const Index panel = p * matrix.panels(), panels = side * matrix.panels();
+      sum_input<P>(x, first, rows, panel, panels);
+      multiply_panels(matrix, tiles, state, rows, panel, panels, scratch_.from_state);
       for (Index block = 0; block < side * matrix.blocks; ++block) {
-        const Index unit = p * matrix.panel_units() + block * V::size;
-        const Index sums =
-            block / matrix.blocks * matrix.row_size() + block % matrix.blocks * V::size;
-        const Index row = side * matrix.row_size(), gate = Index{matrix.blocks} * V::size;
+        const Index unit = p * matrix.group_units() + block * V::size;
+        const Index sums = block_sums(matrix, block);
+        const Index row = panels * matrix.row_size(), gate = Index{matrix.blocks} * V::size;
         for (int r = 0; r < rows; ++r) {
           if (unit + V::size <= units) {
             apply<P>(WholeLane<V>{}, first + r, unit, sums + r * row, gate);
@@ -158,48 +158,32 @@ class Step {
     }
   }
 
-  void multiply_panels(const Matrix& matrix, const T* const* a, int rows, Index panel, Index side,
-                       T* out) const {
-    const typename Product::Tile tile{.a = a,
-                                      .a_begin = 0,
-                                      .a_step = 1,
-                                      .b = matrix.row(panel, 0),
-                                      .b_panel = matrix.panel_stride(),
-                                      .depth = matrix.depth,
-                                      .start = matrix.start(panel),
-                                      .start_row = 0,
-                                      .start_panel = matrix.stride(),
-                                      .out = out,
-                                      .out_row = side * matrix.row_size(),
-                                      .out_panel = matrix.row_size()};
-    Tiles(matrix.width(), problem_.batch).multiply(rows, static_cast<int>(side), tile);
-  }
-
   // W_ih x + b; of a one-hot row, the token's column and b.
   template <int P>
-  void sum_input(const T* const* x, Index first, int rows, Index panel, Index side) const {
+  void sum_input(const T* const* x, Index first, int rows, Index panel, Index count) const {
     const auto& matrix = panels_.input[P];
-    if (problem_.x) return multiply_panels(matrix, x, rows, panel, side, scratch_.from_input);
     T* out = scratch_.from_input;
+    if (problem_.x) {
+      const Tiles tiles(matrix.width, problem_.batch);
+      return multiply_panels(matrix, tiles, x, rows, panel, count, out);
+    }
     for (int r = 0; r < rows; ++r) {
       const Index token = problem_.tokens[first + r];
-      for (Index p = panel; p < panel + side; ++p, out += matrix.row_size()) {
-        add_column(matrix.start(p), matrix.row(p, token), matrix.width(), out);
-      }
+      for (Index p = panel; p < panel + count; ++p, out += matrix.row_size())
+        add_column(matrix.start(p), matrix.row(p, token), matrix.width, out);
     }
   }
 
   static void add_column(const T* start, const typename Product::Panel* column, int width, T* out) {
     for (int w = 0; w < width; w += 2) {
-      V pair[2] = {V(0), V(0)};
-      if (w + 1 < width) {
-        Product::template load_columns<2>(column + w * V::size, pair);
-      } else {
-        Product::template load_columns<1>(column + w * V::size, pair);
-      }
-      for (int j = 0; j < 2 && w + j < width; ++j) {
+      const auto add = [&](int j, V lane) {
         const Index at = (w + j) * V::size;
-        (V::load(start + at) + pair[j]).store(out + at);
+        (V::load(start + at) + lane).store(out + at);
+      };
+      if (w + 1 < width) {
+        Product::template for_columns<2>(column + w * V::size, add);
+      } else {
+        Product::template for_columns<1>(column + w * V::size, add);
       }
     }
   }
