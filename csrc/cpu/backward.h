@@ -263,6 +263,23 @@ class Backward {
     }
   }
 
+  // What apply_cell will read of these units and is in no near cache.
+  template <int P>
+  void prefetch_rows(Index begin, Index end, Index unit, Index units) const {
+    for (Index i = begin; i < end; ++i) {
+      for (int k = 0; k < Cell::saved; ++k) prefetch(scratch_.saved[i] + k * units_ + unit, units);
+      prefetch(scratch_.h_previous[i] + unit, units);
+      if constexpr (P == 0) {
+        prefetch(scratch_.h[i] + unit, units);
+        if (scratch_.dy[i]) prefetch(scratch_.dy[i] + unit, units);
+      }
+      if constexpr (Cell::cell_state) {
+        prefetch(scratch_.c_previous[i] + unit, units);
+        prefetch(scratch_.cell[i] + unit, units);
+      }
+    }
+  }
+
   // The gate gradients that are rows of a phase's product.
   template <int P>
   const T* const* delta_rows() const {
@@ -286,23 +303,6 @@ class Backward {
         for (Index j = used; j < size; ++j) copy[j] = {};
       }
     });
-  }
-
-  // What apply_cell will read of these units and is in no near cache.
-  template <int P>
-  void prefetch_rows(Index begin, Index end, Index unit, Index units) const {
-    for (Index i = begin; i < end; ++i) {
-      for (int k = 0; k < Cell::saved; ++k) prefetch(scratch_.saved[i] + k * units_ + unit, units);
-      prefetch(scratch_.h_previous[i] + unit, units);
-      if constexpr (P == 0) {
-        prefetch(scratch_.h[i] + unit, units);
-        if (scratch_.dy[i]) prefetch(scratch_.dy[i] + unit, units);
-      }
-      if constexpr (Cell::cell_state) {
-        prefetch(scratch_.c_previous[i] + unit, units);
-        prefetch(scratch_.cell[i] + unit, units);
-      }
-    }
   }
 
   // Σ over the phase's gates of delta · W_hh for rows [begin, end): where the gates do not lie side by

@@ -414,14 +414,14 @@ class Forward {
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
     for (Index p = share.begin, side; p < share.end; p += side) {
       side = groups_together(matrix, tiles, highest, share.end - p);
-      const Index panels = side * matrix.panels(), sums_row = side * matrix.group_size();
+      const Index panels = side * matrix.panels(), sums_row = panels * matrix.row_size();
       for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
         const int rows = static_cast<int>(end - begin);
         prefetch_rows<P>(begin, end, p * matrix.group_units(), side * matrix.group_units());
         multiply_panels(matrix, tiles, a + begin, rows, p * matrix.panels(), panels, scratch_.tile);
         for (Index block = 0; block < side * matrix.blocks; ++block) {
           const Index unit = p * matrix.group_units() + block * V::size;
-          const T* sums = scratch_.tile + matrix.block_sums(block);
+          const T* sums = scratch_.tile + block_sums(matrix, block);
           if (unit + V::size <= units_) {
             apply_cell<P>(WholeLane<V>{}, sums, sums_row, matrix.blocks, begin, rows, unit);
           } else if (unit < units_) {

@@ -16,13 +16,14 @@ using PairTile = TileProduct<float, Bfloat16, Bfloat16>;
 
 inline constexpr Index kTallDepth = 32;  // values of k that one tile register holds
 inline constexpr int kTallColumns = 16;  // and columns
+inline constexpr int kTallWidth = 4;     // of them side by side in a panel
 inline constexpr Index kTallFrom = 16;   // a product of fewer rows is left to registers
 
 // Kernels for tiles of up to kMaxTileRows rows by one panel of `width` lanes of kTallColumns, whose
 // rows of A are evenly spaced. Their sums are not to the last bit those of Dot, so that whether they are
 // used must depend on the sizes of the problem alone.
 struct TallTiles {
-  void (*multiply[kMaxPanelWidth])(const PairTile& tile, int rows);  // found by width - 1
+  void (*multiply[kTallWidth])(const PairTile& tile, int rows);  // found by width - 1
   void (*release)();  // on a thread that has multiplied, once it is done
 };
 
@@ -72,15 +73,16 @@ struct PairProduct {
   using Tile = PairTile;
   using Tiles = PairTiles<PairProduct>;
   using Session = TallSession;
-  static constexpr int kWidth = kMaxPanelWidth, kSums = tile_budget<V>(1);
+  static constexpr int kSums = tile_budget<V>(1);
   static constexpr bool kRounds = true;
   static constexpr int kDepthStep = 2, kWidthStep = 1;
   static constexpr Index kDepthMultiple = kTallDepth;
   static_assert(V::size == kTallColumns && V::size == kMaxTileRows);
+  static_assert(kPanelWidth<V> == kTallWidth);
 
   template <int W, class Visit>
   [[gnu::always_inline]] static void for_columns(const Bfloat16* b, Visit visit) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int w = 0; w < W; ++w) visit(w, Dot::load(b + w * 2 * V::size));
   }
   [[gnu::always_inline]] static Columns broadcast(const Bfloat16* a) { return Dot::broadcast(a); }

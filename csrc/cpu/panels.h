@@ -9,8 +9,8 @@ namespace rnnkern {
 
 // The K x (gates·units) right-hand side of a product, cut into panels of `width` lanes of columns. The
 // panels come in groups: a group has, for each of `blocks` lanes of units, that lane's column of every
-// gate (gate-interleaved), so that its sums are all that the cell's equations need of a unit. Lane j of
-// a group is gate j / blocks of block j % blocks. A plain matrix has one gate, and a panel a group.
+// gate (gate-interleaved), so that its sums are all that the cell's equations need of a unit. Lane w of
+// a group is gate w / blocks of block w % blocks. A plain matrix has one gate, and a panel a group.
 // Columns past the last unit are 0.
 template <class V, class Product = ExactProduct<V>>
 struct PanelMatrix {
@@ -23,7 +23,7 @@ struct PanelMatrix {
 
   PanelMatrix() = default;
   PanelMatrix(Index depth, Index units, int gates) : depth(depth), units(units), gates(gates) {
-    constexpr int full = Product::kWidth;
+    constexpr int full = kPanelWidth<V>;
     const Index unit_lanes = (units + V::size - 1) / V::size;
     const int most = gates <= full ? full / gates : gates % full == 0 ? 1 : full;
     blocks = unit_lanes < most ? static_cast<int>(unit_lanes) : most;
@@ -34,22 +34,20 @@ struct PanelMatrix {
   [[gnu::always_inline]] int lanes() const { return gates * blocks; }
   [[gnu::always_inline]] int panels() const { return lanes() / width; }
   [[gnu::always_inline]] Index group_units() const { return Index{blocks} * V::size; }
+  [[gnu::always_inline]] int gate(int lane) const { return lane / blocks; }
+  [[gnu::always_inline]] Index first_unit(Index group, int lane) const {
+    return group * group_units() + Index{lane % blocks} * V::size;
+  }
   [[gnu::always_inline]] Index groups() const {
     return (units + group_units() - 1) / group_units();
   }
-  [[gnu::always_inline]] Index group_size() const { return Index{lanes()} * V::size; }
-  // Where, among the sums of groups side by side, a block's first gate stands.
-  [[gnu::always_inline]] Index block_sums(Index block) const {
-    return block / blocks * group_size() + block % blocks * V::size;
-  }
 
-  [[gnu::always_inline]] Index count() const { return groups() * panels(); }
+  // Of a panel: a row of initial values, then one for each k.
   [[gnu::always_inline]] Index row_size() const { return Index{width} * V::size; }
-  // From a panel to the next, in T and in Panel; a panel's initial values, and its row k.
-  [[gnu::always_inline]] Index stride() const {
-    return row_size() + padded_depth() * stored() * kPanelBytes / kBytes;
+  [[gnu::always_inline]] Index padded_depth() const {
+    return round_up(depth, Product::kDepthMultiple);
   }
-  [[gnu::always_inline]] Index panel_stride() const { return stride() * kBytes / kPanelBytes; }
+  [[gnu::always_inline]] Index count() const { return groups() * panels(); }
   [[gnu::always_inline]] Index size() const { return count() * stride(); }
   [[gnu::always_inline]] T* start(Index p) const { return data + p * stride(); }
   [[gnu::always_inline]] Panel* row(Index p, Index k) const {
@@ -59,9 +57,11 @@ struct PanelMatrix {
   [[gnu::always_inline]] Panel* block(Index p, Index k, int w) const {
     return row(p, k) + Index{w} * Product::kDepthStep * V::size;
   }
-  [[gnu::always_inline]] Index padded_depth() const {
-    return round_up(depth, Product::kDepthMultiple);
+  // From a panel to the next, in T and in Panel.
+  [[gnu::always_inline]] Index stride() const {
+    return row_size() + padded_depth() * stored() * kPanelBytes / kBytes;
   }
+  [[gnu::always_inline]] Index panel_stride() const { return stride() * kBytes / kPanelBytes; }
 
  private:
   static constexpr Index kBytes = sizeof(T), kPanelBytes = sizeof(Panel);
@@ -75,32 +75,20 @@ template <class T>
   for (Index j = 0; j < n; j += line) __builtin_prefetch(p + j);
 }
 
-// The gate that lane w of panel p belongs to, and the first of its units there.
-struct LanePlace {
-  int gate;
-  Index unit;
-};
-template <class V, class Product>
-[[gnu::always_inline]] inline LanePlace place(const PanelMatrix<V, Product>& m, Index p, int w) {
-  const int lane = static_cast<int>(p % m.panels()) * m.width + w;
-  return {lane / m.blocks, p / m.panels() * m.group_units() + Index{lane % m.blocks} * V::size};
-}
-
 // The row of initial values of groups [begin, end): start(gate) points at a gate's units, or is null.
 template <class V, class Product, class Start>
 void pack_start(const PanelMatrix<V, Product>& m, Index begin, Index end, Start start) {
-  for (Index p = begin * m.panels(); p < end * m.panels(); ++p) {
-    for (int w = 0; w < m.width; ++w) {
-      const auto [gate, unit] = place(m, p, w);
-      const typename V::value* values = start(gate);
+  for (Index group = begin; group < end; ++group) {
+    for (int lane = 0; lane < m.lanes(); ++lane) {
+      const typename V::value* values = start(m.gate(lane));
+      const Index unit = m.first_unit(group, lane);
       const V v = values ? load_some<V>(values + unit, m.units - unit) : V(0);
-      v.store(m.start(p) + w * V::size);
+      v.store(m.start(group * m.panels() + lane / m.width) + lane % m.width * V::size);
     }
   }
 }
 
-// Panels [begin, end) of a plain matrix from rows: load(k, column, n) gives a lane of columns of row k,
-// n of them real.
+// Plain panels [begin, end) from rows: load(k, column, n) gives a lane of row k, n of it real.
 template <class V, class Product, class Load>
 void pack_rows(const PanelMatrix<V, Product>& m, Index begin, Index end, Load load) {
   constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
@@ -109,10 +97,9 @@ void pack_rows(const PanelMatrix<V, Product>& m, Index begin, Index end, Load lo
       for (int w = 0; w < m.width; w += kWide) {
         V lanes[kDeep * kWide];
         for (int i = 0; i < kDeep * kWide; ++i) {
-          const Index row = k + i / kWide;
-          const int lane = w + i % kWide;
-          const Index column = p * m.row_size() + Index{lane} * V::size;
-          const bool real = (kDeep == 1 || row < m.depth) && (kWide == 1 || lane < m.width);
+          const Index row = k + i / kWide, column = p * m.row_size() + (w + i % kWide) * V::size;
+          const bool real =
+              (kDeep == 1 || row < m.depth) && (kWide == 1 || w + i % kWide < m.width);
           lanes[i] = real ? load(row, column, m.units - column) : V(0);
         }
         Product::store_block(m.block(p, k, w), lanes);
@@ -142,43 +129,42 @@ template <class V>
 // follows by itself.
 template <class V, class Product, class Source>
 void pack_columns(const PanelMatrix<V, Product>& m, Index begin, Index end, Source source) {
-  using T = typename V::value;
   constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
-  constexpr Index kLine = round_up(64 / static_cast<Index>(sizeof(T)), V::size);
-  constexpr Index kAhead = 2 * kLine;
+  constexpr Index kLine = 64 / static_cast<Index>(sizeof(typename V::value));
+  constexpr Index kRun = V::size > kLine ? V::size : kLine, kAhead = 2 * kRun;
   static_assert(V::size % kDeep == 0);
+  const Index depth = m.padded_depth();
+  const auto pack_block = [&](Index group, int panel, int w, Index line) {
+    const typename V::value* column[kWide][V::size];
+    int real[kWide];
+    for (int i = 0; i < kWide; ++i) {
+      const int lane = panel * m.width + w + i;
+      const Index unit = m.first_unit(group, lane), left = m.units - unit;
+      real[i] =
+          kWide > 1 && w + i >= m.width ? 0 : static_cast<int>(left < V::size ? left : V::size);
+      for (int j = 0; j < real[i]; ++j) {
+        column[i][j] = source(m.gate(lane), unit + j);
+        if (line + kAhead < m.depth) __builtin_prefetch(column[i][j] + line + kAhead);
+      }
+    }
+    for (Index k0 = line; k0 < line + kRun && k0 < depth; k0 += V::size) {
+      V square[kWide][V::size];
+      for (int i = 0; i < kWide; ++i) {
+        for (int j = 0; j < V::size; ++j)
+          square[i][j] = j < real[i] ? load_some<V>(column[i][j] + k0, m.depth - k0) : V(0);
+        transpose(square[i]);
+      }
+      for (int k = 0; k < V::size && k0 + k < depth; k += kDeep) {
+        V lanes[kDeep * kWide];
+        for (int i = 0; i < kDeep * kWide; ++i) lanes[i] = square[i % kWide][k + i / kWide];
+        Product::store_block(m.block(group * m.panels() + panel, k0 + k, w), lanes);
+      }
+    }
+  };
   for (Index group = begin; group < end; ++group) {
-    for (Index line = 0; line < m.padded_depth(); line += kLine) {
-      const int stored = static_cast<int>(round_up(m.width, kWide));
-      for (int j = 0; j < m.panels() * stored; j += kWide) {
-        const Index p = group * m.panels() + j / stored;
-        const int w = j % stored;
-        const T* column[kWide][V::size];
-        int real[kWide];
-        for (int i = 0; i < kWide; ++i) {
-          const auto [gate, unit] = place(m, p, w + i);
-          const Index left = kWide > 1 && w + i >= m.width ? 0 : m.units - unit;
-          real[i] = static_cast<int>(left < 0 ? 0 : left < V::size ? left : V::size);
-          for (int lane = 0; lane < real[i]; ++lane) {
-            column[i][lane] = source(gate, unit + lane);
-            if (line + kAhead < m.depth) __builtin_prefetch(column[i][lane] + line + kAhead);
-          }
-        }
-        for (Index k0 = line; k0 < line + kLine && k0 < m.padded_depth(); k0 += V::size) {
-          V square[kWide][V::size];
-          for (int i = 0; i < kWide; ++i) {
-            for (int lane = 0; lane < V::size; ++lane) {
-              square[i][lane] =
-                  lane < real[i] ? load_some<V>(column[i][lane] + k0, m.depth - k0) : V(0);
-            }
-            transpose(square[i]);
-          }
-          for (int k = 0; k < V::size && k0 + k < m.padded_depth(); k += kDeep) {
-            V lanes[kDeep * kWide];
-            for (int i = 0; i < kDeep * kWide; ++i) lanes[i] = square[i % kWide][k + i / kWide];
-            Product::store_block(m.block(p, k0 + k, w), lanes);
-          }
-        }
+    for (Index line = 0; line < depth; line += kRun) {
+      for (int panel = 0; panel < m.panels(); ++panel) {
+        for (int w = 0; w < m.width; w += kWide) pack_block(group, panel, w, line);
       }
     }
   }
@@ -229,11 +215,11 @@ void store_tile(typename V::value* const* row, Index column, Index rows, Index r
 
 template <class V>
 constexpr Index tile_scratch() {
-  return Index{kMaxRegisterRows} * kMaxPanelWidth * kMaxPanels * V::size;
+  return Index{kMaxRegisterRows} * kPanelWidth<V> * kMaxPanels * V::size;
 }
 
-// Panels [first, first + count) times `rows` rows of A, from the panels' initial values; row r of the
-// sums goes to out + r·count·row_size, panel after panel.
+// Panels [first, first + count) times `rows` rows, from the panels' initial values; row r of the sums
+// goes to out + r·count·row_size, panel after panel.
 template <class V, class Product>
 [[gnu::always_inline]] inline void multiply_panels(const PanelMatrix<V, Product>& b,
                                                    const typename Product::Tiles& tiles,
@@ -242,19 +228,19 @@ template <class V, class Product>
                                                    typename V::value* out) {
   for (Index p = 0, side; p < count; p += side) {
     side = tiles.panels(rows, count - p);
-    tiles.multiply(rows, static_cast<int>(side),
-                   {.a = a,
-                    .a_begin = 0,
-                    .a_step = 1,
-                    .b = b.row(first + p, 0),
-                    .b_panel = b.panel_stride(),
-                    .depth = b.depth,
-                    .start = b.start(first + p),
-                    .start_row = 0,
-                    .start_panel = b.stride(),
-                    .out = out + p * b.row_size(),
-                    .out_row = count * b.row_size(),
-                    .out_panel = b.row_size()});
+    const typename Product::Tile tile{.a = a,
+                                      .a_begin = 0,
+                                      .a_step = 1,
+                                      .b = b.row(first + p, 0),
+                                      .b_panel = b.panel_stride(),
+                                      .depth = b.depth,
+                                      .start = b.start(first + p),
+                                      .start_row = 0,
+                                      .start_panel = b.stride(),
+                                      .out = out + p * b.row_size(),
+                                      .out_row = count * b.row_size(),
+                                      .out_panel = b.row_size()};
+    tiles.multiply(rows, static_cast<int>(side), tile);
   }
 }
 
@@ -265,6 +251,12 @@ template <class V, class Product>
                                                     Index available) {
   const Index panels = tiles.panels(rows, available * b.panels());
   return panels > b.panels() ? panels / b.panels() : 1;
+}
+
+// Where, among the sums of groups taken together, a block's first gate stands.
+template <class V, class Product>
+[[gnu::always_inline]] inline Index block_sums(const PanelMatrix<V, Product>& b, Index block) {
+  return (block / b.blocks * b.lanes() + block % b.blocks) * V::size;
 }
 
 // C = A·B + start row, or C += A·B, for `rows` rows of `all_rows` that the team has. Row i of A is

@@ -7,13 +7,12 @@
 // A product is a struct that says what is multiplied, how it lies in memory and which kernel does it:
 //   Lane V                      of the sums, and of everything outside products
 //   Panel, Operand              elements of a panel's rows, and of the rows of A
-//   kWidth                      lanes of a panel, at most
 //   kSums                       lanes of sums in a tile: as many as leave registers for the rest
 //   kRounds                     whether rows of A are rounded copies; if not, they are used in place
 //   kDepthStep, kWidthStep      rows k by lanes w of a panel that are stored as one block
 //   kDepthMultiple              panels and copies are filled with zeros to a multiple of this depth
 //   Columns                     a register of a panel's lane, kDepthStep deep
-//   for_columns, broadcast, multiply_add   the kernel's inner loop
+//   for_columns<W>(b, visit), broadcast, multiply_add   the kernel's inner loop; visit(w, column)
 //   store_block(p, lanes)       kDepthStep·kWidthStep lanes, row by row, to a panel
 //   rounded(value)              as an operand would be
 //   copy_row(from, n, to)       n values as a row of A: `to`, or `from` where nothing is rounded
@@ -32,12 +31,11 @@ namespace rnnkern {
 
 inline constexpr int kMaxTileRows = 16;
 inline constexpr int kMaxRegisterRows = 8;
-inline constexpr int kMaxPanelWidth = 4;  // lanes
-inline constexpr int kMaxPanels = 4;      // side by side in one tile
+inline constexpr int kMaxPanels = 4;  // side by side in one tile
 
 // Lanes of a panel. Of the shapes that fill 16 registers, 6 rows by 2 lanes ask least of the caches.
 template <class V>
-inline constexpr int kPanelWidth = V::registers == 32 ? kMaxPanelWidth : 2;
+inline constexpr int kPanelWidth = V::registers == 32 ? 4 : 2;
 
 template <class V>
 [[gnu::always_inline]] inline V load_some(const typename V::value* p, Index n) {
@@ -108,30 +106,29 @@ void multiply_tile(const typename Product::Tile& t) {
   for (Index k = t.depth; k > 0; k -= Product::kDepthStep) {
     // The shorter side of the tile waits in registers while the longer one passes through one of them:
     // with both there 12 sums would not fit beside them in 16 registers.
+    using Register = typename Product::Columns;
     if constexpr (M < P * W) {
-      typename Product::Columns row[M];
+      Register row[M];
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) row[m] = Product::broadcast(a[m] + at);
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
-        Product::template for_columns<W>(
-            b + p * b_panel, [&](int w, typename Product::Columns column) {
+        Product::template for_columns<W>(b + p * b_panel, [&](int w, Register column) {
 #pragma GCC unroll 8
-              for (int m = 0; m < M; ++m)
-                sum[m][p * W + w] = Product::multiply_add(row[m], column, sum[m][p * W + w]);
-            });
+          for (int m = 0; m < M; ++m)
+            sum[m][p * W + w] = Product::multiply_add(row[m], column, sum[m][p * W + w]);
+        });
       }
     } else {
-      typename Product::Columns column[P * W];
+      Register column[P * W];
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
-        Product::template for_columns<W>(
-            b + p * b_panel,
-            [&](int w, typename Product::Columns loaded) { column[p * W + w] = loaded; });
+        Product::template for_columns<W>(b + p * b_panel,
+                                         [&](int w, Register c) { column[p * W + w] = c; });
       }
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const auto row = Product::broadcast(a[m] + at);
+        const Register row = Product::broadcast(a[m] + at);
 #pragma GCC unroll 16
         for (int w = 0; w < P * W; ++w)
           sum[m][w] = Product::multiply_add(row, column[w], sum[m][w]);
@@ -168,7 +165,9 @@ class TileKernels {
   }
 
  private:
-  constexpr TileKernels() { fill(std::make_integer_sequence<int, Product::kWidth>()); }
+  constexpr TileKernels() {
+    fill(std::make_integer_sequence<int, kPanelWidth<typename Product::Lane>>());
+  }
 
   template <int... W>
   constexpr void fill(std::integer_sequence<int, W...>) {
@@ -187,7 +186,7 @@ class TileKernels {
     if constexpr (M * W * 4 <= Product::kSums) row[3] = multiply_tile<Product, M, W, 4>;
   }
 
-  Function table_[Product::kWidth][kMaxRegisterRows][kMaxPanels] = {};
+  Function table_[kPanelWidth<typename Product::Lane>][kMaxRegisterRows][kMaxPanels] = {};
 };
 
 // Panels of so many lanes: how high a tile is, how many panels it spans, and its product.
@@ -210,8 +209,8 @@ class RegisterTiles {
 
 struct NoSession {};
 
-// A's rows lie across as they came, in rows of one k each. Whole lanes are stored, of which the rows
-// after overwrite what is beyond a row, and masked ones at the end alone: masks are dear.
+// A's rows lie across as they came, in rows of one k each: whole lanes, of which what is beyond the
+// tile is overwritten by the rows after, for masks are dear.
 template <class Product>
 void copy_across(const typename Product::Operand* from, Index from_row, Index depth, Index height,
                  typename Product::Operand* to) {
@@ -236,14 +235,14 @@ struct ExactProduct {
   using Tile = TileProduct<T, Panel, Operand>;
   using Tiles = RegisterTiles<ExactProduct>;
   using Session = NoSession;
-  static constexpr int kWidth = kPanelWidth<V>, kSums = tile_budget<V>(1);
+  static constexpr int kSums = tile_budget<V>(1);
   static constexpr bool kRounds = false;
   static constexpr int kDepthStep = 1, kWidthStep = 1;
   static constexpr Index kDepthMultiple = 1;
 
   template <int W, class Visit>
   [[gnu::always_inline]] static void for_columns(const T* b, Visit visit) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int w = 0; w < W; ++w) visit(w, V::load(b + w * V::size));
   }
   [[gnu::always_inline]] static V broadcast(const T* a) { return V(*a); }
@@ -275,15 +274,15 @@ struct WidenedProduct {
   using Tile = TileProduct<float, Panel, Operand>;
   using Tiles = RegisterTiles<WidenedProduct>;
   using Session = NoSession;
-  // Of the registers, both lanes of a pair and the mask take three.
-  static constexpr int kWidth = kPanelWidth<V>, kSums = tile_budget<V>(3);
+  // Both lanes of a pair and the mask.
+  static constexpr int kSums = tile_budget<V>(3);
   static constexpr bool kRounds = true;
   static constexpr int kDepthStep = 1, kWidthStep = 2;
   static constexpr Index kDepthMultiple = 1;
 
   template <int W, class Visit>
   [[gnu::always_inline]] static void for_columns(const Bfloat16* b, Visit visit) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int w = 0; w < W; w += 2) {
       V even, odd;
       V::load_pair(b + w * V::size, even, odd);

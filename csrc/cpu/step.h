@@ -145,8 +145,8 @@ class Step {
       multiply_panels(matrix, tiles, state, rows, panel, panels, scratch_.from_state);
       for (Index block = 0; block < side * matrix.blocks; ++block) {
         const Index unit = p * matrix.group_units() + block * V::size;
-        const Index sums = matrix.block_sums(block);
-        const Index row = side * matrix.group_size(), gate = Index{matrix.blocks} * V::size;
+        const Index sums = block_sums(matrix, block);
+        const Index row = panels * matrix.row_size(), gate = Index{matrix.blocks} * V::size;
         for (int r = 0; r < rows; ++r) {
           if (unit + V::size <= units) {
             apply<P>(WholeLane<V>{}, first + r, unit, sums + r * row, gate);
@@ -162,16 +162,15 @@ class Step {
   template <int P>
   void sum_input(const T* const* x, Index first, int rows, Index panel, Index count) const {
     const auto& matrix = panels_.input[P];
+    T* out = scratch_.from_input;
     if (problem_.x) {
       const Tiles tiles(matrix.width, problem_.batch);
-      return multiply_panels(matrix, tiles, x, rows, panel, count, scratch_.from_input);
+      return multiply_panels(matrix, tiles, x, rows, panel, count, out);
     }
-    T* out = scratch_.from_input;
     for (int r = 0; r < rows; ++r) {
       const Index token = problem_.tokens[first + r];
-      for (Index p = panel; p < panel + count; ++p, out += matrix.row_size()) {
+      for (Index p = panel; p < panel + count; ++p, out += matrix.row_size())
         add_column(matrix.start(p), matrix.row(p, token), matrix.width, out);
-      }
     }
   }
 
