@@ -77,9 +77,6 @@ struct PartLane {
   [[gnu::always_inline]] void store(T* p, V v) const { v.store(p, n); }
 };
 
-template <class Cell>
-constexpr int phase_count = static_cast<int>(sizeof(Cell::phases) / sizeof(Range));
-
 // The panels that a forward pass reads; `stream` keeps them from call to call.
 template <class V, class Cell>
 struct ForwardPanels {
