@@ -33,13 +33,16 @@ class Stage:
     needs: str | None = None
 
 
-def stages(python: str | None) -> list[Stage]:
-    """What comes before the measuring; `python` is an interpreter that has all there is to have."""
+def stages(python: str | None, code: str) -> list[Stage]:
+    """What comes before the measuring; `python` is an interpreter that has all there is to have.
+
+    `code` names the GPUs to make machine code for.
+    """
     found: list[Stage] = []
     if python is None:
         pip = (str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet")
         cmake = "--config-settings=cmake.define."
-        flags = (f"{cmake}RNNKERN_CUDA=ON", f"{cmake}CMAKE_CUDA_ARCHITECTURES=native")
+        flags = (f"{cmake}RNNKERN_CUDA=ON", f"{cmake}RNNKERN_CUDA_CODE={code}")
         create = (sys.executable, "-m", "venv", str(ENVIRONMENT))
         found += [
             Stage("peers", (create, (*pip, "torch")), 900),
@@ -116,18 +119,16 @@ def _failure(code: int | None) -> dict[str, Any]:
     return {"stage": "measuring", "ok": False, "seconds": 0.0, "detail": why}
 
 
-def gpu_name() -> str:
-    """The first GPU's name, for the results' file."""
+def first_gpu() -> tuple[str, str]:
+    """The first GPU's name, as a file may have it, and its kind of machine code."""
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = subprocess.run(query, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return "none"
-    return re.sub(r"[^a-z0-9]+", "-", done.stdout.splitlines()[0].lower()).strip("-")
+        return "none", "sm_90"
+    name, capability = done.stdout.splitlines()[0].rsplit(",", 1)
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return slug, f"sm_{capability.strip().replace('.', '')}"
 
 
 def show_plan(before: list[Stage], path: Path, scale: float) -> None:
@@ -176,8 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     scale = QUICK if options.quick else 1.0
-    path = options.results or BENCH / "results" / f"gpu-{gpu_name()}.jsonl"
-    before = stages(options.python)
+    name, code = first_gpu()
+    path = options.results or BENCH / "results" / f"gpu-{name}.jsonl"
+    before = stages(options.python, code)
     if options.dry_run:
         show_plan(before, path, scale)
         return 0

@@ -167,7 +167,7 @@ class StandIn:
     }
 
     def devices(self) -> list[dict[str, Any]]:
-        return [{"name": "stand-in", "capability": "0.0", "multiprocessors": 1, "memory": 2**30}]
+        return [{"name": "stand-in", "capability": (0, 0), "multiprocessors": 1, "memory": 2**30}]
 
     def facts(self, cell: str) -> dict[str, Any]:
         gates, saved, cell_state = self._facts[cell]

@@ -153,6 +153,7 @@ def test_the_dry_run_lists_what_would_run() -> None:
         check=True,
     )
     assert "RNNKERN_CUDA=ON" in done.stdout
+    assert "RNNKERN_CUDA_CODE=sm_" in done.stdout
     assert "-m pytest -q -m gpu" in done.stdout
     for name in ("memcheck", "racecheck", "synccheck", *gpu_work.PARTS):
         assert f"\n{name}" in done.stdout
@@ -161,7 +162,7 @@ def test_the_dry_run_lists_what_would_run() -> None:
 
 
 def test_the_default_is_under_ten_minutes_and_quick_under_three() -> None:
-    before = sum(s.seconds for s in gpu_run.stages("python") if s.name != "build")
+    before = sum(s.seconds for s in gpu_run.stages("python", "sm_90") if s.name != "build")
     measuring = sum(part.seconds for part in gpu_work.PARTS.values())
     assert before + measuring < 8 * 60  # which leaves two minutes for the build
     assert measuring * gpu_work.QUICK < 100
@@ -173,7 +174,7 @@ def test_a_run_without_a_gpu_says_what_failed(
     monkeypatch.setattr(
         gpu_run,
         "stages",
-        lambda python: [
+        lambda python, code: [
             gpu_run.Stage("tests", ((python, "-c", "print('fine')"),), 60),
             gpu_run.Stage("memcheck", ((python, "-c", "print('bad'); raise SystemExit(9)"),), 60),
             gpu_run.Stage("racecheck", (("true",),), 60, "no-such-tool"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -579,7 +580,7 @@ def test_a_driver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_info_names_the_device(cuda: device.Cuda) -> None:
     assert rk.info()["cuda"].startswith("yes (")
-    assert "GiB" in rk.info()["cuda"]
+    assert re.search(r"compute capability \d+\.\d+, \d+ multiproc.*GiB", rk.info()["cuda"])
 
 
 def test_cupy_has_what_stands_for_it() -> None:

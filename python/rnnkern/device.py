@@ -454,7 +454,7 @@ class Cuda(Device):
     def describe(self) -> str:
         """The devices that there are, in words."""
         return "; ".join(
-            f"{d['name']}, compute capability {d['capability']}, "
+            f"{d['name']}, compute capability {'.'.join(map(str, d['capability']))}, "
             f"{d['multiprocessors']} multiprocessors, {d['memory'] / 2**30:.0f} GiB"
             for d in self.kernels.devices()
         )
