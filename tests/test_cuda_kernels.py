@@ -212,7 +212,9 @@ def run(side: Any, case: Case) -> tuple[Results, Results]:
         if dx is not None:
             want["dx"] += want_dx
         want |= {f"d{s}_0 {k}": a for s, a in zip(states, want_first, strict=True)}
-        named = zip(("weight_ih", "weight_hh", "bias", "bias_hn"), vars(grads).values(), strict=True)
+        named = zip(
+            ("weight_ih", "weight_hh", "bias", "bias_hn"), vars(grads).values(), strict=True
+        )
         want |= {f"d{name} {k}": a for name, a in named if name in own}
 
     sizes = (case.cell, directions, inputs, units, steps, batch, host_lengths, case.tokens, dtype)

@@ -68,6 +68,10 @@ class Device(ABC):
         """An array whose sum is that of the values where the mask, shaped alike, is true."""
 
     @abstractmethod
+    def index(self, values: Array, size: int) -> Array:
+        """Indices of an axis of that size, clipped where it would cost to refuse them."""
+
+    @abstractmethod
     def random(self, key: int, stream: int, shape: tuple[int, ...]) -> Array:
         """float32 in [0, 1) that follow from the two numbers alone, the same on every device."""
 
@@ -208,6 +212,9 @@ class Cpu(Device):
     def counted(self, values: Array, mask: Array) -> Array:
         return values[mask]
 
+    def index(self, values: Array, size: int) -> Array:
+        return values
+
     def random(self, key: int, stream: int, shape: tuple[int, ...]) -> Array:
         bits = np.random.Philox(key=np.array([key, stream], np.uint64))
         return np.random.Generator(bits).random(shape, dtype=np.float32)
@@ -251,7 +258,29 @@ class Cpu(Device):
         self, cell: str, passes: list[Arguments], lengths: Array | None, compute: str | None
     ) -> None:
         for p in passes:
-            _core.backward(cell, lengths=lengths, **p)
+            # By position: binding two dozen names would take as long as a small layer.
+            _core.backward(
+                cell,
+                p["x"],
+                p["h_0"],
+                p["c_0"],
+                p["weight_ih"],
+                p["weight_hh"],
+                lengths,
+                p["reverse"],
+                p["y"],
+                p["saved"],
+                p["cells"],
+                p["dy"],
+                p["dh"],
+                p["dc"],
+                p["dx"],
+                p["dweight_ih"],
+                p["dweight_hh"],
+                p["dbias"],
+                p["dbias_hn"],
+                p["state_gradients"],
+            )
 
     def matmul(
         self,
@@ -353,6 +382,10 @@ class Cuda(Device):
     def counted(self, values: Array, mask: Array) -> Array:
         zeroed: Array = self.xp.where(mask, values, 0)
         return zeroed
+
+    def index(self, values: Array, size: int) -> Array:
+        clipped: Array = self.xp.clip(values, 0, size - 1)
+        return clipped
 
     def random(self, key: int, stream: int, shape: tuple[int, ...]) -> Array:
         return philox.random(self.xp, key, stream, shape)

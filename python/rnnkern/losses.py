@@ -52,19 +52,17 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
         mask = mask.reshape(-1)
         target = xp.where(mask, target, 0)
         count = xp.count_nonzero(mask)
-    wrong = (target < 0) | (target >= classes)
     if device.values_are_free:
         if count == 0:
             return 0.0, np.zeros_like(logits)
-        if wrong.any():
-            raise ValueError(f"targets must be in 0..{classes - 1}, got {target[wrong][0]}")
-    else:
-        target = xp.where(wrong, 0, target)
+        if target.min() < 0 or target.max() >= classes:
+            wrong = target[(target < 0) | (target >= classes)][0]
+            raise ValueError(f"targets must be in 0..{classes - 1}, got {wrong}")
 
     # One buffer all the way: shifted logits, their exponentials, the gradient.
     rows = logits.reshape(-1, classes)
     buffer = rows - rows.max(axis=1, keepdims=True)
-    picked = (xp.arange(len(target)), target)
+    picked = (xp.arange(len(target)), device.index(target, classes))
     losses = -buffer[picked]
     np.exp(buffer, out=buffer)
     totals = buffer.sum(axis=1)
@@ -73,7 +71,7 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
     buffer *= (weight / totals)[:, np.newaxis]
     buffer[picked] -= weight
     if not device.values_are_free:
-        losses = xp.where(wrong, np.nan, losses)
+        losses = xp.where((target < 0) | (target >= classes), np.nan, losses)
     if mask is not None:
         losses = device.counted(losses, mask)
         xp.copyto(buffer, 0.0, where=~mask[:, np.newaxis])

@@ -155,8 +155,8 @@ class Tape:
             calls = []
             for index in range(first, first + layer.num_directions):
                 calls.append(self._arguments(index, upstream, dh, dc, dx, traces[index]))
-                named = {f"{kind}_{suffixes[index]}": calls[-1][f"d{kind}"] for kind in _KINDS}
-                grads.update({name: grad for name, grad in named.items() if grad is not None})
+                for kind in _KINDS:
+                    grads[f"{kind}_{suffixes[index]}"] = calls[-1]["d" + kind]
             layer._device.backward(layer._cell, calls, given.lengths, layer.compute)
             if index_layer > 0:
                 assert dx is not None
@@ -185,12 +185,13 @@ class Tape:
         """The kernel's, for one layer in one direction; the gradients start at zero."""
         layer, kept = self._layer, self._passes[index]
         direction, zeros_like = index % layer.num_directions, layer._device.xp.zeros_like
+        w = kept.weights
         return {
             "x": kept.x,
             "h_0": kept.h_0,
             "c_0": kept.c_0,
-            "weight_ih": kept.weights.weight_ih,
-            "weight_hh": kept.weights.weight_hh,
+            "weight_ih": w.weight_ih,
+            "weight_hh": w.weight_hh,
             "reverse": direction == 1,
             "y": kept.y,
             "saved": kept.saved,
@@ -199,10 +200,10 @@ class Tape:
             "dh": dh[index],
             "dc": None if dc is None else dc[index],
             "dx": dx,
-            **{
-                f"d{kind}": None if weight is None else zeros_like(weight)
-                for kind, weight in vars(kept.weights).items()
-            },
+            "dweight_ih": zeros_like(w.weight_ih),
+            "dweight_hh": zeros_like(w.weight_hh),
+            "dbias": None if w.bias is None else zeros_like(w.bias),
+            "dbias_hn": None if w.bias_hn is None else zeros_like(w.bias_hn),
             "state_gradients": trace,
         }
 
