@@ -22,7 +22,7 @@ inline void check(cudaError_t error, const char* what) {
 }
 
 template <class K>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     entry(const __grid_constant__ typename K::Arguments arguments) {
   extern __shared__ __align__(16) std::byte shared[];
   K::run(Block(shared), arguments);

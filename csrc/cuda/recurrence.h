@@ -70,6 +70,43 @@ class Recurrence {
 
   // The sums of phase p for the tile's rows [first, first + count) and a slice, left for sum().
   RNNKERN_KERNEL void multiply(int p, int local, Index parity, int first, int count) const {
+    multiply_tile(*this, p, local, parity, first, count);
+  }
+
+  // Row m of the slice's weights times row n of the tile.
+  RNNKERN_KERNEL Sum sum(int p, int n, int m) const {
+    const PhasePlan& phase = plan_.phase[p];
+    Sum total = *partial(phase, 0, n, m);
+    for (int share = 1; share < phase.depth_shares; ++share) total += *partial(phase, share, n, m);
+    return total;
+  }
+
+  // The place in shared memory of a value that element e of the tile's equations needs.
+  template <class T>
+  RNNKERN_KERNEL T* field(int index, int e) const {
+    return reinterpret_cast<T*>(block_.shared() + plan_.fields_at) +
+           index * plan_.tile_rows * plan_.units + e;
+  }
+
+ private:
+  // Which part of the product is a warp's.
+  struct Place {
+    int row, column, share;
+    bool works;
+  };
+  RNNKERN_KERNEL static Place place_of(const PhasePlan& phase, int warp, int count) {
+    const int share = warp % phase.depth_shares, tile = warp / phase.depth_shares;
+    const Place place{tile % phase.row_tiles * P::rows, tile / phase.row_tiles * P::columns, share,
+                      true};
+    return {place.row, place.column, share, place.column < count};
+  }
+
+  // No cell is in it, so that all of them share its code.
+  RNNKERN_KERNEL_CALLED static void multiply_tile(Recurrence loop, int p, int local, Index parity,
+                                                  int first, int count) {
+    loop.multiply_here(p, local, parity, first, count);
+  }
+  RNNKERN_KERNEL void multiply_here(int p, int local, Index parity, int first, int count) const {
     const PhasePlan& phase = plan_.phase[p];
     Warps<Lanes<typename P::Sums>> sums{};
     for (int chunk = 0; chunk < phase.chunks; ++chunk) {
@@ -115,34 +152,6 @@ class Recurrence {
         });
       });
     });
-  }
-
-  // Row m of the slice's weights times row n of the tile.
-  RNNKERN_KERNEL Sum sum(int p, int n, int m) const {
-    const PhasePlan& phase = plan_.phase[p];
-    Sum total = *partial(phase, 0, n, m);
-    for (int share = 1; share < phase.depth_shares; ++share) total += *partial(phase, share, n, m);
-    return total;
-  }
-
-  // The place in shared memory of a value that element e of the tile's equations needs.
-  template <class T>
-  RNNKERN_KERNEL T* field(int index, int e) const {
-    return reinterpret_cast<T*>(block_.shared() + plan_.fields_at) +
-           index * plan_.tile_rows * plan_.units + e;
-  }
-
- private:
-  // Which part of the product is a warp's.
-  struct Place {
-    int row, column, share;
-    bool works;
-  };
-  RNNKERN_KERNEL static Place place_of(const PhasePlan& phase, int warp, int count) {
-    const int share = warp % phase.depth_shares, tile = warp / phase.depth_shares;
-    const Place place{tile % phase.row_tiles * P::rows, tile / phase.row_tiles * P::columns, share,
-                      true};
-    return {place.row, place.column, share, place.column < count};
   }
 
   RNNKERN_KERNEL Index blocks_of_pass() const { return Index{plan_.groups} * plan_.blocks; }
