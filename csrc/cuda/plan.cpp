@@ -19,7 +19,7 @@ constexpr double kPhaseCycles = 1700, kTileCycles = 200;
 constexpr double kChunkCycles = 900;        // its loads are waited for, and two barriers
 constexpr double kFlagCycles = 2;           // for each flag that is polled
 constexpr double kSharedBytesACycle = 128;  // into a multiprocessor's registers
-constexpr double kOperandBytesACycle = 48;  // out of L2 into a multiprocessor, all reading at once
+constexpr double kOperandBytesACycle = 28;  // out of L2 into a multiprocessor, all reading at once
 constexpr double kScalarSumsACycle = 128;   // multiply-adds of a multiprocessor
 constexpr double kTensorSumsACycle = 1024;
 
@@ -40,8 +40,7 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
   for (int p = 0; p < r.phases; ++p)
     most_row_tiles = std::max(most_row_tiles, ceil_div(r.phase[p].gates * units, product.rows));
   if (most_row_tiles > kWarps) return std::nullopt;
-  const Index column_tiles =
-      std::min(ceil_div(rows, product.columns), kWarps / most_row_tiles);
+  const Index column_tiles = std::min(ceil_div(rows, product.columns), kWarps / most_row_tiles);
 
   RecurrentPlan plan{};
   plan.units = static_cast<int>(units), plan.slices = static_cast<int>(slices);
@@ -67,7 +66,8 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
     all_tiles += tile * per_block * phase.chunks;
     operand = std::max(operand, plan.tile_rows * (chunk + kRowPadding));
     partial = std::max(partial, round_up(Index{phase.depth_shares} * plan.tile_rows * phase.rows *
-                                             product.sum_bytes, kVectorBytes));
+                                             product.sum_bytes,
+                                         kVectorBytes));
   }
   const Index fields =
       round_up(Index{r.fields} * plan.tile_rows * units * r.field_bytes, kVectorBytes);

@@ -62,10 +62,9 @@ class Recurrence {
 
   // Group row j of phase p's operand, in the half for `parity`.
   RNNKERN_KERNEL Storage* operand(int p, Index parity, int j) const {
-    return reinterpret_cast<Storage*>(pass().exchange.operand[p] +
-                                      (parity & 1) * plan_.exchange_bytes(p) +
-                                      (Index{group_} * plan_.group_rows + j) *
-                                          plan_.exchange_row(p));
+    return reinterpret_cast<Storage*>(
+        pass().exchange.operand[p] + (parity & 1) * plan_.exchange_bytes(p) +
+        (Index{group_} * plan_.group_rows + j) * plan_.exchange_row(p));
   }
 
   // The sums of phase p for the tile's rows [first, first + count) and a slice, left for sum().
@@ -119,11 +118,11 @@ class Recurrence {
         const int vectors = bytes / kVectorBytes;
         for (int i = thread; i < count * vectors; i += kThreads) {
           const int n = i / vectors, v = i % vectors;
-          block_.copy(vector(plan_.operand_at + n * stride(phase)) + v,
-                      reinterpret_cast<const Vector*>(
-                          reinterpret_cast<const std::byte*>(operand(p, parity, first + n)) +
-                          begin) +
-                          v);
+          block_.copy(
+              vector(plan_.operand_at + n * stride(phase)) + v,
+              reinterpret_cast<const Vector*>(
+                  reinterpret_cast<const std::byte*>(operand(p, parity, first + n)) + begin) +
+                  v);
         }
         block_.copies_done();
       });
@@ -133,12 +132,12 @@ class Recurrence {
         const int steps = bytes / kStepBytes;
         const int weights_at =
             resident ? phase.resident_at + tile * phase.rows * stride(phase) : plan_.staged_at;
-        P::multiply(sums[warp],
-                    rows_at(weights_at + place.row * stride(phase), phase, phase.rows - place.row),
-                    rows_at(plan_.operand_at + place.column * stride(phase), phase,
-                            count - place.column),
-                    steps * place.share / phase.depth_shares,
-                    steps * (place.share + 1) / phase.depth_shares);
+        P::multiply(
+            sums[warp],
+            rows_at(weights_at + place.row * stride(phase), phase, phase.rows - place.row),
+            rows_at(plan_.operand_at + place.column * stride(phase), phase, count - place.column),
+            steps * place.share / phase.depth_shares,
+            steps * (place.share + 1) / phase.depth_shares);
       });
     }
     block_.each_warp([&](int warp) {
@@ -176,8 +175,8 @@ class Recurrence {
     const PhasePlan& phase = plan_.phase[p];
     const int chunk = tile % phase.chunks, vectors = phase.chunk_bytes / kVectorBytes;
     const Index index = Index{slice(tile / phase.chunks)} * phase.chunks + chunk;
-    const auto* from = reinterpret_cast<const Vector*>(pass().exchange.weights[p] +
-                                                       index * plan_.tile_bytes(p));
+    const auto* from =
+        reinterpret_cast<const Vector*>(pass().exchange.weights[p] + index * plan_.tile_bytes(p));
     for (int i = thread; i < phase.rows * vectors; i += kThreads)
       block_.copy(vector(at + i / vectors * stride(phase)) + i % vectors, from + i);
   }
