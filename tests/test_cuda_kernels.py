@@ -5,7 +5,6 @@ The emulation (CMake's RNNKERN_EMULATE) is the kernels' own text, every block a 
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,7 +134,11 @@ class Case:
                 made["bias_hn"] = self.random(self.units, seed=seed + 3)
         return {name: p.astype(self.dtype) for name, p in made.items()}
 
+    given: tuple[tuple[int, ...], ...] | None = None  # tokens other than the drawn ones
+
     def x(self) -> Array:
+        if self.given is not None:
+            return np.array(self.given)
         if self.tokens:
             return np.random.default_rng(9).integers(0, self.inputs, (self.steps, self.batch))
         return self.random(self.steps, self.batch, self.inputs, seed=9)
@@ -165,7 +168,7 @@ def run(side: Any, case: Case) -> tuple[Results, Results]:
     live = int(lengths.sum())
     states = ["h", "c"] if facts["cell_state"] else ["h"]
     x = case.x()
-    wide_x = np.eye(inputs)[x] if case.tokens else x.astype(np.float64)
+    wide_x = np.eye(inputs)[np.clip(x, 0, inputs - 1)] if case.tokens else x.astype(np.float64)
     dy = case.random(steps, batch, directions * units, seed=40)
     dx_before = case.random(steps, batch, inputs, seed=50)
 
@@ -247,6 +250,11 @@ def check(side: Any, case: Case) -> Results:
     return got
 
 
+def same_bits(one: Results, other: Results) -> None:
+    for name, a in one.items():
+        assert_same_bits(name, a, other[name])
+
+
 @pytest.mark.parametrize("mode", MODES, ids=mode_ids)
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_and_mode(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
@@ -259,3 +267,242 @@ def test_every_cell_and_mode(side: Any, cell: str, mode: tuple[str, str | None])
 def test_few_rows(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
     dtype, compute = mode
     check(side, Case(cell, 20, batch=1, inputs=3, dtype=dtype, compute=compute))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=mode_ids)
+@pytest.mark.parametrize(("units", "batch"), [(5, 3), (5, 33), (33, 1), (100, 3), (100, 33)])
+def test_odd_sizes(side: Any, units: int, batch: int, mode: tuple[str, str | None]) -> None:
+    dtype, compute = mode
+    check(side, Case("lstm", units, batch=batch, inputs=7, dtype=dtype, compute=compute))
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "one-step": {"steps": 1},
+    "reverse": {"reverse": (True,)},
+    "both": {"reverse": (False, True)},
+    "ragged": {"lengths": (2, 0, 5, 5, 1, 3)},
+    "ragged-reverse": {"lengths": (2, 0, 5, 4, 1, 3), "reverse": (True,)},
+    "ragged-both": {"lengths": (4, 1, 0, 2, 2, 3), "reverse": (False, True)},
+    "all-empty": {"lengths": (0,) * 6, "reverse": (False, True)},
+    "tokens": {"tokens": True},
+    "tokens-ragged-both": {"tokens": True, "lengths": (4, 0, 3, 5, 5, 1), "reverse": (False, True)},
+    "no-bias": {"bias": False},
+    "upstream-y": {"upstream": "y", "lengths": (5, 1, 2, 3, 4, 0)},
+    "upstream-state": {"upstream": "state"},
+    "inference": {"keep": False, "lengths": (5, 1, 2, 3, 4, 0), "reverse": (False, True)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_kinds_of_input(side: Any, cell: str, kind: str) -> None:
+    check(side, Case(cell, 13, batch=6, **KINDS[kind]))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_kinds_of_input_on_tensor_cores(side: Any, cell: str) -> None:
+    check(side, Case(cell, 13, batch=6, compute="bfloat16", **KINDS["tokens-ragged-both"]))
+    check(side, Case(cell, 13, batch=6, compute="float16", **KINDS["ragged-both"]))
+
+
+# Made-up devices, and what the plan has to come to on them.
+DEVICES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
+    "one-block": ({"multiprocessors": 2}, {"blocks_per_group": 1}),
+    "groups": ({"multiprocessors": 48}, {"path": "resident"}),
+    "streaming": ({"multiprocessors": 4, "shared_bytes": 20 << 10}, {"path": "streaming"}),
+    "runs": ({"multiprocessors": 6, "run_bytes": 1}, {}),
+}
+
+
+@pytest.mark.parametrize("compute", [None, "tfloat32", "float16"])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_path(side: Any, cell: str, device: str, compute: str | None) -> None:
+    facts, expected = DEVICES[device]
+    side.device(**facts)
+    case = Case(
+        cell,
+        70,
+        batch=9,
+        compute=compute,
+        lengths=(5, 2, 5, 0, 4, 5, 3, 1, 5),
+        reverse=(False, True),
+    )
+    plan = side.module.plan(cell, 4, 70, 5, 9, 2, "float32", compute, True)
+    for way in (plan, plan["backward"]):
+        # The one gate of a simple network leaves nothing to stream.
+        if device != "streaming" or way["path"] == "streaming" or not cell.startswith("rnn"):
+            assert expected.items() <= way.items(), way
+        if device == "groups":
+            assert way["groups"] > 1, way
+        if device == "one-block":
+            assert way["units_per_block"] >= 70, way
+    got = check(side, case)
+    again, _ = run(side, case)
+    same_bits(got, again)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=mode_ids)
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_order_of_threads_within_a_phase_does_not_matter(
+    side: Any, cell: str, mode: tuple[str, str | None]
+) -> None:
+    dtype, compute = mode
+    for shared in (227 << 10, 40 << 10):
+        case = Case(cell, 40, batch=7, dtype=dtype, compute=compute, lengths=(3, 0, 2, 3, 3, 1, 2))
+        side.device(multiprocessors=3, shared_bytes=shared, descending=False)
+        rising = run(side, case)[0]
+        side.device(multiprocessors=3, shared_bytes=shared, descending=True)
+        same_bits(rising, run(side, case)[0])
+
+
+def test_batches_longer_than_a_part_of_the_schedule(side: Any) -> None:
+    lengths = tuple(int(n) for n in np.random.default_rng(0).integers(0, 4, 1001))
+    check(side, Case("rnn_tanh", 3, batch=1001, steps=3, inputs=2, lengths=lengths))
+
+
+def test_inference_and_training_give_the_same_bits(side: Any) -> None:
+    for cell in CELLS:
+        kinds: dict[str, Any] = {"batch": 6, "lengths": (5, 1, 2, 3, 4, 0), "reverse": (False, True)}
+        training = run(side, Case(cell, 13, **kinds))[0]
+        inference = run(side, Case(cell, 13, keep=False, **kinds))[0]
+        same_bits(inference, training)
+
+
+def test_tokens_outside_count_as_the_nearest_inside(side: Any) -> None:
+    check(side, Case("lstm", 5, batch=2, steps=2, tokens=True, given=((-3, 1), (0, 12))))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=mode_ids)
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("transpose_a", [False, True])
+def test_matmul(
+    side: Any, transpose_a: bool, transpose_b: bool, mode: tuple[str, str | None]
+) -> None:
+    dtype, compute = mode
+    rng = np.random.default_rng(0)
+    for m, n, k in [(1, 1, 1), (3, 65, 17), (130, 33, 40), (129, 1, 3), (1, 70, 130), (5, 4, 0)]:
+        a, b = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
+        bias, before = (
+            rng.standard_normal(n).astype(dtype),
+            rng.standard_normal((m, n)).astype(dtype),
+        )
+        product = a.astype(np.float64) @ b
+        left = side.put(np.ascontiguousarray(a.T if transpose_a else a))
+        right = side.put(np.ascontiguousarray(b.T if transpose_b else b))
+        for accumulate in (False, True):
+            out = side.put(before) if accumulate else side.empty((m, n), dtype)
+            added = None if accumulate else side.put(bias)
+            side.module.matmul(
+                left, right, out, transpose_a, transpose_b, added, accumulate, compute, side.stream
+            )
+            want = product + (before if accumulate else bias)
+            assert_close(f"{m} {n} {k}", side.get(out), want, TOLERANCE[mode])
+
+
+def test_plans_of_a_large_device(side: Any) -> None:
+    """On a made-up device of the size of an H100."""
+    side.device(multiprocessors=132, shared_bytes=227 << 10)
+    for cell, units, batch, directions in itertools.product(
+        CELLS, (1, 5, 64, 100, 256, 650, 768, 1024, 1500, 2048), (1, 4, 16, 128), (1, 2)
+    ):
+        for dtype, compute in MODES:
+            plan = side.module.plan(cell, 64, units, 64, batch, directions, dtype, compute, True)
+            for way in (plan, plan["backward"]):
+                blocks = way["groups"] * way["blocks_per_group"]
+                assert 1 <= blocks * directions <= 132, way
+                assert way["blocks_per_group"] * way["units_per_block"] >= units, way
+                assert 1 <= way["groups"] <= batch, way
+                assert way["shared_bytes"] <= 227 << 10, way
+                assert way["workspace_bytes"] > 0, way
+                if way["path"] != "streaming":
+                    assert (way["path"] == "vector") == (batch <= 4), way
+    assert side.module.plan("lstm", 64, 768, 64, 16, 1, "float32", "bfloat16", False)["path"] == (
+        "resident"
+    )
+    # 64 MB of weights are more than 132 blocks can keep.
+    streaming = side.module.plan("lstm", 64, 2048, 64, 16, 1, "float32", None, False)
+    assert streaming["path"] == "streaming"
+    assert "exceed shared memory" in streaming["reason"]
+    # Where one group cannot use the device, the batch is split.
+    assert side.module.plan("lstm", 64, 64, 64, 64, 1, "float32", "bfloat16", False)["groups"] > 1
+
+
+def test_devices_and_facts(side: Any) -> None:
+    (device, *_) = side.module.devices()
+    assert device.keys() == {"name", "capability", "multiprocessors", "memory"}
+    assert side.module.facts("gru_after") == {
+        "gates": 3,
+        "saved": 4,
+        "cell_state": False,
+        "bias_hn": True,
+    }
+
+
+def bad(side: Any, message: str, error: type[Exception] = ValueError, **changes: Any) -> None:
+    """forward() with one argument changed raises that error."""
+    h, i, t, b = 4, 3, 2, 2
+    p = {
+        "x": side.empty((t, b, i), "float32"),
+        "h": side.empty((b, h), "float32"),
+        "weight_ih": side.empty((h, i), "float32"),
+        "weight_hh": side.empty((h, h), "float32"),
+        "y": side.empty((t, b, h), "float32"),
+    }
+    passes = changes.pop("passes", 1)
+    call = {"cell": "rnn_tanh", "lengths": None, "compute": None}
+    call |= {name: changes.pop(name) for name in list(call) if name in changes}
+    space = changes.pop("workspace", None)
+    if space is None:
+        space = side.workspace(1 << 20)
+    with pytest.raises(error, match=message):
+        side.module.forward(
+            call["cell"],
+            [p | changes] * passes,
+            call["lengths"],
+            call["compute"],
+            space,
+            side.stream,
+        )
+
+
+def test_bad_arguments(side: Any) -> None:
+    bad(side, "no cell is named", cell="gru")
+    bad(side, "passes must be 1 or 2", passes=3)
+    bad(side, "passes must not be empty", passes=0)
+    bad(side, "compute must be", compute="int8")
+    bad(side, "lengths must have 2 entries, got 1", lengths=[1])
+    bad(side, r"lengths must lie in 0..2, got 3", lengths=[1, 3])
+    bad(side, "x must be an array", TypeError, x=[1.0])
+    bad(side, "x must be given", x=None)
+    bad(side, r"x must have shape \(T, B, I\)", x=side.empty((4,), "float32"))
+    bad(side, "x must be a <f4 array", x=side.empty((2, 2, 3), "float64"))
+    bad(
+        side,
+        "x must have a contiguous last axis",
+        x=side.empty((2, 3, 2), "float32").swapaxes(1, 2),
+    )
+    bad(side, r"h must be a <f4 array of shape \(2, 4\)", h=side.empty((2, 5), "float32"))
+    bad(side, "h must be C-contiguous", h=side.empty((4, 2), "float32").T)
+    bad(side, "weight_ih must be a", weight_ih=side.empty((5, 3), "float32"))
+    bad(
+        side,
+        "weight_hh must be float32 or float64",
+        TypeError,
+        weight_hh=side.put(np.zeros((4, 4), np.int32)),
+    )
+    bad(side, "bias must be a", bias=side.empty((5,), "float32"))
+    bad(side, "workspace must be", workspace=side.workspace(64))
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        side.module.plan("lstm", 4, 4, 0, 1, 1, "float32", None, False)
+    with pytest.raises(ValueError, match="compute must be None for float64"):
+        side.module.plan("lstm", 4, 4, 1, 1, 1, "float64", "bfloat16", False)
+
+
+def test_a_device_that_is_too_small(side: Any) -> None:
+    side.device(multiprocessors=1)
+    with pytest.raises(ValueError, match="passes: 2 need as many multiprocessors"):
+        side.module.plan("lstm", 4, 4, 1, 1, 2, "float32", None, False)
+    side.device(shared_bytes=64)
+    with pytest.raises(ValueError, match="no plan fits 64 bytes"):
+        side.module.plan("lstm", 4, 4, 1, 1, 1, "float32", None, False)

@@ -73,7 +73,8 @@ struct DeviceArray {
                                   " of shape " + shape_text(shape));
     }
     if (address % alignof(T) != 0) {
-      throw std::invalid_argument(name + " must be aligned, got an address that is no multiple of " +
+      throw std::invalid_argument(name +
+                                  " must be aligned, got an address that is no multiple of " +
                                   std::to_string(alignof(T)));
     }
     if (writable && read_only) throw std::invalid_argument(name + " must be writable");

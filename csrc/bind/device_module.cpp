@@ -29,8 +29,8 @@ Compute read_compute(const std::optional<std::string>& name) {
   if (*name == "tfloat32") return Compute::tfloat32;
   if (*name == "bfloat16") return Compute::bfloat16;
   if (*name == "float16") return Compute::float16;
-  throw std::invalid_argument(
-      "compute must be None, 'tfloat32', 'bfloat16' or 'float16', got '" + *name + "'");
+  throw std::invalid_argument("compute must be None, 'tfloat32', 'bfloat16' or 'float16', got '" +
+                              *name + "'");
 }
 
 // Calls f(float{}) or f(double{}).
@@ -104,9 +104,8 @@ Shape call_shape(const std::string& cell, const std::vector<py::dict>& passes,
                                 shape_text(weight_ih.shape) + " and " +
                                 shape_text(weight_hh.shape));
   }
-  return make_shape(cell, static_cast<Index>(passes.size()), weight_ih.shape[1],
-                    weight_hh.shape[1], x.shape[0], x.shape[1], lengths, x.shape.size() == 2,
-                    compute);
+  return make_shape(cell, static_cast<Index>(passes.size()), weight_ih.shape[1], weight_hh.shape[1],
+                    x.shape[0], x.shape[1], lengths, x.shape.size() == 2, compute);
 }
 
 template <class T>
@@ -115,7 +114,8 @@ Parameters<T> read_parameters(const Shape& shape, const py::dict& pass) {
   return {
       .inputs = shape.inputs,
       .units = shape.units,
-      .w_ih = device_pointer<const T>(require(pass, "weight_ih"), "weight_ih", {rows, shape.inputs}),
+      .w_ih =
+          device_pointer<const T>(require(pass, "weight_ih"), "weight_ih", {rows, shape.inputs}),
       .w_hh = device_pointer<const T>(require(pass, "weight_hh"), "weight_hh", {rows, shape.units}),
       .bias = device_pointer<const T>(get(pass, "bias"), "bias", {rows}),
       .bias_hn = device_pointer<const T>(get(pass, "bias_hn"), "bias_hn", {shape.units})};
@@ -337,11 +337,12 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
 
   m.def("devices", devices, "Name, capability, multiprocessors and memory (bytes) of each device.");
   m.def("facts", facts, py::arg("cell"), "What the arrays of a cell's calls depend on.");
-  m.def("plan", plan, py::arg("cell"), py::arg("inputs"), py::arg("units"), py::arg("steps"),
-        py::arg("batch"), py::arg("directions"), py::arg("dtype"), py::arg("compute"),
-        py::arg("training"),
-        "How a call runs on the current device, and why; with training, `backward` says the same of "
-        "its backward pass.");
+  m.def(
+      "plan", plan, py::arg("cell"), py::arg("inputs"), py::arg("units"), py::arg("steps"),
+      py::arg("batch"), py::arg("directions"), py::arg("dtype"), py::arg("compute"),
+      py::arg("training"),
+      "How a call runs on the current device, and why; with training, `backward` says the same of "
+      "its backward pass.");
   for (const bool backward : {false, true}) {
     m.def(backward ? "backward_workspace" : "forward_workspace",
           backward ? workspace<true> : workspace<false>, py::arg("cell"), py::arg("passes"),
@@ -349,17 +350,19 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
           py::arg("lengths"), py::arg("tokens"), py::arg("dtype"), py::arg("compute"),
           "Bytes of workspace that a call of that size takes.");
   }
-  m.def("forward", run_forward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
-        py::arg("compute"), py::arg("workspace"), py::arg("stream"),
-        "The directions of one layer. Each pass is a dict of x, h, c, weight_ih, weight_hh, bias, "
-        "bias_hn, reverse, y, saved, cells; what does not apply is None. Arguments are as in "
-        "_core.forward; saved (N, saved, H) and cells (N, H) are written where given. Tokens outside "
-        "the weights count as the nearest inside.");
-  m.def("backward", run_backward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
-        py::arg("compute"), py::arg("workspace"), py::arg("stream"),
-        "Gradients of forward(): each pass is a dict of x, h_0, c_0, weight_ih, weight_hh, reverse, "
-        "y, saved, cells, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias, dbias_hn as in "
-        "_core.backward. Passes may share dx.");
+  m.def(
+      "forward", run_forward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
+      py::arg("compute"), py::arg("workspace"), py::arg("stream"),
+      "The directions of one layer. Each pass is a dict of x, h, c, weight_ih, weight_hh, bias, "
+      "bias_hn, reverse, y, saved, cells; what does not apply is None. Arguments are as in "
+      "_core.forward; saved (N, saved, H) and cells (N, H) are written where given. Tokens outside "
+      "the weights count as the nearest inside.");
+  m.def(
+      "backward", run_backward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
+      py::arg("compute"), py::arg("workspace"), py::arg("stream"),
+      "Gradients of forward(): each pass is a dict of x, h_0, c_0, weight_ih, weight_hh, reverse, "
+      "y, saved, cells, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias, dbias_hn as in "
+      "_core.backward. Passes may share dx.");
   m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("transpose_a"),
         py::arg("transpose_b"), py::arg("bias"), py::arg("accumulate"), py::arg("compute"),
         py::arg("stream"),

@@ -79,7 +79,9 @@ struct Scalar {
     return Scalar(std::copysign(magnitude.v, sign.v));
   }
   RNNKERN_DEVICE friend void interleave(Scalar&, Scalar&) {}
-  RNNKERN_DEVICE friend Scalar positive(Scalar x, Scalar v) { return x.v > T(0) ? v : Scalar(T(0)); }
+  RNNKERN_DEVICE friend Scalar positive(Scalar x, Scalar v) {
+    return x.v > T(0) ? v : Scalar(T(0));
+  }
   RNNKERN_DEVICE friend Scalar exp2_integer(Scalar n) {
     static_assert(sizeof(T) == sizeof(float) || sizeof(T) == sizeof(double));
     if constexpr (sizeof(T) == sizeof(float)) {

@@ -18,7 +18,9 @@ struct Sequence {
   T* data = nullptr;
   Index step = 0, row = 0;
 
-  [[gnu::always_inline]] RNNKERN_DEVICE T* at(Index t, Index b) const { return data + t * step + b * row; }
+  [[gnu::always_inline]] RNNKERN_DEVICE T* at(Index t, Index b) const {
+    return data + t * step + b * row;
+  }
 };
 
 struct Schedule {

@@ -31,7 +31,7 @@ class BackwardKernel {
     int j, unit;  // group row, unit of the layer
     Index b, i;   // batch row, its place in the sorted order
     Index packed;
-    bool live;    // or else this row's first step was the one after
+    bool live;  // or else this row's first step was the one after
   };
 
   RNNKERN_KERNEL BackwardKernel(const Block& block, const Arguments& problem)
@@ -68,13 +68,15 @@ class BackwardKernel {
       for (int first = 0; first < rows; first += plan_.tile_rows) {
         const int count = rows - first < plan_.tile_rows ? rows - first : plan_.tile_rows;
         block_.each([&](int thread) {
-          each_place(s, local, first, count, thread, [&](const Place& at) { prefetch<Phase_>(s, at); });
+          each_place(s, local, first, count, thread,
+                     [&](const Place& at) { prefetch<Phase_>(s, at); });
         });
         if (!waited) loop_.await_group(phases_before(s, Phase_));
         waited = true;
         loop_.multiply(Phase_, local, Phase_ == 0 ? s + 1 : s, first, count);
         block_.each([&](int thread) {
-          each_place(s, local, first, count, thread, [&](const Place& at) { apply<Phase_>(s, at); });
+          each_place(s, local, first, count, thread,
+                     [&](const Place& at) { apply<Phase_>(s, at); });
         });
       }
     }
@@ -90,8 +92,7 @@ class BackwardKernel {
       const int n = e / plan_.units, m = e % plan_.units;
       const int j = first + n, unit = loop_.slice(local) * plan_.units + m;
       const Index i = loop_.row(j);
-      if (unit < units_)
-        visit(Place{e, n, m, j, unit, schedule_.order[i], i, offset + i, i < now});
+      if (unit < units_) visit(Place{e, n, m, j, unit, schedule_.order[i], i, offset + i, i < now});
     }
   }
 
@@ -117,8 +118,7 @@ class BackwardKernel {
       block_.copy(field(kSaved + k, at),
                   pass_.saved + (at.packed * Cell::saved + k) * units_ + at.unit);
     }
-    if (Phase_ == 0 && pass_.dy.data)
-      block_.copy(field(kDy, at), pass_.dy.at(t, at.b) + at.unit);
+    if (Phase_ == 0 && pass_.dy.data) block_.copy(field(kDy, at), pass_.dy.at(t, at.b) + at.unit);
     if constexpr (Cell::cell_state) {
       block_.copy(field(kDc, at), pass_.dc + state);
       block_.copy(field(kPreviousC, at),

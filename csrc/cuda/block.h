@@ -32,6 +32,8 @@ struct alignas(kVectorBytes) Vector {
 #ifdef __CUDACC__
 
 #define RNNKERN_KERNEL __device__ __forceinline__
+// Called from many kernels, and compiled once.
+#define RNNKERN_KERNEL_CALLED __device__ __noinline__
 
 // One T a lane of a warp, or a warp of a block: a thread's own, in its registers.
 template <class T>
@@ -110,6 +112,7 @@ RNNKERN_KERNEL void await(const std::uint32_t* flag, std::uint32_t count) {
 #else
 
 #define RNNKERN_KERNEL
+#define RNNKERN_KERNEL_CALLED
 
 template <class T>
 using Lanes = std::array<T, kLanes>;

@@ -27,8 +27,8 @@ struct CellShape {
 template <class Cell>
 constexpr CellShape shape_of() {
   static_assert(phase_count<Cell> <= kMaxPhases && Cell::gates <= kMaxPhases * 4);
-  CellShape shape{Cell::gates, Cell::saved, Cell::deltas, phase_count<Cell>,
-                  Cell::cell_state, {}, {}, 0};
+  CellShape shape{Cell::gates,      Cell::saved, Cell::deltas, phase_count<Cell>,
+                  Cell::cell_state, {},          {},           0};
   for (int p = 0; p < phase_count<Cell>; ++p) shape.phase[p] = Cell::phases[p];
   for (int g = 0; g < Cell::gates; ++g) shape.state_delta[g] = Cell::state_delta[g];
   if constexpr (phase_count<Cell> > 1) shape.operand_gate = Cell::operand_gate;
@@ -51,10 +51,14 @@ const ComputeKernels<T>& kernels_for(Compute compute) {
     return float64_kernels();
   } else {
     switch (compute) {
-      case Compute::tfloat32: return tfloat32_kernels();
-      case Compute::bfloat16: return bfloat16_kernels();
-      case Compute::float16: return float16_kernels();
-      default: return float32_kernels();
+      case Compute::tfloat32:
+        return tfloat32_kernels();
+      case Compute::bfloat16:
+        return bfloat16_kernels();
+      case Compute::float16:
+        return float16_kernels();
+      default:
+        return float32_kernels();
     }
   }
 }
@@ -104,9 +108,9 @@ struct Workspace {
   DeviceSchedule schedule;
   Exchange exchange[kMaxPasses];
   std::byte* weights[kMaxPasses][kMaxPhases];
-  ZeroArguments zeroed;  // all operands and flags
-  T* run[kMaxPasses];            // (rows of a run, row_size): x_part or deltas
-  T* scratch[kMaxPasses];        // (B, saved, H) where the caller keeps nothing
+  ZeroArguments zeroed;    // all operands and flags
+  T* run[kMaxPasses];      // (rows of a run, row_size): x_part or deltas
+  T* scratch[kMaxPasses];  // (B, saved, H) where the caller keeps nothing
 
   Workspace(const Shape& shape, const RecurrentPlan& plan, Index live, Index run_rows,
             Index row_size, Index scratch_size, Arena& arena)
@@ -155,7 +159,8 @@ class Call {
 
  protected:
   Workspace<T> make_workspace(Arena& arena) const {
-    const Index scratch = !backward_ && cell_.phases > 1 ? shape_.batch * cell_.saved * shape_.units : 0;
+    const Index scratch =
+        !backward_ && cell_.phases > 1 ? shape_.batch * cell_.saved * shape_.units : 0;
     return Workspace<T>(shape_, plan_, storage_.live_rows(),
                         std::min(run_steps_ * shape_.batch, storage_.live_rows()), row_size_,
                         scratch, arena);
@@ -182,7 +187,8 @@ class Call {
   Rows rows_of(Index begin, Index end, bool reverse) const {
     const auto schedule = storage_.schedule(reverse);
     const Index first = reverse ? shape_.steps - end : begin;
-    return {schedule.offset[first], schedule.offset[first + (end - begin)] - schedule.offset[first]};
+    return {schedule.offset[first],
+            schedule.offset[first + (end - begin)] - schedule.offset[first]};
   }
 
   template <class Pass, class Layer>
@@ -257,8 +263,7 @@ class ForwardCall : Call<T> {
     }
     for (Index begin = 0, end; begin < shape.steps; begin = end) {
       end = std::min(begin + this->run_steps_, shape.steps);
-      auto problem =
-          this->template problem_of<ForwardPass<T>>(space, layers, begin, end);
+      auto problem = this->template problem_of<ForwardPass<T>>(space, layers, begin, end);
       for (std::size_t k = 0; k < layers.size(); ++k) {
         const auto& layer = layers[k];
         multiply_inputs(layer, space.schedule, this->rows_of(begin, end, layer.reverse),
@@ -314,8 +319,7 @@ class BackwardCall : Call<T> {
       this->prepare(space, static_cast<int>(k), layers[k].parameters, stream);
     for (Index end = shape.steps, begin; end > 0; end = begin) {
       begin = std::max<Index>(end - this->run_steps_, 0);
-      auto problem =
-          this->template problem_of<BackwardPass<T>>(space, layers, begin, end);
+      auto problem = this->template problem_of<BackwardPass<T>>(space, layers, begin, end);
       for (std::size_t k = 0; k < layers.size(); ++k) {
         const auto& layer = layers[k];
         auto& pass = problem.pass[k];
@@ -393,7 +397,8 @@ class BackwardCall : Call<T> {
     h.kind = Operand<T>::kPrevious, h.reverse = layer.reverse;
     h.first = static_cast<std::int32_t>(first), h.columns = static_cast<std::int32_t>(units);
     h.sequence = layer.y, h.initial = layer.h_0;
-    if (phase > 0) h.gate = layer.saved + cell.operand_gate * units, h.gate_row = cell.saved * units;
+    if (phase > 0)
+      h.gate = layer.saved + cell.operand_gate * units, h.gate_row = cell.saved * units;
     return h;
   }
 };
@@ -405,9 +410,9 @@ ChosenPlan plan_of(const Shape& shape, bool backward) {
   const auto& cell = cell_shape(shape.cell);
   constexpr Index most = std::numeric_limits<std::int32_t>::max();
   if (shape.steps * shape.batch >= most || shape.units >= most / 64 || shape.inputs >= most) {
-    throw std::invalid_argument("x has too many elements for one call: " +
-                                std::to_string(shape.steps) + " steps of " +
-                                std::to_string(shape.batch) + " rows");
+    throw std::invalid_argument(
+        "x has too many elements for one call: " + std::to_string(shape.steps) + " steps of " +
+        std::to_string(shape.batch) + " rows");
   }
   PlanRequest request{.device = current_device(),
                       .product = recurrent_kernels<T>(shape).product,
@@ -420,7 +425,8 @@ ChosenPlan plan_of(const Shape& shape, bool backward) {
                       .passes = shape.passes};
   for (int p = 0; p < cell.phases; ++p) {
     const int gates = cell.phase[p].count;
-    request.phase[p] = backward ? PhaseFacts{1, gates * shape.units} : PhaseFacts{gates, shape.units};
+    request.phase[p] =
+        backward ? PhaseFacts{1, gates * shape.units} : PhaseFacts{gates, shape.units};
   }
   // A plan takes a while to choose, and a training loop asks for the same few again and again.
   static std::map<PlanRequest, ChosenPlan> chosen;
@@ -446,8 +452,8 @@ void forward(const Shape& shape, const std::vector<ForwardLayer<T>>& layers, std
   ForwardCall<T>(shape).run(layers, workspace, stream);
 }
 template <class T>
-void backward(const Shape& shape, const std::vector<BackwardLayer<T>>& layers,
-              std::byte* workspace, void* stream) {
+void backward(const Shape& shape, const std::vector<BackwardLayer<T>>& layers, std::byte* workspace,
+              void* stream) {
   BackwardCall<T>(shape).run(layers, workspace, stream);
 }
 
@@ -471,11 +477,11 @@ void matmul(const MatmulProblem<T>& problem, Compute compute, void* stream) {
   kernels_for<T>(compute).matmul(stream, args);
 }
 
-#define RNNKERN_INSTANTIATE(T)                                                                 \
-  template ChosenPlan plan_of<T>(const Shape&, bool);                                          \
-  template Index forward_workspace<T>(const Shape&);                                           \
-  template Index backward_workspace<T>(const Shape&);                                          \
-  template void forward(const Shape&, const std::vector<ForwardLayer<T>>&, std::byte*, void*); \
+#define RNNKERN_INSTANTIATE(T)                                                                   \
+  template ChosenPlan plan_of<T>(const Shape&, bool);                                            \
+  template Index forward_workspace<T>(const Shape&);                                             \
+  template Index backward_workspace<T>(const Shape&);                                            \
+  template void forward(const Shape&, const std::vector<ForwardLayer<T>>&, std::byte*, void*);   \
   template void backward(const Shape&, const std::vector<BackwardLayer<T>>&, std::byte*, void*); \
   template void matmul(const MatmulProblem<T>&, Compute, void*)
 RNNKERN_INSTANTIATE(float);

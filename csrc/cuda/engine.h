@@ -5,8 +5,8 @@
 #include <optional>
 #include <vector>
 
-#include "cuda/plan.h"
 #include "core/problem.h"
+#include "cuda/plan.h"
 
 namespace rnnkern::cuda {
 
@@ -70,8 +70,8 @@ template <class T>
 void forward(const Shape& shape, const std::vector<ForwardLayer<T>>& layers, std::byte* workspace,
              void* stream);
 template <class T>
-void backward(const Shape& shape, const std::vector<BackwardLayer<T>>& layers,
-              std::byte* workspace, void* stream);
+void backward(const Shape& shape, const std::vector<BackwardLayer<T>>& layers, std::byte* workspace,
+              void* stream);
 
 template <class T>
 void matmul(const MatmulProblem<T>& problem, Compute compute, void* stream);

@@ -79,13 +79,15 @@ class ForwardKernel {
       for (int first = 0; first < live; first += plan_.tile_rows) {
         const int count = live - first < plan_.tile_rows ? live - first : plan_.tile_rows;
         block_.each([&](int thread) {
-          each_place(s, local, first, count, thread, [&](const Place& at) { prefetch<Phase_>(s, at); });
+          each_place(s, local, first, count, thread,
+                     [&](const Place& at) { prefetch<Phase_>(s, at); });
         });
         if (!waited) loop_.await_group(phases_before(s, Phase_));
         waited = true;
         loop_.multiply(Phase_, local, s, first, count);
         block_.each([&](int thread) {
-          each_place(s, local, first, count, thread, [&](const Place& at) { apply<Phase_>(s, at); });
+          each_place(s, local, first, count, thread,
+                     [&](const Place& at) { apply<Phase_>(s, at); });
         });
       }
     }
@@ -111,17 +113,17 @@ class ForwardKernel {
 
   // What stands in the fields: the phase's gates of x_part, h, then c and what phase 0 saved.
   template <int Phase_>
-  static constexpr int kSavedBefore = Phase_ > 0 ? Cell::saved_after[Phase_ > 0 ? Phase_ - 1 : 0] : 0;
+  static constexpr int kSavedBefore =
+      Phase_ > 0 ? Cell::saved_after[Phase_ > 0 ? Phase_ - 1 : 0] : 0;
 
   template <int Phase_>
   RNNKERN_KERNEL void prefetch(Index s, const Place& at) const {
     constexpr Range phase = Cell::phases[Phase_];
     const bool first = at.i >= schedule_.live(s - 1, pass_.reverse);
     const T* x = pass_.x_part + (at.packed - loop_.first_row()) * kGates * units_ + at.unit;
-    for (int g = 0; g < phase.count; ++g)
-      block_.copy(field(g, at), x + (phase.first + g) * units_);
-    const T* h = first ? pass_.h + at.b * units_
-                       : pass_.y.at(schedule_.time_of(s - 1, pass_.reverse), at.b);
+    for (int g = 0; g < phase.count; ++g) block_.copy(field(g, at), x + (phase.first + g) * units_);
+    const T* h =
+        first ? pass_.h + at.b * units_ : pass_.y.at(schedule_.time_of(s - 1, pass_.reverse), at.b);
     block_.copy(field(phase.count, at), h + at.unit);
     if constexpr (Cell::cell_state) {
       const T* c = pass_.c + at.b * units_;

@@ -22,7 +22,7 @@ inline void check(cudaError_t error, const char* what) {
 }
 
 template <class K>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     entry(const __grid_constant__ typename K::Arguments arguments) {
   extern __shared__ __align__(16) std::byte shared[];
   K::run(Block(shared), arguments);
@@ -58,9 +58,9 @@ void launch(const Grid& grid, const typename K::Arguments& arguments) {
     const auto size = static_cast<std::size_t>(grid.shared_bytes);
     const std::unique_ptr<Vector[]> shared(new Vector[size / sizeof(Vector) + 1]);
     std::memset(shared.get(), 0xff, size);
-    K::run(Block(index, grid.blocks, reinterpret_cast<std::byte*>(shared.get()),
-                 descending_threads),
-           arguments);
+    K::run(
+        Block(index, grid.blocks, reinterpret_cast<std::byte*>(shared.get()), descending_threads),
+        arguments);
   };
   // Blocks that do not wait for each other: two at a time.
   const Index threads = grid.together ? grid.blocks : grid.blocks > 1 ? 2 : 1;

@@ -35,15 +35,14 @@ void run_pack(void* stream, const PackArguments<typename E::Sum>& args) {
 // Register tiles: as many sums as leave room for their operands.
 template <class E>
 ComputeKernels<typename E::Sum> make_kernels() {
-  using Few = ScalarProduct<E, 4>;
   if constexpr (E::tensor) {
     return {make_recurrent<TensorProduct<E, 1, 4>>(false, AllCells()),
-            make_recurrent<Few>(true, AllCells()), run_pack<E>,
+            make_recurrent<ScalarProduct<E, 4>>(true, AllCells()), run_pack<E>,
             run_matmul<TensorProduct<E, 2, 4>>};
   } else {
     constexpr int columns = 32 / sizeof(typename E::Storage);
-    return {make_recurrent<ScalarProduct<E, columns>>(false, AllCells()),
-            make_recurrent<Few>(true, AllCells()), run_pack<E>,
+    using P = ScalarProduct<E, columns>;
+    return {make_recurrent<P>(false, AllCells()), make_recurrent<P>(true, AllCells()), run_pack<E>,
             run_matmul<ScalarProduct<E, 2 * columns>>};
   }
 }

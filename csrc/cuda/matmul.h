@@ -22,10 +22,12 @@ RNNKERN_KERNEL T element(const Operand<T>& o, const DeviceSchedule& schedule, In
   if (o.kind == Operand<T>::kMatrix) return o.data[r * o.row + c];
   const Index packed = o.first + r, t = schedule.time[packed], b = schedule.row[packed];
   switch (o.kind) {
-    case Operand<T>::kSequence: return o.sequence.at(t, b)[c];
+    case Operand<T>::kSequence:
+      return o.sequence.at(t, b)[c];
     case Operand<T>::kTokens:
       return T(clamped_token<T>(o.tokens, t, b, o.columns) == c ? 1 : 0);
-    default: break;
+    default:
+      break;
   }
   const Index before = o.reverse ? t + 1 : t - 1;
   const bool started = o.reverse ? before < schedule.length[b] : before >= 0;
@@ -79,7 +81,8 @@ class MatmulKernel {
       P::finish(sums[warp]);
       each_lane([&](int lane) {
         P::visit(sums[warp][lane], lane, [&](int i, int j, T sum) {
-          const Index m = i + warp / kWarpColumns * P::rows, n = j + warp % kWarpColumns * P::columns;
+          const Index m = i + warp / kWarpColumns * P::rows,
+                      n = j + warp % kWarpColumns * P::columns;
           if (m < m_left && n < n_left) write(args, m0 + m, n0 + n, sum);
         });
       });

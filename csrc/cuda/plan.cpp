@@ -15,10 +15,11 @@ constexpr int kSmallestChunk = 512;      // bytes below which barriers outweigh 
 constexpr Index kMostRowsOfSlice = 512;  // of weights
 
 // Estimates, in cycles; none was measured. A phase hands over through L2: a flag, the operand, a store.
-constexpr double kPhaseCycles = 2500, kBarrierCycles = 60;
+constexpr double kPhaseCycles = 1700, kTileCycles = 200;
+constexpr double kChunkCycles = 900;        // its loads are waited for, and two barriers
 constexpr double kFlagCycles = 2;           // for each flag that is polled
 constexpr double kSharedBytesACycle = 128;  // into a multiprocessor's registers
-constexpr double kOperandBytesACycle = 48;  // out of L2 into a multiprocessor, all reading at once
+constexpr double kOperandBytesACycle = 28;  // out of L2 into a multiprocessor, all reading at once
 constexpr double kScalarSumsACycle = 128;   // multiply-adds of a multiprocessor
 constexpr double kTensorSumsACycle = 1024;
 
@@ -39,8 +40,7 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
   for (int p = 0; p < r.phases; ++p)
     most_row_tiles = std::max(most_row_tiles, ceil_div(r.phase[p].gates * units, product.rows));
   if (most_row_tiles > kWarps) return std::nullopt;
-  const Index column_tiles =
-      std::min(ceil_div(rows, product.columns), kWarps / most_row_tiles);
+  const Index column_tiles = std::min(ceil_div(rows, product.columns), kWarps / most_row_tiles);
 
   RecurrentPlan plan{};
   plan.units = static_cast<int>(units), plan.slices = static_cast<int>(slices);
@@ -48,7 +48,7 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
   plan.group_rows = static_cast<int>(rows);
   plan.slices_per_block = static_cast<int>(per_block), plan.phases = r.phases;
   plan.tile_columns = product.columns;
-  plan.tile_rows = static_cast<int>(column_tiles * product.columns);
+  plan.tile_rows = static_cast<int>(std::min(column_tiles * product.columns, rows));
 
   Index operand = 0, partial = 0, largest_tile = 0, all_tiles = 0;
   for (int p = 0; p < r.phases; ++p) {
@@ -66,7 +66,8 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
     all_tiles += tile * per_block * phase.chunks;
     operand = std::max(operand, plan.tile_rows * (chunk + kRowPadding));
     partial = std::max(partial, round_up(Index{phase.depth_shares} * plan.tile_rows * phase.rows *
-                                             product.sum_bytes, kVectorBytes));
+                                             product.sum_bytes,
+                                         kVectorBytes));
   }
   const Index fields =
       round_up(Index{r.fields} * plan.tile_rows * units * r.field_bytes, kVectorBytes);
@@ -91,7 +92,7 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
     const bool tensor = !product.vector && product.rows == 16;
     cycles += kPhaseCycles + kFlagCycles * static_cast<double>(blocks) +
               column_passes * static_cast<double>(per_block) *
-                  (4 + 2 * static_cast<double>(phase.chunks)) * kBarrierCycles +
+                  (kTileCycles + kChunkCycles * static_cast<double>(phase.chunks)) +
               std::max(column_passes * weights / kSharedBytesACycle,
                        sums / (tensor ? kTensorSumsACycle : kScalarSumsACycle)) +
               static_cast<double>(per_block * rows * phase.depth_bytes) / kOperandBytesACycle;

@@ -62,15 +62,13 @@ struct RecurrentPlan {
   int slices_per_block, phases;
   int tile_rows, tile_columns;  // rows of the batch in a tile, and in a warp's part of it
   PhasePlan phase[kMaxPhases];
-  int staged_at;    // a weight tile that does not stay
-  int operand_at;   // a chunk of the tile's operand rows
-  int partial_at;   // sums, by depth share, row of the batch, row of weights
-  int fields_at;    // what the cell's equations read besides the product
+  int staged_at;   // a weight tile that does not stay
+  int operand_at;  // a chunk of the tile's operand rows
+  int partial_at;  // sums, by depth share, row of the batch, row of weights
+  int fields_at;   // what the cell's equations read besides the product
   int shared_bytes;
 
-  RNNKERN_DEVICE Index tiles(int p) const {
-    return Index{slices} * phase[p].chunks;
-  }
+  RNNKERN_DEVICE Index tiles(int p) const { return Index{slices} * phase[p].chunks; }
   RNNKERN_DEVICE Index tile_bytes(int p) const {
     return Index{phase[p].rows} * phase[p].chunk_bytes;
   }

@@ -18,7 +18,8 @@ inline Grid element_grid(void* stream, Index count) {
 template <class F>
 RNNKERN_KERNEL void each_element(const Block& block, Index count, F f) {
   block.each([&](int thread) {
-    for (Index i = block.index() * kThreads + thread; i < count; i += block.count() * kThreads) f(i);
+    for (Index i = block.index() * kThreads + thread; i < count; i += block.count() * kThreads)
+      f(i);
   });
 }
 
@@ -94,8 +95,9 @@ struct PackKernel {
       const Index unit = tile / phase.chunks * size + row % size;
       T value(0);
       if (unit < units && k < (args.backward ? args.gates * units : units)) {
-        value = args.backward ? args.w_hh[(args.first_gate * units + k) * units + unit]
-                              : args.w_hh[((args.first_gate + row / size) * units + unit) * units + k];
+        value = args.backward
+                    ? args.w_hh[(args.first_gate * units + k) * units + unit]
+                    : args.w_hh[((args.first_gate + row / size) * units + unit) * units + k];
       }
       static_cast<typename E::Storage*>(args.packed)[at] = E::round(value);
     });

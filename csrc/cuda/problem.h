@@ -33,8 +33,8 @@ struct DeviceSchedule {
 // What the blocks of a pass share.
 struct Exchange {
   const std::byte* weights[kMaxPhases];  // packed: (slice, chunk, row, chunk_bytes)
-  std::byte* operand[kMaxPhases];        // (2, group, group_rows, depth_bytes), zeroed before the call
-  std::uint32_t* flags;                  // (group, block), likewise: phases that a block has done
+  std::byte* operand[kMaxPhases];  // (2, group, group_rows, depth_bytes), zeroed before the call
+  std::uint32_t* flags;            // (group, block), likewise: phases that a block has done
 };
 
 template <class T>
@@ -86,15 +86,15 @@ struct Operand {
     kPrevious,  // h before packed row r, times the gate where there is one
   };
   Kind kind;
-  bool reverse;           // kPrevious: of its pass
-  std::int32_t first;     // packed row of r = 0
-  std::int32_t columns;   // kTokens: they are clamped to what lies below
+  bool reverse;          // kPrevious: of its pass
+  std::int32_t first;    // packed row of r = 0
+  std::int32_t columns;  // kTokens: they are clamped to what lies below
   const T* data;
-  Index row;              // kMatrix
+  Index row;                   // kMatrix
   Sequence<const T> sequence;  // kSequence: x; kPrevious: y
   Sequence<const std::int64_t> tokens;
-  const T* initial;       // kPrevious: (B, H) h_0
-  const T* gate;          // kPrevious: (rows, gate_row): the gate of packed row r, or null
+  const T* initial;  // kPrevious: (B, H) h_0
+  const T* gate;     // kPrevious: (rows, gate_row): the gate of packed row r, or null
   Index gate_row;
 };
 
@@ -114,7 +114,7 @@ struct MatmulArguments {
 };
 
 // A part of the sorted rows and their lengths, as kernel arguments, so that no copy from the host's
-// pageable memory has to be waited for: arguments have 4 KB at most.
+// pageable memory has to be waited for.
 struct SchedulePart {
   static constexpr int kRows = 480;
   DeviceSchedule schedule;
@@ -122,6 +122,7 @@ struct SchedulePart {
   bool ragged;  // or all rows have all steps and stand in their own order
   std::int32_t order[kRows], length[kRows];
 };
+static_assert(sizeof(SchedulePart) <= 4096);
 
 template <class T>
 struct PackArguments {

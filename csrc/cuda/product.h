@@ -34,18 +34,18 @@ struct Rows {
 // instruction takes. sums.v[i][j] gets (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
 #ifdef __CUDACC__
 
-#define RNNKERN_MMA(shape, type)                                                                  \
-  asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type                            \
-               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                       \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                   \
-               : "r"(low[0].word[2 * half]), "r"(high[0].word[2 * half]),                         \
-                 "r"(low[0].word[2 * half + 1]), "r"(high[0].word[2 * half + 1]),                 \
+#define RNNKERN_MMA(shape, type)                                                  \
+  asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type            \
+               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"       \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                   \
+               : "r"(low[0].word[2 * half]), "r"(high[0].word[2 * half]),         \
+                 "r"(low[0].word[2 * half + 1]), "r"(high[0].word[2 * half + 1]), \
                  "r"(b[0].word[2 * half]), "r"(b[0].word[2 * half + 1]))
 
 template <class E, class Sums>
 RNNKERN_KERNEL void mma(Lanes<Sums>& sums, int i, int j, const Lanes<Vector>& low,
                         const Lanes<Vector>& high, const Lanes<Vector>& b, int half) {
-  float(&d)[4] = sums[0].v[i][j];
+  float (&d)[4] = sums[0].v[i][j];
   if constexpr (std::is_same_v<E, TensorFloat32>) {
     RNNKERN_MMA("m16n8k8", "tf32");
   } else if constexpr (std::is_same_v<E, BrainFloat16>) {

@@ -62,59 +62,14 @@ class Recurrence {
 
   // Group row j of phase p's operand, in the half for `parity`.
   RNNKERN_KERNEL Storage* operand(int p, Index parity, int j) const {
-    return reinterpret_cast<Storage*>(pass().exchange.operand[p] +
-                                      (parity & 1) * plan_.exchange_bytes(p) +
-                                      (Index{group_} * plan_.group_rows + j) *
-                                          plan_.exchange_row(p));
+    return reinterpret_cast<Storage*>(
+        pass().exchange.operand[p] + (parity & 1) * plan_.exchange_bytes(p) +
+        (Index{group_} * plan_.group_rows + j) * plan_.exchange_row(p));
   }
 
   // The sums of phase p for the tile's rows [first, first + count) and a slice, left for sum().
   RNNKERN_KERNEL void multiply(int p, int local, Index parity, int first, int count) const {
-    const PhasePlan& phase = plan_.phase[p];
-    Warps<Lanes<typename P::Sums>> sums{};
-    for (int chunk = 0; chunk < phase.chunks; ++chunk) {
-      const int tile = local * phase.chunks + chunk;
-      const int begin = chunk * phase.chunk_bytes, left = phase.depth_bytes - begin;
-      const int bytes = left < phase.chunk_bytes ? left : phase.chunk_bytes;
-      const bool resident = tile < phase.resident;
-      block_.each([&](int thread) {
-        if (!resident) copy_weights(p, tile, plan_.staged_at, thread);
-        const int vectors = bytes / kVectorBytes;
-        for (int i = thread; i < count * vectors; i += kThreads) {
-          const int n = i / vectors, v = i % vectors;
-          block_.copy(vector(plan_.operand_at + n * stride(phase)) + v,
-                      reinterpret_cast<const Vector*>(
-                          reinterpret_cast<const std::byte*>(operand(p, parity, first + n)) +
-                          begin) +
-                          v);
-        }
-        block_.copies_done();
-      });
-      block_.each_warp([&](int warp) {
-        const Place place = place_of(phase, warp, count);
-        if (!place.works) return;
-        const int steps = bytes / kStepBytes;
-        const int weights_at =
-            resident ? phase.resident_at + tile * phase.rows * stride(phase) : plan_.staged_at;
-        P::multiply(sums[warp],
-                    rows_at(weights_at + place.row * stride(phase), phase, phase.rows - place.row),
-                    rows_at(plan_.operand_at + place.column * stride(phase), phase,
-                            count - place.column),
-                    steps * place.share / phase.depth_shares,
-                    steps * (place.share + 1) / phase.depth_shares);
-      });
-    }
-    block_.each_warp([&](int warp) {
-      const Place place = place_of(phase, warp, count);
-      if (!place.works) return;
-      P::finish(sums[warp]);
-      each_lane([&](int lane) {
-        P::visit(sums[warp][lane], lane, [&](int m, int n, Sum sum) {
-          m += place.row, n += place.column;
-          if (m < phase.rows && n < count) *partial(phase, place.share, n, m) = sum;
-        });
-      });
-    });
+    multiply_tile(*this, p, local, parity, first, count);
   }
 
   // Row m of the slice's weights times row n of the tile.
@@ -145,6 +100,59 @@ class Recurrence {
     return {place.row, place.column, share, place.column < count};
   }
 
+  // No cell is in it, so that all of them share its code.
+  RNNKERN_KERNEL_CALLED static void multiply_tile(Recurrence loop, int p, int local, Index parity,
+                                                  int first, int count) {
+    loop.multiply_here(p, local, parity, first, count);
+  }
+  RNNKERN_KERNEL void multiply_here(int p, int local, Index parity, int first, int count) const {
+    const PhasePlan& phase = plan_.phase[p];
+    Warps<Lanes<typename P::Sums>> sums{};
+    for (int chunk = 0; chunk < phase.chunks; ++chunk) {
+      const int tile = local * phase.chunks + chunk;
+      const int begin = chunk * phase.chunk_bytes, left = phase.depth_bytes - begin;
+      const int bytes = left < phase.chunk_bytes ? left : phase.chunk_bytes;
+      const bool resident = tile < phase.resident;
+      block_.each([&](int thread) {
+        if (!resident) copy_weights(p, tile, plan_.staged_at, thread);
+        const int vectors = bytes / kVectorBytes;
+        for (int i = thread; i < count * vectors; i += kThreads) {
+          const int n = i / vectors, v = i % vectors;
+          block_.copy(
+              vector(plan_.operand_at + n * stride(phase)) + v,
+              reinterpret_cast<const Vector*>(
+                  reinterpret_cast<const std::byte*>(operand(p, parity, first + n)) + begin) +
+                  v);
+        }
+        block_.copies_done();
+      });
+      block_.each_warp([&](int warp) {
+        const Place place = place_of(phase, warp, count);
+        if (!place.works) return;
+        const int steps = bytes / kStepBytes;
+        const int weights_at =
+            resident ? phase.resident_at + tile * phase.rows * stride(phase) : plan_.staged_at;
+        P::multiply(
+            sums[warp],
+            rows_at(weights_at + place.row * stride(phase), phase, phase.rows - place.row),
+            rows_at(plan_.operand_at + place.column * stride(phase), phase, count - place.column),
+            steps * place.share / phase.depth_shares,
+            steps * (place.share + 1) / phase.depth_shares);
+      });
+    }
+    block_.each_warp([&](int warp) {
+      const Place place = place_of(phase, warp, count);
+      if (!place.works) return;
+      P::finish(sums[warp]);
+      each_lane([&](int lane) {
+        P::visit(sums[warp][lane], lane, [&](int m, int n, Sum sum) {
+          m += place.row, n += place.column;
+          if (m < phase.rows && n < count) *partial(phase, place.share, n, m) = sum;
+        });
+      });
+    });
+  }
+
   RNNKERN_KERNEL Index blocks_of_pass() const { return Index{plan_.groups} * plan_.blocks; }
   RNNKERN_KERNEL std::uint32_t* flags() const {
     return pass().exchange.flags + group_ * plan_.blocks;
@@ -167,8 +175,8 @@ class Recurrence {
     const PhasePlan& phase = plan_.phase[p];
     const int chunk = tile % phase.chunks, vectors = phase.chunk_bytes / kVectorBytes;
     const Index index = Index{slice(tile / phase.chunks)} * phase.chunks + chunk;
-    const auto* from = reinterpret_cast<const Vector*>(pass().exchange.weights[p] +
-                                                       index * plan_.tile_bytes(p));
+    const auto* from =
+        reinterpret_cast<const Vector*>(pass().exchange.weights[p] + index * plan_.tile_bytes(p));
     for (int i = thread; i < phase.rows * vectors; i += kThreads)
       block_.copy(vector(at + i / vectors * stride(phase)) + i % vectors, from + i);
   }
