@@ -127,7 +127,7 @@ PARTS = {
     "required": Part(required, 80.0),
     "layers": Part(layers, 60.0),
     "deepbench": Part(deepbench, 70.0),
-    "grid": Part(grid, 80.0),
+    "grid": Part(grid, 60.0),
 }
 QUICK = 0.3  # of those seconds
 
