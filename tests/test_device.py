@@ -262,7 +262,9 @@ def test_what_is_asked_of_a_gpu_reaches_it(cuda: device.Cuda) -> None:
             plan = layer.plan(10, 4, training=training)
             assert isinstance(plan["reason"], str)
             assert plan["workspace_bytes"] >= 0
-    with pytest.raises(ValueError, match="compute must be None for dtype float64, got 'float16'"):
+    with pytest.raises(
+        ValueError, match="compute='float16' needs dtype='float32', got dtype='float64'"
+    ):
         rk.LSTM(2, 3, device="cuda", compute="float16", dtype="float64")
     with pytest.raises(ValueError, match="compute must be one of None, 'tfloat32'"):
         rk.LSTM(2, 3, device="cuda", compute="int8")

@@ -97,8 +97,10 @@ class Recurrent:
         self._device = get_device(device)
         self.device = self._device.name
         self.compute = choice("compute", compute, self._device.computes)
-        if self.compute is not None and self.dtype == np.float64:
-            raise ValueError(f"compute must be None for dtype float64, got {compute!r}")
+        if self.compute is not None and self.dtype != np.float32:
+            raise ValueError(
+                f"compute={compute!r} needs dtype='float32', got dtype={self.dtype.name!r}"
+            )
         self.seed = None if seed is None else positive_int("seed", seed, minimum=0)
         self.recurrent_init = choice("recurrent_init", recurrent_init, ("uniform", "orthogonal"))
         self._check_sizes()
