@@ -142,7 +142,7 @@ def _function(name: str) -> Callable[..., Any]:
 FUNCTIONS = (
     *("arange", "argpartition", "argsort", "array", "ascontiguousarray", "clip", "concatenate"),
     *("copyto", "count_nonzero", "cumsum", "divmod", "full", "may_share_memory", "moveaxis"),
-    *("repeat", "stack", "take_along_axis", "where", "zeros", "zeros_like"),
+    *("ones", "repeat", "stack", "take_along_axis", "where", "zeros", "zeros_like"),
 )
 
 

@@ -60,18 +60,6 @@ class Device(ABC):
         """One of the device's arrays as NumPy's, when all work on it is done."""
 
     @abstractmethod
-    def scalar(self, array: Any) -> Any:
-        """A Python number where values are free, else the array of shape ()."""
-
-    @abstractmethod
-    def counted(self, values: Array, mask: Array) -> Array:
-        """An array whose sum is that of the values where the mask, shaped alike, is true."""
-
-    @abstractmethod
-    def index(self, values: Array, size: int) -> Array:
-        """Indices of an axis of that size, clipped where it would cost to refuse them."""
-
-    @abstractmethod
     def random(self, key: int, stream: int, shape: tuple[int, ...]) -> Array:
         """float32 in [0, 1) that follow from the two numbers alone, the same on every device."""
 
@@ -205,15 +193,6 @@ class Cpu(Device):
 
     def get(self, array: Array) -> NDArray[Any]:
         return np.asarray(array)
-
-    def scalar(self, array: Any) -> Any:
-        return array.item()
-
-    def counted(self, values: Array, mask: Array) -> Array:
-        return values[mask]
-
-    def index(self, values: Array, size: int) -> Array:
-        return values
 
     def random(self, key: int, stream: int, shape: tuple[int, ...]) -> Array:
         bits = np.random.Philox(key=np.array([key, stream], np.uint64))
@@ -375,17 +354,6 @@ class Cuda(Device):
     def get(self, array: Array) -> NDArray[Any]:
         copied: NDArray[Any] = self.xp.asnumpy(array)
         return copied
-
-    def scalar(self, array: Any) -> Any:
-        return array
-
-    def counted(self, values: Array, mask: Array) -> Array:
-        zeroed: Array = self.xp.where(mask, values, 0)
-        return zeroed
-
-    def index(self, values: Array, size: int) -> Array:
-        clipped: Array = self.xp.clip(values, 0, size - 1)
-        return clipped
 
     def random(self, key: int, stream: int, shape: tuple[int, ...]) -> Array:
         return philox.random(self.xp, key, stream, shape)

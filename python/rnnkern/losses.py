@@ -30,7 +30,6 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
 
     """
     device = device_of(logits)
-    xp = device.xp
     logits, targets = device.array("logits", logits), device.array("targets", targets)
     if logits.dtype not in (np.float32, np.float64):
         raise TypeError(f"logits must be float32 or float64, got {logits.dtype}")
@@ -50,29 +49,48 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
         if mask.shape != targets.shape:
             raise ValueError(f"mask must have shape {targets.shape}, got {mask.shape}")
         mask = mask.reshape(-1)
-        target = xp.where(mask, target, 0)
-        count = xp.count_nonzero(mask)
-    if device.values_are_free:
-        if count == 0:
-            return 0.0, np.zeros_like(logits)
-        if target.min() < 0 or target.max() >= classes:
-            wrong = target[(target < 0) | (target >= classes)][0]
-            raise ValueError(f"targets must be in 0..{classes - 1}, got {wrong}")
+    if not device.values_are_free:
+        loss, gradient = _unseen(device.xp, logits.reshape(-1, classes), target, mask)
+        return loss, gradient.reshape(logits.shape)
+    if mask is not None:
+        target = np.where(mask, target, 0)
+        count = int(np.count_nonzero(mask))
+    if count == 0:
+        return 0.0, np.zeros_like(logits)
+    if target.min() < 0 or target.max() >= classes:
+        wrong = target[(target < 0) | (target >= classes)][0]
+        raise ValueError(f"targets must be in 0..{classes - 1}, got {wrong}")
 
     # One buffer all the way: shifted logits, their exponentials, the gradient.
     rows = logits.reshape(-1, classes)
     buffer = rows - rows.max(axis=1, keepdims=True)
-    picked = (xp.arange(len(target)), device.index(target, classes))
+    picked = (np.arange(len(target)), target)
     losses = -buffer[picked]
     np.exp(buffer, out=buffer)
     totals = buffer.sum(axis=1)
     losses += np.log(totals)
-    weight = device.scalar(1.0 / np.maximum(count, 1))
+    weight = 1.0 / count
     buffer *= (weight / totals)[:, np.newaxis]
     buffer[picked] -= weight
-    if not device.values_are_free:
-        losses = xp.where((target < 0) | (target >= classes), np.nan, losses)
     if mask is not None:
-        losses = device.counted(losses, mask)
-        xp.copyto(buffer, 0.0, where=~mask[:, np.newaxis])
-    return device.scalar(losses.sum(dtype=np.float64)) * weight, buffer.reshape(logits.shape)
+        losses = losses[mask]
+        buffer[~mask] = 0.0
+    return float(losses.sum(dtype=np.float64)) * weight, buffer.reshape(logits.shape)
+
+
+def _unseen(xp: Any, logits: Array, target: Array, mask: Array | None) -> tuple[Any, Array]:
+    """The loss of rows (N, C), targets (N,) and a mask (N,) without looking at a value."""
+    classes = logits.shape[1]
+    counts = xp.ones(target.shape, np.bool_) if mask is None else mask
+    outside = (target < 0) | (target >= classes)
+    places = (xp.arange(len(target)), xp.clip(target, 0, classes - 1))
+    weight = 1.0 / np.maximum(xp.count_nonzero(counts), 1)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    gradient = np.exp(shifted)
+    totals = gradient.sum(axis=1)
+    losses = xp.where(outside, np.nan, np.log(totals) - shifted[places])
+    gradient /= totals[:, np.newaxis]
+    gradient[places] -= 1.0
+    gradient *= weight
+    xp.copyto(gradient, 0.0, where=~counts[:, np.newaxis])
+    return xp.where(counts, losses, 0.0).sum(dtype=np.float64) * weight, gradient
