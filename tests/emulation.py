@@ -141,7 +141,7 @@ def _function(name: str) -> Callable[..., Any]:
 
 FUNCTIONS = (
     *("arange", "argpartition", "argsort", "array", "ascontiguousarray", "clip", "concatenate"),
-    *("copyto", "count_nonzero", "cumsum", "divmod", "full", "may_share_memory", "moveaxis"),
+    *("count_nonzero", "cumsum", "divmod", "full", "may_share_memory", "moveaxis"),
     *("ones", "repeat", "stack", "take_along_axis", "where", "zeros", "zeros_like"),
 )
 

@@ -30,6 +30,7 @@ class Device(ABC):
 
     Attributes:
         name: what ``device=`` says.
+        library: what the array module is called.
         xp: the array module, NumPy or CuPy.
         computes: what ``compute=`` may be.
         has_stepper: whether ``stepper`` is there: one step of all layers as one kernel.
@@ -39,6 +40,7 @@ class Device(ABC):
     """
 
     name: ClassVar[str]
+    library: ClassVar[str]
     computes: ClassVar[tuple[str | None, ...]]
     has_stepper: ClassVar[bool]
     values_are_free: ClassVar[bool]
@@ -179,6 +181,7 @@ class Cpu(Device):
     """NumPy arrays and the kernels of ``_core``."""
 
     name = "cpu"
+    library = "NumPy"
     computes = (None,)
     has_stepper = True
     values_are_free = True
@@ -325,6 +328,7 @@ class Cuda(Device):
     """
 
     name = "cuda"
+    library = "CuPy"
     computes = (None, "tfloat32", "bfloat16", "float16")
     has_stepper = False
     values_are_free = False

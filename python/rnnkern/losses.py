@@ -92,5 +92,5 @@ def _unseen(xp: Any, logits: Array, target: Array, mask: Array | None) -> tuple[
     gradient /= totals[:, np.newaxis]
     gradient[places] -= 1.0
     gradient *= weight
-    xp.copyto(gradient, 0.0, where=~counts[:, np.newaxis])
+    gradient = xp.where(counts[:, np.newaxis], gradient, gradient.dtype.type(0))
     return xp.where(counts, losses, 0.0).sum(dtype=np.float64) * weight, gradient

@@ -470,8 +470,7 @@ class Recurrent:
             assert out is not None
         else:
             if not isinstance(out, device.xp.ndarray):
-                family = {"cpu": "NumPy", "cuda": "CuPy"}[device.name]
-                raise TypeError(f"out must be a {family} array, got {type(out)!r}")
+                raise TypeError(f"out must be a {device.library} array, got {type(out)!r}")
             device.shaped("out", out, shape, self.dtype)
             if not device.writeable(out):
                 raise ValueError("out must be writable, got a read-only array")

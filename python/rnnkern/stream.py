@@ -145,10 +145,9 @@ class Stream:
         if mask is not None:
             rows = device.shaped("mask", mask, (self.batch,), np.dtype(bool))[:, None]
         for state in (self._h, self._c):
-            if state is not None and rows is None:
-                state[...] = 0
-            elif state is not None:
-                device.xp.copyto(state, 0, where=rows)
+            if state is not None:
+                zero = state.dtype.type(0)
+                state[...] = zero if rows is None else device.xp.where(rows, zero, state)
 
     def _block_panels(self) -> list[Any]:
         """The parameters as a block's kernel wants them, packed at the first block."""
