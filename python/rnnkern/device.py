@@ -145,6 +145,7 @@ class Device(ABC):
         weight_hh: Array,
         bias: Array | None,
         bias_hn: Array | None,
+        compute: str | None,
     ) -> Any:
         """The weights as many calls of ``forward`` want them, or None where that gains nothing."""
 
@@ -155,6 +156,7 @@ class Device(ABC):
         layers: list[tuple[Array, Array, Array | None, Array | None]],
         h: Array,
         c: Array | None,
+        compute: str | None,
         *,
         narrow: bool,
     ) -> _core.Stepper | None:
@@ -282,6 +284,7 @@ class Cpu(Device):
         weight_hh: Array,
         bias: Array | None,
         bias_hn: Array | None,
+        compute: str | None,
     ) -> _core.Packed:
         return _core.Packed(cell, weight_ih, weight_hh, bias, bias_hn)
 
@@ -291,6 +294,7 @@ class Cpu(Device):
         layers: list[tuple[Array, Array, Array | None, Array | None]],
         h: Array,
         c: Array | None,
+        compute: str | None,
         *,
         narrow: bool,
     ) -> _core.Stepper | None:
@@ -424,6 +428,7 @@ class Cuda(Device):
         weight_hh: Array,
         bias: Array | None,
         bias_hn: Array | None,
+        compute: str | None,
     ) -> None:
         return None
 
@@ -433,6 +438,7 @@ class Cuda(Device):
         layers: list[tuple[Array, Array, Array | None, Array | None]],
         h: Array,
         c: Array | None,
+        compute: str | None,
         *,
         narrow: bool,
     ) -> None:

@@ -64,6 +64,7 @@ class Stream:
             [(w.weight_ih, w.weight_hh, w.bias, w.bias_hn) for w in self._weights],
             self._h,
             self._c,
+            layer.compute,
             narrow=narrow,
         )
 
@@ -151,9 +152,11 @@ class Stream:
 
     def _block_panels(self) -> list[Any]:
         """The parameters as a block's kernel wants them, packed at the first block."""
+        layer = self._layer
         if self._packed is None:
             self._packed = [
-                self._layer._device.pack(self._layer._cell, **vars(w)) for w in self._weights
+                layer._device.pack(layer._cell, **vars(w), compute=layer.compute)
+                for w in self._weights
             ]
         return self._packed
 
