@@ -55,7 +55,7 @@ def stages(python: str | None, code: str, *, quick: bool) -> list[Stage]:
     for tool in ("memcheck",) if quick else ("memcheck", "racecheck", "synccheck"):
         command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
         script = (interpreter, str(BENCH / "gpu_sanitize.py"))
-        found.append(Stage(tool, ((*command, *script),), 25, "compute-sanitizer"))
+        found.append(Stage(tool, ((*command, *script),), 35, "compute-sanitizer"))
     return found
 
 

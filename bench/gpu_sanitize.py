@@ -10,7 +10,7 @@ import numpy as np
 import rnnkern as rk
 from rnnkern.device import get_device
 
-STEPS, BATCH, INPUTS = 5, 3, 20
+STEPS, BATCH, INPUTS, HIDDEN = 5, 3, 20, 100
 LENGTHS = np.array([3, 5, 0])
 
 
@@ -28,11 +28,11 @@ def main() -> None:
         (rk.LSTM, {}),
     ]
     computes = (None, "tfloat32", "bfloat16", "float16")
-    for (cell, options), compute, hidden in product(cells, computes, (24, 100)):
+    for (cell, options), compute in product(cells, computes):
         layer = cell(
-            INPUTS, hidden, 2, bidirectional=True, compute=compute, device="cuda", **options
+            INPUTS, HIDDEN, 2, bidirectional=True, compute=compute, device="cuda", **options
         )
-        for x, lengths in product((dense, tokens), (None, LENGTHS)):
+        for x, lengths in ((dense, None), (dense, LENGTHS), (tokens, LENGTHS)):
             layer(x, None, lengths)
             y, _, tape = layer.forward(x, None, lengths)
             tape.backward(y)

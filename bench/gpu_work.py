@@ -124,10 +124,10 @@ class Part:
 
 PARTS = {
     "flashrnn": Part(flashrnn, 30.0),
-    "required": Part(required, 80.0),
-    "layers": Part(layers, 60.0),
-    "deepbench": Part(deepbench, 70.0),
-    "grid": Part(grid, 60.0),
+    "required": Part(required, 70.0),
+    "layers": Part(layers, 50.0),
+    "deepbench": Part(deepbench, 60.0),
+    "grid": Part(grid, 50.0),
 }
 QUICK = 0.3  # of those seconds
 
