@@ -116,7 +116,8 @@ class ForwardKernel {
     step.h = V(*loop_.field(phase.count, at));
     if constexpr (Cell::cell_state) step.c = V(*loop_.field(phase.count + 1, at));
 #pragma unroll
-    for (int k = 0; k < saved_before; ++k) step.saved[k] = V(*loop_.field(phase.count + kStates + k, at));
+    for (int k = 0; k < saved_before; ++k)
+      step.saved[k] = V(*loop_.field(phase.count + kStates + k, at));
 
     Cell::forward(Phase<N>{}, step);
 
