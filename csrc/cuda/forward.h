@@ -13,7 +13,7 @@ class ForwardKernel {
   using T = typename V::value;
   using Loop = Recurrence<P, ForwardPass<T>>;
   static constexpr int kPhases = phase_count<Cell>;
-  static constexpr int kGates = Cell::gates;
+  static constexpr int kGates = Cell::gates, kStates = Cell::cell_state ? 2 : 1;
 
  public:
   using Arguments = RecurrentProblem<ForwardPass<T>>;
@@ -23,15 +23,6 @@ class ForwardKernel {
   }
 
  private:
-  // One unit of one row of the batch in one step.
-  struct Place {
-    int e;        // of the tile
-    int n, m;     // row and unit within the tile
-    int j, unit;  // group row, unit of the layer
-    Index b, i;   // batch row, its place in the sorted order
-    Index packed;
-  };
-
   RNNKERN_KERNEL ForwardKernel(const Block& block, const Arguments& problem)
       : block_(block),
         problem_(problem),
@@ -71,39 +62,12 @@ class ForwardKernel {
     loop_.publish_phase(1);
   }
 
-  template <int Phase_>
+  template <int N>
   RNNKERN_KERNEL void run_phase(Index s) const {
-    const int live = loop_.share(schedule_.live(s, pass_.reverse));
-    bool waited = false;
-    for (int local = 0; local < loop_.own_slices(); ++local) {
-      for (int first = 0; first < live; first += plan_.tile_rows) {
-        const int count = live - first < plan_.tile_rows ? live - first : plan_.tile_rows;
-        block_.each([&](int thread) {
-          each_place(s, local, first, count, thread,
-                     [&](const Place& at) { prefetch<Phase_>(s, at); });
-        });
-        if (!waited) loop_.await_group(phases_before(s, Phase_));
-        waited = true;
-        loop_.multiply(Phase_, local, s, first, count);
-        block_.each([&](int thread) {
-          each_place(s, local, first, count, thread,
-                     [&](const Place& at) { apply<Phase_>(s, at); });
-        });
-      }
-    }
-    loop_.publish_phase(phases_before(s, Phase_) + 1);
-  }
-
-  template <class Visit>
-  RNNKERN_KERNEL void each_place(Index s, int local, int first, int count, int thread,
-                                 Visit visit) const {
     const Index offset = schedule_.offset[schedule_.time_of(s, pass_.reverse)];
-    for (int e = thread; e < count * plan_.units; e += kThreads) {
-      const int n = e / plan_.units, m = e % plan_.units;
-      const int j = first + n, unit = loop_.slice(local) * plan_.units + m;
-      const Index i = loop_.row(j);
-      if (unit < units_) visit(Place{e, n, m, j, unit, schedule_.order[i], i, offset + i});
-    }
+    loop_.run_phase(
+        N, loop_.share(schedule_.live(s, pass_.reverse)), offset, phases_before(s, N), s,
+        [&](const Place& at) { prefetch<N>(s, at); }, [&](const Place& at) { apply<N>(s, at); });
   }
 
   RNNKERN_KERNEL T* saved_row(const Place& at) const {
@@ -111,63 +75,60 @@ class ForwardKernel {
                        : pass_.scratch + at.i * Cell::saved * units_;
   }
 
-  // What stands in the fields: the phase's gates of x_part, h, then c and what phase 0 saved.
-  template <int Phase_>
-  static constexpr int kSavedBefore =
-      Phase_ > 0 ? Cell::saved_after[Phase_ > 0 ? Phase_ - 1 : 0] : 0;
+  // What stands in the fields: the phase's gates of x_part, h, c, and what phase 0 saved.
+  template <int N>
+  static constexpr int kSavedBefore = N > 0 ? Cell::saved_after[N > 0 ? N - 1 : 0] : 0;
 
-  template <int Phase_>
+  template <int N>
   RNNKERN_KERNEL void prefetch(Index s, const Place& at) const {
-    constexpr Range phase = Cell::phases[Phase_];
+    constexpr Range phase = Cell::phases[N];
     const bool first = at.i >= schedule_.live(s - 1, pass_.reverse);
     const T* x = pass_.x_part + (at.packed - loop_.first_row()) * kGates * units_ + at.unit;
-    for (int g = 0; g < phase.count; ++g) block_.copy(field(g, at), x + (phase.first + g) * units_);
+    for (int g = 0; g < phase.count; ++g)
+      block_.copy(loop_.field(g, at), x + (phase.first + g) * units_);
     const T* h =
         first ? pass_.h + at.b * units_ : pass_.y.at(schedule_.time_of(s - 1, pass_.reverse), at.b);
-    block_.copy(field(phase.count, at), h + at.unit);
+    block_.copy(loop_.field(phase.count, at), h + at.unit);
     if constexpr (Cell::cell_state) {
       const T* c = pass_.c + at.b * units_;
       if (!first && pass_.cells) {
         const Index before = schedule_.offset[schedule_.time_of(s - 1, pass_.reverse)] + at.i;
         c = pass_.cells + before * units_;
       }
-      block_.copy(field(phase.count + 1, at), c + at.unit);
+      block_.copy(loop_.field(phase.count + 1, at), c + at.unit);
     }
-    for (int k = 0; k < kSavedBefore<Phase_>; ++k)
-      block_.copy(field(phase.count + 1 + k, at), saved_row(at) + k * units_ + at.unit);
+    for (int k = 0; k < kSavedBefore<N>; ++k)
+      block_.copy(loop_.field(phase.count + kStates + k, at), saved_row(at) + k * units_ + at.unit);
   }
 
-  RNNKERN_KERNEL T* field(int index, const Place& at) const {
-    return loop_.template field<T>(index, at.e);
-  }
-
-  template <int Phase_>
+  template <int N>
   RNNKERN_KERNEL void apply(Index s, const Place& at) const {
-    constexpr Range phase = Cell::phases[Phase_];
-    constexpr int saved_before = kSavedBefore<Phase_>, saved_after = Cell::saved_after[Phase_];
+    constexpr Range phase = Cell::phases[N];
+    constexpr int saved_before = kSavedBefore<N>, saved_after = Cell::saved_after[N];
     ForwardStep<V, Cell> step;
 #pragma unroll
     for (int g = 0; g < phase.count; ++g) {
-      T product = loop_.sum(Phase_, at.n, g * plan_.units + at.m);
+      T product = loop_.sum(N, at.n, g * plan_.units + at.m);
       if (phase.first + g == kGates - 1 && pass_.bias_hn) product += pass_.bias_hn[at.unit];
-      step.x[phase.first + g] = V(*field(g, at));
+      step.x[phase.first + g] = V(*loop_.field(g, at));
       step.product[phase.first + g] = V(product);
     }
-    step.h = V(*field(phase.count, at));
-    if constexpr (Cell::cell_state) step.c = V(*field(phase.count + 1, at));
+    step.h = V(*loop_.field(phase.count, at));
+    if constexpr (Cell::cell_state) step.c = V(*loop_.field(phase.count + 1, at));
 #pragma unroll
-    for (int k = 0; k < saved_before; ++k) step.saved[k] = V(*field(phase.count + 1 + k, at));
+    for (int k = 0; k < saved_before; ++k)
+      step.saved[k] = V(*loop_.field(phase.count + kStates + k, at));
 
-    Cell::forward(Phase<Phase_>{}, step);
+    Cell::forward(Phase<N>{}, step);
 
     if (pass_.saved || kPhases > 1) {
 #pragma unroll
       for (int k = saved_before; k < saved_after; ++k)
         saved_row(at)[k * units_ + at.unit] = step.saved[k].v;
     }
-    if constexpr (Phase_ + 1 < kPhases) {
-      const V next = Cell::operand(Phase<Phase_ + 1>{}, step.saved[Cell::operand_gate], step.h);
-      loop_.operand(Phase_ + 1, s, at.j)[at.unit] = P::Element::round(next.v);
+    if constexpr (N + 1 < kPhases) {
+      const V next = Cell::operand(Phase<N + 1>{}, step.saved[Cell::operand_gate], step.h);
+      loop_.operand(N + 1, s, at.j)[at.unit] = P::Element::round(next.v);
     } else {
       finish(s, at, step);
     }

@@ -17,22 +17,49 @@ RNNKERN_KERNEL Index clamped_token(const Sequence<const std::int64_t>& tokens, I
   return token < 0 ? 0 : token < columns ? static_cast<Index>(token) : columns - 1;
 }
 
+// Four neighbouring elements of a row.
 template <class T>
-RNNKERN_KERNEL T element(const Operand<T>& o, const DeviceSchedule& schedule, Index r, Index c) {
-  if (o.kind == Operand<T>::kMatrix) return o.data[r * o.row + c];
+struct alignas(kVectorBytes) Quad {
+  T value[4];
+};
+
+// The first `count` of them, the others zero; at once where they lie on a boundary.
+template <class T>
+RNNKERN_KERNEL Quad<T> load_quad(const T* from, Index count) {
+  if (count >= 4 && reinterpret_cast<std::uintptr_t>(from) % kVectorBytes == 0)
+    return *reinterpret_cast<const Quad<T>*>(from);
+  Quad<T> quad{};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i < count) quad.value[i] = from[i];
+  }
+  return quad;
+}
+
+// Elements (r, c) to (r, c + 3) of an operand whose rows end after `count` of them.
+template <class T>
+RNNKERN_KERNEL Quad<T> quad(const Operand<T>& o, const DeviceSchedule& schedule, Index r, Index c,
+                            Index count) {
+  if (o.kind == Operand<T>::kMatrix) return load_quad(o.data + r * o.row + c, count);
   const Index packed = o.first + r, t = schedule.time[packed], b = schedule.row[packed];
-  switch (o.kind) {
-    case Operand<T>::kSequence:
-      return o.sequence.at(t, b)[c];
-    case Operand<T>::kTokens:
-      return T(clamped_token<T>(o.tokens, t, b, o.columns) == c ? 1 : 0);
-    default:
-      break;
+  if (o.kind == Operand<T>::kSequence) return load_quad(o.sequence.at(t, b) + c, count);
+  if (o.kind == Operand<T>::kTokens) {
+    const Index one = clamped_token<T>(o.tokens, t, b, o.columns) - c;
+    Quad<T> q{};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) q.value[i] = T(i == one ? 1 : 0);
+    return q;
   }
   const Index before = o.reverse ? t + 1 : t - 1;
   const bool started = o.reverse ? before < schedule.length[b] : before >= 0;
-  const T h = started ? o.sequence.at(before, b)[c] : o.initial[b * o.columns + c];
-  return o.gate ? o.gate[packed * o.gate_row + c] * h : h;
+  const T* const h = started ? o.sequence.at(before, b) : o.initial + b * o.columns;
+  Quad<T> q = load_quad(h + c, count);
+  if (o.gate) {
+    const Quad<T> gate = load_quad(o.gate + packed * o.gate_row + c, count);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) q.value[i] *= gate.value[i];
+  }
+  return q;
 }
 
 // P multiplies a warp's tile; the block has kWarpRows by kWarpColumns of them.
@@ -92,21 +119,22 @@ class MatmulKernel {
  private:
   // A thread's share of a tile of `Outer` rows by kDepth, before it is rounded and stored.
   template <int Outer>
-  static constexpr int kShare = (Outer * kDepth + kThreads - 1) / kThreads;
+  static constexpr int kShare = (Outer * kDepth / 4 + kThreads - 1) / kThreads;
   template <int Outer>
   struct Loaded {
-    T value[kShare<Outer>];
+    Quad<T> quad[kShare<Outer>];
   };
 
-  // Where element q of a tile lies: neighbouring threads take neighbouring addresses of the source,
-  // eight at a time where the source runs the other way, which also spreads the stores over the banks.
-  struct Cell {
+  // The first element of quad q of a tile: four k, or four rows where the source runs the other way.
+  // Then 32 neighbouring threads take 8 rows of 16 k, so that the stores spread over the banks.
+  struct Corner {
     int outer, k;
   };
-  RNNKERN_KERNEL static Cell cell(int q, bool transposed) {
-    if (!transposed) return {q / kDepth, q % kDepth};
-    const int block = q / 32;
-    return {q % 8 + block / (kDepth / 4) * 8, q / 8 % 4 + block % (kDepth / 4) * 4};
+  RNNKERN_KERNEL static Corner corner(int q, bool transposed) {
+    if (!transposed) return {q / (kDepth / 4), q % (kDepth / 4) * 4};
+    constexpr int width = kDepth < 16 ? kDepth : 16, widths = kDepth / width;
+    const int strip = q / (2 * width);
+    return {(strip / widths * 2 + q / width % 2) * 4, q % width + strip % widths * width};
   }
 
   template <int Outer>
@@ -115,25 +143,37 @@ class MatmulKernel {
                                    int thread, Loaded<Outer>& loaded) {
 #pragma unroll
     for (int i = 0; i < kShare<Outer>; ++i) {
-      const Cell at = cell(thread + i * kThreads, transposed);
+      const Corner at = corner(thread + i * kThreads, transposed);
       const Index outer = first + at.outer, k = k0 + at.k;
-      T value(0);
-      if (at.outer < Outer && outer < end && k < args.depth) {
-        value = transposed ? element(operand, args.schedule, k, outer)
-                           : element(operand, args.schedule, outer, k);
-      }
-      loaded.value[i] = value;
+      loaded.quad[i] = Quad<T>{};
+      if (at.outer >= Outer || outer >= end || k >= args.depth) continue;
+      loaded.quad[i] = transposed ? quad(operand, args.schedule, k, outer, end - outer)
+                                  : quad(operand, args.schedule, outer, k, args.depth - k);
     }
   }
 
   template <int Outer>
   RNNKERN_KERNEL static void store(const Loaded<Outer>& loaded, bool transposed, std::byte* tile,
                                    int thread) {
+    struct alignas(4 * sizeof(Storage)) Rounded {
+      Storage value[4];
+    };
 #pragma unroll
     for (int i = 0; i < kShare<Outer>; ++i) {
-      const Cell at = cell(thread + i * kThreads, transposed);
-      if (at.outer < Outer)
-        reinterpret_cast<Storage*>(tile + at.outer * kStride)[at.k] = E::round(loaded.value[i]);
+      const Corner at = corner(thread + i * kThreads, transposed);
+      if (at.outer >= Outer) continue;
+      Rounded rounded;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) rounded.value[j] = E::round(loaded.quad[i].value[j]);
+      const auto row = [&](int outer) {
+        return reinterpret_cast<Storage*>(tile + outer * kStride) + at.k;
+      };
+      if (transposed) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) *row(at.outer + j) = rounded.value[j];
+      } else {
+        *reinterpret_cast<Rounded*>(row(at.outer)) = rounded;
+      }
     }
   }
 

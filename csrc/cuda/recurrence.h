@@ -13,6 +13,14 @@
 
 namespace rnnkern::cuda {
 
+// One unit of one row of the batch in one step.
+struct Place {
+  int n, m;      // row and unit within the tile
+  int j, unit;   // row of the group, unit of the layer
+  Index i, b;    // the row's place in the sorted order, the batch row
+  Index packed;  // row
+};
+
 template <class P, class Pass>
 class Recurrence {
   using E = typename P::Element;
@@ -41,19 +49,13 @@ class Recurrence {
   }
   RNNKERN_KERNEL Index row(int j) const { return Index{j} * plan_.groups + group_; }
 
-  // visit(slice) for this block's slices; local counts them.
+  // This block's slices, counted from 0 by `local`.
   RNNKERN_KERNEL int slice(int local) const { return member_ + local * plan_.blocks; }
   RNNKERN_KERNEL int own_slices() const {
     return (plan_.slices - member_ + plan_.blocks - 1) / plan_.blocks;
   }
 
-  // Waits until every block of the group has done `count` phases.
-  RNNKERN_KERNEL void await_group(std::uint32_t count) const {
-    block_.each([&](int thread) {
-      for (int i = thread; i < plan_.blocks; i += kThreads) await(flags() + i, count);
-    });
-  }
-  // To be called behind a barrier.
+  // To be called behind a barrier: this block has done `count` phases.
   RNNKERN_KERNEL void publish_phase(std::uint32_t count) const {
     block_.each([&](int thread) {
       if (thread == 0) publish(flags() + member_, count);
@@ -67,9 +69,24 @@ class Recurrence {
         (Index{group_} * plan_.group_rows + j) * plan_.exchange_row(p));
   }
 
-  // The sums of phase p for the tile's rows [first, first + count) and a slice, left for sum().
-  RNNKERN_KERNEL void multiply(int p, int local, Index parity, int first, int count) const {
-    multiply_tile(*this, p, local, parity, first, count);
+  // Phase p of a step for the group's first `rows` rows, whose packed rows begin at `offset`, after
+  // `done` phases: before(place) for what is had without the other blocks, the product of the operand
+  // in the half for `parity`, and after(place), which finds its sums by sum().
+  template <class Before, class After>
+  RNNKERN_KERNEL void run_phase(int p, int rows, Index offset, std::uint32_t done, Index parity,
+                                Before before, After after) const {
+    bool awaited = false;
+    for (int local = 0; local < own_slices(); ++local) {
+      for (int first = 0; first < rows; first += plan_.tile_rows) {
+        const int count = rows - first < plan_.tile_rows ? rows - first : plan_.tile_rows;
+        block_.each([&](int thread) { each_place(local, first, count, offset, thread, before); });
+        if (!awaited) await_group(done);
+        awaited = true;
+        multiply_tile(*this, p, local, parity, first, count);
+        block_.each([&](int thread) { each_place(local, first, count, offset, thread, after); });
+      }
+    }
+    publish_phase(done + 1);
   }
 
   // Row m of the slice's weights times row n of the tile.
@@ -80,32 +97,49 @@ class Recurrence {
     return total;
   }
 
-  // The place in shared memory of a value that element e of the tile's equations needs.
-  template <class T>
-  RNNKERN_KERNEL T* field(int index, int e) const {
-    return reinterpret_cast<T*>(block_.shared() + plan_.fields_at) +
-           index * plan_.tile_rows * plan_.units + e;
+  // Shared memory for the index-th value that the equations at a place need besides the product.
+  RNNKERN_KERNEL Sum* field(int index, const Place& at) const {
+    return reinterpret_cast<Sum*>(block_.shared() + plan_.fields_at) +
+           (index * plan_.tile_rows + at.n) * plan_.units + at.m;
   }
 
  private:
-  // Which part of the product is a warp's.
-  struct Place {
-    int row, column, share;
-    bool works;
-  };
-  RNNKERN_KERNEL static Place place_of(const PhasePlan& phase, int warp, int count) {
-    const int share = warp % phase.depth_shares, tile = warp / phase.depth_shares;
-    const Place place{tile % phase.row_tiles * P::rows, tile / phase.row_tiles * P::columns, share,
-                      true};
-    return {place.row, place.column, share, place.column < count};
+  // visit(place) for a thread's places of a tile: the same thread's in every step.
+  template <class Visit>
+  RNNKERN_KERNEL void each_place(int local, int first, int count, Index offset, int thread,
+                                 Visit visit) const {
+    for (int e = thread; e < count * plan_.units; e += kThreads) {
+      const int n = e / plan_.units, m = e % plan_.units;
+      const int unit = slice(local) * plan_.units + m;
+      const Index i = row(first + n);
+      if (unit < problem_.units)
+        visit(Place{n, m, first + n, unit, i, problem_.schedule.order[i], offset + i});
+    }
   }
 
-  // No cell is in it, so that all of them share its code.
+  RNNKERN_KERNEL void await_group(std::uint32_t count) const {
+    block_.each([&](int thread) {
+      for (int i = thread; i < plan_.blocks; i += kThreads) await(flags() + i, count);
+    });
+  }
+
+  // Which part of a product is a warp's.
+  struct Share {
+    int row, column, depth;
+    bool works;
+  };
+  RNNKERN_KERNEL static Share share_of(const PhasePlan& phase, int warp, int count) {
+    const int tile = warp / phase.depth_shares, column = tile / phase.row_tiles * P::columns;
+    return {tile % phase.row_tiles * P::rows, column, warp % phase.depth_shares, column < count};
+  }
+
+  // The sums of phase p for the tile's rows [first, first + count) and a slice. No cell is in it, so
+  // that all of them share its code.
   RNNKERN_KERNEL_CALLED static void multiply_tile(Recurrence loop, int p, int local, Index parity,
                                                   int first, int count) {
-    loop.multiply_here(p, local, parity, first, count);
+    loop.multiply(p, local, parity, first, count);
   }
-  RNNKERN_KERNEL void multiply_here(int p, int local, Index parity, int first, int count) const {
+  RNNKERN_KERNEL void multiply(int p, int local, Index parity, int first, int count) const {
     const PhasePlan& phase = plan_.phase[p];
     Warps<Lanes<typename P::Sums>> sums{};
     for (int chunk = 0; chunk < phase.chunks; ++chunk) {
@@ -127,27 +161,27 @@ class Recurrence {
         block_.copies_done();
       });
       block_.each_warp([&](int warp) {
-        const Place place = place_of(phase, warp, count);
-        if (!place.works) return;
+        const Share share = share_of(phase, warp, count);
+        if (!share.works) return;
         const int steps = bytes / kStepBytes;
         const int weights_at =
             resident ? phase.resident_at + tile * phase.rows * stride(phase) : plan_.staged_at;
         P::multiply(
             sums[warp],
-            rows_at(weights_at + place.row * stride(phase), phase, phase.rows - place.row),
-            rows_at(plan_.operand_at + place.column * stride(phase), phase, count - place.column),
-            steps * place.share / phase.depth_shares,
-            steps * (place.share + 1) / phase.depth_shares);
+            rows_at(weights_at + share.row * stride(phase), phase, phase.rows - share.row),
+            rows_at(plan_.operand_at + share.column * stride(phase), phase, count - share.column),
+            steps * share.depth / phase.depth_shares,
+            steps * (share.depth + 1) / phase.depth_shares);
       });
     }
     block_.each_warp([&](int warp) {
-      const Place place = place_of(phase, warp, count);
-      if (!place.works) return;
+      const Share share = share_of(phase, warp, count);
+      if (!share.works) return;
       P::finish(sums[warp]);
       each_lane([&](int lane) {
         P::visit(sums[warp][lane], lane, [&](int m, int n, Sum sum) {
-          m += place.row, n += place.column;
-          if (m < phase.rows && n < count) *partial(phase, place.share, n, m) = sum;
+          m += share.row, n += share.column;
+          if (m < phase.rows && n < count) *partial(phase, share.depth, n, m) = sum;
         });
       });
     });
