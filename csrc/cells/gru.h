@@ -22,24 +22,24 @@ struct GruResetBefore {
   static constexpr int input_delta[] = {r, u, n}, state_delta[] = {r, u, n};
 
   // What phase 1's product takes in the place of h_{t-1}.
-  static V operand(Phase<1>, V reset, V h_previous) { return reset * h_previous; }
+  RNNKERN_DEVICE static V operand(Phase<1>, V reset, V h_previous) { return reset * h_previous; }
   static constexpr int operand_gate = r;
 
-  static void forward(Phase<0>, ForwardStep<V, GruResetBefore>& s) {
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, GruResetBefore>& s) {
     s.saved[r] = sigmoid(s.x[r] + s.product[r]);
     s.saved[u] = sigmoid(s.x[u] + s.product[u]);
   }
-  static void forward(Phase<1>, ForwardStep<V, GruResetBefore>& s) {
+  RNNKERN_DEVICE static void forward(Phase<1>, ForwardStep<V, GruResetBefore>& s) {
     s.saved[n] = tanh(s.x[n] + s.product[n]);
     s.h = fma(s.saved[u], s.saved[n] - s.h, s.h);
   }
 
-  static void backward(Phase<1>, BackwardStep<V, GruResetBefore>& s) {
+  RNNKERN_DEVICE static void backward(Phase<1>, BackwardStep<V, GruResetBefore>& s) {
     const V reset = s.saved[r];
     s.delta[r] = s.dh * s.h_previous * reset * (V(1) - reset);
     s.direct = fma(s.dh, reset, s.direct);
   }
-  static void backward(Phase<0>, BackwardStep<V, GruResetBefore>& s) {
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, GruResetBefore>& s) {
     const V one(1), update = s.saved[u], candidate = s.saved[n];
     s.delta[u] = s.dh * (candidate - s.h_previous) * update * (one - update);
     s.delta[n] = s.dh * update * (one - candidate * candidate);
@@ -60,7 +60,7 @@ struct GruResetAfter {
   static constexpr Range writes[] = {{r, 4}};
   static constexpr int input_delta[] = {r, u, n}, state_delta[] = {r, u, product};
 
-  static void forward(Phase<0>, ForwardStep<V, GruResetAfter>& s) {
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, GruResetAfter>& s) {
     s.saved[r] = sigmoid(s.x[r] + s.product[r]);
     s.saved[u] = sigmoid(s.x[u] + s.product[u]);
     s.saved[product] = s.product[n];
@@ -68,7 +68,7 @@ struct GruResetAfter {
     s.h = fma(s.saved[u], s.saved[n] - s.h, s.h);
   }
 
-  static void backward(Phase<0>, BackwardStep<V, GruResetAfter>& s) {
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, GruResetAfter>& s) {
     const V one(1), reset = s.saved[r], update = s.saved[u], candidate = s.saved[n];
     s.delta[u] = s.dh * (candidate - s.h_previous) * update * (one - update);
     s.delta[n] = s.dh * update * (one - candidate * candidate);

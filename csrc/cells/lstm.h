@@ -19,7 +19,7 @@ struct Lstm {
   static constexpr Range writes[] = {{u, 4}};
   static constexpr int input_delta[] = {u, f, n, o}, state_delta[] = {u, f, n, o};
 
-  static void forward(Phase<0>, ForwardStep<V, Lstm>& s) {
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, Lstm>& s) {
     s.saved[u] = sigmoid(s.x[u] + s.product[u]);
     s.saved[f] = sigmoid(s.x[f] + s.product[f]);
     s.saved[n] = tanh(s.x[n] + s.product[n]);
@@ -28,7 +28,7 @@ struct Lstm {
     s.h = s.saved[o] * tanh(s.c);
   }
 
-  static void backward(Phase<0>, BackwardStep<V, Lstm>& s) {
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, Lstm>& s) {
     const V one(1), input = s.saved[u], forget = s.saved[f], candidate = s.saved[n],
                     output = s.saved[o];
     const V squashed = tanh(s.c);

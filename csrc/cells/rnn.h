@@ -8,12 +8,12 @@ namespace rnnkern {
 struct Tanh {
   static constexpr const char* cell_name = "rnn_tanh";
   template <class V>
-  static V apply(V a) {
+  RNNKERN_DEVICE static V apply(V a) {
     return tanh(a);
   }
   // The derivative times d, from the function's own result.
   template <class V>
-  static V chain(V result, V d) {
+  RNNKERN_DEVICE static V chain(V result, V d) {
     return d * (V(1) - result * result);
   }
 };
@@ -21,11 +21,11 @@ struct Tanh {
 struct Relu {
   static constexpr const char* cell_name = "rnn_relu";
   template <class V>
-  static V apply(V a) {
+  RNNKERN_DEVICE static V apply(V a) {
     return relu(a);
   }
   template <class V>
-  static V chain(V result, V d) {
+  RNNKERN_DEVICE static V chain(V result, V d) {
     return positive(result, d);
   }
 };
@@ -40,11 +40,11 @@ struct Rnn {
   static constexpr Range writes[] = {{0, 1}};
   static constexpr int input_delta[] = {0}, state_delta[] = {0};
 
-  static void forward(Phase<0>, ForwardStep<V, Rnn>& s) {
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, Rnn>& s) {
     s.h = Nonlinearity::apply(s.x[0] + s.product[0]);
   }
 
-  static void backward(Phase<0>, BackwardStep<V, Rnn>& s) {
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, Rnn>& s) {
     s.delta[0] = Nonlinearity::chain(s.h, s.dh);
     s.direct = V(0);
   }

@@ -20,13 +20,13 @@ struct SimplifiedGru {
   static constexpr Range writes[] = {{u, 2}};
   static constexpr int input_delta[] = {u, n}, state_delta[] = {u, n};
 
-  static void forward(Phase<0>, ForwardStep<V, SimplifiedGru>& s) {
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, SimplifiedGru>& s) {
     s.saved[u] = sigmoid(s.x[u] + s.product[u]);
     s.saved[n] = tanh(s.x[n] + s.product[n]);
     s.h = fma(s.saved[u], s.saved[n] - s.h, s.h);
   }
 
-  static void backward(Phase<0>, BackwardStep<V, SimplifiedGru>& s) {
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, SimplifiedGru>& s) {
     const V one(1), update = s.saved[u], candidate = s.saved[n];
     s.delta[u] = s.dh * (candidate - s.h_previous) * update * (one - update);
     s.delta[n] = s.dh * update * (one - candidate * candidate);

@@ -20,7 +20,7 @@ struct ExpParts {
 };
 
 template <class V>
-[[gnu::always_inline]] inline ExpParts<V> exp_parts(V x) {
+[[gnu::always_inline]] RNNKERN_DEVICE inline ExpParts<V> exp_parts(V x) {
   // Adding and taking away 1.5·2^23 rounds to the nearest integer.
   const V magic(12582912.0f);
   const V n = fma(x, V(1.44269504f), magic) - magic;
@@ -38,7 +38,7 @@ template <class V>
 
 // Each element through a function of the C library.
 template <class V, class F>
-inline V per_element(V x, F f) {
+RNNKERN_DEVICE inline V per_element(V x, F f) {
   typename V::value element[V::size];
   x.store(element);
   for (auto& e : element) e = f(e);
@@ -46,7 +46,7 @@ inline V per_element(V x, F f) {
 }
 
 template <class V>
-[[gnu::always_inline]] inline V sigmoid(V x) {
+[[gnu::always_inline]] RNNKERN_DEVICE inline V sigmoid(V x) {
   if constexpr (std::is_same_v<typename V::value, float>) {
     // The bound comes first in min and max so that a NaN goes through.
     const auto e = exp_parts(max(V(-87.3f), min(V(88.3f), V(0.0f) - x)));
@@ -57,7 +57,7 @@ template <class V>
 }
 
 template <class V>
-[[gnu::always_inline]] inline V tanh(V x) {
+[[gnu::always_inline]] RNNKERN_DEVICE inline V tanh(V x) {
   if constexpr (std::is_same_v<typename V::value, float>) {
     // tanh |x| = (e^{2|x|} - 1) / (e^{2|x|} + 1); from 9.02 on it rounds to 1.
     const V a = min(V(9.1f), abs(x));
@@ -70,7 +70,7 @@ template <class V>
 }
 
 template <class V>
-[[gnu::always_inline]] inline V relu(V x) {
+[[gnu::always_inline]] RNNKERN_DEVICE inline V relu(V x) {
   return max(V(typename V::value(0)), x);
 }
 

@@ -29,6 +29,9 @@ struct Range {
 
 constexpr int at_least_one(int n) { return n > 0 ? n : 1; }
 
+template <class Cell>
+constexpr int phase_count = static_cast<int>(sizeof(Cell::phases) / sizeof(Range));
+
 template <class V, class Cell>
 struct ForwardStep {
   V x[Cell::gates];                    // W_ih x_t + b, read by the phase that has the gate

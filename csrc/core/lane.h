@@ -24,6 +24,13 @@
 #include <cstdint>
 #include <type_traits>
 
+// On functions that also run on a GPU.
+#ifdef __CUDACC__
+#define RNNKERN_DEVICE __host__ __device__
+#else
+#define RNNKERN_DEVICE
+#endif
+
 namespace rnnkern {
 
 using Index = std::ptrdiff_t;
@@ -50,47 +57,49 @@ struct Scalar {
   T v;
 
   Scalar() = default;
-  explicit Scalar(T s) : v(s) {}
+  RNNKERN_DEVICE explicit Scalar(T s) : v(s) {}
 
-  static Scalar load(const T* p) { return Scalar(*p); }
+  RNNKERN_DEVICE static Scalar load(const T* p) { return Scalar(*p); }
   static void load_pair(const Bfloat16* p, Scalar& a, Scalar& b)
     requires std::is_same_v<T, float>
   {
     a.v = std::bit_cast<float>(std::uint32_t{p[0].bits} << 16);
     b.v = std::bit_cast<float>(std::uint32_t{p[1].bits} << 16);
   }
-  static void store_pair(Bfloat16* p, Scalar a, Scalar b)
+  RNNKERN_DEVICE static void store_pair(Bfloat16* p, Scalar a, Scalar b)
     requires std::is_same_v<T, float>
   {
     p[0].bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(a.v) >> 16);
     p[1].bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(b.v) >> 16);
   }
-  friend Scalar round_to_bfloat16(Scalar v)
+  RNNKERN_DEVICE friend Scalar round_to_bfloat16(Scalar v)
     requires std::is_same_v<T, float>
   {
     return Scalar(round_to_bfloat16(v.v));
   }
-  static Scalar load(const T* p, Index n) { return Scalar(n > 0 ? *p : T(0)); }
-  void store(T* p) const { *p = v; }
-  void store(T* p, Index n) const {
+  RNNKERN_DEVICE static Scalar load(const T* p, Index n) { return Scalar(n > 0 ? *p : T(0)); }
+  RNNKERN_DEVICE void store(T* p) const { *p = v; }
+  RNNKERN_DEVICE void store(T* p, Index n) const {
     if (n > 0) *p = v;
   }
 
-  friend Scalar operator+(Scalar a, Scalar b) { return Scalar(a.v + b.v); }
-  friend Scalar operator-(Scalar a, Scalar b) { return Scalar(a.v - b.v); }
-  friend Scalar operator*(Scalar a, Scalar b) { return Scalar(a.v * b.v); }
-  friend Scalar operator/(Scalar a, Scalar b) { return Scalar(a.v / b.v); }
-  friend Scalar quotient(Scalar a, Scalar b) { return a / b; }
-  friend Scalar fma(Scalar a, Scalar b, Scalar c) { return Scalar(a.v * b.v + c.v); }
-  friend Scalar min(Scalar a, Scalar b) { return a.v < b.v ? a : b; }
-  friend Scalar max(Scalar a, Scalar b) { return a.v > b.v ? a : b; }
-  friend Scalar abs(Scalar a) { return Scalar(std::fabs(a.v)); }
-  friend Scalar copy_sign(Scalar magnitude, Scalar sign) {
+  RNNKERN_DEVICE friend Scalar operator+(Scalar a, Scalar b) { return Scalar(a.v + b.v); }
+  RNNKERN_DEVICE friend Scalar operator-(Scalar a, Scalar b) { return Scalar(a.v - b.v); }
+  RNNKERN_DEVICE friend Scalar operator*(Scalar a, Scalar b) { return Scalar(a.v * b.v); }
+  RNNKERN_DEVICE friend Scalar operator/(Scalar a, Scalar b) { return Scalar(a.v / b.v); }
+  RNNKERN_DEVICE friend Scalar quotient(Scalar a, Scalar b) { return a / b; }
+  RNNKERN_DEVICE friend Scalar fma(Scalar a, Scalar b, Scalar c) { return Scalar(a.v * b.v + c.v); }
+  RNNKERN_DEVICE friend Scalar min(Scalar a, Scalar b) { return a.v < b.v ? a : b; }
+  RNNKERN_DEVICE friend Scalar max(Scalar a, Scalar b) { return a.v > b.v ? a : b; }
+  RNNKERN_DEVICE friend Scalar abs(Scalar a) { return Scalar(std::fabs(a.v)); }
+  RNNKERN_DEVICE friend Scalar copy_sign(Scalar magnitude, Scalar sign) {
     return Scalar(std::copysign(magnitude.v, sign.v));
   }
-  friend void interleave(Scalar&, Scalar&) {}
-  friend Scalar positive(Scalar x, Scalar v) { return x.v > T(0) ? v : Scalar(T(0)); }
-  friend Scalar exp2_integer(Scalar n) {
+  RNNKERN_DEVICE friend void interleave(Scalar&, Scalar&) {}
+  RNNKERN_DEVICE friend Scalar positive(Scalar x, Scalar v) {
+    return x.v > T(0) ? v : Scalar(T(0));
+  }
+  RNNKERN_DEVICE friend Scalar exp2_integer(Scalar n) {
     static_assert(sizeof(T) == sizeof(float) || sizeof(T) == sizeof(double));
     if constexpr (sizeof(T) == sizeof(float)) {
       // A NaN may not be cast to an integer; the caller's arithmetic carries it on by another way.

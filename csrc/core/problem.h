@@ -21,7 +21,9 @@ struct Sequence {
   T* data = nullptr;
   Index step = 0, row = 0;
 
-  [[gnu::always_inline]] T* at(Index t, Index b) const { return data + t * step + b * row; }
+  [[gnu::always_inline]] RNNKERN_DEVICE T* at(Index t, Index b) const {
+    return data + t * step + b * row;
+  }
 };
 
 struct Schedule {
@@ -61,12 +63,13 @@ struct ForwardProblem {
   Parameters<T> parameters;
   Sequence<const T> x;  // (T, B, I), unless there are tokens
   Tokens tokens;
-  bool input_packed;  // whether W_ih is among the packed panels; if not, x meets it as it is packed
-  T* h;               // (B, H): in h_0, out h_n
-  T* c;               // (B, H): in c_0, out c_n; null for a cell without c
-  Sequence<T> y;      // (T, B, H): out; live steps only are written
-  T* saved;           // (N, saved, H): out, null when no backward pass will follow
-  T* cells;           // (N, H): every c_t, likewise; null without c
+  bool input_packed =
+      false;      // whether W_ih is among the packed panels; if not, x meets it as it is packed
+  T* h;           // (B, H): in h_0, out h_n
+  T* c;           // (B, H): in c_0, out c_n; null for a cell without c
+  Sequence<T> y;  // (T, B, H): out; live steps only are written
+  T* saved;       // (N, saved, H): out, null when no backward pass will follow
+  T* cells;       // (N, H): every c_t, likewise; null without c
 };
 
 template <class T>

@@ -90,9 +90,6 @@ template <class Product>
   return arena.take<typename Product::Operand>(rows * copy_size<Product>(depth));
 }
 
-template <class Cell>
-constexpr int phase_count = static_cast<int>(sizeof(Cell::phases) / sizeof(Range));
-
 // The panels that a forward pass reads; `stream` keeps them from call to call.
 template <class V, class Cell, class Product>
 struct ForwardPanels {

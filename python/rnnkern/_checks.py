@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 T = TypeVar("T")
 
-Array = NDArray[Any]
+Array = NDArray[Any]  # NumPy's, or CuPy's of the same kind
+
+_GPU_MEMORY = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 
 
 def positive_int(name: str, value: SupportsIndex, *, minimum: int = 1) -> int:
@@ -69,12 +71,24 @@ def boolean(name: str, value: bool) -> bool:
     return bool(value)
 
 
+def on_gpu(value: Any) -> bool:
+    """Whether `value` is an array in a GPU's memory."""
+    if type(value) is np.ndarray:
+        return False
+    if hasattr(value, "__dlpack_device__"):
+        return value.__dlpack_device__()[0] in _GPU_MEMORY
+    return hasattr(value, "__cuda_array_interface__")
+
+
 def host_array(name: str, value: Any) -> Array:
     """`value` as a NumPy array, without a copy where NumPy or DLPack can."""
+    if on_gpu(value):
+        raise TypeError(
+            f"{name} must be in host memory, got {type(value)!r} on the GPU: cupy.asnumpy copies "
+            "it to the host, and a layer with device='cuda' takes it where it is"
+        )
     if isinstance(value, np.ndarray):
         return value
-    if hasattr(value, "__cuda_array_interface__"):
-        raise TypeError(f"{name} must be in host memory for device='cpu', got {type(value)!r}")
     if hasattr(value, "__dlpack__"):
         return np.from_dlpack(value)
     array = np.asarray(value)
@@ -86,27 +100,3 @@ def host_array(name: str, value: Any) -> Array:
 def dtype_text(dtype: np.dtype[Any]) -> str:
     """The dtype's name, and its byte order where that is not the machine's."""
     return dtype.name if dtype.isnative else f"{dtype.name} of foreign byte order ({dtype.str})"
-
-
-def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """`value` as an array of that very shape and dtype."""
-    array = host_array(name, value)
-    if array.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype.name}, got {dtype_text(array.dtype)}")
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    return array
-
-
-def contiguous(array: Array) -> Array:
-    """`array`, or a copy where it is not C-contiguous or its elements are not aligned."""
-    return np.require(array, requirements=["C", "A"])
-
-
-def last_axis_contiguous(array: Array) -> Array:
-    """`array`, or a copy where the kernels could not walk its last axis or its strides."""
-    item = array.itemsize
-    fits = array.flags.aligned and all(stride % item == 0 for stride in array.strides)
-    if fits and (array.shape[-1] == 1 or array.strides[-1] == item):
-        return array
-    return contiguous(array)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from rnnkern._checks import boolean, choice, finite_float, positive_int
 from rnnkern.clip import clip_grad_norm
+from rnnkern.device import get_device
 from rnnkern.losses import softmax_cross_entropy
 from rnnkern.optim import Adam
 from rnnkern.progress import Progress
@@ -211,12 +212,14 @@ class Adder:
 
     Attributes:
         settings: Those it was, or is being, trained with.
-        model: The ``Seq2Seq``.
+        model: The ``Seq2Seq``; ``device`` is where it runs.
         pairs: The pairs of numbers it is for.
 
     """
 
-    def __init__(self, settings: Settings, model: Seq2Seq | None = None) -> None:
+    def __init__(
+        self, settings: Settings, model: Seq2Seq | None = None, *, device: str = "cpu"
+    ) -> None:
         cell, options = CELLS[settings.cell]
         self.settings = settings
         self.encoding = Encoding(settings.digits)
@@ -233,18 +236,21 @@ class Adder:
             seed=settings.seed,
             bos=Encoding.START,
             eos=Encoding.START,
+            device=device,
         )
+        self.device = get_device(self.model.device)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Adder:
-        """The adder of a checkpoint.
+    def load(cls, path: str | os.PathLike[str], *, device: str = "cpu") -> Adder:
+        """The adder of a checkpoint, on the device asked for.
 
         Raises:
             FormatError: The file is not a checkpoint of an adder.
+            ValueError: The device cannot be used.
             OSError: The file cannot be read.
 
         """
-        return Training.load(path).adder
+        return Training.load(path, device=device).adder
 
     def ask(self, question: str) -> int:
         """The model's answer to a question such as ``"535+61"``.
@@ -268,9 +274,9 @@ class Adder:
         answers = np.empty(len(a), np.int64)
         for start in range(0, len(a), _ANSWER_BATCH):
             part = slice(start, start + _ANSWER_BATCH)
-            questions = self.encoding.questions(a[part], b[part])
+            questions = self.device.put(self.encoding.questions(a[part], b[part]))
             tokens, lengths = self.model.greedy(questions, None, self.settings.digits + 1)
-            answers[part] = self.encoding.totals(tokens, lengths)
+            answers[part] = self.encoding.totals(self.device.get(tokens), self.device.get(lengths))
         return answers
 
     def evaluate(self, a: Ints, b: Ints) -> Score:
@@ -339,10 +345,11 @@ class Training:
         adder, settings = self.adder, self.adder.settings
         a, b = adder.pairs.batch(settings.batch, settings.seed, self.step)
         answers = adder.encoding.answers(a + b)
+        put = adder.device.put
         logits, tape = adder.model.forward(
-            adder.encoding.questions(a, b), None, adder.encoding.fed(answers)
+            put(adder.encoding.questions(a, b)), None, put(adder.encoding.fed(answers))
         )
-        loss, dlogits = softmax_cross_entropy(logits, answers)
+        mean, dlogits = softmax_cross_entropy(logits, put(answers))
         grads = tape.backward(dlogits)
         if not math.isfinite(clip_grad_norm(grads, settings.clip)):
             raise ArithmeticError(
@@ -350,6 +357,7 @@ class Training:
                 f"a learning rate below {settings.lr} may help"
             )
         self.optimizer.step(grads, settings.lr * _schedule(self.fraction))
+        loss = float(mean)
         self.loss = loss if self.step == 0 else self.loss + (1.0 - _LOSS_DECAY) * (loss - self.loss)
         self.step += 1
 
@@ -383,15 +391,16 @@ class Training:
         save(path, self.adder.model, extra=extra, notes=notes)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Training:
-        """The run of a checkpoint.
+    def load(cls, path: str | os.PathLike[str], *, device: str = "cpu") -> Training:
+        """The run of a checkpoint, to go on on the device asked for.
 
         Raises:
             FormatError: The file is not a checkpoint of an adder.
+            ValueError: The device cannot be used.
             OSError: The file cannot be read.
 
         """
-        model, extra, notes = load_checkpoint(path)
+        model, extra, notes = load_checkpoint(path, device=device)
         if "adder" not in notes:
             raise FormatError(f"{os.fspath(path)}: is not a checkpoint of an adder")
         try:

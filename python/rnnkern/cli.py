@@ -14,6 +14,7 @@ import numpy as np
 from rnnkern import info, set_num_threads
 from rnnkern._checks import positive_int
 from rnnkern.adder import CELLS, HELD_OUT_SAMPLE, Adder, Settings, Training, train
+from rnnkern.device import NAMES
 from rnnkern.explore import command as explore
 from rnnkern.plot import plot_training, require_matplotlib
 from rnnkern.progress import Progress
@@ -59,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
         "--model", type=Path, default=_MODEL, metavar="FILE", help="the model (%(default)s)"
     )
     shared.add_argument("--threads", type=int, metavar="N", help="threads to compute with")
+    shared.add_argument(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help=f"where to compute, one of {', '.join(NAMES)} (%(default)s)",
+    )
 
     learn = actions.add_parser("train", parents=[shared], help="train a model from scratch")
     learn.set_defaults(run=_train)
@@ -144,7 +151,8 @@ def _train(options: argparse.Namespace) -> None:
         require_matplotlib()
     names = {field.name for field in dataclasses.fields(Settings)}
     given = {name: value for name, value in vars(options).items() if name in names}
-    training = _resumed(options.model, given) if options.resume else _fresh(options.model, given)
+    begin = _resumed if options.resume else _fresh
+    training = begin(options.model, given, options.device)
     try:
         score = train(
             training,
@@ -170,9 +178,9 @@ def _train(options: argparse.Namespace) -> None:
         plot_training(options.plot, title, np.array(training.history))
 
 
-def _fresh(path: Path, given: dict[str, Any]) -> Training:
+def _fresh(path: Path, given: dict[str, Any], device: str) -> Training:
     """A new run; a model that is in its way is set aside, not lost."""
-    training = Training(Adder(Settings(**given)))
+    training = Training(Adder(Settings(**given), device=device))
     if path.is_file():
         aside = path.with_suffix(f".previous{path.suffix}")
         path.replace(aside)
@@ -180,9 +188,9 @@ def _fresh(path: Path, given: dict[str, Any]) -> Training:
     return training
 
 
-def _resumed(path: Path, given: dict[str, Any]) -> Training:
+def _resumed(path: Path, given: dict[str, Any], device: str) -> Training:
     """The run of a checkpoint, whose settings must not be given another value."""
-    training = Training.load(path)
+    training = Training.load(path, device=device)
     for name, value in given.items():
         kept = getattr(training.adder.settings, name)
         if value != kept:
@@ -194,13 +202,13 @@ def _resumed(path: Path, given: dict[str, Any]) -> Training:
 
 
 def _ask(options: argparse.Namespace) -> None:
-    adder = Adder.load(options.model)
+    adder = Adder.load(options.model, device=options.device)
     for question in options.question:
         print(adder.ask(question))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    adder = Adder.load(options.model)
+    adder = Adder.load(options.model, device=options.device)
     pairs = adder.pairs
     if not options.all:
         score = adder.evaluate(*pairs.held_out(positive_int("pairs", options.pairs)))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from rnnkern._checks import Array, finite_float
+from rnnkern.device import device_of
 
 # Squares summed in float32 beyond these may have overflowed or vanished.
 _SAFE_SQUARES = (1e-20, 1e38)
@@ -23,7 +25,8 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
 
     Returns:
         The norm before. When it is infinite or NaN the gradients are left as they are: look at it
-        before using them.
+        before using them. On a GPU it is an array of shape (), since a number would have to be
+        waited for.
 
     Raises:
         TypeError: ``max_norm`` is not a number.
@@ -31,6 +34,9 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
 
     """
     max_norm = finite_float("max_norm", max_norm, minimum=0.0, exclusive=True)
+    devices = {device_of(g) for g in grads.values()}
+    if any(not device.values_are_free for device in devices):
+        return _clip_unseen(grads, max_norm)
     norm = math.sqrt(sum(_sum_of_squares(g.reshape(-1)) for g in grads.values()))
     if math.isfinite(norm) and norm > max_norm:
         for g in grads.values():
@@ -48,7 +54,7 @@ def clip_grad_value(grads: Mapping[str, Array], max_value: float) -> None:
     """
     max_value = finite_float("max_value", max_value, minimum=0.0, exclusive=True)
     for g in grads.values():
-        np.clip(g, -max_value, max_value, out=g)
+        device_of(g).xp.clip(g, -max_value, max_value, out=g)
 
 
 def _sum_of_squares(values: Array) -> float:
@@ -62,3 +68,13 @@ def _sum_of_squares(values: Array) -> float:
     if values.dtype == np.float32 and not _SAFE_SQUARES[0] < total < _SAFE_SQUARES[1]:
         return float(np.square(values, dtype=np.float64).sum())
     return total
+
+
+def _clip_unseen(grads: Mapping[str, Array], max_norm: float) -> float:
+    """``clip_grad_norm`` without looking at a value; the squares are summed in float64."""
+    squares: Any = sum(np.square(g, dtype=np.float64).sum() for g in grads.values())
+    norm: float = np.sqrt(squares)  # an array of shape (), which float() would wait for
+    too_long = np.isfinite(norm) & (norm > max_norm)
+    for g in grads.values():
+        g *= device_of(g).xp.where(too_long, max_norm / norm, 1.0)
+    return norm

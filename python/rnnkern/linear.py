@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rnnkern import _core
-from rnnkern._checks import Array, boolean, choice, contiguous, host_array, positive_int
+from rnnkern._checks import Array, boolean, choice, positive_int
+from rnnkern.device import get_device
 
 
 class Linear:
@@ -19,6 +19,7 @@ class Linear:
         bias: Whether a bias is added.
         dtype: ``"float32"`` or ``"float64"``, of the parameters, of ``x`` and of ``y``.
         seed: Seed of the initial values, uniform in ±1/√in_features; ``None`` draws a fresh one.
+        device: ``"cpu"`` or ``"cuda"``, as for the recurrent layers.
 
     Attributes:
         params: ``weight`` (out_features, in_features) and, with a bias, ``bias`` (out_features,).
@@ -26,7 +27,7 @@ class Linear:
 
     Raises:
         TypeError: A size that is not an integer.
-        ValueError: A size below 1 or an unknown dtype.
+        ValueError: A size below 1, an unknown dtype or a device that cannot be used.
 
     """
 
@@ -38,19 +39,22 @@ class Linear:
         bias: bool = True,
         dtype: str = "float32",
         seed: int | None = None,
+        device: str = "cpu",
     ) -> None:
         self.in_features = positive_int("in_features", in_features)
         self.out_features = positive_int("out_features", out_features)
         self.bias = boolean("bias", bias)
         self.dtype = np.dtype(choice("dtype", np.dtype(dtype).name, ("float32", "float64")))
         self.seed = None if seed is None else positive_int("seed", seed, minimum=0)
+        self._device = get_device(device)
+        self.device = self._device.name
         rng = np.random.default_rng(self.seed)
         bound = self.in_features**-0.5
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         if self.bias:
             shapes["bias"] = (self.out_features,)
         self.params: dict[str, Array] = {
-            name: rng.uniform(-bound, bound, shape).astype(self.dtype)
+            name: self._device.put(rng.uniform(-bound, bound, shape).astype(self.dtype))
             for name, shape in shapes.items()
         }
 
@@ -62,6 +66,7 @@ class Linear:
             "bias": self.bias,
             "dtype": self.dtype.name,
             "seed": self.seed,
+            "device": self.device,
         }
 
     def __call__(self, x: Any) -> Array:
@@ -74,16 +79,16 @@ class Linear:
             ValueError: The last axis of ``x`` is not in_features long.
 
         """
-        x = host_array("x", x)
+        x = self._device.array("x", x)
         rows = self._rows("x", x, self.in_features)
-        y = _core.matmul(
+        y = self._device.matmul(
             rows, self.params["weight"], transpose_b=True, bias=self.params.get("bias")
         )
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Any) -> tuple[Array, LinearTape]:
         """As a call, and a tape; leave ``x`` unchanged until ``tape.backward``."""
-        x = host_array("x", x)
+        x = self._device.array("x", x)
         return self(x), LinearTape(self, x)
 
     def _rows(self, name: str, array: Array, features: int) -> Array:
@@ -92,7 +97,7 @@ class Linear:
             raise TypeError(f"{name} must be {self.dtype}, got {array.dtype}")
         if array.ndim == 0 or array.shape[-1] != features:
             raise ValueError(f"{name} must have shape (..., {features}), got {array.shape}")
-        return contiguous(array).reshape(-1, features)
+        return self._device.contiguous(array).reshape(-1, features)
 
 
 class LinearTape:
@@ -114,13 +119,14 @@ class LinearTape:
             ValueError: ``dy`` is not shaped like ``y``.
 
         """
-        layer, x, dy = self._layer, self._x, host_array("dy", dy)
+        layer, x, device = self._layer, self._x, self._layer._device
+        dy = device.array("dy", dy)
         expected = (*x.shape[:-1], layer.out_features)
         if dy.shape != expected:
             raise ValueError(f"dy must have shape {expected}, got {dy.shape}")
         dy_rows = layer._rows("dy", dy, layer.out_features)
         x_rows = layer._rows("x", x, layer.in_features)
-        grads = {"weight": _core.matmul(dy_rows, x_rows, transpose_a=True)}
+        grads = {"weight": device.matmul(dy_rows, x_rows, transpose_a=True)}
         if layer.bias:
             grads["bias"] = dy_rows.sum(axis=0)
-        return _core.matmul(dy_rows, self._weight).reshape(x.shape), grads
+        return device.matmul(dy_rows, self._weight).reshape(x.shape), grads

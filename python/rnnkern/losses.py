@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rnnkern._checks import Array, host_array
+from rnnkern._checks import Array
+from rnnkern.device import device_of
 
 
 def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[float, Array]:
@@ -20,14 +21,16 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
 
     Returns:
         The loss, summed in float64 (0 when no place counts), and the gradient, shaped and typed
-        like ``logits``.
+        like ``logits``. On a GPU the loss is an array of shape (), since a number would have to be
+        waited for; a target outside 0..C-1 makes it NaN there.
 
     Raises:
         TypeError: Logits that are not float32 or float64, targets not integers, a mask not bool.
         ValueError: Shapes that do not belong together, or a target outside 0..C-1.
 
     """
-    logits, targets = host_array("logits", logits), host_array("targets", targets)
+    device = device_of(logits)
+    logits, targets = device.array("logits", logits), device.array("targets", targets)
     if logits.dtype not in (np.float32, np.float64):
         raise TypeError(f"logits must be float32 or float64, got {logits.dtype}")
     if not np.issubdtype(targets.dtype, np.integer):
@@ -40,12 +43,16 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
     target = targets.reshape(-1)
     count = target.size
     if mask is not None:
-        mask = host_array("mask", mask)
+        mask = device.array("mask", mask)
         if mask.dtype != np.bool_:
             raise TypeError(f"mask must be bool, got {mask.dtype}")
         if mask.shape != targets.shape:
             raise ValueError(f"mask must have shape {targets.shape}, got {mask.shape}")
         mask = mask.reshape(-1)
+    if not device.values_are_free:
+        loss, gradient = _unseen(device.xp, logits.reshape(-1, classes), target, mask)
+        return loss, gradient.reshape(logits.shape)
+    if mask is not None:
         target = np.where(mask, target, 0)
         count = int(np.count_nonzero(mask))
     if count == 0:
@@ -69,3 +76,21 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
         losses = losses[mask]
         buffer[~mask] = 0.0
     return float(losses.sum(dtype=np.float64)) * weight, buffer.reshape(logits.shape)
+
+
+def _unseen(xp: Any, logits: Array, target: Array, mask: Array | None) -> tuple[Any, Array]:
+    """The loss of rows (N, C), targets (N,) and a mask (N,) without looking at a value."""
+    classes = logits.shape[1]
+    counts = xp.ones(target.shape, np.bool_) if mask is None else mask
+    outside = (target < 0) | (target >= classes)
+    places = (xp.arange(len(target)), xp.clip(target, 0, classes - 1))
+    weight = 1.0 / np.maximum(xp.count_nonzero(counts), 1)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    gradient = np.exp(shifted)
+    totals = gradient.sum(axis=1)
+    losses = xp.where(outside, np.nan, np.log(totals) - shifted[places])
+    gradient /= totals[:, np.newaxis]
+    gradient[places] -= 1.0
+    gradient *= weight
+    gradient = xp.where(counts[:, np.newaxis], gradient, gradient.dtype.type(0))
+    return xp.where(counts, losses, 0.0).sum(dtype=np.float64) * weight, gradient

@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from rnnkern import _core
 from rnnkern._checks import positive_int
+from rnnkern.device import cuda_status
 
 _MOST_THREADS = 1024
 
@@ -36,5 +37,5 @@ def info() -> dict[str, str]:
         "supported here": ", ".join(_core.supported_isas()),
         "bfloat16 products": _core.bfloat16_product(),
         "threads": f"{get_num_threads()} (OMP_NUM_THREADS or rnnkern.set_num_threads changes it)",
-        "cuda": "no (this version has CPU kernels only)",
+        "cuda": cuda_status(),
     }

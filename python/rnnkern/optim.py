@@ -9,18 +9,15 @@ from typing import Any
 import numpy as np
 
 from rnnkern._checks import Array, boolean, finite_float
-
-# Numbers updated at a time: a block of every operand fits the L2 cache, so that the several
-# passes of an update read memory once.
-_BLOCK = 32768
+from rnnkern.device import device_of
 
 
 class Optimizer:
     """What the optimizers share: the parameters, arrays of state beside them, steps taken.
 
     Args:
-        params: Arrays by name, C-contiguous float32 or float64; updated in place, so they must
-            stay the model's own arrays.
+        params: Arrays by name, all NumPy's or all CuPy's, C-contiguous float32 or float64; updated
+            in place, so they must stay the model's own arrays.
         lr: Learning rate, at least 0.
         state: Names of the arrays of state kept for every parameter, all 0 at first.
 
@@ -35,17 +32,20 @@ class Optimizer:
         self.lr = finite_float("lr", lr, minimum=0.0)
         self.steps = 0
         self._params = dict(params)
+        self._device = device_of(next(iter(self._params.values()), None))
+        xp = self._device.xp
         for name, p in self._params.items():
-            if not isinstance(p, np.ndarray) or p.dtype not in (np.float32, np.float64):
-                found = p.dtype if isinstance(p, np.ndarray) else type(p).__name__
+            if not isinstance(p, xp.ndarray) or p.dtype not in (np.float32, np.float64):
+                found = p.dtype if isinstance(p, xp.ndarray) else type(p).__name__
                 raise TypeError(f"params[{name!r}] must be a float32 or float64 array, got {found}")
-            if not (p.flags.c_contiguous and p.flags.writeable):
+            if not (p.flags.c_contiguous and self._device.writeable(p)):
                 raise ValueError(f"params[{name!r}] must be C-contiguous and writeable")
         self._state = {
-            kind: {name: np.zeros_like(p) for name, p in self._params.items()} for kind in state
+            kind: {name: xp.zeros_like(p) for name, p in self._params.items()} for kind in state
         }
+        self._block = min(self._device.block, max([1, *(p.size for p in self._params.values())]))
         dtypes = {p.dtype for p in self._params.values()}
-        self._scratch = {dtype: np.empty(_BLOCK, dtype) for dtype in dtypes}
+        self._scratch = {dtype: xp.empty(self._block, dtype) for dtype in dtypes}
 
     def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
         """Take one step down the gradients.
@@ -97,7 +97,7 @@ class Optimizer:
                 )
         self.steps = int(state["steps"])
         for name, array in own.items():
-            array[...] = state[name]
+            array[...] = self._device.put(state[name])
 
     def _begin(self, grads: Mapping[str, Array], lr: float | None) -> float:
         """Check the arguments of a step before anything is changed; count it, give its rate."""
@@ -119,8 +119,8 @@ class Optimizer:
             arrays = (p, grads[name], *(of_kind[name] for of_kind in self._state.values()))
             flat = [array.reshape(-1) for array in arrays]
             scratch = self._scratch[p.dtype]
-            for start in range(0, p.size, _BLOCK):
-                stop = min(start + _BLOCK, p.size)
+            for start in range(0, p.size, self._block):
+                stop = min(start + self._block, p.size)
                 yield scratch[: stop - start], *(array[start:stop] for array in flat)
 
 

@@ -12,19 +12,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rnnkern import _core
 from rnnkern._checks import (
     Array,
     boolean,
     choice,
-    contiguous,
     dtype_text,
     finite_float,
     host_array,
-    last_axis_contiguous,
     positive_int,
-    shaped,
 )
+from rnnkern.device import get_device
 from rnnkern.stream import Stream
 from rnnkern.tape import Input, Pass, State, Tape, Weights
 
@@ -47,8 +44,8 @@ class Recurrent:
         compute: how products are done; None is exactly the dtype. "bfloat16", for float32 layers,
             rounds the operands of every matrix product (x, h, weights, the gradients of gates) to 8
             significant bits; sums, states, parameters and gradients stay float32. Tokens count as
-            one-hot rows.
-        device: "cpu".
+            one-hot rows. "tfloat32" and "float16" do likewise and need ``device="cuda"``.
+        device: "cpu" for NumPy's arrays, "cuda" for CuPy's on its current device.
         seed: of the initial parameters, which are uniform in ±1/√H.
         recurrent_init: "uniform", or "orthogonal" for each gate's recurrent matrix.
 
@@ -62,6 +59,10 @@ class Recurrent:
         ValueError: an argument is out of its range; the message names it.
 
     Layers hold no hidden state: one may be called from several threads at once.
+
+    On "cuda" parameters and results are CuPy arrays; arguments may be any arrays of that GPU (CuPy,
+    PyTorch, JAX) and are not copied. Work is queued on CuPy's current stream, and no call waits for
+    it, so values are not looked at: a token out of range counts as the nearest that is in it.
 
     """
 
@@ -95,12 +96,13 @@ class Recurrent:
             raise ValueError(f"dropout must be below 1, got {dropout!r}")
         name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
         self.dtype = np.dtype(choice("dtype", name, ("float32", "float64")))
-        self.compute = choice("compute", compute, (None, "bfloat16"))
-        if self.compute == "bfloat16" and self.dtype != np.float32:
+        self._device = get_device(device)
+        self.device = self._device.name
+        self.compute = choice("compute", compute, self._device.computes)
+        if self.compute is not None and self.dtype != np.float32:
             raise ValueError(
-                f"compute='bfloat16' needs dtype='float32', got dtype={self.dtype.name!r}"
+                f"compute={compute!r} needs dtype='float32', got dtype={self.dtype.name!r}"
             )
-        self.device = choice("device", device, ("cpu",))
         self.seed = None if seed is None else positive_int("seed", seed, minimum=0)
         self.recurrent_init = choice("recurrent_init", recurrent_init, ("uniform", "orthogonal"))
         self._check_sizes()
@@ -166,7 +168,7 @@ class Recurrent:
         rows = len(self.gates) * self.hidden_size
 
         def uniform(*shape: int) -> Array:
-            return random.uniform(-bound, bound, shape).astype(self.dtype)
+            return self._device.put(random.uniform(-bound, bound, shape).astype(self.dtype))
 
         params: dict[str, Array] = {}
         for inputs, suffix in self._suffixes():
@@ -188,17 +190,17 @@ class Recurrent:
         for _ in self.gates:
             q, r = np.linalg.qr(random.standard_normal((self.hidden_size, self.hidden_size)))
             blocks.append(q * np.sign(np.diag(r)))
-        return np.concatenate(blocks).astype(self.dtype)
+        return self._device.put(np.concatenate(blocks).astype(self.dtype))
 
     def _weights(self) -> list[Weights]:
         """The parameters by layer and direction, checked: they are the caller's to change."""
-        rows, units = len(self.gates) * self.hidden_size, self.hidden_size
+        rows, units, device = len(self.gates) * self.hidden_size, self.hidden_size, self._device
 
         def parameter(name: str, *shape: int) -> Array:
             if name not in self.params:
                 raise ValueError(f"params must hold {name!r}, got {sorted(self.params)}")
-            array = shaped(f"params[{name!r}]", self.params[name], shape, self.dtype)
-            return contiguous(array)
+            array = device.shaped(f"params[{name!r}]", self.params[name], shape, self.dtype)
+            return device.contiguous(array)
 
         return [
             Weights(
@@ -226,8 +228,8 @@ class Recurrent:
             x: (T, B, I) of the layer's dtype, or integer tokens (T, B) in 0..I-1. Any strides; a
                 last axis that is not contiguous is copied.
             state: the initial state, (L·D, B, H) or, for an LSTM, a pair of those; None is zero.
-            lengths: (B,) integers in 0..T. Past a row's length y is 0 and its state stays; the
-                second direction starts at the row's own last step.
+            lengths: (B,) integers in 0..T, in host memory on every device. Past a row's length y
+                is 0 and its state stays; the second direction starts at the row's own last step.
             out: where y goes; it must not share memory with x.
 
         Returns:
@@ -280,8 +282,9 @@ class Recurrent:
         Args:
             batch: rows, each a sequence of its own.
             weights: "bfloat16" rounds the snapshot's weight matrices to 8 significant bits, so that
-                a step reads half the bytes; biases, state and sums stay float32. None keeps them. A
-                layer with compute="bfloat16" has them rounded in any case, and x and h with them.
+                a step reads half the bytes; biases, state and sums stay float32. None keeps them,
+                as a GPU must. A layer with compute="bfloat16" has them rounded in any case, and x
+                and h with them.
 
         Raises:
             ValueError: the layer is bidirectional, so that its output needs the whole sequence;
@@ -290,31 +293,32 @@ class Recurrent:
         """
         return Stream(self, positive_int("batch", batch), weights)
 
-    def plan(self, steps: int, batch: int) -> dict[str, Any]:
-        """How a call of that size is computed, and why.
+    def plan(self, steps: int, batch: int, *, training: bool = False) -> dict[str, Any]:
+        """How the first layer of a call of that size is computed, and why.
+
+        Args:
+            steps: T.
+            batch: B.
+            training: whether a backward pass follows; it matters on a GPU alone.
 
         Returns:
-            "isa" and "threads" in use; "row_groups" and "unit_groups", the grid that the threads
-            form over the batch and the units; "reason" in words; "product", what multiplies.
+            On a CPU "isa" and "threads" in use, "row_groups" and "unit_groups", the grid that the
+            threads form over the batch and the units, and "product", what multiplies. On a GPU
+            "path", "groups" that share the batch, "blocks_per_group" and "units_per_block" that
+            share the units, and the bytes "shared_bytes" and "workspace_bytes". "reason" in words.
 
         """
-        row_groups, unit_groups, reason = _core.plan(
+        return self._device.plan(
             self._cell,
             self.input_size,
             self.hidden_size,
             positive_int("steps", steps),
             positive_int("batch", batch),
-            self.dtype == np.float64,
+            self.num_directions,
+            self.dtype,
             self.compute,
+            training=training,
         )
-        return {
-            "isa": _core.isa(),
-            "threads": row_groups * unit_groups,
-            "row_groups": row_groups,
-            "unit_groups": unit_groups,
-            "reason": reason,
-            "product": self.dtype.name if self.compute is None else _core.bfloat16_product(),
-        }
 
     # -- the way of the data ------------------------------------------------------------------
 
@@ -329,7 +333,7 @@ class Recurrent:
         dropout_key: int | None,
     ) -> tuple[Array, State, Tape | None]:
         given = self._check_input(x, state, lengths)
-        result = self._output(out, given)
+        xp, result = self._device.xp, self._output(out, given)
         weights = [w.copy() for w in self._weights()] if keep else self._weights()
         h_n = given.h_0.copy()
         c_n = None if given.c_0 is None else given.c_0.copy()
@@ -338,28 +342,28 @@ class Recurrent:
         source = given.x
         for layer in range(self.num_layers):
             last = layer == self.num_layers - 1
-            y = result if last else np.empty((*given.x.shape[:2], self._features), self.dtype)
-            for direction in range(self.num_directions):
-                index = layer * self.num_directions + direction
-                w, part = weights[index], self._direction(y, direction)
-                saved, cells = _core.forward(
-                    self._cell,
-                    source,
-                    h_n[index],
-                    None if c_n is None else c_n[index],
-                    w.weight_ih,
-                    w.weight_hh,
-                    w.bias,
-                    w.bias_hn,
-                    given.lengths,
-                    direction == 1,
-                    part,
-                    keep,
-                    compute=self.compute,
-                )
-                if keep:
+            y = result if last else xp.empty((*given.x.shape[:2], self._features), self.dtype)
+            first = layer * self.num_directions
+            calls = [
+                {
+                    "x": source,
+                    "h": h_n[first + direction],
+                    "c": None if c_n is None else c_n[first + direction],
+                    **vars(weights[first + direction]),
+                    "reverse": direction == 1,
+                    "y": self._direction(y, direction),
+                }
+                for direction in range(self.num_directions)
+            ]
+            kept = self._device.forward(self._cell, calls, given.lengths, self.compute, keep=keep)
+            if keep:
+                for index, (call, (saved, cells)) in enumerate(
+                    zip(calls, kept, strict=True), first
+                ):
                     c_0 = None if given.c_0 is None else given.c_0[index]
-                    passes.append(Pass(w, source, given.h_0[index], c_0, part, saved, cells))
+                    passes.append(
+                        Pass(weights[index], source, given.h_0[index], c_0, call["y"], saved, cells)
+                    )
             source = y
             if keep and self.dropout > 0.0 and not last:
                 assert dropout_key is not None
@@ -380,13 +384,13 @@ class Recurrent:
 
     def _dropout_mask(self, key: int, layer: int, shape: tuple[int, ...]) -> Array:
         """0 or 1/(1-p) for each element; counter-based, so that threads have no part in it."""
-        random = np.random.Generator(np.random.Philox(key=np.array([key, layer], np.uint64)))
-        kept = random.random(shape, dtype=np.float32) >= np.float32(self.dropout)
+        kept = self._device.random(key, layer, shape) >= np.float32(self.dropout)
         mask: Array = kept.astype(self.dtype) * self.dtype.type(1.0 / (1.0 - self.dropout))
         return mask
 
     def _check_input(self, x: Any, state: State | None, lengths: Any) -> Input:
-        array = host_array("x", x)
+        array = self._device.array("x", x)
+        shape = array.shape
         tokens = np.issubdtype(array.dtype, np.integer)
         if not tokens and array.dtype != self.dtype:
             raise TypeError(
@@ -405,21 +409,22 @@ class Recurrent:
             array = array.swapaxes(0, 1)
         if 0 in array.shape[:2]:
             raise ValueError(
-                f"x must have at least one step and one row, got shape {np.shape(x)} "
+                f"x must have at least one step and one row, got shape {shape} "
                 f"(T = {array.shape[0]}, B = {array.shape[1]})"
             )
         if tokens:
-            if array.dtype == np.uint64 and array.max() >= self.input_size:
+            wide = array.dtype == np.uint64 and self._device.values_are_free
+            if wide and array.max() >= self.input_size:
                 raise ValueError(
                     f"x must hold tokens in 0..{self.input_size - 1}, got {array.max()}"
                 )
             array = array.astype(np.int64, copy=False)
         elif array.shape[2] != self.input_size:
             raise ValueError(
-                f"x must have input_size = {self.input_size} features, got shape {np.shape(x)}"
+                f"x must have input_size = {self.input_size} features, got shape {shape}"
             )
         if not tokens:
-            array = last_axis_contiguous(array)
+            array = self._device.last_axis_contiguous(array)
         h_0, c_0 = self._check_state("state", state, int(array.shape[1]), unbatched)
         checked_lengths = None if lengths is None else _check_lengths(lengths, array.shape[:2])
         return Input(array, h_0, c_0, checked_lengths, unbatched)
@@ -429,11 +434,13 @@ class Recurrent:
     ) -> tuple[Array, Array | None]:
         """H and c (None where the cell has none), both (L·D, B, H) and contiguous."""
         count = self.num_layers * self.num_directions
-        full = (count, batch, self.hidden_size)
+        full, device = (count, batch, self.hidden_size), self._device
         shape = (count, self.hidden_size) if unbatched else full
         parts: tuple[Any, ...]
         if state is None:
-            parts = tuple(np.zeros(shape, self.dtype) for _ in range(1 + self._has_cell_state))
+            parts = tuple(
+                device.xp.zeros(shape, self.dtype) for _ in range(1 + self._has_cell_state)
+            )
         elif self._has_cell_state:
             if not isinstance(state, (tuple, list)):
                 raise TypeError(f"{name} must be a pair (h, c) for an LSTM, got {type(state)!r}")
@@ -447,31 +454,34 @@ class Recurrent:
                 raise TypeError(f"{name} must be one array h, got {type(state)!r}")
             parts = (state,)
         arrays = [
-            contiguous(shaped(f"{name}[{letter!r}]", part, shape, self.dtype).reshape(full))
+            device.contiguous(
+                device.shaped(f"{name}[{letter!r}]", part, shape, self.dtype).reshape(full)
+            )
             for letter, part in zip("hc", parts, strict=False)
         ]
         return arrays[0], arrays[1] if self._has_cell_state else None
 
     def _output(self, out: Array | None, given: Input) -> Array:
         """The (T, B, D·H) array that y goes to: a view of `out`, or a new one."""
-        steps, batch, features = given.steps, given.batch, self._features
+        steps, batch, features, device = given.steps, given.batch, self._features, self._device
         if given.unbatched:
             shape: tuple[int, ...] = (steps, features)
         else:
             shape = (batch, steps, features) if self.batch_first else (steps, batch, features)
         if out is None:
-            out = np.empty(shape, self.dtype)
+            out = device.xp.empty(shape, self.dtype)
+            assert out is not None
         else:
-            if not isinstance(out, np.ndarray):
-                raise TypeError(f"out must be a NumPy array, got {type(out)!r}")
-            shaped("out", out, shape, self.dtype)
-            if not out.flags.writeable:
+            if not isinstance(out, device.xp.ndarray):
+                raise TypeError(f"out must be a {device.library} array, got {type(out)!r}")
+            device.shaped("out", out, shape, self.dtype)
+            if not device.writeable(out):
                 raise ValueError("out must be writable, got a read-only array")
-            if not out.flags.aligned:
+            if not device.aligned(out):
                 raise ValueError("out must be aligned, got an array whose elements are not")
             if out.strides[-1] != out.itemsize and features > 1:
                 raise ValueError(f"out must have a contiguous last axis, got strides {out.strides}")
-            if np.may_share_memory(out, given.x):
+            if device.xp.may_share_memory(out, given.x):
                 raise ValueError("out must not share memory with x, got arrays that overlap")
         if given.unbatched:
             return out[:, None]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnkern._checks import Array, choice, finite_float, host_array, positive_int
+from rnnkern._checks import Array, choice, finite_float, positive_int
+from rnnkern.device import Device, get_device
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.linear import Linear, LinearTape
 
@@ -45,6 +46,8 @@ class Seq2Seq:
         seed: Seed of the initial values; ``None`` draws a fresh one.
         bos: Target token that the decoder is fed first.
         eos: Target token that ends a sequence; it may be the same as ``bos``.
+        device: ``"cpu"`` or ``"cuda"``, as for the layers. Decoding on a GPU waits for each step,
+            to see whether all rows have ended.
 
     Attributes:
         params: Every parameter by the part's name and its own, as ``encoder.weight_ih_l0``,
@@ -74,6 +77,7 @@ class Seq2Seq:
         dtype: str = "float32",
         compute: str | None = None,
         seed: int | None = None,
+        device: str = "cpu",
     ) -> None:
         choice("cell", cell, tuple(_CELLS))
         if decoder_cell is not None:
@@ -82,7 +86,15 @@ class Seq2Seq:
             raise ValueError("decoder_options needs a decoder_cell, got None")
         seed = None if seed is None else positive_int("seed", seed, minimum=0)
         seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
-        common = {"batch_first": False, "dropout": dropout, "dtype": dtype, "compute": compute}
+        common = {
+            "batch_first": False,
+            "dropout": dropout,
+            "dtype": dtype,
+            "compute": compute,
+            "device": device,
+        }
+        self._device = get_device(device)
+        self.device = self._device.name
         self.encoder = _CELLS[cell](
             positive_int("source_vocab", source_vocab),
             hidden_size,
@@ -103,7 +115,7 @@ class Seq2Seq:
             **common,
             **((cell_options if decoder_cell is None else decoder_options) or {}),
         )
-        self.output = Linear(size, target_vocab, dtype=dtype, seed=seeds[2])
+        self.output = Linear(size, target_vocab, dtype=dtype, seed=seeds[2], device=device)
         self.bos = _token("bos", bos, self.output.out_features)
         self.eos = _token("eos", eos, self.output.out_features)
         self._config = {
@@ -122,6 +134,7 @@ class Seq2Seq:
             "dtype": self.encoder.dtype.name,
             "compute": self.encoder.compute,
             "seed": seed,
+            "device": self.device,
         }
         self.params: dict[str, Array] = _joined(
             self.encoder.params, self.decoder.params, self.output.params
@@ -160,7 +173,8 @@ class Seq2Seq:
             ValueError: As the layers raise, or source and target differ in B.
 
         """
-        source, target = _tokens("source", source), _tokens("target", target)
+        source = _tokens(self._device, "source", source)
+        target = _tokens(self._device, "target", target)
         if source.shape[1] != target.shape[1]:
             raise ValueError(
                 f"source and target must agree in B, got {source.shape[1]} and {target.shape[1]}"
@@ -195,19 +209,19 @@ class Seq2Seq:
 
         """
         positive_int("max_length", max_length)
-        source = _tokens("source", source)
+        xp, source = self._device.xp, _tokens(self._device, "source", source)
         _, encoded = self.encoder(source, None, source_lengths)
         state = self._bridge(encoded)
         rows = source.shape[1]
-        token = np.full(rows, self.bos, np.int64)
-        ended = np.zeros(rows, np.bool_)
+        token = xp.full(rows, self.bos, np.int64)
+        ended = xp.zeros(rows, np.bool_)
         tokens: list[NDArray[np.int64]] = []
         while len(tokens) < max_length and not ended.all():
             y, state = self.decoder(token[np.newaxis], state)
-            token = np.where(ended, self.eos, self.output(y[0]).argmax(axis=-1))
+            token = xp.where(ended, self.eos, self.output(y[0]).argmax(axis=-1))
             ended |= token == self.eos
             tokens.append(token)
-        answer = np.array(tokens, np.int64).reshape(len(tokens), rows)
+        answer = xp.stack(tokens)
         return answer, self._lengths(answer)
 
     def beam(
@@ -241,42 +255,43 @@ class Seq2Seq:
         positive_int("max_length", max_length)
         positive_int("width", width)
         finite_float("length_penalty", length_penalty, minimum=0.0)
-        source = _tokens("source", source)
+        xp, source = self._device.xp, _tokens(self._device, "source", source)
         _, encoded = self.encoder(source, None, source_lengths)
-        state = tuple(np.repeat(s, width, axis=1) for s in _as_tuple(self._bridge(encoded)))
+        state = tuple(xp.repeat(s, width, axis=1) for s in _as_tuple(self._bridge(encoded)))
         rows = source.shape[1]
-        first_beam = np.arange(rows)[:, np.newaxis] * width
-        tokens = np.empty((0, rows * width), np.int64)
-        token = np.full(rows * width, self.bos, np.int64)
+        first_beam = xp.arange(rows)[:, np.newaxis] * width
+        tokens = xp.empty((0, rows * width), np.int64)
+        token = xp.full(rows * width, self.bos, np.int64)
         # One beam per row is alive at first: equal beams would stay equal.
-        scores = np.where(np.arange(width) == 0, 0.0, -np.inf) + np.zeros((rows, 1))
-        ended = np.zeros((rows, width), np.bool_)
-        counts = np.zeros((rows, width), np.int64)
+        scores = xp.where(xp.arange(width) == 0, 0.0, -np.inf) + xp.zeros((rows, 1))
+        ended = xp.zeros((rows, width), np.bool_)
+        counts = xp.zeros((rows, width), np.int64)
         # Without a length penalty no answer overtakes an ended one that leads.
         while len(tokens) < max_length and not (ended if length_penalty else ended[:, :1]).all():
             y, new_state = self.decoder(token[np.newaxis], _as_state(state))
             steps = _log_softmax(self.output(y[0])).reshape(rows, width, -1)
             # An ended answer has one continuation: eos again, free of charge.
-            steps[ended] = np.where(np.arange(steps.shape[-1]) == self.eos, 0.0, -np.inf)
+            again = xp.where(xp.arange(steps.shape[-1]) == self.eos, 0.0, -np.inf)
+            steps = xp.where(ended[..., np.newaxis], again, steps)
             totals = scores[..., np.newaxis] + steps
             counts += ~ended
             ranks = totals / np.maximum(counts, 1)[..., np.newaxis] ** length_penalty
-            best = _largest(ranks.reshape(rows, -1), width)
-            parent, chosen = np.divmod(best, steps.shape[-1])
-            scores = np.take_along_axis(totals.reshape(rows, -1), best, axis=1)
-            counts = np.take_along_axis(counts, parent, axis=1)
+            best = _largest(xp, ranks.reshape(rows, -1), width)
+            parent, chosen = xp.divmod(best, steps.shape[-1])
+            scores = xp.take_along_axis(totals.reshape(rows, -1), best, axis=1)
+            counts = xp.take_along_axis(counts, parent, axis=1)
             ended = chosen == self.eos
             token = chosen.reshape(-1)
             origin = (first_beam + parent).reshape(-1)
             state = tuple(s[:, origin] for s in _as_tuple(new_state))
-            tokens = np.concatenate([tokens[:, origin], token[np.newaxis]])
-        answer = np.ascontiguousarray(tokens[:, ::width])
+            tokens = xp.concatenate([tokens[:, origin], token[np.newaxis]])
+        answer = xp.ascontiguousarray(tokens[:, ::width])
         return answer, self._lengths(answer), scores[:, 0]
 
     def _lengths(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of each column before its first eos."""
-        alive = np.logical_and.accumulate(tokens != self.eos, axis=0)
-        lengths: NDArray[np.int64] = alive.sum(axis=0, dtype=np.int64)
+        ends = self._device.xp.cumsum(tokens == self.eos, axis=0)
+        lengths: NDArray[np.int64] = (ends == 0).sum(axis=0, dtype=np.int64)
         return lengths
 
     def _bridge(self, state: Any) -> Any:
@@ -350,9 +365,9 @@ def _token(name: str, value: int, vocabulary: int) -> int:
     return token
 
 
-def _tokens(name: str, value: Any) -> Array:
-    """`value` as an array (steps, B) of integers."""
-    array = host_array(name, value)
+def _tokens(device: Device, name: str, value: Any) -> Array:
+    """`value` as the device's array (steps, B) of integers."""
+    array = device.array(name, value)
     if not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"{name} must be integers, got {array.dtype}")
     if array.ndim != 2:
@@ -374,7 +389,7 @@ def _like(layer: Any, states: tuple[Array, ...]) -> Any:
     """States as ``layer`` takes them: c dropped where it has none, 0 where it lacks one."""
     if not isinstance(layer, LSTM):
         return states[0]
-    return states if len(states) == 2 else (states[0], np.zeros_like(states[0]))
+    return states if len(states) == 2 else (states[0], layer._device.xp.zeros_like(states[0]))
 
 
 def _log_softmax(logits: Array) -> NDArray[np.float64]:
@@ -385,9 +400,10 @@ def _log_softmax(logits: Array) -> NDArray[np.float64]:
     return shifted
 
 
-def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+def _largest(xp: Any, values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Indices (rows, count) of each row's largest values, the largest first, ties by index."""
-    kept = np.argpartition(-values, count - 1, axis=1)[:, :count]
+    kept = xp.argpartition(-values, count - 1, axis=1)[:, :count]
     kept.sort(axis=1)
-    order = np.argsort(-np.take_along_axis(values, kept, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(kept, order, axis=1)
+    order = xp.argsort(-xp.take_along_axis(values, kept, axis=1), axis=1, kind="stable")
+    largest: NDArray[np.int64] = xp.take_along_axis(kept, order, axis=1)
+    return largest

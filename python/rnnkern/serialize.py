@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from rnnkern._checks import Array
+from rnnkern.device import get_device, to_host
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.linear import Linear
 from rnnkern.seq2seq import Seq2Seq
@@ -50,7 +51,7 @@ def save(
     extra: Mapping[str, Array] | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a layer or model to one file.
+    """Write a layer or model to one file. A file does not say on what device the model was.
 
     The file appears whole or not at all: it is written beside ``path`` and then takes its place,
     so a crash leaves the file that was there before.
@@ -58,7 +59,7 @@ def save(
     Args:
         path: The file to write or to replace.
         model: A layer, ``Linear`` or ``Seq2Seq``.
-        extra: Further arrays to keep with it, float32, float64 or int64, by name.
+        extra: Further arrays of any device to keep with it, float32, float64 or int64, by name.
         notes: Further strings to keep with it, by name.
 
     Raises:
@@ -69,32 +70,37 @@ def save(
     name = type(model).__name__
     if _CLASSES.get(name) is not type(model):
         raise TypeError(f"model must be one of {', '.join(_CLASSES)}, got {name}")
-    arrays = dict(model.params)
-    arrays.update({_EXTRA + key: np.asarray(value) for key, value in (extra or {}).items()})
+    arrays = {key: to_host(param) for key, param in model.params.items()}
+    arrays.update({_EXTRA + key: to_host(value) for key, value in (extra or {}).items()})
     metadata = {
         "rnnkern.class": name,
-        "rnnkern.config": json.dumps(model.config(), sort_keys=True),
+        "rnnkern.config": json.dumps({**model.config(), "device": "cpu"}, sort_keys=True),
         **{f"note.{key}": value for key, value in (notes or {}).items()},
     }
     _replace(Path(path), _encode(arrays, metadata))
 
 
-def load(path: str | os.PathLike[str]) -> Any:
-    """The layer or model that ``save`` wrote to ``path``.
+def load(path: str | os.PathLike[str], *, device: str = "cpu") -> Any:
+    """The layer or model that ``save`` wrote to ``path``, on the device asked for.
 
     Raises:
-        FormatError: The file is not what ``save`` wrote; the message names it and says why.
+        FormatError: The file is not what ``save`` wrote, or holds a model that the device cannot
+            run; the message names it and says why.
+        ValueError: The device cannot be used.
         OSError: The file cannot be read.
 
     """
-    return load_checkpoint(path)[0]
+    return load_checkpoint(path, device=device)[0]
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Any, Arrays, dict[str, str]]:
-    """As ``load``, with the extra arrays and the notes that were saved with the model."""
+def load_checkpoint(
+    path: str | os.PathLike[str], *, device: str = "cpu"
+) -> tuple[Any, Arrays, dict[str, str]]:
+    """As ``load``, with the extra arrays, NumPy's, and the notes that were saved with the model."""
+    place = get_device(device)
     try:
         arrays, metadata = _decode(Path(path))
-        model = _build(metadata)
+        model = _build(metadata, device)
         for name, param in model.params.items():
             if name not in arrays:
                 raise FormatError(f"lacks the array {name}")
@@ -104,7 +110,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Any, Arrays, dict[str
                     f"has {name} as {array.dtype} of shape {array.shape}, "
                     f"expected {param.dtype} of shape {param.shape}"
                 )
-            param[...] = array
+            param[...] = place.put(array)
         foreign = [name for name in arrays if not name.startswith(_EXTRA)]
         if foreign:
             raise FormatError(f"has the unknown array {foreign[0]}")
@@ -119,13 +125,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Any, Arrays, dict[str
     return model, extra, notes
 
 
-def _build(metadata: Mapping[str, str]) -> Any:
-    """A model of the class and configuration that the metadata name."""
+def _build(metadata: Mapping[str, str], device: str) -> Any:
+    """A model of the class and configuration that the metadata name, on a device."""
     name = metadata["rnnkern.class"]
     if name not in _CLASSES:
         raise FormatError(f"holds a {name}, which this version does not know")
     try:
-        return _CLASSES[name](**json.loads(metadata["rnnkern.config"]))
+        return _CLASSES[name](**{**json.loads(metadata["rnnkern.config"]), "device": device})
     except (TypeError, ValueError, MemoryError) as error:
         raise FormatError(f"holds a {name} that cannot be built: {error}") from error
 

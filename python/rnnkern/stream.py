@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rnnkern import _core
-from rnnkern._checks import Array, choice, host_array, shaped
+from rnnkern._checks import Array, choice
 from rnnkern.tape import State
 
 if TYPE_CHECKING:
@@ -33,9 +33,13 @@ class Stream:
             )
         self._layer = type(layer)(**{**layer.config(), "batch_first": False})
         self._layer.params = {name: array.copy() for name, array in layer.params.items()}
-        self._narrow = weights is not None
         if weights is not None:
             choice("weights", weights, ("bfloat16",))
+            if not layer._device.has_stepper:
+                raise ValueError(
+                    f"weights='bfloat16' needs device='cpu', got a layer with "
+                    f"device={layer.device!r}: compute='bfloat16' is its like there"
+                )
             if layer.dtype != np.float32:
                 raise ValueError(
                     f"weights='bfloat16' needs a layer of dtype float32, got {layer.dtype.name}"
@@ -44,45 +48,45 @@ class Stream:
                 if name.startswith("weight_"):
                     array[...] = _rounded_to_bfloat16(array)
         self._weights = self._layer._weights()
-        self._packed: list[_core.Packed] | None = None
+        self._packed: list[Any] | None = None
         self.batch = batch
         self._h, self._c = self._layer._check_state("state", None, batch, unbatched=False)
-        self._stepper = self._new_stepper()
+        self._stepper = self._new_stepper(narrow=weights is not None)
 
-    def _new_stepper(self) -> _core.Stepper | None:
+    def _new_stepper(self, *, narrow: bool) -> _core.Stepper | None:
         """None where a step is so much work that threads share it, as they do a block."""
         layer = self._layer
         flops = self.batch * sum(2 * (w.weight_ih.size + w.weight_hh.size) for w in self._weights)
-        if flops >= _SHARED_STEP_FLOPS and layer.plan(1, self.batch)["threads"] > 1:
+        if flops >= _SHARED_STEP_FLOPS and layer.plan(1, self.batch).get("threads", 1) > 1:
             return None
-        return _core.Stepper(
+        return layer._device.stepper(
             layer._cell,
             [(w.weight_ih, w.weight_hh, w.bias, w.bias_hn) for w in self._weights],
             self._h,
             self._c,
-            self._narrow,
             layer.compute,
+            narrow=narrow,
         )
 
     def step(self, x: Any, out: Array | None = None) -> Array:
         """One step: x (B, I), or tokens (B,); returns y (B, H), in `out` if given.
 
         A C-contiguous array of the layer's dtype (int64 for tokens) goes straight to the kernel;
-        anything else is checked and converted first.
+        anything else is checked and converted first. On a GPU a step is a block of one.
         """
         y = None if self._stepper is None else self._stepper.step(x, out)
         return self._checked_step(x, out) if y is None else y
 
     def _checked_step(self, x: Any, out: Array | None) -> Array:
-        array = host_array("x", x)
+        layer = self._layer
+        array = layer._device.array("x", x)
         axes = 1 if np.issubdtype(array.dtype, np.integer) else 2
         if array.ndim != axes or array.shape[0] != self.batch:
-            wanted = (self.batch,) if axes == 1 else (self.batch, self._layer.input_size)
+            wanted = (self.batch,) if axes == 1 else (self.batch, layer.input_size)
             raise ValueError(f"x must have shape {wanted}, got {array.shape}")
-        layer = self._layer
         given = layer._check_input(array[None], None, None)
         if out is not None:
-            shaped("out", out, (self.batch, layer.hidden_size), layer.dtype)
+            layer._device.shaped("out", out, (self.batch, layer.hidden_size), layer.dtype)
             layer._output(out[None], given)
         y = None
         if self._stepper is not None:
@@ -102,28 +106,24 @@ class Stream:
         if given.unbatched or given.batch != self.batch:
             raise ValueError(
                 f"x must have shape (T, {self.batch}, {layer.input_size}), or (T, {self.batch}) "
-                f"for tokens, got {np.shape(x)}"
+                f"for tokens, got {layer._device.array('x', x).shape}"
             )
         result = layer._output(out, given)
         source = given.x
         for index, (w, packed) in enumerate(zip(self._weights, self._block_panels(), strict=True)):
             last = index == layer.num_layers - 1
-            y = result if last else np.empty((*given.x.shape[:2], layer.hidden_size), layer.dtype)
-            _core.forward(
-                layer._cell,
-                source,
-                self._h[index],
-                None if self._c is None else self._c[index],
-                w.weight_ih,
-                w.weight_hh,
-                w.bias,
-                w.bias_hn,
-                None,
-                False,
-                y,
-                False,
-                packed,
-                layer.compute,
+            shape = (*given.x.shape[:2], layer.hidden_size)
+            y = result if last else layer._device.xp.empty(shape, layer.dtype)
+            call = {
+                "x": source,
+                "h": self._h[index],
+                "c": None if self._c is None else self._c[index],
+                **vars(w),
+                "reverse": False,
+                "y": y,
+            }
+            layer._device.forward(
+                layer._cell, [call], None, layer.compute, keep=False, packed=packed
             )
             source = y
         return result
@@ -142,21 +142,20 @@ class Stream:
 
     def reset(self, mask: Any = None) -> None:
         """Set the state to zero: all of it, or the rows where `mask` (B,) is true."""
-        rows: Any = slice(None)
+        device, rows = self._layer._device, None
         if mask is not None:
-            rows = shaped("mask", mask, (self.batch,), np.dtype(bool))
-        self._h[:, rows] = 0
-        if self._c is not None:
-            self._c[:, rows] = 0
+            rows = device.shaped("mask", mask, (self.batch,), np.dtype(bool))[:, None]
+        for state in (self._h, self._c):
+            if state is not None:
+                zero = state.dtype.type(0)
+                state[...] = zero if rows is None else device.xp.where(rows, zero, state)
 
-    def _block_panels(self) -> list[_core.Packed]:
+    def _block_panels(self) -> list[Any]:
         """The parameters as a block's kernel wants them, packed at the first block."""
         layer = self._layer
         if self._packed is None:
             self._packed = [
-                _core.Packed(
-                    layer._cell, w.weight_ih, w.weight_hh, w.bias, w.bias_hn, layer.compute
-                )
+                layer._device.pack(layer._cell, **vars(w), compute=layer.compute)
                 for w in self._weights
             ]
         return self._packed

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
 import numpy as np
 
-from rnnkern import _core
-from rnnkern._checks import Array, last_axis_contiguous, shaped
+from rnnkern._checks import Array
+from rnnkern.device import Arguments
 
 if TYPE_CHECKING:
     from rnnkern.recurrent import Recurrent
 
 State = Union[Array, "tuple[Array, Array]"]
+
+_KINDS = ("weight_ih", "weight_hh", "bias", "bias_hn")  # of a layer's parameters
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ class Tape:
         Args:
             dy: ∂L/∂y, shaped as y; None is zero.
             dstate: ∂L/∂(last state), shaped as the state; None is zero.
-            state_gradients: whether to return the gradients of every step's state and gates too.
+            state_gradients: whether to return the gradients of every step's state and gates too;
+                on ``device="cpu"`` alone.
 
         Returns:
             ∂L/∂x (None for tokens), ∂L/∂(initial state), and ∂L/∂parameter by name; with
@@ -136,7 +139,7 @@ class Tape:
             TypeError, ValueError: dy or dstate has the wrong dtype or shape.
 
         """
-        layer, given = self._layer, self._given
+        layer, given, xp = self._layer, self._given, self._layer._device.xp
         dh, dc = layer._check_state("dstate", dstate, given.batch, given.unbatched)
         if dstate is not None:  # the kernels work in place, and these are the caller's
             dh, dc = dh.copy(), None if dc is None else dc.copy()
@@ -146,13 +149,15 @@ class Tape:
         traces = [self._new_trace() if state_gradients else None for _ in self._passes]
         dx: Array | None = None
         for index_layer in reversed(range(layer.num_layers)):
-            first = self._passes[index_layer * layer.num_directions]
-            dx = None if first.x.ndim == 2 else np.zeros(first.x.shape, layer.dtype)
-            for direction in range(layer.num_directions):
-                index = index_layer * layer.num_directions + direction
-                grads.update(
-                    self._backward_pass(index, suffixes[index], upstream, dh, dc, dx, traces[index])
-                )
+            first = index_layer * layer.num_directions
+            x = self._passes[first].x
+            dx = None if x.ndim == 2 else xp.zeros(x.shape, layer.dtype)
+            calls = []
+            for index in range(first, first + layer.num_directions):
+                calls.append(self._arguments(index, upstream, dh, dc, dx, traces[index]))
+                for kind in _KINDS:
+                    grads[f"{kind}_{suffixes[index]}"] = calls[-1]["d" + kind]
+            layer._device.backward(layer._cell, calls, given.lengths, layer.compute)
             if index_layer > 0:
                 assert dx is not None
                 upstream = dx * self._masks[index_layer - 1] if self._masks else dx
@@ -168,59 +173,47 @@ class Tape:
         traced = [self._unpacked(trace) for trace in traces if trace is not None]
         return (*result, [self._as_state_gradients(t) for t in self._by_layer(traced)])
 
-    def _backward_pass(
+    def _arguments(
         self,
         index: int,
-        suffix: str,
         upstream: Array | None,
         dh: Array,
         dc: Array | None,
         dx: Array | None,
         trace: Array | None,
-    ) -> dict[str, Array]:
-        """One layer in one direction: dh, dc, dx and the trace are changed in place."""
+    ) -> Arguments:
+        """The kernel's, for one layer in one direction; the gradients start at zero."""
         layer, kept = self._layer, self._passes[index]
-        direction = index % layer.num_directions
+        direction, zeros_like = index % layer.num_directions, layer._device.xp.zeros_like
         w = kept.weights
-        grads = {
-            f"weight_ih_{suffix}": np.zeros_like(w.weight_ih),
-            f"weight_hh_{suffix}": np.zeros_like(w.weight_hh),
+        return {
+            "x": kept.x,
+            "h_0": kept.h_0,
+            "c_0": kept.c_0,
+            "weight_ih": w.weight_ih,
+            "weight_hh": w.weight_hh,
+            "reverse": direction == 1,
+            "y": kept.y,
+            "saved": kept.saved,
+            "cells": kept.cells,
+            "dy": None if upstream is None else layer._direction(upstream, direction),
+            "dh": dh[index],
+            "dc": None if dc is None else dc[index],
+            "dx": dx,
+            "dweight_ih": zeros_like(w.weight_ih),
+            "dweight_hh": zeros_like(w.weight_hh),
+            "dbias": None if w.bias is None else zeros_like(w.bias),
+            "dbias_hn": None if w.bias_hn is None else zeros_like(w.bias_hn),
+            "state_gradients": trace,
         }
-        if w.bias is not None:
-            grads[f"bias_{suffix}"] = np.zeros_like(w.bias)
-        if w.bias_hn is not None:
-            grads[f"bias_hn_{suffix}"] = np.zeros_like(w.bias_hn)
-        _core.backward(
-            layer._cell,
-            kept.x,
-            kept.h_0,
-            kept.c_0,
-            w.weight_ih,
-            w.weight_hh,
-            self._given.lengths,
-            direction == 1,
-            kept.y,
-            kept.saved,
-            kept.cells,
-            None if upstream is None else layer._direction(upstream, direction),
-            dh[index],
-            None if dc is None else dc[index],
-            dx,
-            grads[f"weight_ih_{suffix}"],
-            grads[f"weight_hh_{suffix}"],
-            grads.get(f"bias_{suffix}"),
-            grads.get(f"bias_hn_{suffix}"),
-            trace,
-            layer.compute,
-        )
-        return grads
 
     def _new_trace(self) -> Array:
         """Room for what the kernel tells of one pass: (live steps, states + gates, H)."""
         layer, given = self._layer, self._given
         live = given.steps * given.batch if given.lengths is None else int(given.lengths.sum())
         parts = 1 + layer._has_cell_state + len(layer.gates)
-        return np.empty((live, parts, layer.hidden_size), layer.dtype)
+        trace: Array = layer._device.xp.empty((live, parts, layer.hidden_size), layer.dtype)
+        return trace
 
     def _as_state_gradients(self, traces: list[Array]) -> StateGradients:
         """From one layer's directions, (states + gates, T, B, H) each."""
@@ -239,20 +232,22 @@ class Tape:
 
     def _join(self, directions: list[Array]) -> list[Array]:
         """(K, T, B, H) of every direction as K arrays in the caller's order of axes."""
-        joined = np.concatenate(directions, axis=-1)
+        joined = self._layer._device.xp.concatenate(directions, axis=-1)
         return [self._layer._as_given(array, self._given) for array in joined]
 
     def _unpacked(self, packed: Array) -> Array:
         """(live steps, K, H) in the kernels' order, rows by falling length, as (K, T, B, H)."""
         steps, batch, lengths = self._given.steps, self._given.batch, self._given.lengths
+        device = self._layer._device
         if lengths is None:
             lengths = np.full(batch, steps)
         order = np.argsort(-lengths, kind="stable")
-        whole = np.zeros((steps, batch, *packed.shape[1:]), packed.dtype)
-        whole[np.arange(steps)[:, None] < lengths[order]] = packed
-        unsorted = np.empty_like(whole)
-        unsorted[:, order] = whole
-        return np.moveaxis(unsorted, 2, 0)
+        step, place = np.nonzero(np.arange(steps)[:, None] < lengths[order])
+        whole = device.xp.zeros((steps * batch, *packed.shape[1:]), packed.dtype)
+        whole[device.put(step * batch + order[place])] = packed
+        by_step = whole.reshape(steps, batch, *packed.shape[1:])
+        unpacked: Array = device.xp.moveaxis(by_step, 2, 0)
+        return unpacked
 
     def _check_dy(self, dy: Any) -> Array | None:
         if dy is None:
@@ -263,9 +258,9 @@ class Tape:
             shape = (given.steps, layer._features)
         elif layer.batch_first:
             shape = (given.batch, given.steps, layer._features)
-        array = shaped("dy", dy, shape, layer.dtype)
+        array = layer._device.shaped("dy", dy, shape, layer.dtype)
         if given.unbatched:
             array = array[:, None]
         elif layer.batch_first:
             array = array.swapaxes(0, 1)
-        return last_axis_contiguous(array)
+        return layer._device.last_axis_contiguous(array)

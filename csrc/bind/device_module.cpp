@@ -1,0 +1,379 @@
+// rnnkern._cuda and, of the same text, rnnkern._emulation: device arrays in, checked pointers out.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bind/device_arrays.h"
+#include "core/backend.h"
+#include "core/schedule.h"
+#include "cuda/engine.h"
+#include "cuda/kernels.h"
+
+#ifdef RNNKERN_EMULATION
+#include "cuda/emulation.h"
+#endif
+
+namespace rnnkern {
+namespace {
+
+using cuda::Compute;
+using cuda::Shape;
+
+const CellFacts& cell_facts(int cell) { return all_cells()[static_cast<std::size_t>(cell)]; }
+
+Compute read_compute(const std::optional<std::string>& name) {
+  if (!name) return Compute::exact;
+  if (*name == "tfloat32") return Compute::tfloat32;
+  if (*name == "bfloat16") return Compute::bfloat16;
+  if (*name == "float16") return Compute::float16;
+  throw std::invalid_argument("compute must be None, 'tfloat32', 'bfloat16' or 'float16', got '" +
+                              *name + "'");
+}
+
+// Calls f(float{}) or f(double{}).
+template <class F>
+auto by_type(const std::string& type, const char* name, F f) {
+  if (type == kTypeText<float> || type == "float32") return f(float{});
+  if (type == kTypeText<double> || type == "float64") return f(double{});
+  throw py::type_error(std::string(name) + " must be float32 or float64, got " + type);
+}
+
+// Lengths lie on the host, for the work is laid out there.
+std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index batch) {
+  if (lengths.is_none()) return std::nullopt;
+  auto values = lengths.cast<std::vector<Index>>();
+  if (static_cast<Index>(values.size()) != batch) {
+    throw std::invalid_argument("lengths must have " + std::to_string(batch) + " entries, got " +
+                                std::to_string(values.size()));
+  }
+  return values;
+}
+
+Shape make_shape(const std::string& cell, Index passes, Index inputs, Index units, Index steps,
+                 Index batch, const py::object& lengths, bool tokens,
+                 const std::optional<std::string>& compute) {
+  const auto positive = [](const char* name, Index value) {
+    if (value < 1) {
+      throw std::invalid_argument(std::string(name) + " must be at least 1, got " +
+                                  std::to_string(value));
+    }
+  };
+  positive("inputs", inputs), positive("units", units);
+  positive("steps", steps), positive("batch", batch);
+  if (passes < 1 || passes > cuda::kMaxPasses) {
+    throw std::invalid_argument("passes must be 1 or 2, got " + std::to_string(passes));
+  }
+  return {.cell = find_cell(cell),
+          .inputs = inputs,
+          .units = units,
+          .steps = steps,
+          .batch = batch,
+          .passes = static_cast<int>(passes),
+          .tokens = tokens,
+          .compute = read_compute(compute),
+          .lengths = read_lengths(lengths, batch)};
+}
+
+// A pass's argument of that name, None where it is absent.
+py::object get(const py::dict& pass, const char* name) {
+  return pass.contains(name) ? py::object(pass[name]) : py::none();
+}
+
+py::object require(const py::dict& pass, const char* name) {
+  auto object = get(pass, name);
+  if (object.is_none()) throw std::invalid_argument(std::string(name) + " must be given");
+  return object;
+}
+
+// The sizes of a call, from its first pass; the other passes are held against them.
+Shape call_shape(const std::string& cell, const std::vector<py::dict>& passes,
+                 const py::object& lengths, const std::optional<std::string>& compute) {
+  if (passes.empty()) throw std::invalid_argument("passes must not be empty");
+  const DeviceArray x(require(passes[0], "x"), "x");
+  const DeviceArray weight_ih(require(passes[0], "weight_ih"), "weight_ih");
+  const DeviceArray weight_hh(require(passes[0], "weight_hh"), "weight_hh");
+  if (x.shape.size() != 2 && x.shape.size() != 3) {
+    throw std::invalid_argument("x must have shape (T, B, I), or (T, B) for tokens, got " +
+                                shape_text(x.shape));
+  }
+  if (weight_ih.shape.size() != 2 || weight_hh.shape.size() != 2) {
+    throw std::invalid_argument("weight_ih and weight_hh must have 2 axes, got shapes " +
+                                shape_text(weight_ih.shape) + " and " +
+                                shape_text(weight_hh.shape));
+  }
+  return make_shape(cell, static_cast<Index>(passes.size()), weight_ih.shape[1], weight_hh.shape[1],
+                    x.shape[0], x.shape[1], lengths, x.shape.size() == 2, compute);
+}
+
+template <class T>
+Parameters<T> read_parameters(const Shape& shape, const py::dict& pass) {
+  const Index rows = cell_facts(shape.cell).gates * shape.units;
+  return {
+      .inputs = shape.inputs,
+      .units = shape.units,
+      .w_ih =
+          device_pointer<const T>(require(pass, "weight_ih"), "weight_ih", {rows, shape.inputs}),
+      .w_hh = device_pointer<const T>(require(pass, "weight_hh"), "weight_hh", {rows, shape.units}),
+      .bias = device_pointer<const T>(get(pass, "bias"), "bias", {rows}),
+      .bias_hn = device_pointer<const T>(get(pass, "bias_hn"), "bias_hn", {shape.units})};
+}
+
+// The live steps of all rows.
+Index live_rows(const Shape& shape) {
+  return ScheduleStorage(shape.steps, shape.batch, shape.lengths).live_rows();
+}
+
+std::byte* read_workspace(const py::object& workspace, Index bytes) {
+  const DeviceArray array(workspace, "workspace");
+  array.check_contiguous();
+  if (array.size() * array.item_size() < bytes || array.address % 64 != 0 || array.read_only) {
+    throw std::invalid_argument("workspace must be writable, aligned to 64 bytes and have " +
+                                std::to_string(bytes) + " of them, got " +
+                                std::to_string(array.size() * array.item_size()));
+  }
+  return reinterpret_cast<std::byte*>(array.address);
+}
+
+// x as numbers or as tokens, and what forward and backward read alike.
+template <class Layer, class T>
+void read_input(const Shape& shape, const py::dict& pass, Layer& layer) {
+  const auto x = require(pass, "x");
+  if (shape.tokens) {
+    layer.tokens = device_sequence<const std::int64_t>(x, "x", shape.steps, shape.batch, 0);
+  } else {
+    layer.x = device_sequence<const T>(x, "x", shape.steps, shape.batch, shape.inputs);
+  }
+  layer.reverse = pass.contains("reverse") && pass["reverse"].template cast<bool>();
+  layer.parameters = read_parameters<T>(shape, pass);
+}
+
+void run_forward(const std::string& cell, const std::vector<py::dict>& passes,
+                 const py::object& lengths, const std::optional<std::string>& compute,
+                 const py::object& workspace, std::uintptr_t stream) {
+  const Shape shape = call_shape(cell, passes, lengths, compute);
+  const auto& facts = cell_facts(shape.cell);
+  const Index batch = shape.batch, units = shape.units, live = live_rows(shape);
+  const DeviceArray weights(require(passes[0], "weight_hh"), "weight_hh");
+  by_type(weights.type, "weight_hh", [&]<class T>(T) {
+    std::vector<cuda::ForwardLayer<T>> layers;
+    for (const auto& pass : passes) {
+      cuda::ForwardLayer<T> layer{};
+      read_input<cuda::ForwardLayer<T>, T>(shape, pass, layer);
+      layer.h = device_pointer<T>(require(pass, "h"), "h", {batch, units});
+      layer.y = device_sequence<T>(require(pass, "y"), "y", shape.steps, batch, units);
+      if (facts.saved > 0)
+        layer.saved = device_pointer<T>(get(pass, "saved"), "saved", {live, facts.saved, units});
+      if (facts.cell_state) {
+        layer.c = device_pointer<T>(require(pass, "c"), "c", {batch, units});
+        layer.cells = device_pointer<T>(get(pass, "cells"), "cells", {live, units});
+      }
+      layers.push_back(layer);
+    }
+    std::byte* const memory = read_workspace(workspace, cuda::forward_workspace<T>(shape));
+    const py::gil_scoped_release release;
+    cuda::forward(shape, layers, memory, reinterpret_cast<void*>(stream));
+  });
+}
+
+void run_backward(const std::string& cell, const std::vector<py::dict>& passes,
+                  const py::object& lengths, const std::optional<std::string>& compute,
+                  const py::object& workspace, std::uintptr_t stream) {
+  const Shape shape = call_shape(cell, passes, lengths, compute);
+  const auto& facts = cell_facts(shape.cell);
+  const Index batch = shape.batch, units = shape.units, live = live_rows(shape);
+  const Index rows = facts.gates * units, inputs = shape.inputs;
+  const DeviceArray weights(require(passes[0], "weight_hh"), "weight_hh");
+  by_type(weights.type, "weight_hh", [&]<class T>(T) {
+    std::vector<cuda::BackwardLayer<T>> layers;
+    for (const auto& pass : passes) {
+      if (!get(pass, "state_gradients").is_none())
+        throw std::invalid_argument("state_gradients are not computed on a GPU, only on the CPU");
+      cuda::BackwardLayer<T> layer{};
+      read_input<cuda::BackwardLayer<T>, T>(shape, pass, layer);
+      layer.h_0 = device_pointer<const T>(require(pass, "h_0"), "h_0", {batch, units});
+      layer.y = device_sequence<const T>(require(pass, "y"), "y", shape.steps, batch, units);
+      layer.dh = device_pointer<T>(require(pass, "dh"), "dh", {batch, units});
+      if (facts.saved > 0) {
+        layer.saved =
+            device_pointer<const T>(require(pass, "saved"), "saved", {live, facts.saved, units});
+      }
+      if (facts.cell_state) {
+        layer.c_0 = device_pointer<const T>(require(pass, "c_0"), "c_0", {batch, units});
+        layer.cells = device_pointer<const T>(require(pass, "cells"), "cells", {live, units});
+        layer.dc = device_pointer<T>(require(pass, "dc"), "dc", {batch, units});
+      }
+      layer.dy = device_sequence<const T>(get(pass, "dy"), "dy", shape.steps, batch, units);
+      if (!shape.tokens)
+        layer.dx = device_sequence<T>(get(pass, "dx"), "dx", shape.steps, batch, inputs);
+      layer.dw_ih = device_pointer<T>(require(pass, "dweight_ih"), "dweight_ih", {rows, inputs});
+      layer.dw_hh = device_pointer<T>(require(pass, "dweight_hh"), "dweight_hh", {rows, units});
+      layer.dbias = device_pointer<T>(get(pass, "dbias"), "dbias", {rows});
+      layer.dbias_hn = device_pointer<T>(get(pass, "dbias_hn"), "dbias_hn", {units});
+      layers.push_back(layer);
+    }
+    std::byte* const memory = read_workspace(workspace, cuda::backward_workspace<T>(shape));
+    const py::gil_scoped_release release;
+    cuda::backward(shape, layers, memory, reinterpret_cast<void*>(stream));
+  });
+}
+
+template <bool Backward>
+Index workspace(const std::string& cell, Index passes, Index inputs, Index units, Index steps,
+                Index batch, const py::object& lengths, bool tokens, const std::string& dtype,
+                const std::optional<std::string>& compute) {
+  const Shape shape =
+      make_shape(cell, passes, inputs, units, steps, batch, lengths, tokens, compute);
+  return by_type(dtype, "dtype", [&]<class T>(T) {
+    return Backward ? cuda::backward_workspace<T>(shape) : cuda::forward_workspace<T>(shape);
+  });
+}
+
+py::dict plan(const std::string& cell, Index inputs, Index units, Index steps, Index batch,
+              Index directions, const std::string& dtype, const std::optional<std::string>& compute,
+              bool training) {
+  const Shape shape =
+      make_shape(cell, directions, inputs, units, steps, batch, py::none(), false, compute);
+  const auto describe = [&]<class T>(T, bool backward) {
+    const auto chosen = cuda::plan_of<T>(shape, backward);
+    py::dict d;
+    d["path"] = chosen.path;
+    d["groups"] = chosen.plan.groups;
+    d["blocks_per_group"] = chosen.plan.blocks;
+    d["units_per_block"] = chosen.plan.units * chosen.plan.slices_per_block;
+    d["shared_bytes"] = chosen.plan.shared_bytes;
+    d["workspace_bytes"] =
+        backward ? cuda::backward_workspace<T>(shape) : cuda::forward_workspace<T>(shape);
+    d["reason"] = chosen.reason;
+    return d;
+  };
+  return by_type(dtype, "dtype", [&]<class T>(T type) {
+    auto d = describe(type, false);
+    if (training) d["backward"] = describe(type, true);
+    return d;
+  });
+}
+
+void run_matmul(const py::object& a, const py::object& b, const py::object& out, bool transpose_a,
+                bool transpose_b, const py::object& bias, bool accumulate,
+                const std::optional<std::string>& compute, std::uintptr_t stream) {
+  const DeviceArray left(a, "a"), right(b, "b");
+  if (left.shape.size() != 2 || right.shape.size() != 2) {
+    throw std::invalid_argument("a and b must have 2 axes, got shapes " + shape_text(left.shape) +
+                                " and " + shape_text(right.shape));
+  }
+  if (accumulate && !bias.is_none())
+    throw std::invalid_argument("accumulate and bias must not be given together");
+  by_type(left.type, "a", [&]<class T>(T) {
+    const Index rows = left.shape[transpose_a ? 1 : 0], depth = left.shape[transpose_a ? 0 : 1];
+    const Index columns = right.shape[transpose_b ? 0 : 1];
+    const T* b_data = transpose_b ? device_pointer<const T>(b, "b", {columns, depth})
+                                  : device_pointer<const T>(b, "b", {depth, columns});
+    const MatmulProblem<T> problem{
+        .rows = rows,
+        .columns = columns,
+        .depth = depth,
+        .a = device_pointer<const T>(a, "a", {left.shape[0], left.shape[1]}),
+        .a_row = transpose_a ? 1 : depth,
+        .a_depth = transpose_a ? rows : 1,
+        .b = b_data,
+        .b_depth = transpose_b ? 1 : columns,
+        .b_column = transpose_b ? depth : 1,
+        .bias = device_pointer<const T>(bias, "bias", {columns}),
+        .c = device_pointer<T>(out, "out", {rows, columns}),
+        .c_row = columns,
+        .accumulate = accumulate};
+    if (!problem.c) throw std::invalid_argument("out must be given");
+    const Compute mode = read_compute(compute);
+    const py::gil_scoped_release release;
+    cuda::matmul(problem, mode, reinterpret_cast<void*>(stream));
+  });
+}
+
+py::dict describe(const cuda::DeviceFacts& facts) {
+  py::dict d;
+  d["name"] = facts.name;
+  d["capability"] = py::make_tuple(facts.major, facts.minor);
+  d["multiprocessors"] = facts.multiprocessors;
+  d["memory"] = facts.memory_bytes;
+  return d;
+}
+
+py::list devices() {
+  py::list list;
+  for (const auto& facts : cuda::all_devices()) list.append(describe(facts));
+  return list;
+}
+
+py::dict facts(const std::string& cell) {
+  const auto& f = cell_facts(find_cell(cell));
+  py::dict d;
+  d["gates"] = f.gates;
+  d["saved"] = f.saved;
+  d["cell_state"] = f.cell_state;
+  d["bias_hn"] = f.bias_hn;
+  return d;
+}
+
+#ifdef RNNKERN_EMULATION
+void set_device_facts(int multiprocessors, int shared_bytes, Index run_bytes, bool descending) {
+  cuda::set_device({.name = "emulation",
+                    .major = 9,
+                    .minor = 0,
+                    .multiprocessors = multiprocessors,
+                    .shared_bytes = shared_bytes,
+                    .memory_bytes = Index{1} << 30,
+                    .run_bytes = run_bytes},
+                   descending);
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(RNNKERN_MODULE, m) {
+  m.doc() = "Kernels of rnnkern for GPUs, private: the layers are the interface.";
+
+  m.def("devices", devices, "Name, capability, multiprocessors and memory (bytes) of each device.");
+  m.def("facts", facts, py::arg("cell"), "What the arrays of a cell's calls depend on.");
+  m.def(
+      "plan", plan, py::arg("cell"), py::arg("inputs"), py::arg("units"), py::arg("steps"),
+      py::arg("batch"), py::arg("directions"), py::arg("dtype"), py::arg("compute"),
+      py::arg("training"),
+      "How a call runs on the current device, and why; with training, `backward` says the same of "
+      "its backward pass.");
+  for (const bool backward : {false, true}) {
+    m.def(backward ? "backward_workspace" : "forward_workspace",
+          backward ? workspace<true> : workspace<false>, py::arg("cell"), py::arg("passes"),
+          py::arg("inputs"), py::arg("units"), py::arg("steps"), py::arg("batch"),
+          py::arg("lengths"), py::arg("tokens"), py::arg("dtype"), py::arg("compute"),
+          "Bytes of workspace that a call of that size takes.");
+  }
+  m.def(
+      "forward", run_forward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
+      py::arg("compute"), py::arg("workspace"), py::arg("stream"),
+      "The directions of one layer. Each pass is a dict of x, h, c, weight_ih, weight_hh, bias, "
+      "bias_hn, reverse, y, saved, cells; what does not apply is None. Arguments are as in "
+      "_core.forward; saved (N, saved, H) and cells (N, H) are written where given. Tokens outside "
+      "the weights count as the nearest inside.");
+  m.def(
+      "backward", run_backward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
+      py::arg("compute"), py::arg("workspace"), py::arg("stream"),
+      "Gradients of forward(): each pass is a dict of x, h_0, c_0, weight_ih, weight_hh, reverse, "
+      "y, saved, cells, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias, dbias_hn as in "
+      "_core.backward. Passes may share dx.");
+  m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("transpose_a"),
+        py::arg("transpose_b"), py::arg("bias"), py::arg("accumulate"), py::arg("compute"),
+        py::arg("stream"),
+        "out = a @ b + bias for C-contiguous 2-D arrays; with accumulate, out += a @ b.");
+#ifdef RNNKERN_EMULATION
+  m.def("set_device_facts", set_device_facts, py::arg("multiprocessors") = 8,
+        py::arg("shared_bytes") = 227 << 10, py::arg("run_bytes") = Index{256} << 20,
+        py::arg("descending") = false,
+        "The device that is made up: its size, what the buffers of a run of steps may take, and "
+        "whether a block's threads run from the last to the first.");
+#endif
+}
+
+}  // namespace rnnkern

@@ -1,0 +1,157 @@
+// The backward time loop, one launch for a run of steps, from its end: cpu/backward.h's loop with the
+// exchange of recurrence.h. What the blocks exchange is the gate gradients; a slice of the weights is
+// its units' columns of W_hh. The gradients of weights and inputs follow as products over the run.
+#pragma once
+
+#include <utility>
+
+#include "cuda/recurrence.h"
+
+namespace rnnkern::cuda {
+
+template <class Cell, class P>
+class BackwardKernel {
+  using V = Scalar<typename P::Element::Sum>;
+  using T = typename V::value;
+  using Loop = Recurrence<P, BackwardPass<T>>;
+  static constexpr int kPhases = phase_count<Cell>;
+
+ public:
+  using Arguments = RecurrentProblem<BackwardPass<T>>;
+
+  RNNKERN_KERNEL static void run(const Block& block, const Arguments& problem) {
+    BackwardKernel(block, problem).run();
+  }
+
+ private:
+  RNNKERN_KERNEL BackwardKernel(const Block& block, const Arguments& problem)
+      : block_(block),
+        problem_(problem),
+        plan_(problem.plan),
+        schedule_(problem.schedule),
+        loop_(block, problem),
+        pass_(loop_.pass()),
+        units_(problem.units) {}
+
+  RNNKERN_KERNEL void run() const {
+    for (Index s = problem_.end - 1; s >= problem_.begin; --s) {
+      run_phase<0>(s);
+      if constexpr (kPhases > 1) run_phase<1>(s);
+    }
+    if (problem_.begin == 0) run_phase<0>(-1);
+    static_assert(kPhases <= 2);
+  }
+
+  RNNKERN_KERNEL std::uint32_t phases_before(Index s, int p) const {
+    return static_cast<std::uint32_t>((schedule_.steps - 1 - s) * kPhases + p);
+  }
+
+  RNNKERN_KERNEL Index live(Index s) const { return schedule_.live(s, pass_.reverse); }
+
+  // Phase 0 multiplies what step s + 1 left, phase 1 what phase 0 of this step has. Rows that are not
+  // live in step s, but in step s + 1, end here with ∂L/∂h_0; step -1 has only such rows.
+  template <int N>
+  RNNKERN_KERNEL void run_phase(Index s) const {
+    const Index now = live(s), after = live(s + 1);
+    const Index offset = s < 0 ? 0 : schedule_.offset[schedule_.time_of(s, pass_.reverse)];
+    loop_.run_phase(
+        N, loop_.share(N == 0 && after > now ? after : now), offset, phases_before(s, N),
+        N == 0 ? s + 1 : s, [&](const Place& at) { prefetch<N>(s, at, at.i < now); },
+        [&](const Place& at) { apply<N>(s, at, at.i < now); });
+  }
+
+  // The order of the fields.
+  enum { kDh, kPreviousH, kH, kDy, kDc, kPreviousC, kC, kSaved };
+
+  template <int N>
+  RNNKERN_KERNEL void prefetch(Index s, const Place& at, bool lives) const {
+    const Index state = at.b * units_ + at.unit;
+    block_.copy(loop_.field(kDh, at), pass_.dh + state);
+    if (!lives) return;
+    const Index t = schedule_.time_of(s, pass_.reverse);
+    const Index before = schedule_.time_of(s - 1, pass_.reverse);
+    const bool first = at.i >= live(s - 1);
+    block_.copy(loop_.field(kPreviousH, at),
+                first ? pass_.h_0 + state : pass_.y.at(before, at.b) + at.unit);
+    block_.copy(loop_.field(kH, at), pass_.y.at(t, at.b) + at.unit);
+    for (int k = 0; k < Cell::saved; ++k) {
+      block_.copy(loop_.field(kSaved + k, at),
+                  pass_.saved + (at.packed * Cell::saved + k) * units_ + at.unit);
+    }
+    if (N == 0 && pass_.dy.data) block_.copy(loop_.field(kDy, at), pass_.dy.at(t, at.b) + at.unit);
+    if constexpr (Cell::cell_state) {
+      block_.copy(loop_.field(kDc, at), pass_.dc + state);
+      block_.copy(loop_.field(kPreviousC, at),
+                  first ? pass_.c_0 + state
+                        : pass_.cells + (schedule_.offset[before] + at.i) * units_ + at.unit);
+      block_.copy(loop_.field(kC, at), pass_.cells + at.packed * units_ + at.unit);
+    }
+  }
+
+  template <int N>
+  RNNKERN_KERNEL void apply(Index s, const Place& at, bool lives) const {
+    const Index state = at.b * units_ + at.unit;
+    const V product(loop_.sum(N, at.n, at.m)), dh(*loop_.field(kDh, at));
+    if (!lives) {
+      pass_.dh[state] = (dh + product).v;
+      return;
+    }
+    BackwardStep<V, Cell> step;
+#pragma unroll
+    for (int k = 0; k < Cell::saved; ++k) step.saved[k] = V(*loop_.field(kSaved + k, at));
+    step.h_previous = V(*loop_.field(kPreviousH, at));
+    step.h = V(*loop_.field(kH, at));
+    if constexpr (Cell::cell_state) {
+      step.dc = V(*loop_.field(kDc, at));
+      step.c_previous = V(*loop_.field(kPreviousC, at));
+      step.c = V(*loop_.field(kC, at));
+    }
+    if constexpr (N == 0) {
+      step.dh = product + dh;
+      if (pass_.dy.data) step.dh = step.dh + V(*loop_.field(kDy, at));
+    } else {
+      step.dh = product;
+      step.direct = dh;
+    }
+
+    Cell::backward(Phase<N>{}, step);
+
+    pass_.dh[state] = step.direct.v;
+    if constexpr (Cell::cell_state) pass_.dc[state] = step.dc.v;
+    constexpr Range written = Cell::writes[N];
+    T* delta = pass_.delta + (at.packed - loop_.first_row()) * Cell::deltas * units_ + at.unit;
+#pragma unroll
+    for (int d = written.first; d < written.first + written.count; ++d)
+      delta[d * units_] = step.delta[d].v;
+    exchange<N>(s, at, step, std::make_integer_sequence<int, Cell::gates>());
+  }
+
+  // The gates' recurrent gradients that this phase knows, to the phases that multiply them.
+  template <int N, int... Gate>
+  RNNKERN_KERNEL void exchange(Index s, const Place& at, const BackwardStep<V, Cell>& step,
+                               std::integer_sequence<int, Gate...>) const {
+    (exchange_gate<N, Gate>(s, at, step), ...);
+  }
+  template <int N, int Gate>
+  RNNKERN_KERNEL void exchange_gate(Index s, const Place& at,
+                                    const BackwardStep<V, Cell>& step) const {
+    constexpr Range written = Cell::writes[N];
+    constexpr int delta = Cell::state_delta[Gate];
+    constexpr int reader = kPhases > 1 && Gate >= Cell::phases[kPhases - 1].first ? kPhases - 1 : 0;
+    constexpr int place = Gate - Cell::phases[reader].first;
+    if constexpr (delta >= written.first && delta < written.first + written.count) {
+      loop_.operand(reader, s, at.j)[place * units_ + at.unit] =
+          P::Element::round(step.delta[delta].v);
+    }
+  }
+
+  const Block& block_;
+  const Arguments& problem_;
+  const RecurrentPlan& plan_;
+  const DeviceSchedule& schedule_;
+  const Loop loop_;
+  const BackwardPass<T>& pass_;
+  const int units_;
+};
+
+}  // namespace rnnkern::cuda

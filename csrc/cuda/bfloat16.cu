@@ -1,0 +1,10 @@
+#include "cuda/make_kernels.h"
+
+namespace rnnkern::cuda {
+
+const ComputeKernels<float>& bfloat16_kernels() {
+  static const auto kernels = make_kernels<BrainFloat16>();
+  return kernels;
+}
+
+}  // namespace rnnkern::cuda

@@ -1,0 +1,491 @@
+#include "cuda/engine.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <type_traits>
+
+#include "core/cells.h"
+#include "core/parallel.h"
+#include "core/schedule.h"
+#include "cuda/kernels.h"
+
+namespace rnnkern::cuda {
+namespace {
+
+// A cell's facts as numbers, for those who are no templates.
+struct CellShape {
+  int gates, saved, deltas, phases;
+  bool cell_state;
+  Range phase[kMaxPhases];
+  int state_delta[kMaxPhases * 4];
+  int operand_gate;  // of phase 1
+};
+
+template <class Cell>
+constexpr CellShape shape_of() {
+  static_assert(phase_count<Cell> <= kMaxPhases && Cell::gates <= kMaxPhases * 4);
+  CellShape shape{Cell::gates,      Cell::saved, Cell::deltas, phase_count<Cell>,
+                  Cell::cell_state, {},          {},           0};
+  for (int p = 0; p < phase_count<Cell>; ++p) shape.phase[p] = Cell::phases[p];
+  for (int g = 0; g < Cell::gates; ++g) shape.state_delta[g] = Cell::state_delta[g];
+  if constexpr (phase_count<Cell> > 1) shape.operand_gate = Cell::operand_gate;
+  return shape;
+}
+
+template <template <class> class... Cells>
+const CellShape& shape_of(int cell, CellList<Cells...>) {
+  static constexpr CellShape shapes[] = {shape_of<Cells<Scalar<float>>>()...};
+  return shapes[cell];
+}
+
+const CellShape& cell_shape(int cell) { return shape_of(cell, AllCells()); }
+
+template <class T>
+const ComputeKernels<T>& kernels_for(Compute compute) {
+  if constexpr (std::is_same_v<T, double>) {
+    if (compute != Compute::exact)
+      throw std::invalid_argument("compute must be None for float64 arrays");
+    return float64_kernels();
+  } else {
+    switch (compute) {
+      case Compute::tfloat32:
+        return tfloat32_kernels();
+      case Compute::bfloat16:
+        return bfloat16_kernels();
+      case Compute::float16:
+        return float16_kernels();
+      default:
+        return float32_kernels();
+    }
+  }
+}
+
+constexpr Index kFewRows = 4;  // of the batch, up to which products are not padded for tensor cores
+
+template <class T>
+const RecurrentKernels<T>& recurrent_kernels(const Shape& shape) {
+  const auto& kernels = kernels_for<T>(shape.compute);
+  return shape.batch <= kFewRows ? kernels.vector : kernels.matrix;
+}
+
+// The schedule's place in the workspace.
+DeviceSchedule take_schedule(const Shape& shape, Index live, Arena& arena) {
+  const auto take = [&](Index count) { return arena.take<std::int32_t>(count); };
+  return {static_cast<std::int32_t>(shape.steps),
+          static_cast<std::int32_t>(shape.batch),
+          take(shape.batch),
+          take(shape.batch),
+          take(shape.batch),
+          take(shape.steps + 1),
+          take(live),
+          take(live)};
+}
+
+void fill(const DeviceSchedule& schedule, const Shape& shape, const ScheduleStorage& storage,
+          void* stream) {
+  const Index* order = storage.schedule(false).order;
+  SchedulePart part{};
+  part.schedule = schedule, part.ragged = storage.ragged();
+  const Index most = storage.ragged() ? SchedulePart::kRows : shape.batch;
+  for (Index first = 0; first < shape.batch; first += most) {
+    const Index count = std::min(most, shape.batch - first);
+    part.first = static_cast<std::int32_t>(first), part.count = static_cast<std::int32_t>(count);
+    for (Index i = 0; storage.ragged() && i < count; ++i) {
+      part.order[i] = static_cast<std::int32_t>(order[first + i]);
+      part.length[i] = static_cast<std::int32_t>(storage.length(order[first + i]));
+    }
+    fill_schedule(stream, part);
+  }
+  expand_schedule(stream, schedule);
+}
+
+// What a call of either way lays out in its workspace, pass by pass.
+template <class T>
+struct Workspace {
+  DeviceSchedule schedule;
+  Exchange exchange[kMaxPasses];
+  std::byte* weights[kMaxPasses][kMaxPhases];
+  ZeroArguments zeroed;    // all operands and flags
+  T* run[kMaxPasses];      // (rows of a run, row_size): x_part or deltas
+  T* scratch[kMaxPasses];  // (B, saved, H) where the caller keeps nothing
+
+  Workspace(const Shape& shape, const RecurrentPlan& plan, Index live, Index run_rows,
+            Index row_size, Index scratch_size, Arena& arena)
+      : schedule(take_schedule(shape, live, arena)) {
+    const Index zeros_begin = arena.used();
+    for (int k = 0; k < shape.passes; ++k) {
+      for (int p = 0; p < plan.phases; ++p)
+        exchange[k].operand[p] = arena.take<std::byte>(2 * plan.exchange_bytes(p));
+      exchange[k].flags = arena.take<std::uint32_t>(Index{plan.groups} * plan.blocks);
+    }
+    zeroed = {reinterpret_cast<std::uint32_t*>(exchange[0].operand[0]),
+              (arena.used() - zeros_begin) / Index{sizeof(std::uint32_t)}};
+    for (int k = 0; k < shape.passes; ++k) {
+      for (int p = 0; p < plan.phases; ++p) {
+        weights[k][p] = arena.take<std::byte>(plan.tiles(p) * plan.tile_bytes(p));
+        exchange[k].weights[p] = weights[k][p];
+      }
+      run[k] = arena.take<T>(run_rows * row_size);
+      scratch[k] = arena.take<T>(scratch_size);
+    }
+  }
+};
+
+// A layer's call, forward or backward: what both have in common.
+template <class T>
+class Call {
+ public:
+  Call(const Shape& shape, bool backward)
+      : shape_(shape),
+        cell_(cell_shape(shape.cell)),
+        backward_(backward),
+        storage_(shape.steps, shape.batch, shape.lengths),
+        kernels_(kernels_for<T>(shape.compute)),
+        recurrent_(recurrent_kernels<T>(shape)),
+        plan_(plan_of<T>(shape, backward).plan),
+        row_size_((backward ? cell_.deltas : cell_.gates) * shape.units) {
+    const Index most = current_device().run_bytes / (row_size_ * Index{sizeof(T)} * shape.passes);
+    run_steps_ = std::clamp<Index>(most / shape.batch, 1, shape.steps);
+  }
+
+  Index workspace_bytes() const {
+    Arena measure(nullptr);
+    make_workspace(measure);
+    return measure.used();
+  }
+
+ protected:
+  Workspace<T> make_workspace(Arena& arena) const {
+    const Index scratch =
+        !backward_ && cell_.phases > 1 ? shape_.batch * cell_.saved * shape_.units : 0;
+    return Workspace<T>(shape_, plan_, storage_.live_rows(),
+                        std::min(run_steps_ * shape_.batch, storage_.live_rows()), row_size_,
+                        scratch, arena);
+  }
+
+  void prepare(const Workspace<T>& space, int k, const Parameters<T>& parameters,
+               void* stream) const {
+    for (int p = 0; p < plan_.phases; ++p) {
+      kernels_.pack(stream, {.w_hh = parameters.w_hh,
+                             .packed = space.weights[k][p],
+                             .plan = plan_,
+                             .phase = p,
+                             .first_gate = cell_.phase[p].first,
+                             .gates = cell_.phase[p].count,
+                             .units = static_cast<std::int32_t>(shape_.units),
+                             .backward = backward_});
+    }
+  }
+
+  // The packed rows of the processed steps [begin, end) of a pass.
+  struct Rows {
+    Index first, count;
+  };
+  Rows rows_of(Index begin, Index end, bool reverse) const {
+    const auto schedule = storage_.schedule(reverse);
+    const Index first = reverse ? shape_.steps - end : begin;
+    return {schedule.offset[first],
+            schedule.offset[first + (end - begin)] - schedule.offset[first]};
+  }
+
+  template <class Pass, class Layer>
+  RecurrentProblem<Pass> problem_of(const Workspace<T>& space, const std::vector<Layer>& layers,
+                                    Index begin, Index end) const {
+    RecurrentProblem<Pass> problem{};
+    problem.plan = plan_, problem.schedule = space.schedule;
+    problem.units = static_cast<std::int32_t>(shape_.units);
+    problem.begin = static_cast<std::int32_t>(begin), problem.end = static_cast<std::int32_t>(end);
+    problem.passes = shape_.passes;
+    for (std::size_t k = 0; k < layers.size(); ++k) {
+      problem.first_row[k] =
+          static_cast<std::int32_t>(rows_of(begin, end, layers[k].reverse).first);
+      problem.pass[k].reverse = layers[k].reverse;
+      problem.pass[k].exchange = space.exchange[k];
+    }
+    return problem;
+  }
+
+  Grid grid(void* stream) const {
+    return {.stream = stream,
+            .blocks = Index{shape_.passes} * plan_.groups * plan_.blocks,
+            .shared_bytes = plan_.shared_bytes,
+            .together = true};
+  }
+
+  // x of a run, as a product reads it.
+  template <class Layer>
+  Operand<T> input_of(const Layer& layer, Index first) const {
+    Operand<T> x{};
+    x.kind = shape_.tokens ? Operand<T>::kTokens : Operand<T>::kSequence;
+    x.first = static_cast<std::int32_t>(first);
+    x.columns = static_cast<std::int32_t>(shape_.inputs);
+    x.sequence = layer.x, x.tokens = layer.tokens;
+    return x;
+  }
+  static Operand<T> matrix(const T* data, Index row) {
+    Operand<T> m{};
+    m.kind = Operand<T>::kMatrix, m.data = data, m.row = row;
+    return m;
+  }
+
+  const Shape& shape_;
+  const CellShape& cell_;
+  const bool backward_;
+  const ScheduleStorage storage_;
+  const ComputeKernels<T>& kernels_;
+  const RecurrentKernels<T>& recurrent_;
+  const RecurrentPlan plan_;
+  const Index row_size_;
+  Index run_steps_;
+};
+
+template <class T>
+class ForwardCall : Call<T> {
+ public:
+  explicit ForwardCall(const Shape& shape) : Call<T>(shape, false) {}
+  using Call<T>::workspace_bytes;
+
+  void run(const std::vector<ForwardLayer<T>>& layers, std::byte* workspace, void* stream) const {
+    Arena arena(workspace);
+    const auto space = this->make_workspace(arena);
+    const auto& shape = this->shape_;
+    fill(space.schedule, shape, this->storage_, stream);
+    zero(stream, space.zeroed);
+    for (std::size_t k = 0; k < layers.size(); ++k) {
+      this->prepare(space, static_cast<int>(k), layers[k].parameters, stream);
+      if (this->storage_.ragged()) {
+        storage_kernels<T>().zero_tail(
+            stream, {space.schedule, layers[k].y, static_cast<std::int32_t>(shape.units)});
+      }
+    }
+    for (Index begin = 0, end; begin < shape.steps; begin = end) {
+      end = std::min(begin + this->run_steps_, shape.steps);
+      auto problem = this->template problem_of<ForwardPass<T>>(space, layers, begin, end);
+      for (std::size_t k = 0; k < layers.size(); ++k) {
+        const auto& layer = layers[k];
+        multiply_inputs(layer, space.schedule, this->rows_of(begin, end, layer.reverse),
+                        space.run[k], stream);
+        auto& pass = problem.pass[k];
+        pass.x_part = space.run[k], pass.bias_hn = layer.parameters.bias_hn;
+        pass.h = layer.h, pass.c = layer.c, pass.y = layer.y;
+        pass.saved = layer.saved, pass.cells = layer.cells, pass.scratch = space.scratch[k];
+      }
+      this->recurrent_.forward[shape.cell](this->grid(stream), problem);
+    }
+  }
+
+ private:
+  // x_part of a run: W_ih x + b.
+  void multiply_inputs(const ForwardLayer<T>& layer, const DeviceSchedule& schedule,
+                       typename Call<T>::Rows rows, T* x_part, void* stream) const {
+    if (rows.count == 0) return;
+    const auto& shape = this->shape_;
+    const auto first = static_cast<std::int32_t>(rows.first);
+    const auto count = static_cast<std::int32_t>(rows.count);
+    const auto gate_units = static_cast<std::int32_t>(this->row_size_);
+    const auto inputs = static_cast<std::int32_t>(shape.inputs);
+    if (shape.tokens) {
+      storage_kernels<T>().gather(stream, {schedule, layer.tokens, first, count, gate_units, inputs,
+                                           layer.parameters.w_ih, layer.parameters.bias, x_part});
+      return;
+    }
+    MatmulArguments<T> args{};
+    args.schedule = schedule;
+    args.a = this->input_of(layer, rows.first);
+    args.b = this->matrix(layer.parameters.w_ih, shape.inputs);
+    args.rows = count, args.columns = gate_units, args.depth = inputs;
+    args.bias = layer.parameters.bias;
+    args.out = x_part, args.out_row = gate_units;
+    this->kernels_.matmul(stream, args);
+  }
+};
+
+template <class T>
+class BackwardCall : Call<T> {
+ public:
+  explicit BackwardCall(const Shape& shape) : Call<T>(shape, true) {}
+  using Call<T>::workspace_bytes;
+
+  void run(const std::vector<BackwardLayer<T>>& layers, std::byte* workspace, void* stream) const {
+    Arena arena(workspace);
+    const auto space = this->make_workspace(arena);
+    const auto& shape = this->shape_;
+    fill(space.schedule, shape, this->storage_, stream);
+    zero(stream, space.zeroed);
+    for (std::size_t k = 0; k < layers.size(); ++k)
+      this->prepare(space, static_cast<int>(k), layers[k].parameters, stream);
+    for (Index end = shape.steps, begin; end > 0; end = begin) {
+      begin = std::max<Index>(end - this->run_steps_, 0);
+      auto problem = this->template problem_of<BackwardPass<T>>(space, layers, begin, end);
+      for (std::size_t k = 0; k < layers.size(); ++k) {
+        const auto& layer = layers[k];
+        auto& pass = problem.pass[k];
+        pass.h_0 = layer.h_0, pass.c_0 = layer.c_0, pass.y = layer.y;
+        pass.saved = layer.saved, pass.cells = layer.cells;
+        pass.dy = layer.dy, pass.dh = layer.dh, pass.dc = layer.dc, pass.delta = space.run[k];
+      }
+      this->recurrent_.backward[shape.cell](this->grid(stream), problem);
+      // Pass by pass, so that a shared dx is added to in one order.
+      for (std::size_t k = 0; k < layers.size(); ++k) {
+        const auto rows = this->rows_of(begin, end, layers[k].reverse);
+        if (rows.count > 0) add_gradients(layers[k], space.schedule, rows, space.run[k], stream);
+      }
+    }
+  }
+
+ private:
+  void add_gradients(const BackwardLayer<T>& layer, const DeviceSchedule& schedule,
+                     typename Call<T>::Rows rows, const T* delta, void* stream) const {
+    const auto& cell = this->cell_;
+    const Index units = this->shape_.units, inputs = this->shape_.inputs;
+    const auto gate_units = static_cast<std::int32_t>(cell.gates * units);
+    MatmulArguments<T> args{};
+    args.schedule = schedule, args.accumulate = true;
+    args.first = static_cast<std::int32_t>(rows.first);
+
+    if (layer.dx.data) {
+      args.a = this->matrix(delta, this->row_size_);
+      args.b = this->matrix(layer.parameters.w_ih, inputs), args.b_transposed = true;
+      args.rows = static_cast<std::int32_t>(rows.count), args.depth = gate_units;
+      args.columns = static_cast<std::int32_t>(inputs);
+      args.scattered = layer.dx;
+      this->kernels_.matmul(stream, args);
+    }
+
+    // Sums over the run's rows: both operands run the other way.
+    args.a_transposed = args.b_transposed = true;
+    args.depth = static_cast<std::int32_t>(rows.count);
+    args.a = this->matrix(delta, this->row_size_);
+    args.b = this->input_of(layer, rows.first);
+    args.rows = gate_units, args.columns = static_cast<std::int32_t>(inputs);
+    args.out = layer.dw_ih, args.out_row = inputs;
+    this->kernels_.matmul(stream, args);
+
+    args.columns = static_cast<std::int32_t>(units), args.out_row = units;
+    for (int p = 0; p < cell.phases; ++p) {
+      args.b = previous_h(layer, rows.first, p);
+      // Gates whose deltas stand side by side are one product.
+      const int end = cell.phase[p].first + cell.phase[p].count;
+      for (int gate = cell.phase[p].first, next; gate < end; gate = next) {
+        for (next = gate + 1;
+             next < end && cell.state_delta[next] == cell.state_delta[next - 1] + 1;)
+          ++next;
+        args.a = this->matrix(delta + cell.state_delta[gate] * units, this->row_size_);
+        args.rows = static_cast<std::int32_t>((next - gate) * units);
+        args.out = layer.dw_hh + gate * units * units;
+        this->kernels_.matmul(stream, args);
+      }
+    }
+
+    const auto sums = [&](int first, Index columns, T* out) {
+      if (!out) return;
+      storage_kernels<T>().column_sums(
+          stream, {delta + first * units, this->row_size_, static_cast<std::int32_t>(rows.count),
+                   static_cast<std::int32_t>(columns), out});
+    };
+    sums(0, gate_units, layer.dbias);
+    sums(cell.state_delta[cell.gates - 1], units, layer.dbias_hn);
+  }
+
+  Operand<T> previous_h(const BackwardLayer<T>& layer, Index first, int phase) const {
+    const auto& cell = this->cell_;
+    const Index units = this->shape_.units;
+    Operand<T> h{};
+    h.kind = Operand<T>::kPrevious, h.reverse = layer.reverse;
+    h.first = static_cast<std::int32_t>(first), h.columns = static_cast<std::int32_t>(units);
+    h.sequence = layer.y, h.initial = layer.h_0;
+    if (phase > 0)
+      h.gate = layer.saved + cell.operand_gate * units, h.gate_row = cell.saved * units;
+    return h;
+  }
+};
+
+}  // namespace
+
+template <class T>
+ChosenPlan plan_of(const Shape& shape, bool backward) {
+  const auto& cell = cell_shape(shape.cell);
+  constexpr Index most = std::numeric_limits<std::int32_t>::max();
+  if (shape.steps * shape.batch >= most || shape.units >= most / 64 || shape.inputs >= most) {
+    throw std::invalid_argument(
+        "x has too many elements for one call: " + std::to_string(shape.steps) + " steps of " +
+        std::to_string(shape.batch) + " rows");
+  }
+  PlanRequest request{.device = current_device(),
+                      .product = recurrent_kernels<T>(shape).product,
+                      .phase = {},
+                      .phases = cell.phases,
+                      .fields = backward ? cell.saved + 7 : cell.gates + 2,
+                      .field_bytes = sizeof(T),
+                      .units = shape.units,
+                      .batch = shape.batch,
+                      .passes = shape.passes};
+  for (int p = 0; p < cell.phases; ++p) {
+    const int gates = cell.phase[p].count;
+    request.phase[p] =
+        backward ? PhaseFacts{1, gates * shape.units} : PhaseFacts{gates, shape.units};
+  }
+  // A plan takes a while to choose, and a training loop asks for the same few again and again.
+  static std::map<PlanRequest, ChosenPlan> chosen;
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  const auto known = chosen.find(request);
+  if (known != chosen.end()) return known->second;
+  return chosen.emplace(request, choose_plan(request)).first->second;
+}
+
+template <class T>
+Index forward_workspace(const Shape& shape) {
+  return ForwardCall<T>(shape).workspace_bytes();
+}
+template <class T>
+Index backward_workspace(const Shape& shape) {
+  return BackwardCall<T>(shape).workspace_bytes();
+}
+
+template <class T>
+void forward(const Shape& shape, const std::vector<ForwardLayer<T>>& layers, std::byte* workspace,
+             void* stream) {
+  ForwardCall<T>(shape).run(layers, workspace, stream);
+}
+template <class T>
+void backward(const Shape& shape, const std::vector<BackwardLayer<T>>& layers, std::byte* workspace,
+              void* stream) {
+  BackwardCall<T>(shape).run(layers, workspace, stream);
+}
+
+template <class T>
+void matmul(const MatmulProblem<T>& problem, Compute compute, void* stream) {
+  if (problem.rows == 0 || problem.columns == 0) return;
+  MatmulArguments<T> args{};
+  const auto matrix = [](const T* data, Index row, Index depth, bool& transposed) {
+    transposed = depth != 1;
+    Operand<T> m{};
+    m.kind = Operand<T>::kMatrix, m.data = data, m.row = transposed ? depth : row;
+    return m;
+  };
+  args.a = matrix(problem.a, problem.a_row, problem.a_depth, args.a_transposed);
+  args.b = matrix(problem.b, problem.b_column, problem.b_depth, args.b_transposed);
+  args.rows = static_cast<std::int32_t>(problem.rows);
+  args.columns = static_cast<std::int32_t>(problem.columns);
+  args.depth = static_cast<std::int32_t>(problem.depth);
+  args.bias = problem.bias, args.accumulate = problem.accumulate;
+  args.out = problem.c, args.out_row = problem.c_row;
+  kernels_for<T>(compute).matmul(stream, args);
+}
+
+#define RNNKERN_INSTANTIATE(T)                                                                   \
+  template ChosenPlan plan_of<T>(const Shape&, bool);                                            \
+  template Index forward_workspace<T>(const Shape&);                                             \
+  template Index backward_workspace<T>(const Shape&);                                            \
+  template void forward(const Shape&, const std::vector<ForwardLayer<T>>&, std::byte*, void*);   \
+  template void backward(const Shape&, const std::vector<BackwardLayer<T>>&, std::byte*, void*); \
+  template void matmul(const MatmulProblem<T>&, Compute, void*)
+RNNKERN_INSTANTIATE(float);
+RNNKERN_INSTANTIATE(double);
+#undef RNNKERN_INSTANTIATE
+
+}  // namespace rnnkern::cuda

@@ -1,0 +1,79 @@
+// Runs a layer on the device: plan, workspace, and the launches in their order. Nothing here waits for
+// the device or allocates on it, so that calls may be captured in a graph.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "core/problem.h"
+#include "cuda/plan.h"
+
+namespace rnnkern::cuda {
+
+enum class Compute { exact, tfloat32, bfloat16, float16 };
+
+// What a plan and a workspace depend on.
+struct Shape {
+  int cell;
+  Index inputs, units, steps, batch;
+  int passes;
+  bool tokens;
+  Compute compute;
+  std::optional<std::vector<Index>> lengths;  // one a batch row, on the host
+};
+
+// One direction of a layer; every pointer is the device's. Shapes as in core/problem.h.
+template <class T>
+struct ForwardLayer {
+  bool reverse;
+  Parameters<T> parameters;
+  Sequence<const T> x;
+  Sequence<const std::int64_t> tokens;
+  T* h;
+  T* c;
+  Sequence<T> y;
+  T* saved;
+  T* cells;
+};
+
+template <class T>
+struct BackwardLayer {
+  bool reverse;
+  Parameters<T> parameters;  // without the biases
+  Sequence<const T> x;
+  Sequence<const std::int64_t> tokens;
+  const T* h_0;
+  const T* c_0;
+  Sequence<const T> y;
+  const T* saved;
+  const T* cells;
+  Sequence<const T> dy;
+  T* dh;
+  T* dc;
+  Sequence<T> dx;
+  T* dw_ih;
+  T* dw_hh;
+  T* dbias;
+  T* dbias_hn;
+};
+
+template <class T>
+ChosenPlan plan_of(const Shape& shape, bool backward);
+
+template <class T>
+Index forward_workspace(const Shape& shape);
+template <class T>
+Index backward_workspace(const Shape& shape);
+
+// `workspace` has as many bytes as the functions above say, aligned to 64.
+template <class T>
+void forward(const Shape& shape, const std::vector<ForwardLayer<T>>& layers, std::byte* workspace,
+             void* stream);
+template <class T>
+void backward(const Shape& shape, const std::vector<BackwardLayer<T>>& layers, std::byte* workspace,
+              void* stream);
+
+template <class T>
+void matmul(const MatmulProblem<T>& problem, Compute compute, void* stream);
+
+}  // namespace rnnkern::cuda

@@ -1,0 +1,158 @@
+// The forward time loop, one launch for a run of steps: cpu/forward.h's loop, with the exchange of
+// recurrence.h in the place of its barriers. Each value of the state is read and written by one thread
+// alone; what its equations need besides the product is on its way before the block waits for others.
+#pragma once
+
+#include "cuda/recurrence.h"
+
+namespace rnnkern::cuda {
+
+template <class Cell, class P>
+class ForwardKernel {
+  using V = Scalar<typename P::Element::Sum>;
+  using T = typename V::value;
+  using Loop = Recurrence<P, ForwardPass<T>>;
+  static constexpr int kPhases = phase_count<Cell>;
+  static constexpr int kGates = Cell::gates, kStates = Cell::cell_state ? 2 : 1;
+
+ public:
+  using Arguments = RecurrentProblem<ForwardPass<T>>;
+
+  RNNKERN_KERNEL static void run(const Block& block, const Arguments& problem) {
+    ForwardKernel(block, problem).run();
+  }
+
+ private:
+  RNNKERN_KERNEL ForwardKernel(const Block& block, const Arguments& problem)
+      : block_(block),
+        problem_(problem),
+        plan_(problem.plan),
+        schedule_(problem.schedule),
+        loop_(block, problem),
+        pass_(loop_.pass()),
+        units_(problem.units) {}
+
+  RNNKERN_KERNEL void run() const {
+    if (problem_.begin == 0) begin_states();
+    for (Index s = problem_.begin; s < problem_.end; ++s) {
+      run_phase<0>(s);
+      if constexpr (kPhases > 1) run_phase<1>(s);
+    }
+    static_assert(kPhases <= 2);
+  }
+
+  RNNKERN_KERNEL static std::uint32_t phases_before(Index s, int p) {
+    return static_cast<std::uint32_t>(1 + s * kPhases + p);
+  }
+
+  // h_0 into both halves, for a row of the reverse direction may begin at any step.
+  RNNKERN_KERNEL void begin_states() const {
+    const int rows = loop_.share(schedule_.batch);
+    block_.each([&](int thread) {
+      for (int local = 0; local < loop_.own_slices(); ++local) {
+        for (int e = thread; e < rows * plan_.units; e += kThreads) {
+          const int j = e / plan_.units, unit = loop_.slice(local) * plan_.units + e % plan_.units;
+          if (unit >= units_) continue;
+          const auto h = P::Element::round(pass_.h[schedule_.order[loop_.row(j)] * units_ + unit]);
+          loop_.operand(0, 0, j)[unit] = h;
+          loop_.operand(0, 1, j)[unit] = h;
+        }
+      }
+    });
+    loop_.publish_phase(1);
+  }
+
+  template <int N>
+  RNNKERN_KERNEL void run_phase(Index s) const {
+    const Index offset = schedule_.offset[schedule_.time_of(s, pass_.reverse)];
+    loop_.run_phase(
+        N, loop_.share(schedule_.live(s, pass_.reverse)), offset, phases_before(s, N), s,
+        [&](const Place& at) { prefetch<N>(s, at); }, [&](const Place& at) { apply<N>(s, at); });
+  }
+
+  RNNKERN_KERNEL T* saved_row(const Place& at) const {
+    return pass_.saved ? pass_.saved + at.packed * Cell::saved * units_
+                       : pass_.scratch + at.i * Cell::saved * units_;
+  }
+
+  // What stands in the fields: the phase's gates of x_part, h, c, and what phase 0 saved.
+  template <int N>
+  static constexpr int kSavedBefore = N > 0 ? Cell::saved_after[N > 0 ? N - 1 : 0] : 0;
+
+  template <int N>
+  RNNKERN_KERNEL void prefetch(Index s, const Place& at) const {
+    constexpr Range phase = Cell::phases[N];
+    const bool first = at.i >= schedule_.live(s - 1, pass_.reverse);
+    const T* x = pass_.x_part + (at.packed - loop_.first_row()) * kGates * units_ + at.unit;
+    for (int g = 0; g < phase.count; ++g)
+      block_.copy(loop_.field(g, at), x + (phase.first + g) * units_);
+    const T* h =
+        first ? pass_.h + at.b * units_ : pass_.y.at(schedule_.time_of(s - 1, pass_.reverse), at.b);
+    block_.copy(loop_.field(phase.count, at), h + at.unit);
+    if constexpr (Cell::cell_state) {
+      const T* c = pass_.c + at.b * units_;
+      if (!first && pass_.cells) {
+        const Index before = schedule_.offset[schedule_.time_of(s - 1, pass_.reverse)] + at.i;
+        c = pass_.cells + before * units_;
+      }
+      block_.copy(loop_.field(phase.count + 1, at), c + at.unit);
+    }
+    for (int k = 0; k < kSavedBefore<N>; ++k)
+      block_.copy(loop_.field(phase.count + kStates + k, at), saved_row(at) + k * units_ + at.unit);
+  }
+
+  template <int N>
+  RNNKERN_KERNEL void apply(Index s, const Place& at) const {
+    constexpr Range phase = Cell::phases[N];
+    constexpr int saved_before = kSavedBefore<N>, saved_after = Cell::saved_after[N];
+    ForwardStep<V, Cell> step;
+#pragma unroll
+    for (int g = 0; g < phase.count; ++g) {
+      T product = loop_.sum(N, at.n, g * plan_.units + at.m);
+      if (phase.first + g == kGates - 1 && pass_.bias_hn) product += pass_.bias_hn[at.unit];
+      step.x[phase.first + g] = V(*loop_.field(g, at));
+      step.product[phase.first + g] = V(product);
+    }
+    step.h = V(*loop_.field(phase.count, at));
+    if constexpr (Cell::cell_state) step.c = V(*loop_.field(phase.count + 1, at));
+#pragma unroll
+    for (int k = 0; k < saved_before; ++k)
+      step.saved[k] = V(*loop_.field(phase.count + kStates + k, at));
+
+    Cell::forward(Phase<N>{}, step);
+
+    if (pass_.saved || kPhases > 1) {
+#pragma unroll
+      for (int k = saved_before; k < saved_after; ++k)
+        saved_row(at)[k * units_ + at.unit] = step.saved[k].v;
+    }
+    if constexpr (N + 1 < kPhases) {
+      const V next = Cell::operand(Phase<N + 1>{}, step.saved[Cell::operand_gate], step.h);
+      loop_.operand(N + 1, s, at.j)[at.unit] = P::Element::round(next.v);
+    } else {
+      finish(s, at, step);
+    }
+  }
+
+  // The new state: to the other blocks, to the caller, and where the row ends as its last.
+  RNNKERN_KERNEL void finish(Index s, const Place& at, const ForwardStep<V, Cell>& step) const {
+    const bool ends = at.i >= schedule_.live(s + 1, pass_.reverse);
+    loop_.operand(0, s + 1, at.j)[at.unit] = P::Element::round(step.h.v);
+    pass_.y.at(schedule_.time_of(s, pass_.reverse), at.b)[at.unit] = step.h.v;
+    if (ends) pass_.h[at.b * units_ + at.unit] = step.h.v;
+    if constexpr (Cell::cell_state) {
+      if (pass_.cells) pass_.cells[at.packed * units_ + at.unit] = step.c.v;
+      if (ends || !pass_.cells) pass_.c[at.b * units_ + at.unit] = step.c.v;
+    }
+  }
+
+  const Block& block_;
+  const Arguments& problem_;
+  const RecurrentPlan& plan_;
+  const DeviceSchedule& schedule_;
+  const Loop loop_;
+  const ForwardPass<T>& pass_;
+  const int units_;
+};
+
+}  // namespace rnnkern::cuda

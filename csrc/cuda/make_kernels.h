@@ -1,0 +1,50 @@
+// Folds the list of cells over an element type into its table of kernels.
+#pragma once
+
+#include "core/cells.h"
+#include "cuda/backward.h"
+#include "cuda/forward.h"
+#include "cuda/launch.h"
+#include "cuda/prepare.h"
+
+namespace rnnkern::cuda {
+
+template <class P, template <class> class... Cells>
+RecurrentKernels<typename P::Element::Sum> make_recurrent(bool vector, CellList<Cells...>) {
+  using E = typename P::Element;
+  using V = Scalar<typename E::Sum>;
+  return {{P::rows, P::columns, sizeof(typename E::Storage), sizeof(typename E::Sum), vector},
+          {launch<ForwardKernel<Cells<V>, P>>...},
+          {launch<BackwardKernel<Cells<V>, P>>...}};
+}
+
+template <class P>
+void run_matmul(void* stream, const MatmulArguments<typename P::Element::Sum>& args) {
+  using K = MatmulKernel<P>;
+  const Index tiles = ((args.rows + Index{K::rows} - 1) / K::rows) *
+                      ((args.columns + Index{K::columns} - 1) / K::columns);
+  launch<K>({.stream = stream, .blocks = tiles, .shared_bytes = K::shared_bytes}, args);
+}
+
+template <class E>
+void run_pack(void* stream, const PackArguments<typename E::Sum>& args) {
+  const Index bytes = args.plan.tiles(args.phase) * args.plan.tile_bytes(args.phase);
+  launch<PackKernel<E>>(element_grid(stream, bytes / Index{sizeof(typename E::Storage)}), args);
+}
+
+// Register tiles: as many sums as leave room for their operands.
+template <class E>
+ComputeKernels<typename E::Sum> make_kernels() {
+  if constexpr (E::tensor) {
+    return {make_recurrent<TensorProduct<E, 1, 4>>(false, AllCells()),
+            make_recurrent<ScalarProduct<E, 4>>(true, AllCells()), run_pack<E>,
+            run_matmul<TensorProduct<E, 2, 4>>};
+  } else {
+    constexpr int columns = 32 / sizeof(typename E::Storage);
+    using P = ScalarProduct<E, columns>;
+    return {make_recurrent<P>(false, AllCells()), make_recurrent<P>(true, AllCells()), run_pack<E>,
+            run_matmul<ScalarProduct<E, 2 * columns>>};
+  }
+}
+
+}  // namespace rnnkern::cuda
