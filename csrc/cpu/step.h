@@ -89,9 +89,9 @@ class Step {
   struct Scratch {
     T* from_input;  // sums of one tile
     T* from_state;
-    T* h;        // (B, H): h_t, while others still read h_{t-1}
-    T* operand;  // (B, H): what a later phase's product takes
-    T* saved;    // (B, saved, H)
+    T* h;         // (B, H): h_t, while others still read h_{t-1}
+    T* operand;   // (B, H): what a later phase's product takes
+    T* saved;     // (B, saved, H)
     T* x_copies;  // (rows of a tile, I), where operands are rounded
     T* h_copies;  // (rows of a tile, H), likewise
 
