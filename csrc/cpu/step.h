@@ -89,11 +89,11 @@ class Step {
   struct Scratch {
     T* from_input;  // sums of one tile
     T* from_state;
-    T* h;        // (B, H): h_t, while others still read h_{t-1}
-    T* operand;  // (B, H): what a later phase's product takes
-    T* saved;    // (B, saved, H)
-    T *x_copies,
-        *h_copies;  // (rows of a tile, I) and (rows of a tile, H), where operands are rounded
+    T* h;         // (B, H): h_t, while others still read h_{t-1}
+    T* operand;   // (B, H): what a later phase's product takes
+    T* saved;     // (B, saved, H)
+    T* x_copies;  // (rows of a tile, I), where operands are rounded
+    T* h_copies;  // (rows of a tile, H), likewise
 
     Scratch(const StepProblem<T>& problem, Arena& arena) {
       const Index size = problem.batch * problem.units;
