@@ -363,7 +363,11 @@ def test_batches_longer_than_a_part_of_the_schedule(side: Any) -> None:
 
 def test_inference_and_training_give_the_same_bits(side: Any) -> None:
     for cell in CELLS:
-        kinds: dict[str, Any] = {"batch": 6, "lengths": (5, 1, 2, 3, 4, 0), "reverse": (False, True)}
+        kinds: dict[str, Any] = {
+            "batch": 6,
+            "lengths": (5, 1, 2, 3, 4, 0),
+            "reverse": (False, True),
+        }
         training = run(side, Case(cell, 13, **kinds))[0]
         inference = run(side, Case(cell, 13, keep=False, **kinds))[0]
         same_bits(inference, training)
