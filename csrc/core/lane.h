@@ -5,7 +5,7 @@
 //   V::load(p), v.store(p)      size elements, no alignment asked
 //   V::load_pair(p, a, b)       of float lanes: 2·size Bfloat16, a's and b's in turns, widened
 //   V::load(p, n), v.store(p, n)  the first n < size elements; the others load as 0 and are not stored
-//   + - * /, fma(a, b, c) = a*b + c, min, max (the second operand where either is NaN), abs,
+//   + - * /, sqrt, fma(a, b, c) = a*b + c, min, max (the second operand where either is NaN), abs,
 //   copy_sign(magnitude, sign), exp2_integer(n) = 2^n for integral n in [-126, 127],
 //   positive(x, v) = x > 0 ? v : 0,
 //   quotient(a, b) = a / b to within one unit in the last place, for b in [1, 2^126]: a division, or
@@ -63,6 +63,7 @@ struct Scalar {
   friend Scalar operator-(Scalar a, Scalar b) { return Scalar(a.v - b.v); }
   friend Scalar operator*(Scalar a, Scalar b) { return Scalar(a.v * b.v); }
   friend Scalar operator/(Scalar a, Scalar b) { return Scalar(a.v / b.v); }
+  friend Scalar sqrt(Scalar a) { return Scalar(std::sqrt(a.v)); }
   friend Scalar quotient(Scalar a, Scalar b) { return a / b; }
   friend Scalar fma(Scalar a, Scalar b, Scalar c) { return Scalar(a.v * b.v + c.v); }
   friend Scalar min(Scalar a, Scalar b) { return a.v < b.v ? a : b; }
