@@ -3,7 +3,7 @@
 // float32: error at most 3 units in the last place, tanh on all of float32 and sigmoid for
 // |x| <= 87; beyond that sigmoid saturates below 2e-38 from 0 and exactly at 1. |tanh| <= 1 and
 // 0 <= sigmoid <= 1 always; tanh is odd; NaN stays NaN. tests/test_activations.py sweeps these.
-// exp of x <= 0 likewise down to -87; below, its error is at most 2e-38, and it is 0 from -87.4 on.
+// exp of x <= 0 likewise and 2e-38 besides; it is 0 from -87.3 on.
 // float64: the C library's functions, at most 3 units in the last place, for gradient checks.
 #pragma once
 

@@ -37,7 +37,7 @@ class Spread:
 def alternate(contenders: Mapping[str, Call], seconds: float) -> dict[str, Spread]:
     """Time calls by turns, so that noise of the machine meets them alike.
 
-    Each turn begins with a call that is not timed.
+    Each turn begins with a call that does not count, unless it fills the turn alone.
 
     Args:
         contenders: The calls by name.
@@ -58,6 +58,8 @@ def alternate(contenders: Mapping[str, Call], seconds: float) -> dict[str, Sprea
 
 def _turn(call: Call) -> list[float]:
     first = _timed(call, 1)
+    if first > _TURN:
+        return [first]
     repeat = max(1, round(_SAMPLE / first))
     readings = max(2, round(_TURN / (first * repeat)))
     return [_timed(call, repeat) for _ in range(readings)]
