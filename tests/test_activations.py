@@ -1,4 +1,4 @@
-"""tanh and sigmoid as the kernels compute them, swept over their whole range in both dtypes."""
+"""tanh, sigmoid and exp as the kernels compute them, swept over their range in both dtypes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rnnkern import _core
 
 from reference import Array
 
-NAMES = ["tanh", "sigmoid"]
+NAMES = ["tanh", "sigmoid", "exp_negative"]
 # Units in the last place, over the whole range.
 BOUND = {"float32": 3.0, "float64": 3.0}
 
@@ -18,7 +18,8 @@ def exact(name: str, x: Array) -> Array:
     """In float64 for float32, in NumPy's longest float for float64; no branch cancels."""
     z = x.astype(np.float64 if x.dtype == np.float32 else np.longdouble)
     e = np.exp(-np.abs(z))
-    value: Array = np.tanh(z) if name == "tanh" else np.where(z < 0, e, 1) / (1 + e)
+    values = {"tanh": np.tanh(z), "sigmoid": np.where(z < 0, e, 1) / (1 + e), "exp_negative": e}
+    value: Array = values[name]
     return value
 
 
@@ -26,6 +27,8 @@ def check_error(name: str, x: Array, y: Array) -> None:
     """Within the bound; a result below the smallest normal number may be off by that number."""
     want = exact(name, x)
     off = np.abs(y.astype(want.dtype) - want)
+    if name == "exp_negative" and x.dtype == np.float32:
+        off = np.maximum(off - 2e-38, 0.0)  # which its bound has besides
     tiny = np.finfo(x.dtype).tiny
     normal = np.abs(want) >= tiny
     assert np.all(off[~normal] <= tiny), f"{name}: off by {np.max(off[~normal])} near zero"
@@ -67,6 +70,8 @@ def dtype_max(dtype: str) -> Array:
 
 def check(name: str, x: Array) -> None:
     """Error, range and symmetry over finite x."""
+    if name == "exp_negative":
+        x = -np.abs(x)
     y = _core.activation(name, x)
     assert (y.dtype, y.shape) == (x.dtype, x.shape)
     check_error(name, x, y)
@@ -107,13 +112,15 @@ def test_not_finite(dtype: str) -> None:
     np.testing.assert_array_equal(sigmoid[2:], np.array([np.nan, np.nan, 0.5, 0.5], dtype))
     assert sigmoid[0] == 1.0
     assert 0.0 <= sigmoid[1] <= np.finfo(dtype).tiny
+    exp = _core.activation("exp_negative", x[1:])
+    np.testing.assert_array_equal(exp, np.array([0, np.nan, np.nan, 1, 1], dtype))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_number_alone_and_in_a_tail_is_the_same(name: str, dtype: str) -> None:
     """Whatever the lane count, each place of an array of any length computes the same."""
-    x = np.linspace(-4.0, 4.0, 67).astype(dtype)
+    x = np.linspace(-4.0, 0.0 if name == "exp_negative" else 4.0, 67).astype(dtype)
     whole = _core.activation(name, x)
     for n in range(1, 35):
         np.testing.assert_array_equal(_core.activation(name, x[:n].copy()), whole[:n])
@@ -123,7 +130,7 @@ def test_a_number_alone_and_in_a_tail_is_the_same(name: str, dtype: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_monotone_where_it_matters(name: str) -> None:
     """Between points far enough apart for the error bound, the order is kept."""
-    x = np.linspace(-5.0, 5.0, 20_001).astype(np.float32)
+    x = np.linspace(-5.0, 0.0 if name == "exp_negative" else 5.0, 20_001).astype(np.float32)
     assert np.all(np.diff(_core.activation(name, x)) > 0.0)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import rnnkern.explore as explore
 from rnnkern.explore import EXPERIMENTS, Result
-from rnnkern.explore.command import add_parser
+from rnnkern.explore.command import configure
 from rnnkern.explore.common import ALL, Batch, Model, check_run, spread, squared_error, train
 
 Command = Callable[..., None]
@@ -174,10 +174,10 @@ def test_good_arguments_are_the_seeds_and_cells() -> None:
 @pytest.fixture
 def command() -> Command:
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
+    configure(parser)
 
     def run(*arguments: str) -> None:
-        options = parser.parse_args(["explore", *arguments])
+        options = parser.parse_args(arguments)
         options.run(options)
 
     return run

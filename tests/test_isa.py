@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_activations import check_float32, check_float64
+from test_activations import NAMES, check_float32, check_float64
+from test_training_passes import check_training_passes
 
 import rnnkern as rk
 from rnnkern import _core
@@ -41,9 +42,10 @@ def check() -> None:
                     rng.integers(0, inputs, (steps, batch)),
                     dy=rng.standard_normal((steps, batch, 2 * hidden)),
                 )
-    for name in ("tanh", "sigmoid"):
+    for name in NAMES:
         check_float32(name)
         check_float64(name)
+    check_training_passes()
     print(_core.isa())
 
 

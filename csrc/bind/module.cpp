@@ -353,16 +353,73 @@ py::array run_matmul(const py::array& a, const py::array& b, const py::object& o
 }
 
 py::array run_activation(const std::string& name, const py::array& x) {
-  if (name != "tanh" && name != "sigmoid") {
-    throw std::invalid_argument("name must be 'tanh' or 'sigmoid', got '" + name + "'");
+  if (name != "tanh" && name != "sigmoid" && name != "exp_negative") {
+    throw std::invalid_argument("name must be 'tanh', 'sigmoid' or 'exp_negative', got '" + name +
+                                "'");
   }
   return by_dtype(x, "x", [&]<class T>(T) {
     const T* in = read<T>(x, "x", {x.size()});
     const py::object out = new_array<T>({x.size()});
     const auto& kernels = chosen_backend().backend->kernels<T>();
-    (name == "tanh" ? kernels.tanh : kernels.sigmoid)(in, write<T>(out, "out", {x.size()}),
-                                                      x.size());
+    const auto run = name == "tanh"      ? kernels.tanh
+                     : name == "sigmoid" ? kernels.sigmoid
+                                         : kernels.exp_negative;
+    run(in, write<T>(out, "out", {x.size()}), x.size());
     return py::cast<py::array>(out);
+  });
+}
+
+void run_adam(const py::array& p, const py::array& g, const py::array& first,
+              const py::array& second, double decay, double first_beta, double second_beta,
+              double epsilon, double rate) {
+  by_dtype(p, "p", [&]<class T>(T) {
+    AdamProblem<T> problem{.size = p.size(),
+                           .p = write_flat<T>(p, "p", p.size()),
+                           .g = read_flat<T>(g, "g", p.size()),
+                           .first = write_flat<T>(first, "first", p.size()),
+                           .second = write_flat<T>(second, "second", p.size()),
+                           .decay = static_cast<T>(decay),
+                           .first_beta = static_cast<T>(first_beta),
+                           .second_beta = static_cast<T>(second_beta),
+                           .epsilon = static_cast<T>(epsilon),
+                           .rate = static_cast<T>(rate)};
+    const py::gil_scoped_release release;
+    chosen_backend().backend->kernels<T>().adam(problem);
+  });
+}
+
+double sum_of_squares(const py::array& x) {
+  return by_dtype(x, "x", [&]<class T>(T) {
+    const T* data = read_flat<T>(x, "x", x.size());
+    const Index size = x.size();
+    const py::gil_scoped_release release;
+    return chosen_backend().backend->kernels<T>().sum_of_squares(data, size);
+  });
+}
+
+double run_softmax_cross_entropy(const py::array& logits, const py::array& targets,
+                                 const py::object& mask, double weight, const py::array& gradient) {
+  if (logits.ndim() != 2) {
+    throw std::invalid_argument("logits must have 2 axes, got shape " + shape_text(logits));
+  }
+  return by_dtype(logits, "logits", [&]<class T>(T) {
+    const Index rows = logits.shape(0), classes = logits.shape(1);
+    const SoftmaxProblem<T> problem{.rows = rows,
+                                    .classes = classes,
+                                    .logits = read<T>(logits, "logits", {rows, classes}),
+                                    .targets = read<std::int64_t>(targets, "targets", {rows}),
+                                    .mask = read<bool>(mask, "mask", {rows}),
+                                    .weight = static_cast<T>(weight),
+                                    .gradient = write<T>(gradient, "gradient", {rows, classes})};
+    for (Index i = 0; i < rows; ++i) {
+      const auto target = problem.targets[i];
+      if ((!problem.mask || problem.mask[i]) && (target < 0 || target >= classes)) {
+        throw std::invalid_argument("targets must be in 0.." + std::to_string(classes - 1) +
+                                    ", got " + std::to_string(target));
+      }
+    }
+    const py::gil_scoped_release release;
+    return chosen_backend().backend->kernels<T>().softmax_cross_entropy(problem);
   });
 }
 
@@ -431,7 +488,19 @@ PYBIND11_MODULE(_core, m) {
         py::arg("bias") = py::none(), py::arg("accumulate") = false,
         "a @ b + bias for C-contiguous 2-D arrays; with accumulate, out += a @ b.");
   m.def("activation", run_activation, py::arg("name"), py::arg("x"),
-        "tanh or sigmoid of a 1-D array, as the kernels compute it.");
+        "tanh, sigmoid or exp of numbers up to 0, for a 1-D array, as the kernels compute it.");
+  m.def(
+      "adam", run_adam, py::arg("p"), py::arg("g"), py::arg("first"), py::arg("second"),
+      py::kw_only(), py::arg("decay"), py::arg("first_beta"), py::arg("second_beta"),
+      py::arg("epsilon"), py::arg("rate"),
+      "first = first_beta first + g; second = second_beta second + g^2; p = decay p - rate first / "
+      "(sqrt(second) + epsilon), for C-contiguous arrays of one size.");
+  m.def("sum_of_squares", sum_of_squares, py::arg("x"),
+        "In the array's dtype block by block, the blocks in float64.");
+  m.def("softmax_cross_entropy", run_softmax_cross_entropy, py::arg("logits"), py::arg("targets"),
+        py::arg("mask"), py::arg("weight"), py::arg("gradient"),
+        "The sum of -log softmax(logits)[target] over the rows that mask (or None) lets count; "
+        "weight times its gradient is written.");
   m.def("plan", plan, py::arg("cell"), py::arg("inputs"), py::arg("units"), py::arg("steps"),
         py::arg("batch"), py::arg("float64"), py::arg("compute") = py::none(),
         "(row groups, unit groups, reason): how a call of that size is shared by threads.");

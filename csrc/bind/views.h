@@ -27,6 +27,15 @@ inline std::string shape_text(std::initializer_list<Index> shape) {
 }
 
 template <class T>
+void check_aligned(const py::array& array, const char* name) {
+  if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) != 0) {
+    throw std::invalid_argument(std::string(name) +
+                                " must be aligned, got an address that is no multiple of " +
+                                std::to_string(alignof(T)));
+  }
+}
+
+template <class T>
 void check(const py::array& array, const char* name, std::initializer_list<Index> shape) {
   bool fits =
       py::isinstance<py::array_t<T>>(array) && array.ndim() == static_cast<Index>(shape.size());
@@ -39,11 +48,7 @@ void check(const py::array& array, const char* name, std::initializer_list<Index
                                 py::str(array.dtype()).cast<std::string>() + " of shape " +
                                 shape_text(array));
   }
-  if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) != 0) {
-    throw std::invalid_argument(std::string(name) +
-                                " must be aligned, got an address that is no multiple of " +
-                                std::to_string(alignof(T)));
-  }
+  check_aligned<T>(array, name);
 }
 
 template <class T>
@@ -70,6 +75,31 @@ T* write(const py::object& object, const char* name, std::initializer_list<Index
   auto array = py::cast<py::array>(object);
   check<T>(array, name, shape);
   check_contiguous<T>(array, name);
+  return static_cast<T*>(array.mutable_data());
+}
+
+// C-contiguous numbers of any shape, `size` of them.
+template <class T>
+void check_flat(const py::array& array, const char* name, Index size) {
+  if (!py::isinstance<py::array_t<T>>(array) || array.size() != size) {
+    throw std::invalid_argument(
+        std::string(name) + " must be " + std::to_string(size) + " numbers, " +
+        py::str(py::dtype::of<T>()).template cast<std::string>() + ", got " +
+        py::str(array.dtype()).cast<std::string>() + " of shape " + shape_text(array));
+  }
+  check_aligned<T>(array, name);
+  check_contiguous<T>(array, name);
+}
+
+template <class T>
+const T* read_flat(const py::array& array, const char* name, Index size) {
+  check_flat<T>(array, name, size);
+  return static_cast<const T*>(array.data());
+}
+
+template <class T>
+T* write_flat(py::array array, const char* name, Index size) {
+  check_flat<T>(array, name, size);
   return static_cast<T*>(array.mutable_data());
 }
 

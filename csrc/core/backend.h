@@ -52,6 +52,10 @@ struct Kernels {
   void (*matmul)(const MatmulProblem<T>&, const Worker&, std::byte* scratch);
   void (*tanh)(const T* in, T* out, Index n);
   void (*sigmoid)(const T* in, T* out, Index n);
+  void (*exp_negative)(const T* in, T* out, Index n);
+  void (*adam)(const AdamProblem<T>&);
+  double (*sum_of_squares)(const T* x, Index n);
+  double (*softmax_cross_entropy)(const SoftmaxProblem<T>&);
 };
 
 struct TallTiles;  // cpu/pair_product.h

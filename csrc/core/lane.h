@@ -7,7 +7,7 @@
 //   turns, widened; of a value that is none, the upper half is stored
 //   round_to_bfloat16(v)        of float lanes: the nearest values that are one, ties to even
 //   V::load(p, n), v.store(p, n)  the first n < size elements; the others load as 0 and are not stored
-//   + - * /, fma(a, b, c) = a*b + c, min, max (the second operand where either is NaN), abs,
+//   + - * /, sqrt, fma(a, b, c) = a*b + c, min, max (the second operand where either is NaN), abs,
 //   copy_sign(magnitude, sign), exp2_integer(n) = 2^n for integral n in [-126, 127],
 //   positive(x, v) = x > 0 ? v : 0,
 //   quotient(a, b) = a / b to within one unit in the last place, for b in [1, 2^126]: a division, or
@@ -87,6 +87,7 @@ struct Scalar {
   RNNKERN_DEVICE friend Scalar operator-(Scalar a, Scalar b) { return Scalar(a.v - b.v); }
   RNNKERN_DEVICE friend Scalar operator*(Scalar a, Scalar b) { return Scalar(a.v * b.v); }
   RNNKERN_DEVICE friend Scalar operator/(Scalar a, Scalar b) { return Scalar(a.v / b.v); }
+  RNNKERN_DEVICE friend Scalar sqrt(Scalar a) { return Scalar(std::sqrt(a.v)); }
   RNNKERN_DEVICE friend Scalar quotient(Scalar a, Scalar b) { return a / b; }
   RNNKERN_DEVICE friend Scalar fma(Scalar a, Scalar b, Scalar c) { return Scalar(a.v * b.v + c.v); }
   RNNKERN_DEVICE friend Scalar min(Scalar a, Scalar b) { return a.v < b.v ? a : b; }

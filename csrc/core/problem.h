@@ -121,4 +121,27 @@ struct MatmulProblem {
   bool accumulate;
 };
 
+// One step of Adam over `size` numbers, in place:
+//   first ← first_beta·first + g,  second ← second_beta·second + g²,
+//   p ← decay·p - rate·first / (√second + epsilon)
+template <class T>
+struct AdamProblem {
+  Index size;
+  T* p;
+  const T* g;
+  T *first, *second;
+  T decay, first_beta, second_beta, epsilon, rate;
+};
+
+// The loss -log softmax(logits)[target] of each row that counts, and weight · its gradient.
+template <class T>
+struct SoftmaxProblem {
+  Index rows, classes;
+  const T* logits;              // (rows, classes)
+  const std::int64_t* targets;  // (rows), in [0, classes) where the row counts
+  const bool* mask;             // (rows), or null where all rows count
+  T weight;
+  T* gradient;  // (rows, classes): out, 0 in rows that do not count
+};
+
 }  // namespace rnnkern

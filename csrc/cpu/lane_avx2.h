@@ -67,6 +67,7 @@ struct Avx2Float {
   friend Avx2Float operator/(Avx2Float a, Avx2Float b) {
     return Avx2Float(_mm256_div_ps(a.v, b.v));
   }
+  friend Avx2Float sqrt(Avx2Float a) { return Avx2Float(_mm256_sqrt_ps(a.v)); }
   friend Avx2Float quotient(Avx2Float a, Avx2Float b) { return a / b; }
   friend Avx2Float fma(Avx2Float a, Avx2Float b, Avx2Float c) {
     return Avx2Float(_mm256_fmadd_ps(a.v, b.v, c.v));
@@ -129,6 +130,7 @@ struct Avx2Double {
   friend Avx2Double operator/(Avx2Double a, Avx2Double b) {
     return Avx2Double(_mm256_div_pd(a.v, b.v));
   }
+  friend Avx2Double sqrt(Avx2Double a) { return Avx2Double(_mm256_sqrt_pd(a.v)); }
   friend Avx2Double quotient(Avx2Double a, Avx2Double b) { return a / b; }
   friend Avx2Double fma(Avx2Double a, Avx2Double b, Avx2Double c) {
     return Avx2Double(_mm256_fmadd_pd(a.v, b.v, c.v));

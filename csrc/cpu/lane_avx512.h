@@ -64,6 +64,7 @@ struct Avx512Float {
   friend Avx512Float operator/(Avx512Float a, Avx512Float b) {
     return Avx512Float(_mm512_div_ps(a.v, b.v));
   }
+  friend Avx512Float sqrt(Avx512Float a) { return Avx512Float(_mm512_sqrt_ps(a.v)); }
   friend Avx512Float quotient(Avx512Float a, Avx512Float b) {
     // 1/b to 14 bits, one Newton step to about 28, and the quotient's own remainder put back.
     const __m512 coarse = _mm512_rcp14_ps(b.v);
@@ -137,6 +138,7 @@ struct Avx512Double {
   friend Avx512Double operator/(Avx512Double a, Avx512Double b) {
     return Avx512Double(_mm512_div_pd(a.v, b.v));
   }
+  friend Avx512Double sqrt(Avx512Double a) { return Avx512Double(_mm512_sqrt_pd(a.v)); }
   friend Avx512Double quotient(Avx512Double a, Avx512Double b) { return a / b; }
   friend Avx512Double fma(Avx512Double a, Avx512Double b, Avx512Double c) {
     return Avx512Double(_mm512_fmadd_pd(a.v, b.v, c.v));

@@ -9,6 +9,7 @@
 #include "cpu/forward.h"
 #include "cpu/matmul.h"
 #include "cpu/step.h"
+#include "cpu/training.h"
 
 namespace rnnkern {
 
@@ -22,6 +23,12 @@ template <class V>
 void sigmoid_array(const typename V::value* in, typename V::value* out, Index n) {
   for (Index i = 0; i < n; i += V::size)
     store_some(out + i, sigmoid(load_some<V>(in + i, n - i)), n - i);
+}
+
+template <class V>
+void exp_negative_array(const typename V::value* in, typename V::value* out, Index n) {
+  for (Index i = 0; i < n; i += V::size)
+    store_some(out + i, exp_negative(load_some<V>(in + i, n - i)), n - i);
 }
 
 template <class V, class Cell, class Product>
@@ -60,7 +67,11 @@ constexpr Kernels<typename V::value> make_kernels(CellList<Cells...>) {
           Matmul<V>::scratch_bytes,
           Matmul<V>::run,
           tanh_array<V>,
-          sigmoid_array<V>};
+          sigmoid_array<V>,
+          exp_negative_array<V>,
+          adam<V>,
+          sum_of_squares<V>,
+          softmax_cross_entropy<V>};
 }
 
 template <class V>

@@ -18,6 +18,18 @@ class Packed:
     ) -> None: ...
 
 def activation(name: str, x: Array) -> Array: ...
+def adam(
+    p: Array,
+    g: Array,
+    first: Array,
+    second: Array,
+    *,
+    decay: float,
+    first_beta: float,
+    second_beta: float,
+    epsilon: float,
+    rate: float,
+) -> None: ...
 def backward(
     cell: str,
     x: Array,
@@ -94,4 +106,8 @@ def plan(
     compute: str | None = None,
 ) -> tuple[int, int, str]: ...
 def set_max_threads(count: int) -> None: ...
+def softmax_cross_entropy(
+    logits: Array, targets: Array, mask: Array | None, weight: float, gradient: Array
+) -> float: ...
+def sum_of_squares(x: Array) -> float: ...
 def supported_isas() -> list[str]: ...

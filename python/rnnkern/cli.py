@@ -1,9 +1,10 @@
-"""The command line: ``rnnkern adder train|ask|evaluate``, ``rnnkern explore``, ``rnnkern info``."""
+"""The command line: ``rnnkern adder|bench|explore|info``."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,17 +16,23 @@ from rnnkern import info, set_num_threads
 from rnnkern._checks import positive_int
 from rnnkern.adder import CELLS, HELD_OUT_SAMPLE, Adder, Settings, Training, train
 from rnnkern.device import NAMES
-from rnnkern.explore import command as explore
 from rnnkern.plot import plot_training, require_matplotlib
 from rnnkern.progress import Progress
 
 _MODEL = Path("adder.safetensors")
 _MOST_PAIRS = 10**8  # that ``evaluate --all`` asks
 
+# Commands whose module is loaded when they are the one: its configure(parser) adds the options.
+_LAZY = {
+    "bench": ("rnnkern.bench.command", "time rnnkern against its peers on this machine"),
+    "explore": ("rnnkern.explore.command", "the classic experiments with recurrent networks"),
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0, 2 after an error of the user's, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(arguments[0] if arguments else None).parse_args(arguments)
     try:
         if getattr(options, "threads", None) is not None:
             set_num_threads(positive_int("threads", options.threads))
@@ -42,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """The whole command line; of the commands loaded lazily, ``command`` alone has its options."""
     parser = argparse.ArgumentParser(
         prog="rnnkern", description="Recurrent networks as compiled kernels."
     )
@@ -51,7 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     tell = commands.add_parser("info", help="tell what this installation runs on, and why")
     tell.set_defaults(run=_info)
 
-    explore.add_parser(commands)
+    for name, (module, summary) in _LAZY.items():
+        lazy = commands.add_parser(name, help=summary)
+        if name == command:
+            importlib.import_module(module).configure(lazy)
 
     adder = commands.add_parser("adder", help="a model that learns to add")
     actions = adder.add_subparsers(required=True, metavar="ACTION")

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from rnnkern import _core
 from rnnkern._checks import Array, finite_float
 from rnnkern.device import device_of
 
 # Squares summed in float32 beyond these may have overflowed or vanished.
 _SAFE_SQUARES = (1e-20, 1e38)
-_BLOCK = 32768  # numbers squared at a time: the scratch stays in the cache
 
 
 def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
@@ -37,7 +37,7 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     devices = {device_of(g) for g in grads.values()}
     if any(not device.values_are_free for device in devices):
         return _clip_unseen(grads, max_norm)
-    norm = math.sqrt(sum(_sum_of_squares(g.reshape(-1)) for g in grads.values()))
+    norm = math.sqrt(sum(_sum_of_squares(g) for g in grads.values()))
     if math.isfinite(norm) and norm > max_norm:
         for g in grads.values():
             g *= max_norm / norm
@@ -59,12 +59,7 @@ def clip_grad_value(grads: Mapping[str, Array], max_value: float) -> None:
 
 def _sum_of_squares(values: Array) -> float:
     """In the array's own dtype block by block, or in float64 throughout where that is not safe."""
-    scratch = np.empty(min(_BLOCK, values.size), values.dtype)
-    total = 0.0
-    with np.errstate(over="ignore", under="ignore"):
-        for start in range(0, values.size, _BLOCK):
-            block = values[start : start + _BLOCK]
-            total += float(np.square(block, out=scratch[: block.size]).sum())
+    total = _core.sum_of_squares(device_of(values).contiguous(values))
     if values.dtype == np.float32 and not _SAFE_SQUARES[0] < total < _SAFE_SQUARES[1]:
         return float(np.square(values, dtype=np.float64).sum())
     return total

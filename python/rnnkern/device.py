@@ -138,6 +138,26 @@ class Device(ABC):
         """The product a @ b + bias of contiguous 2-D arrays."""
 
     @abstractmethod
+    def adam(
+        self,
+        p: Array,
+        grad: Array,
+        first: Array,
+        second: Array,
+        *,
+        decay: float,
+        first_beta: float,
+        second_beta: float,
+        epsilon: float,
+        rate: float,
+    ) -> None:
+        """One step of Adam in place, over sums of gradients and of their squares.
+
+        ``first ← first_beta·first + grad``, ``second ← second_beta·second + grad²``, then
+        ``p ← decay·p - rate·first / (√second + epsilon)``.
+        """
+
+    @abstractmethod
     def pack(
         self,
         cell: str,
@@ -278,6 +298,31 @@ class Cpu(Device):
         bias: Array | None = None,
     ) -> Array:
         return _core.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b, bias=bias)
+
+    def adam(
+        self,
+        p: Array,
+        grad: Array,
+        first: Array,
+        second: Array,
+        *,
+        decay: float,
+        first_beta: float,
+        second_beta: float,
+        epsilon: float,
+        rate: float,
+    ) -> None:
+        _core.adam(
+            p,
+            self.contiguous(grad),
+            first,
+            second,
+            decay=decay,
+            first_beta=first_beta,
+            second_beta=second_beta,
+            epsilon=epsilon,
+            rate=rate,
+        )
 
     def pack(
         self,
@@ -423,6 +468,26 @@ class Cuda(Device):
         out: Array = self.xp.empty(shape, a.dtype)
         self.kernels.matmul(a, b, out, transpose_a, transpose_b, bias, False, None, self._stream())
         return out
+
+    def adam(
+        self,
+        p: Array,
+        grad: Array,
+        first: Array,
+        second: Array,
+        *,
+        decay: float,
+        first_beta: float,
+        second_beta: float,
+        epsilon: float,
+        rate: float,
+    ) -> None:
+        first *= first_beta
+        first += grad
+        second *= second_beta
+        second += np.square(grad)
+        p *= decay
+        p -= rate * first / (np.sqrt(second) + epsilon)
 
     def pack(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rnnkern import _core
 from rnnkern._checks import Array
 from rnnkern.device import device_of
 
@@ -40,7 +41,9 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
     if targets.shape != logits.shape[:-1]:
         raise ValueError(f"targets must have shape {logits.shape[:-1]}, got {targets.shape}")
     classes = logits.shape[-1]
-    target = targets.reshape(-1)
+    if targets.dtype == np.uint64:
+        targets = np.minimum(targets, classes)  # too large all the same, and an int64
+    target = targets.reshape(-1).astype(np.int64, copy=False)
     count = target.size
     if mask is not None:
         mask = device.array("mask", mask)
@@ -53,29 +56,20 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
         loss, gradient = _unseen(device.xp, logits.reshape(-1, classes), target, mask)
         return loss, gradient.reshape(logits.shape)
     if mask is not None:
-        target = np.where(mask, target, 0)
+        mask = device.contiguous(mask)
         count = int(np.count_nonzero(mask))
     if count == 0:
         return 0.0, np.zeros_like(logits)
-    if target.min() < 0 or target.max() >= classes:
-        wrong = target[(target < 0) | (target >= classes)][0]
-        raise ValueError(f"targets must be in 0..{classes - 1}, got {wrong}")
-
-    # One buffer all the way: shifted logits, their exponentials, the gradient.
-    rows = logits.reshape(-1, classes)
-    buffer = rows - rows.max(axis=1, keepdims=True)
-    picked = (np.arange(len(target)), target)
-    losses = -buffer[picked]
-    np.exp(buffer, out=buffer)
-    totals = buffer.sum(axis=1)
-    losses += np.log(totals)
+    gradient = np.empty((len(target), classes), logits.dtype)
     weight = 1.0 / count
-    buffer *= (weight / totals)[:, np.newaxis]
-    buffer[picked] -= weight
-    if mask is not None:
-        losses = losses[mask]
-        buffer[~mask] = 0.0
-    return float(losses.sum(dtype=np.float64)) * weight, buffer.reshape(logits.shape)
+    total = _core.softmax_cross_entropy(
+        device.contiguous(logits.reshape(-1, classes)),
+        device.contiguous(target),
+        mask,
+        weight,
+        gradient,
+    )
+    return total * weight, gradient.reshape(logits.shape)
 
 
 def _unseen(xp: Any, logits: Array, target: Array, mask: Array | None) -> tuple[Any, Array]:

@@ -219,25 +219,24 @@ class Adam(Optimizer):
     def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
         """As ``Optimizer.step``."""
         rate = self._begin(grads, lr)
-        # The state holds discounted sums of g and of g², not means: two passes fewer. Dividing
+        # The state holds discounted sums of g and of g², not means: two products fewer. Dividing
         # by n, the sum of the weights so far, gives the bias-corrected mean.
         first_beta, second_beta = self.betas
         first_n = (1.0 - first_beta**self.steps) / (1.0 - first_beta)
         second_n = (1.0 - second_beta**self.steps) / (1.0 - second_beta)
         root_n = math.sqrt(second_n)
-        for scratch, p, g, first, second in self._blocks(grads):
-            if self.weight_decay:
-                p *= 1.0 - rate * self.weight_decay
-            first *= first_beta
-            first += g
-            second *= second_beta
-            np.square(g, out=scratch)
-            second += scratch
-            np.sqrt(second, out=scratch)
-            scratch += self.eps * root_n
-            np.divide(first, scratch, out=scratch)
-            scratch *= rate * root_n / first_n
-            p -= scratch
+        for name, p in self._params.items():
+            self._device.adam(
+                p,
+                grads[name],
+                self._state["first"][name],
+                self._state["second"][name],
+                decay=1.0 - rate * self.weight_decay,
+                first_beta=first_beta,
+                second_beta=second_beta,
+                epsilon=self.eps * root_n,
+                rate=rate * root_n / first_n,
+            )
 
 
 def _fraction(name: str, value: float) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from rnnkern._checks import choice
 from rnnkern.explore import EXPERIMENTS
@@ -14,15 +13,13 @@ from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``explore`` to the subparsers of the command line."""
-    parser = commands.add_parser(
-        "explore",
-        help="the classic experiments with recurrent networks",
-        description="Run a classic experiment; print its table and write DIR/NAME.json and .png.",
-        epilog=_listed(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Give the parser of ``rnnkern explore`` its options."""
+    parser.description = (
+        "Run a classic experiment; print its table and write DIR/NAME.json and .png."
     )
+    parser.epilog = _listed()
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("name", nargs="?", metavar="NAME", help="the program; none lists them")
     parser.add_argument("--list", action="store_true", help="list the programs")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="first seed (%(default)s)")

@@ -1,0 +1,43 @@
+// What python/rnnkern/bench/native.py calls of a library: one layer, one direction, float32, I = H.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+
+#define PEER_EXPORT extern "C" [[gnu::visibility("default")]]
+
+// A layer with the parameters w_ih (G·H, H), w_hh (G·H, H) and bias (G·H), gates stacked as in rnnkern;
+// null, and the reason in words, where the library cannot do it.
+PEER_EXPORT void* peer_new(const char* cell, std::int64_t steps, std::int64_t batch,
+                           std::int64_t units, int training, int threads, const float* w_ih,
+                           const float* w_hh, const float* bias, char* error,
+                           std::int64_t error_bytes);
+
+// x, dy, y and dx are (T, B, H); dy is read and dx written when training, and the gradients of the
+// parameters stay in the adapter. Anything but 0 is a failure.
+PEER_EXPORT int peer_run(void* peer, const float* x, const float* dy, float* y, float* dx);
+
+PEER_EXPORT void peer_delete(void* peer);
+
+// For peer_new: what make() gives, or the words of what it throws.
+template <class F>
+void* make_peer(char* error, std::int64_t error_bytes, F make) {
+  try {
+    return make();
+  } catch (const std::exception& e) {
+    std::snprintf(error, static_cast<std::size_t>(error_bytes), "%s", e.what());
+    return nullptr;
+  }
+}
+
+// For peer_run.
+template <class F>
+int run_peer(F run) {
+  try {
+    run();
+    return 0;
+  } catch (const std::exception&) {
+    return 1;
+  }
+}

@@ -1,0 +1,1 @@
+"""rnnkern against its peers on this machine: ``rnnkern bench``."""

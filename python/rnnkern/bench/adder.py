@@ -1,0 +1,235 @@
+"""The adder's training step against PyTorch: the same model, parameters, batch and data.
+
+PyTorch's is written well: tokens through an embedding (fixed to one-hot rows, which is the model's
+input), one fused call each for encoder and decoder, fused Adam, gradients clipped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rnnkern import Adam, Seq2Seq, clip_grad_norm, set_num_threads, softmax_cross_entropy
+from rnnkern._checks import Array
+from rnnkern.adder import CELLS as KINDS
+from rnnkern.adder import Adder, Encoding, Settings
+from rnnkern.bench.peers import Contender, compare
+from rnnkern.bench.report import Line, duration, table
+from rnnkern.bench.timing import alternate
+
+# What is measured: a name, the adder's cell and how products are done.
+CELLS = {
+    "lstm": ("lstm", None),
+    "gru-after": ("gru-after", None),
+    "lstm, bfloat16": ("lstm", "bfloat16"),
+}
+_LR, _CLIP = 1e-3, 1.0
+_TOLERANCE = {None: 1e-3, "bfloat16": 0.1}  # of all gradients, norm-wise
+_PARTS = ("forward", "loss", "backward", "clipping", "Adam")
+
+Batch = tuple[Array, Array, Array]  # question (S, B), what the decoder is fed and answer (T, B)
+
+
+def make_batch(adder: Adder) -> Batch:
+    """The first batch of a default run."""
+    a, b = adder.pairs.batch(adder.settings.batch, seed=0, step=0)
+    answers = adder.encoding.answers(a + b)
+    return adder.encoding.questions(a, b), adder.encoding.fed(answers), answers
+
+
+class Ours:
+    """The step of ``rnnkern.adder``, with a clock between its parts."""
+
+    def __init__(self, model: Seq2Seq, batch: Batch) -> None:
+        self._model, self._batch = model, batch
+        self._optimizer = Adam(model.params, _LR)
+        self.parts = dict.fromkeys(_PARTS, 0.0)
+
+    def gradients(self) -> list[Array]:
+        """Of the loss in all parameters, in the order of their names; nothing is changed."""
+        grads = self._gradients(lambda _: None)
+        return [grads[name] for name in sorted(grads)]
+
+    def step(self) -> None:
+        """Take a step; the seconds of each part are added up."""
+        last = time.perf_counter()
+
+        def done(part: str) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            self.parts[part] += now - last
+            last = now
+
+        grads = self._gradients(done)
+        clip_grad_norm(grads, _CLIP)
+        done("clipping")
+        self._optimizer.step(grads)
+        done("Adam")
+
+    def _gradients(self, done: Callable[[str], None]) -> dict[str, Array]:
+        question, fed, answer = self._batch
+        logits, tape = self._model.forward(question, None, fed)
+        done("forward")
+        _, dlogits = softmax_cross_entropy(logits, answer)
+        done("loss")
+        grads = tape.backward(dlogits)
+        done("backward")
+        return grads
+
+
+class Torchs:
+    """The same step in PyTorch."""
+
+    def __init__(self, model: Seq2Seq, cell: str, batch: Batch, compute: str | None) -> None:
+        import torch
+
+        self._torch, self._compute = torch, compute
+        self._question, self._fed, self._answer = (torch.from_numpy(array) for array in batch)
+        self._flip = slice(model.output.in_features, 2 * model.output.in_features)
+        self._cell = cell
+        self._one_hot = torch.eye(Encoding.VOCABULARY)
+        kind = {"lstm": torch.nn.LSTM, "gru-after": torch.nn.GRU}[cell]
+        self._encoder, self._decoder = (
+            kind(Encoding.VOCABULARY, model.output.in_features) for _ in range(2)
+        )
+        self._output = torch.nn.Linear(model.output.in_features, Encoding.VOCABULARY)
+        self._named = {
+            f"{part}.{name}": value
+            for part, module in (
+                ("encoder", self._encoder),
+                ("decoder", self._decoder),
+                ("output", self._output),
+            )
+            for name, value in module.named_parameters()
+        }
+        with torch.no_grad():
+            for name, value in self._named.items():
+                value.copy_(torch.from_numpy(self._theirs(name, model.params)))
+        # A second bias would learn what the first does; the model has one, but for a GRU's
+        # candidate.
+        self._learnt = [
+            value
+            for name, value in self._named.items()
+            if not name.endswith("bias_hh_l0") or cell == "gru-after"
+        ]
+        self._optimizer = torch.optim.Adam(self._learnt, lr=_LR, fused=True)
+
+    def gradients(self) -> list[Array]:
+        """As ``Ours.gradients``."""
+        self._backward()
+        grads: dict[str, Array] = {}
+        for name, value in self._named.items():
+            grad = value.grad.numpy().copy()
+            if name.endswith("bias_hh_l0"):
+                if self._cell == "gru-after":
+                    grads[name.replace("bias_hh", "bias_hn")] = grad[self._flip.stop :]
+                continue
+            grads[name.replace("bias_ih", "bias")] = self._flipped(name, grad)
+        return [grads[name] for name in sorted(grads)]
+
+    def step(self) -> None:
+        """Take a step."""
+        self._backward()
+        self._torch.nn.utils.clip_grad_norm_(self._learnt, _CLIP)
+        self._optimizer.step()
+
+    def _backward(self) -> None:
+        torch = self._torch
+        for value in self._named.values():
+            value.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._compute == "bfloat16"):
+            embed = torch.nn.functional.embedding
+            _, state = self._encoder(embed(self._question, self._one_hot))
+            y, _ = self._decoder(embed(self._fed, self._one_hot), state)
+            logits = self._output(y)
+        loss = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), self._answer.flatten()
+        )
+        loss.backward()
+
+    def _theirs(self, name: str, params: dict[str, Array]) -> Array:
+        """A parameter of ours as PyTorch holds it."""
+        if "bias_hh" in name:
+            array = np.zeros_like(params[name.replace("bias_hh", "bias")])
+            if self._cell == "gru-after":
+                array[self._flip.stop :] = params[name.replace("bias_hh", "bias_hn")]
+            return array
+        return self._flipped(name, params[name.replace("bias_ih", "bias")].copy())
+
+    def _flipped(self, name: str, array: Array) -> Array:
+        """Their z is 1 - u: the update rows of a GRU change sign."""
+        if self._cell == "gru-after" and not name.startswith("output"):
+            array[self._flip] *= -1
+        return array
+
+
+def measure(name: str, threads: int, seconds: float) -> dict[str, Any] | str:
+    """One line of the report, or why there is none; leaves one thread set.
+
+    Args:
+        name: One of ``CELLS``.
+        threads: Of both contenders.
+        seconds: To spend on each, about.
+
+    Raises:
+        DisagreementError: PyTorch's gradients are others.
+
+    """
+    cell, compute = CELLS[name]
+    adder = Adder(Settings(cell=cell))
+    model, batch = adder.model, make_batch(adder)
+    if compute is not None:
+        options = KINDS[cell][1]
+        try:
+            model = Seq2Seq(**{**model.config(), "cell_options": {**options, "compute": compute}})
+        except ValueError as error:
+            return str(error)
+    set_num_threads(threads)
+    ours = Ours(model, batch)
+    able = [Contender("rnnkern", ours.step, ours.gradients)]
+    absent: dict[str, str] = {}
+    try:
+        import torch
+    except ImportError:
+        absent["torch"] = "is not installed"
+    else:
+        torch.set_num_threads(threads)
+        theirs = Torchs(model, cell, batch, compute)
+        able.append(Contender("torch", theirs.step, theirs.gradients))
+    compare(able, _TOLERANCE[compute])
+    times = alternate({contender.name: contender.run for contender in able}, seconds)
+    if "torch" in times:
+        torch.set_num_threads(1)
+    set_num_threads(1)
+    total = math.fsum(ours.parts.values())
+    return {
+        "cell": name,
+        "threads": threads,
+        "results": {name: spread.describe() for name, spread in times.items()},
+        "shares": {part: seconds / total for part, seconds in ours.parts.items()},
+        "absent": absent,
+    }
+
+
+def adder_table(lines: list[Line]) -> str:
+    """Both times, their ratio, and where ours goes."""
+    rows = []
+    for line in lines:
+        results = line["results"]
+        ours = results["rnnkern"]["ms"]
+        theirs = results["torch"]["ms"] if "torch" in results else None
+        rows.append(
+            [
+                line["cell"],
+                str(line["threads"]),
+                duration(ours / 1e3),
+                "–" if theirs is None else duration(theirs / 1e3),
+                "–" if theirs is None else f"{theirs / ours:.2f}",
+                ", ".join(f"{part} {share:.0%}" for part, share in line["shares"].items()),
+            ]
+        )
+    return table(["cell", "threads", "rnnkern", "torch", "times faster", "of our step"], rows)

@@ -1,0 +1,76 @@
+"""C++ libraries as peers: shared objects of bench/*.cpp, built where CMake has RNNKERN_BENCH=ON."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rnnkern import _core
+from rnnkern._checks import Array
+from rnnkern.bench.problems import Problem
+
+LIBRARIES = ("onednn", "libxsmm")
+_ERROR_BYTES = 256
+
+
+class Network:
+    """One layer of a library, as the adapter's functions of bench/peer.h give it."""
+
+    def __init__(self, library: ctypes.CDLL, handle: int, problem: Problem) -> None:
+        self._library = library
+        self._handle = ctypes.c_void_p(handle)
+        shape = (problem.steps, problem.batch, problem.hidden)
+        self._y = np.empty(shape, np.float32)
+        self._dx = np.empty(shape, np.float32)
+        self._training = problem.training
+        weakref.finalize(self, library.peer_delete, self._handle)
+
+    def run(self, x: Array, dy: Array) -> list[Array]:
+        """Y, and dx when training; the same arrays in every call.
+
+        Raises:
+            RuntimeError: the library failed.
+
+        """
+        arrays = (x, dy, self._y, self._dx)
+        if self._library.peer_run(self._handle, *(_pointer(array) for array in arrays)):
+            raise RuntimeError("the library failed in the middle of a run")
+        return [self._y, self._dx] if self._training else [self._y]
+
+
+def network(name: str, layer: Any, problem: Problem, threads: int) -> Network | str:
+    """A library's layer with the parameters of ``layer``, or why there is none."""
+    library = _load(name)
+    if library is None:
+        return "has no adapter in this build (CMake option RNNKERN_BENCH)"
+    error = ctypes.create_string_buffer(_ERROR_BYTES)
+    parameters = (layer.params[f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias"))
+    handle = library.peer_new(
+        problem.cell.encode(),
+        *(ctypes.c_int64(n) for n in (problem.steps, problem.batch, problem.hidden)),
+        ctypes.c_int(problem.training),
+        ctypes.c_int(threads),
+        *(_pointer(array) for array in parameters),
+        error,
+        ctypes.c_int64(_ERROR_BYTES),
+    )
+    return Network(library, handle, problem) if handle else error.value.decode()
+
+
+def _load(name: str) -> ctypes.CDLL | None:
+    path = Path(_core.__file__).with_name(f"libpeer_{name}.so")
+    if not path.exists():
+        return None
+    library = ctypes.CDLL(str(path))
+    library.peer_new.restype = ctypes.c_void_p
+    return library
+
+
+def _pointer(array: Array) -> ctypes.c_void_p:
+    assert array.dtype == np.float32
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data)
