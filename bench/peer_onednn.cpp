@@ -18,6 +18,17 @@ using Arguments = std::unordered_map<int, memory>;
 
 constexpr memory::dim kGates = 3;
 
+// The caller's threads may be of the same OpenMP library: their number is left as it was.
+class WithThreads {
+ public:
+  explicit WithThreads(int count) : before_(omp_get_max_threads()) { omp_set_num_threads(count); }
+  WithThreads(const WithThreads&) = delete;
+  ~WithThreads() { omp_set_num_threads(before_); }
+
+ private:
+  int before_;
+};
+
 class Gru {
  public:
   Gru(memory::dim steps, memory::dim batch, memory::dim units, bool training, int threads,
@@ -92,7 +103,7 @@ class Gru {
   }
 
   void run(const float* x, const float* dy, float* y, float* dx) {
-    omp_set_num_threads(threads_);
+    const WithThreads within(threads_);
     x_.set_data_handle(const_cast<float*>(x));
     y_.set_data_handle(y);
     // A step of training has new weights every time; those of inference were packed once.

@@ -18,8 +18,11 @@ import rnnkern as rk
 import reference
 from reference import Array, State
 
-settings.register_profile("rnnkern", deadline=None, derandomize=True, print_blob=False)
-settings.load_profile("rnnkern")
+for profile, examples in (("rnnkern", 12), ("sanitized", 3)):
+    settings.register_profile(
+        profile, max_examples=examples, deadline=None, derandomize=True, print_blob=False
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "rnnkern"))
 
 CELLS = list(reference.CELLS)
 DTYPES = ["float32", "float64"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import rnnkern as rk
@@ -127,7 +127,6 @@ def draw_lengths(kind: str, steps: int, batch: int, rng: np.random.Generator) ->
 
 @pytest.mark.parametrize("hidden", HIDDEN)
 @pytest.mark.parametrize("cell", CELLS)
-@settings(max_examples=12)
 @given(problem=problems)
 def test_any_problem(cell: str, hidden: int, problem: Problem) -> None:
     rng = np.random.default_rng(problem.seed)
@@ -164,7 +163,6 @@ def test_any_problem(cell: str, hidden: int, problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@settings(max_examples=12)
 @given(
     steps=st.sampled_from([1, 2, 7, 50]),
     batch=st.sampled_from([1, 3, 16, 33]),
