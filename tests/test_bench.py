@@ -234,7 +234,6 @@ def test_peak_memory_holds_what_a_call_returns() -> None:
 def test_the_adders_step(name: str) -> None:
     with using_threads(1):
         measured = adder.measure(name, 1, 0.001)
-    assert not isinstance(measured, str)
     assert sum(measured["shares"].values()) == pytest.approx(1.0)
     assert set(measured["results"]) | set(measured["absent"]) == {"rnnkern", "torch"}
     assert name in adder.adder_table([measured])

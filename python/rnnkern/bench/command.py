@@ -75,13 +75,10 @@ def _run(options: argparse.Namespace) -> None:
         )
         for subject in subjects:
             getattr(run, subject)()
-    if options.json is not None:
-        whole = {**facts, **run.machine.describe(), **run.results}
-        options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-        print(f"\nthe numbers are in {options.json}")
-    if options.markdown is not None:
-        options.markdown.write_text("\n\n".join(run.tables) + "\n", encoding="utf-8")
-        print(f"\nthe tables are in {options.markdown}")
+            run.write(facts)  # of each subject, so that one that fails takes no other with it
+    for what, path in (("numbers", options.json), ("tables", options.markdown)):
+        if path is not None:
+            print(f"\nthe {what} are in {path}")
 
 
 def _subjects(given: Sequence[str]) -> list[str]:
@@ -178,13 +175,10 @@ class _Run:
     def adder(self) -> None:
         counts = sorted({1, min(2, os.cpu_count() or 1)})
         pairs = [(name, threads) for name in adder.CELLS for threads in counts]
-        lines = []
-        for name, threads in self._each("adder", pairs, lambda p: f"{p[0]}, {p[1]} thread(s)"):
-            line = adder.measure(name, threads, 2 * self.seconds)
-            if isinstance(line, str):
-                self._say(f"adder with {name}: skipped, {line}")
-            else:
-                lines.append(line)
+        lines = [
+            adder.measure(name, threads, 2 * self.seconds)
+            for name, threads in self._each("adder", pairs, lambda p: f"{p[0]}, {p[1]} thread(s)")
+        ]
         self.results["adder"] = lines
         self._table(
             "A training step of the adder (hidden 128, batch 256).", adder.adder_table(lines)
@@ -218,6 +212,14 @@ class _Run:
             self.results["threads"] = scaled
             self._table("A training step with more threads.", cost.threads_table(scaled))
             set_peer_threads(self.options.threads)
+
+    def write(self, facts: dict[str, Any]) -> None:
+        """All that has been measured so far, to the files asked for."""
+        if self.options.json is not None:
+            whole = {**facts, **self.machine.describe(), **self.results}
+            self.options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        if self.options.markdown is not None:
+            self.options.markdown.write_text("\n\n".join(self.tables) + "\n", encoding="utf-8")
 
     def _each(self, what: str, items: Sequence[Any], name: Callable[[Any], str]) -> Iterator[Any]:
         """The items, with the bar moved for each."""
