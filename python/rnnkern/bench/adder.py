@@ -15,7 +15,6 @@ import numpy as np
 
 from rnnkern import Adam, Seq2Seq, clip_grad_norm, set_num_threads, softmax_cross_entropy
 from rnnkern._checks import Array
-from rnnkern.adder import CELLS as KINDS
 from rnnkern.adder import Adder, Encoding, Settings
 from rnnkern.bench.peers import Contender, compare
 from rnnkern.bench.report import Line, duration, table
