@@ -1,57 +1,61 @@
 """What ptxas says of every GPU kernel: registers, stack and spills, as a table for docs/cuda.md.
 
-    python tools/ptxas_table.py                 # all that a wheel has machine code for
-    python tools/ptxas_table.py sm_90           # one of them
+    cmake -B build/ptxas -DRNNKERN_CUDA=ON -DCMAKE_CUDA_FLAGS=-Xptxas=-v
+    cmake --build build/ptxas --target _cuda | python tools/ptxas_table.py
 
-Needs nvcc. Exits with status 1 if any kernel spills a register.
+Exits with status 1 if any kernel spills a register, or if nothing was compiled.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
-import tempfile
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-SOURCES = Path(__file__).parent.parent / "csrc"
-MODES = ["float32", "tfloat32", "bfloat16", "float16", "float64", "common"]
-CODE = ["sm_80", "sm_90", "sm_100", "sm_120"]
 KERNEL = re.compile(r"\d+([A-Z][A-Za-z]+)KernelI?")
 PRODUCT = re.compile(r"\d(Scalar|Tensor)ProductINS0_.*?Li(\d+)E(?:Li(\d+)E)?")
+ELEMENTS = {
+    "ExactIfE": "float32",
+    "ExactIdE": "float64",
+    "TensorFloat32": "tfloat32",
+    "BrainFloat16": "bfloat16",
+    "7Float16": "float16",
+    "KernelIfE": "float32",
+    "KernelIdE": "float64",
+}
 
 
 @dataclass
 class Row:
-    """The kernels of one kind, all cells together."""
+    """The kernels of one kind for one GPU, all cells together."""
 
-    cells: int = 0
     registers: list[int] = field(default_factory=list)
     stack: int = 0
     spilled: int = 0
 
 
-def kind(mangled: str) -> str:
-    """The kernel and the product that it is built on, from its symbol."""
+def kind(mangled: str) -> tuple[str, str]:
+    """The kernel with the product that it is built on, and the operands, from its symbol."""
     kernel, product = KERNEL.search(mangled), PRODUCT.search(mangled)
     assert kernel, mangled
+    element = next((name for part, name in ELEMENTS.items() if part in mangled), "-")
     if not product:
-        return kernel[1]
+        return kernel[1], element
     unit, m, n = product.groups()
     shape = f"{16 * int(m)}x{8 * int(n)}" if unit == "Tensor" else f"32x{m}"
-    return f"{kernel[1]}, {unit.lower()} {shape}"
+    return f"{kernel[1]}, {unit.lower()} {shape}", element
 
 
-def rows_of(log: str) -> dict[str, Row]:
-    """Kinds of kernels in ptxas' words about one file for one GPU."""
-    rows: dict[str, Row] = defaultdict(Row)
+def read(log: Iterable[str]) -> dict[tuple[str, str, str], Row]:
+    """(kernel, operands, GPU) -> what ptxas printed."""
+    rows: dict[tuple[str, str, str], Row] = defaultdict(Row)
     row = Row()
-    for line in log.splitlines():
-        if entry := re.search(r"Compiling entry function '(\w+)'", line):
-            row = rows[kind(entry[1])]
-            row.cells += 1
+    for line in log:
+        if entry := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
+            kernel, element = kind(entry[1])
+            row = rows[kernel, element, entry[2]]
         elif frame := re.search(r"(\d+) bytes stack frame, (\d+) .* stores, (\d+) .* loads", line):
             row.stack = max(row.stack, int(frame[1]))
             row.spilled += int(frame[2]) + int(frame[3])
@@ -60,36 +64,24 @@ def rows_of(log: str) -> dict[str, Row]:
     return rows
 
 
-def compile_mode(mode: str, code: str) -> str:
-    """What nvcc and ptxas print when they compile one file."""
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [
-                *("nvcc", "-std=c++20", "--expt-relaxed-constexpr", f"-I{SOURCES}", "-Xptxas=-v"),
-                *(f"-gencode=arch=compute_80,code={code}", "-cubin", "-o", f"{folder}/out.cubin"),
-                str(SOURCES / "cuda" / f"{mode}.cu"),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    return done.stderr
-
-
 def main() -> None:
-    """Print the table."""
-    spilled = 0
-    print("| file | kernel | GPU | kernels | registers | stack, bytes | spilled, bytes |")
-    print("|---|---|---|---|---|---|---|")
-    for mode in MODES:
-        for code in sys.argv[1:] or CODE:
-            for name, row in rows_of(compile_mode(mode, code)).items():
-                low, high = min(row.registers), max(row.registers)
-                registers = f"{low}" if low == high else f"{low}-{high}"
-                facts = [mode, name, code, row.cells, registers, row.stack, row.spilled]
-                print("| " + " | ".join(map(str, facts)) + " |", flush=True)
-                spilled += row.spilled
-    sys.exit(spilled > 0)
+    """Print a line for each kernel; the registers are the least and the most of its cells."""
+    rows = read(sys.stdin)
+    codes = sorted({code for _, _, code in rows}, key=lambda code: int(code[3:]))
+    print(
+        "| kernel, tile of a warp | operands | cells | "
+        + " | ".join(codes)
+        + " | stack | spilled |"
+    )
+    print("|---|---|---|" + "---|" * len(codes) + "---|---|")
+    for kernel, element in sorted({key[:2] for key in rows}):
+        of_codes = [rows[kernel, element, code] for code in codes]
+        registers = [f"{min(r.registers)}-{max(r.registers)}" for r in of_codes]
+        cells = str(len(of_codes[0].registers))
+        stack, spilled = max(r.stack for r in of_codes), sum(r.spilled for r in of_codes)
+        cell = [kernel, element, cells, *registers, str(stack), str(spilled)]
+        print("| " + " | ".join(cell) + " |")
+    sys.exit(not rows or any(row.spilled for row in rows.values()))
 
 
 if __name__ == "__main__":

@@ -198,7 +198,6 @@ class Call {
     problem.plan = plan_, problem.schedule = space.schedule;
     problem.units = static_cast<std::int32_t>(shape_.units);
     problem.begin = static_cast<std::int32_t>(begin), problem.end = static_cast<std::int32_t>(end);
-    problem.passes = shape_.passes;
     for (std::size_t k = 0; k < layers.size(); ++k) {
       problem.first_row[k] =
           static_cast<std::int32_t>(rows_of(begin, end, layers[k].reverse).first);

@@ -56,7 +56,8 @@ void launch(const Grid& grid, const typename K::Arguments& arguments) {
   const auto run = [&](Index index) {
     // Shared memory begins as nothing in particular: not-a-numbers.
     const auto size = static_cast<std::size_t>(grid.shared_bytes);
-    const std::unique_ptr<Vector[]> shared(new Vector[size / sizeof(Vector) + 1]);
+    const std::unique_ptr<Vector[]> shared(
+        new Vector[(size + sizeof(Vector) - 1) / sizeof(Vector)]);
     std::memset(shared.get(), 0xff, size);
     K::run(
         Block(index, grid.blocks, reinterpret_cast<std::byte*>(shared.get()), descending_threads),

@@ -47,7 +47,6 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
   plan.groups = static_cast<int>(groups), plan.blocks = static_cast<int>(blocks);
   plan.group_rows = static_cast<int>(rows);
   plan.slices_per_block = static_cast<int>(per_block), plan.phases = r.phases;
-  plan.tile_columns = product.columns;
   plan.tile_rows = static_cast<int>(std::min(column_tiles * product.columns, rows));
 
   Index operand = 0, partial = 0, largest_tile = 0, all_tiles = 0;

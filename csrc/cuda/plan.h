@@ -60,7 +60,7 @@ struct RecurrentPlan {
   int units, slices;               // units of a slice; slices of the layer
   int groups, blocks, group_rows;  // blocks of a group; rows of the batch in it
   int slices_per_block, phases;
-  int tile_rows, tile_columns;  // rows of the batch in a tile, and in a warp's part of it
+  int tile_rows;  // of the batch, multiplied at once
   PhasePlan phase[kMaxPhases];
   int staged_at;   // a weight tile that does not stay
   int operand_at;  // a chunk of the tile's operand rows

@@ -71,7 +71,7 @@ template <class Pass>
 struct RecurrentProblem {
   RecurrentPlan plan;
   DeviceSchedule schedule;
-  std::int32_t units, begin, end, passes;
+  std::int32_t units, begin, end;
   std::int32_t first_row[kMaxPasses];  // the run's first packed row in each pass
   Pass pass[kMaxPasses];
 };

@@ -140,7 +140,7 @@ struct TensorProduct {
       }
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        if (j * 8 >= b.count) break;
+        if (j * 8 >= b.count) continue;
         Lanes<Vector> right;
         each_lane([&](int lane) { right[lane] = b.vector(j * 8 + lane / 4, step, lane % 4); });
 #pragma unroll
@@ -182,6 +182,39 @@ struct ScalarProduct {
 
   RNNKERN_KERNEL static void multiply(Lanes<Sums>& sums, const Rows& a, const Rows& b, int begin,
                                       int end) {
+    if (b.count == 1) {
+      multiply_columns<1>(sums, a, b, begin, end);
+    } else if (b.count <= N / 2) {
+      multiply_columns<N / 2>(sums, a, b, begin, end);
+    } else {
+      multiply_columns<N>(sums, a, b, begin, end);
+    }
+  }
+
+  RNNKERN_KERNEL static void finish(Lanes<Sums>& sums) { sum_quads(sums); }
+
+  template <class Visit>
+  RNNKERN_KERNEL static void visit(const Sums& sums, int lane, Visit visit) {
+    // All four lanes have the sums of all four rows. One gives them all: were each to give one row's,
+    // the index would put the sums in memory.
+    if (lane % 4 != 0) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) visit(lane / 4 + 8 * i, j, sums.v[i][j]);
+    }
+  }
+
+ private:
+  static constexpr int kPerVector = kVectorBytes / sizeof(typename E::Storage);
+  struct Values {
+    typename E::Storage value[kPerVector];
+  };
+
+  // The first Columns rows of b, known to the compiler, which so keeps the sums in registers.
+  template <int Columns>
+  RNNKERN_KERNEL static void multiply_columns(Lanes<Sums>& sums, const Rows& a, const Rows& b,
+                                              int begin, int end) {
     each_lane([&](int lane) {
       auto& v = sums[lane].v;
       for (int step = begin; step < end; ++step) {
@@ -190,8 +223,7 @@ struct ScalarProduct {
         for (int i = 0; i < 4; ++i)
           left[i] = std::bit_cast<Values>(a.vector(lane / 4 + 8 * i, step, lane % 4));
 #pragma unroll
-        for (int j = 0; j < N; ++j) {
-          if (j >= b.count) break;
+        for (int j = 0; j < Columns; ++j) {
           const auto right = std::bit_cast<Values>(b.vector(j, step, lane % 4));
 #pragma unroll
           for (int e = 0; e < kPerVector; ++e) {
@@ -203,24 +235,6 @@ struct ScalarProduct {
       }
     });
   }
-
-  RNNKERN_KERNEL static void finish(Lanes<Sums>& sums) { sum_quads(sums); }
-
-  template <class Visit>
-  RNNKERN_KERNEL static void visit(const Sums& sums, int lane, Visit visit) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i != lane % 4) continue;
-#pragma unroll
-      for (int j = 0; j < N; ++j) visit(lane / 4 + 8 * i, j, sums.v[i][j]);
-    }
-  }
-
- private:
-  static constexpr int kPerVector = kVectorBytes / sizeof(typename E::Storage);
-  struct Values {
-    typename E::Storage value[kPerVector];
-  };
 };
 
 }  // namespace rnnkern::cuda

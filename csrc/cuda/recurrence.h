@@ -1,10 +1,10 @@
 // What the forward and the backward time loop share: a block's place in the launch, its weights in
 // shared memory, the product of a phase, and the exchange with the other blocks of its group.
 //
-// The exchange has no barrier. A block that has finished its n-th phase has stored its part of the
-// next operand into one half of a buffer, and publishes n + 1 in its flag. Before it reads an operand,
-// a block awaits the flags of all blocks of its group. So when it stores into a half again, two
-// phases later, every block has published that it finished the phase that read that half.
+// The exchange has no barrier. In a phase a block stores its part of an operand into one half of that
+// operand's buffer, then publishes in its flag how many phases it has done. Before it reads an operand,
+// a block awaits the flags of all blocks of its group. The halves take turns step by step: when a block
+// stores into one again, it has awaited flags that every block published after it last read that half.
 #pragma once
 
 #include "core/cell.h"
@@ -18,7 +18,7 @@ struct Place {
   int n, m;      // row and unit within the tile
   int j, unit;   // row of the group, unit of the layer
   Index i, b;    // the row's place in the sorted order, the batch row
-  Index packed;  // row
+  Index packed;  // the packed row
 };
 
 template <class P, class Pass>
