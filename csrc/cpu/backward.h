@@ -239,8 +239,8 @@ class Backward {
     const Index rows_here = P == 0 && multiplied > live ? multiplied : live;
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
     if constexpr (Product::kRounds) copy_step_rows<P>(multiplied);
-    for (Index p = begin_panel, side; p < end_panel; p += side) {
-      side = tiles.panels(highest, end_panel - p);
+    const Index most = tiles.panels(highest, end_panel - begin_panel);
+    sweep(begin_panel, end_panel, most, s % 2 != 0, [&](Index p, Index side) {
       const Index out_row = side * matrix.row_size();
       for_tiles<V>(cut_, worker_, rows_here, [&](Index begin, Index end) {
         const Index with_product = multiplied < end ? multiplied : end;
@@ -260,7 +260,7 @@ class Backward {
           }
         }
       });
-    }
+    });
   }
 
   // What apply_cell will read of these units and is in no near cache.

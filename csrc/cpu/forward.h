@@ -409,8 +409,8 @@ class Forward {
     const Operand* const* a = operand_rows<P>(s);
     const auto share = group_share(matrix);
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
-    for (Index p = share.begin, side; p < share.end; p += side) {
-      side = groups_together(matrix, tiles, highest, share.end - p);
+    const Index most = groups_together(matrix, tiles, highest, share.end - share.begin);
+    sweep(share.begin, share.end, most, s % 2 != 0, [&](Index p, Index side) {
       const Index panels = side * matrix.panels(), sums_row = panels * matrix.row_size();
       for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
         const int rows = static_cast<int>(end - begin);
@@ -427,7 +427,7 @@ class Forward {
           }
         }
       });
-    }
+    });
   }
 
   // What apply_cell will read of these units and is in no near cache.

@@ -88,21 +88,27 @@ void pack_start(const PanelMatrix<V, Product>& m, Index begin, Index end, Start 
   }
 }
 
-// Plain panels [begin, end) from rows: load(k, column, n) gives a lane of row k, n of it real.
+// Plain panels [begin, end) from rows: load(k, column, n) gives a lane of row k, n of it real. A few rows
+// at a time go to all panels, so that rows are read as they lie in memory.
 template <class V, class Product, class Load>
 void pack_rows(const PanelMatrix<V, Product>& m, Index begin, Index end, Load load) {
   constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
-  for (Index p = begin; p < end; ++p) {
-    for (Index k = 0; k < m.padded_depth(); k += kDeep) {
-      for (int w = 0; w < m.width; w += kWide) {
-        V lanes[kDeep * kWide];
-        for (int i = 0; i < kDeep * kWide; ++i) {
-          const Index row = k + i / kWide, column = p * m.row_size() + (w + i % kWide) * V::size;
-          const bool real =
-              (kDeep == 1 || row < m.depth) && (kWide == 1 || w + i % kWide < m.width);
-          lanes[i] = real ? load(row, column, m.units - column) : V(0);
+  constexpr Index kRows = 4 * kDeep;
+  const Index depth = m.padded_depth();
+  for (Index first = 0; first < depth; first += kRows) {
+    const Index last = first + kRows < depth ? first + kRows : depth;
+    for (Index p = begin; p < end; ++p) {
+      for (Index k = first; k < last; k += kDeep) {
+        for (int w = 0; w < m.width; w += kWide) {
+          V lanes[kDeep * kWide];
+          for (int i = 0; i < kDeep * kWide; ++i) {
+            const Index row = k + i / kWide, column = p * m.row_size() + (w + i % kWide) * V::size;
+            const bool real =
+                (kDeep == 1 || row < m.depth) && (kWide == 1 || w + i % kWide < m.width);
+            lanes[i] = real ? load(row, column, m.units - column) : V(0);
+          }
+          Product::store_block(m.block(p, k, w), lanes);
         }
-        Product::store_block(m.block(p, k, w), lanes);
       }
     }
   }
@@ -188,6 +194,19 @@ template <class V, class Visit>
     const Index begin = cut.begin(t), end = cut.begin(t + 1);
     if (begin >= live) break;
     if (begin < end) visit(begin, end < live ? end : live);
+  }
+}
+
+// Calls visit(first, count) for [begin, end), `most` at a time. Where a loop passes over the same weights
+// at every turn, every other one goes `back` from the last: what was read last is still in a near cache,
+// which a pass in one direction alone would have dropped before it came to it again.
+template <class Visit>
+[[gnu::always_inline]] inline void sweep(Index begin, Index end, Index most, bool back,
+                                         Visit visit) {
+  const Index blocks = (end - begin + most - 1) / most;
+  for (Index k = 0; k < blocks; ++k) {
+    const Index first = begin + (back ? blocks - 1 - k : k) * most;
+    visit(first, end - first < most ? end - first : most);
   }
 }
 

@@ -73,8 +73,6 @@ def boolean(name: str, value: bool) -> bool:
 
 def on_gpu(value: Any) -> bool:
     """Whether `value` is an array in a GPU's memory."""
-    if type(value) is np.ndarray:
-        return False
     if hasattr(value, "__dlpack_device__"):
         return value.__dlpack_device__()[0] in _GPU_MEMORY
     return hasattr(value, "__cuda_array_interface__")
@@ -82,6 +80,8 @@ def on_gpu(value: Any) -> bool:
 
 def host_array(name: str, value: Any) -> Array:
     """`value` as a NumPy array, without a copy where NumPy or DLPack can."""
+    if type(value) is np.ndarray:
+        return value
     if on_gpu(value):
         raise TypeError(
             f"{name} must be in host memory, got {type(value)!r} on the GPU: cupy.asnumpy copies "

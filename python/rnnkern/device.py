@@ -92,8 +92,12 @@ class Device(ABC):
     def last_axis_contiguous(self, array: Array) -> Array:
         """`array`, or a copy where the kernels could not walk its last axis or its strides."""
         item = array.itemsize
-        fits = self.aligned(array) and all(stride % item == 0 for stride in array.strides)
-        if fits and (array.shape[-1] == 1 or array.strides[-1] == item):
+        if (
+            not array.flags.c_contiguous
+            and self.aligned(array)
+            and all(stride % item == 0 for stride in array.strides)
+            and (array.shape[-1] == 1 or array.strides[-1] == item)
+        ):
             return array
         return self.contiguous(array)
 

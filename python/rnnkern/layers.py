@@ -115,9 +115,9 @@ class LSTM(Recurrent):
                 raise ValueError(
                     f"forget_bias must be None when bias is False, got {forget_bias!r}"
                 )
-            for _, suffix in self._suffixes():
-                forget = slice(self.hidden_size, 2 * self.hidden_size)
-                self.params[f"bias_{suffix}"][forget] = self.forget_bias
+            for name, array in self.params.items():
+                if name.startswith("bias_"):
+                    array[self.hidden_size : 2 * self.hidden_size] = self.forget_bias
 
     @property
     def _cell(self) -> str:

@@ -8,6 +8,9 @@ an x without its batch axis gives results without theirs. Integer x (T, B) stand
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +30,17 @@ from rnnkern.tape import Input, Pass, State, Tape, Weights
 
 # More parameters than this in one layer are a mistake, found before memory is asked for.
 _MOST_PARAMETERS = 2**40
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    name: str
+    shape: tuple[int, ...]
+
+    @cached_property
+    def label(self) -> str:
+        """As errors call it."""
+        return f"params[{self.name!r}]"
 
 
 class Recurrent:
@@ -106,6 +120,7 @@ class Recurrent:
         self.seed = None if seed is None else positive_int("seed", seed, minimum=0)
         self.recurrent_init = choice("recurrent_init", recurrent_init, ("uniform", "orthogonal"))
         self._check_sizes()
+        self._parameters = list(self._parameter_names())
         self.params: dict[str, Array] = self._initial_parameters()
 
     @property
@@ -155,33 +170,32 @@ class Recurrent:
                 f"num_layers={self.num_layers}"
             )
 
-    def _suffixes(self) -> Iterator[tuple[int, str]]:
-        """(inputs, name's ending) of every layer and direction, in the order of the states."""
+    def _parameter_names(self) -> Iterator[list[_Parameter | None]]:
+        """Of every layer and direction, in the order of the states: the fields of ``Weights``."""
+        rows, units = len(self.gates) * self.hidden_size, self.hidden_size
         for layer in range(self.num_layers):
-            inputs = self.hidden_size * self.num_directions if layer else self.input_size
-            for direction in range(self.num_directions):
-                yield inputs, f"l{layer}{'_reverse' if direction else ''}"
+            inputs = units * self.num_directions if layer else self.input_size
+            for ending in ("", "_reverse")[: self.num_directions]:
+                suffix = f"l{layer}{ending}"
+                yield [
+                    _Parameter(f"weight_ih_{suffix}", (rows, inputs)),
+                    _Parameter(f"weight_hh_{suffix}", (rows, units)),
+                    _Parameter(f"bias_{suffix}", (rows,)) if self.bias else None,
+                    _Parameter(f"bias_hn_{suffix}", (units,))
+                    if self.bias and self._has_bias_hn
+                    else None,
+                ]
 
     def _initial_parameters(self) -> dict[str, Array]:
         random = np.random.default_rng(self.seed)
         bound = self.hidden_size**-0.5
-        rows = len(self.gates) * self.hidden_size
-
-        def uniform(*shape: int) -> Array:
-            return self._device.put(random.uniform(-bound, bound, shape).astype(self.dtype))
-
         params: dict[str, Array] = {}
-        for inputs, suffix in self._suffixes():
-            params[f"weight_ih_{suffix}"] = uniform(rows, inputs)
-            params[f"weight_hh_{suffix}"] = (
-                self._orthogonal(random)
-                if self.recurrent_init == "orthogonal"
-                else uniform(rows, self.hidden_size)
-            )
-            if self.bias:
-                params[f"bias_{suffix}"] = uniform(rows)
-                if self._has_bias_hn:
-                    params[f"bias_hn_{suffix}"] = uniform(self.hidden_size)
+        for parameter in filter(None, chain(*self._parameters)):
+            if parameter.name.startswith("weight_hh") and self.recurrent_init == "orthogonal":
+                params[parameter.name] = self._orthogonal(random)
+            else:
+                numbers = random.uniform(-bound, bound, parameter.shape)
+                params[parameter.name] = self._device.put(numbers.astype(self.dtype))
         return params
 
     def _orthogonal(self, random: np.random.Generator) -> Array:
@@ -194,23 +208,17 @@ class Recurrent:
 
     def _weights(self) -> list[Weights]:
         """The parameters by layer and direction, checked: they are the caller's to change."""
-        rows, units, device = len(self.gates) * self.hidden_size, self.hidden_size, self._device
+        return [Weights(*map(self._checked_parameter, fields)) for fields in self._parameters]
 
-        def parameter(name: str, *shape: int) -> Array:
-            if name not in self.params:
-                raise ValueError(f"params must hold {name!r}, got {sorted(self.params)}")
-            array = device.shaped(f"params[{name!r}]", self.params[name], shape, self.dtype)
-            return device.contiguous(array)
-
-        return [
-            Weights(
-                parameter(f"weight_ih_{suffix}", rows, inputs),
-                parameter(f"weight_hh_{suffix}", rows, units),
-                parameter(f"bias_{suffix}", rows) if self.bias else None,
-                parameter(f"bias_hn_{suffix}", units) if self.bias and self._has_bias_hn else None,
-            )
-            for inputs, suffix in self._suffixes()
-        ]
+    def _checked_parameter(self, parameter: _Parameter | None) -> Array | None:
+        if parameter is None:
+            return None
+        value = self.params.get(parameter.name)
+        if value is None:
+            raise ValueError(f"params must hold {parameter.name!r}, got {sorted(self.params)}")
+        device = self._device
+        array = device.shaped(parameter.label, value, parameter.shape, self.dtype)
+        return device.contiguous(array)
 
     # -- calls --------------------------------------------------------------------------------
 
@@ -335,8 +343,9 @@ class Recurrent:
         given = self._check_input(x, state, lengths)
         xp, result = self._device.xp, self._output(out, given)
         weights = [w.copy() for w in self._weights()] if keep else self._weights()
-        h_n = given.h_0.copy()
-        c_n = None if given.c_0 is None else given.c_0.copy()
+        h_n, c_n = given.h_0, given.c_0
+        if keep or state is not None:  # the kernels work in place
+            h_n, c_n = h_n.copy(), None if c_n is None else c_n.copy()
         passes: list[Pass] = []
         masks: list[Array] = []
         source = given.x
@@ -391,7 +400,7 @@ class Recurrent:
     def _check_input(self, x: Any, state: State | None, lengths: Any) -> Input:
         array = self._device.array("x", x)
         shape = array.shape
-        tokens = np.issubdtype(array.dtype, np.integer)
+        tokens = array.dtype.kind in "iu"
         if not tokens and array.dtype != self.dtype:
             raise TypeError(
                 f"x must be {self.dtype.name} as the layer, or integer tokens, "
@@ -436,12 +445,11 @@ class Recurrent:
         count = self.num_layers * self.num_directions
         full, device = (count, batch, self.hidden_size), self._device
         shape = (count, self.hidden_size) if unbatched else full
-        parts: tuple[Any, ...]
         if state is None:
-            parts = tuple(
-                device.xp.zeros(shape, self.dtype) for _ in range(1 + self._has_cell_state)
-            )
-        elif self._has_cell_state:
+            h, *c = (device.xp.zeros(full, self.dtype) for _ in range(1 + self._has_cell_state))
+            return h, c[0] if c else None
+        parts: tuple[Any, ...]
+        if self._has_cell_state:
             if not isinstance(state, (tuple, list)):
                 raise TypeError(f"{name} must be a pair (h, c) for an LSTM, got {type(state)!r}")
             if len(state) != 2:

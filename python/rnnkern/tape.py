@@ -145,7 +145,6 @@ class Tape:
             dh, dc = dh.copy(), None if dc is None else dc.copy()
         upstream = self._check_dy(dy)
         grads: dict[str, Array] = {}
-        suffixes = [suffix for _, suffix in layer._suffixes()]
         traces = [self._new_trace() if state_gradients else None for _ in self._passes]
         dx: Array | None = None
         for index_layer in reversed(range(layer.num_layers)):
@@ -155,8 +154,9 @@ class Tape:
             calls = []
             for index in range(first, first + layer.num_directions):
                 calls.append(self._arguments(index, upstream, dh, dc, dx, traces[index]))
-                for kind in _KINDS:
-                    grads[f"{kind}_{suffixes[index]}"] = calls[-1]["d" + kind]
+                for kind, parameter in zip(_KINDS, layer._parameters[index], strict=True):
+                    if parameter is not None:
+                        grads[parameter.name] = calls[-1]["d" + kind]
             layer._device.backward(layer._cell, calls, given.lengths, layer.compute)
             if index_layer > 0:
                 assert dx is not None
