@@ -251,7 +251,10 @@ class StandIn:
     ) -> None:
         workspace[...] = 255
         for p in passes:
-            _core.backward(cell, lengths=lengths, **{**p, "x": self._clamped(p)})
+            given = {**p, "x": self._clamped(p)}
+            w_ih, w_hh = (given.pop(name) for name in ("weight_ih", "weight_hh"))
+            packed = _core.Packed(cell, w_ih, w_hh, None, None, backward=True)
+            _core.backward(cell, lengths=lengths, packed=packed, **given)
 
     def matmul(
         self,

@@ -143,9 +143,6 @@ def test_the_kernels_refuse_what_they_do_not_have() -> None:
         _core.forward("rnn_tanh", np.zeros((1, 1, 3)), *arguments, compute="bfloat16")
     with pytest.raises(ValueError, match="compute must be None or 'bfloat16', got 'int8'"):
         _core.forward("rnn_tanh", np.zeros((1, 1, 3)), *arguments, compute="int8")
-    packed = _core.Packed("rnn_tanh", w, w, None, None)
-    with pytest.raises(ValueError, match="packed must have"):
-        _core.forward("rnn_tanh", np.zeros((1, 1, 3)), *arguments, packed, "bfloat16")
 
 
 def test_the_plan_and_info_tell_what_multiplies() -> None:

@@ -94,35 +94,29 @@ Compute read_compute(const std::optional<std::string>& name) {
   throw std::invalid_argument("compute must be None or 'bfloat16', got '" + *name + "'");
 }
 
-// A snapshot of one layer's weights, packed for forward().
+// A snapshot of one layer's weights, packed for forward() or backward().
 class Packed {
  public:
   Packed(const std::string& cell, const py::array& weight_ih, const py::array& weight_hh,
          const py::object& bias, const py::object& bias_hn,
-         const std::optional<std::string>& compute)
-      : compute(read_compute(compute)) {
+         const std::optional<std::string>& compute, bool backward, bool with_input) {
     const int id = find_cell(cell);
     const auto& facts = all_cells()[static_cast<std::size_t>(id)];
     by_dtype(weight_hh, "weight_hh", [&]<class T>(T) {
-      weights<T>().emplace(id, read_parameters<T>(facts, weight_ih, weight_hh, bias, bias_hn), true,
-                           this->compute);
+      weights_ = PackedWeights<T>(
+          id, read_parameters<T>(facts, weight_ih, weight_hh, bias, bias_hn),
+          backward ? Pass::backward : Pass::forward, with_input, read_compute(compute));
     });
   }
 
   template <class T>
-  std::optional<PackedWeights<T>>& weights() {
-    if constexpr (std::is_same_v<T, float>) {
-      return float_;
-    } else {
-      return double_;
-    }
+  const PackedWeights<T>& of_dtype() const {
+    if (const auto* weights = std::get_if<PackedWeights<T>>(&weights_)) return *weights;
+    throw std::invalid_argument("packed must have the dtype of the arrays");
   }
 
-  const Compute compute;
-
  private:
-  std::optional<PackedWeights<float>> float_;
-  std::optional<PackedWeights<double>> double_;
+  std::variant<std::monostate, PackedWeights<float>, PackedWeights<double>> weights_;
 };
 
 // A stream's layers, step by step. Holds the state's arrays, which the Python side reads and sets.
@@ -241,12 +235,7 @@ py::tuple run_forward(const std::string& cell, py::array x, const py::object& h,
     if (!problem.h || (facts.cell_state && !problem.c)) {
       throw std::invalid_argument("h (and c for an LSTM) must be given");
     }
-    PackedWeights<T>* ready = nullptr;
-    if (packed) {
-      if (!packed->weights<T>() || packed->compute != compute)
-        throw std::invalid_argument("packed must have the dtype of the weights, and the compute");
-      ready = &*packed->weights<T>();
-    }
+    const PackedWeights<T>* ready = packed ? &packed->of_dtype<T>() : nullptr;
     {
       const py::gil_scoped_release release;
       for (Index b = 0; b < input.batch && input.schedule.ragged(); ++b) {
@@ -261,24 +250,29 @@ py::tuple run_forward(const std::string& cell, py::array x, const py::object& h,
 }
 
 void run_backward(const std::string& cell, py::array x, const py::object& h_0,
-                  const py::object& c_0, const py::array& weight_ih, const py::array& weight_hh,
-                  const py::object& lengths, bool reverse, py::array y, const py::object& saved,
-                  const py::object& cells, const py::object& dy, const py::object& dh,
-                  const py::object& dc, const py::object& dx, const py::object& dweight_ih,
-                  const py::object& dweight_hh, const py::object& dbias, const py::object& dbias_hn,
+                  const py::object& c_0, const Packed& packed, const py::object& lengths,
+                  bool reverse, py::array y, const py::object& saved, const py::object& cells,
+                  const py::object& dy, const py::object& dh, const py::object& dc,
+                  const py::object& dx, const py::array& dweight_ih, const py::array& dweight_hh,
+                  const py::object& dbias, const py::object& dbias_hn,
                   const py::object& state_gradients,
                   const std::optional<std::string>& compute_name) {
   const Compute compute = read_compute(compute_name);
   const int id = find_cell(cell);
   const auto& facts = all_cells()[static_cast<std::size_t>(id)];
-  by_dtype(weight_hh, "weight_hh", [&]<class T>(T) {
-    const auto parameters = read_parameters<T>(facts, weight_ih, weight_hh, py::none(), py::none());
-    const Index units = parameters.units, inputs = parameters.inputs, rows = facts.gates * units;
+  by_dtype(dweight_hh, "dweight_hh", [&]<class T>(T) {
+    if (dweight_ih.ndim() != 2 || dweight_hh.ndim() != 2) {
+      throw std::invalid_argument("dweight_ih and dweight_hh must have 2 axes, got shapes " +
+                                  shape_text(dweight_ih) + " and " + shape_text(dweight_hh));
+    }
+    const Index units = dweight_hh.shape(1), inputs = dweight_ih.shape(1);
+    const Index rows = facts.gates * units;
     const Input<T> input(x, lengths, inputs);
     const Index live = input.schedule.live_rows(), batch = input.batch;
     BackwardProblem<T> problem{
         .schedule = input.schedule.schedule(reverse),
-        .parameters = parameters,
+        .inputs = inputs,
+        .units = units,
         .x = input.dense,
         .tokens = input.token_view(),
         .h_0 = read<T>(h_0, "h_0", {batch, units}),
@@ -296,11 +290,9 @@ void run_backward(const std::string& cell, py::array x, const py::object& h_0,
         .dbias_hn = write<T>(dbias_hn, "dbias_hn", {units}),
         .state_gradients = write<T>(state_gradients, "state_gradients",
                                     {live, 1 + facts.cell_state + facts.gates, units})};
-    if (!problem.h_0 || !problem.dh || !problem.dw_ih || !problem.dw_hh ||
-        (facts.saved > 0 && !problem.saved) ||
+    if (!problem.h_0 || !problem.dh || (facts.saved > 0 && !problem.saved) ||
         (facts.cell_state && (!problem.c_0 || !problem.dc || !problem.cells))) {
-      throw std::invalid_argument(
-          "h_0, dh, dweight_ih, dweight_hh and what the forward pass kept must be given");
+      throw std::invalid_argument("h_0, dh and what the forward pass kept must be given");
     }
     if (!dy.is_none()) {
       auto array = py::cast<py::array>(dy);
@@ -310,8 +302,9 @@ void run_backward(const std::string& cell, py::array x, const py::object& h_0,
       auto array = py::cast<py::array>(dx);
       problem.dx = sequence<T>(array, "dx", input.steps, batch, inputs);
     }
+    const auto& weights = packed.of_dtype<T>();
     const py::gil_scoped_release release;
-    backward(id, problem, compute);
+    backward(id, problem, compute, weights);
   });
 }
 
@@ -429,9 +422,7 @@ py::tuple plan(const std::string& cell, Index inputs, Index units, Index steps, 
   const int id = find_cell(cell);
   const ScheduleStorage storage(steps, batch, std::nullopt);
   const auto with = [&]<class T>(T) {
-    Parameters<T> parameters{};
-    parameters.inputs = inputs, parameters.units = units;
-    return plan_for(id, storage.schedule(false), parameters, compute);
+    return plan_for<T>(id, storage.schedule(false), inputs, units, compute);
   };
   const Plan chosen = float64 ? with(double{}) : with(float{});
   return py::make_tuple(chosen.row_groups, chosen.unit_groups, chosen.reason);
@@ -449,11 +440,14 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Kernels of rnnkern, private: the layers are the interface.";
   const auto& choice = chosen_backend();
 
-  py::class_<Packed>(m, "Packed", "A snapshot of one layer's weights, packed for forward().")
+  py::class_<Packed>(m, "Packed",
+                     "A snapshot of one layer's weights, packed for forward() or backward().")
       .def(py::init<const std::string&, const py::array&, const py::array&, const py::object&,
-                    const py::object&, const std::optional<std::string>&>(),
+                    const py::object&, const std::optional<std::string>&, bool, bool>(),
            py::arg("cell"), py::arg("weight_ih"), py::arg("weight_hh"), py::arg("bias"),
-           py::arg("bias_hn"), py::arg("compute") = py::none());
+           py::arg("bias_hn"), py::arg("compute") = py::none(), py::kw_only(),
+           py::arg("backward") = false, py::arg("with_input") = true,
+           "Without weight_ih where x will be tokens.");
 
   py::class_<BoundStepper>(m, "Stepper", "Layers upon each other that go one step at a time.")
       .def(
@@ -475,11 +469,10 @@ PYBIND11_MODULE(_core, m) {
         "written. Returns (saved, cells), what backward() needs when keep is true. compute None is "
         "the weights' dtype; 'bfloat16' rounds the operands of products.");
   m.def("backward", run_backward, py::arg("cell"), py::arg("x"), py::arg("h_0"), py::arg("c_0"),
-        py::arg("weight_ih"), py::arg("weight_hh"), py::arg("lengths"), py::arg("reverse"),
-        py::arg("y"), py::arg("saved"), py::arg("cells"), py::arg("dy"), py::arg("dh"),
-        py::arg("dc"), py::arg("dx"), py::arg("dweight_ih"), py::arg("dweight_hh"),
-        py::arg("dbias"), py::arg("dbias_hn"), py::arg("state_gradients") = py::none(),
-        py::arg("compute") = py::none(),
+        py::arg("packed"), py::arg("lengths"), py::arg("reverse"), py::arg("y"), py::arg("saved"),
+        py::arg("cells"), py::arg("dy"), py::arg("dh"), py::arg("dc"), py::arg("dx"),
+        py::arg("dweight_ih"), py::arg("dweight_hh"), py::arg("dbias"), py::arg("dbias_hn"),
+        py::arg("state_gradients") = py::none(), py::arg("compute") = py::none(),
         "Gradients of forward(). dh and dc go in for the last state and come out for the first; dx "
         "and the gradients of the parameters are added to; state_gradients (live steps, states + "
         "gates, H), in the packed order of saved, is written.");

@@ -21,16 +21,22 @@ struct StepKernels {
   void (*run)(const StepProblem<T>&, std::byte* packed, std::byte* scratch);
 };
 
+// A layer's weights as a pass over a sequence reads them.
+template <class T>
+struct PanelKernels {
+  Index (*bytes)(const Parameters<T>&, bool with_input);  // W_ih too, not W_hh alone
+  void (*pack)(const Parameters<T>&, bool with_input, const Worker&, std::byte* packed);
+};
+
 // Whole sequences, forward and backward. Scratch and packed memory come from the caller, as large as
-// the functions on the left say, aligned to 64 bytes.
+// `bytes` and the functions of scratch say, aligned to 64 bytes.
 template <class T>
 struct PassKernels {
-  Index (*packed_bytes)(const Parameters<T>&, bool with_input);  // W_ih too, not W_hh alone
-  void (*pack)(const Parameters<T>&, bool with_input, const Worker&, std::byte* packed);
+  PanelKernels<T> forward_panels, backward_panels;
   Index (*forward_scratch)(const ForwardProblem<T>&, int threads);
   void (*forward)(const ForwardProblem<T>&, const Worker&, std::byte* packed, std::byte* scratch);
   Index (*backward_scratch)(const BackwardProblem<T>&, int threads);
-  void (*backward)(const BackwardProblem<T>&, const Worker&, std::byte* scratch);
+  void (*backward)(const BackwardProblem<T>&, const Worker&, std::byte* packed, std::byte* scratch);
 };
 
 template <class T>

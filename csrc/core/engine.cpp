@@ -22,13 +22,31 @@ const PassKernels<T>& pass_kernels(int cell, Compute compute) {
 }  // namespace
 
 template <class T>
-PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, bool with_input,
-                                Compute compute) {
+PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, Pass pass,
+                                bool with_input, Compute compute)
+    : cell_(cell),
+      inputs_(parameters.inputs),
+      units_(parameters.units),
+      pass_(pass),
+      with_input_(with_input),
+      compute_(compute) {
   const auto& kernels = pass_kernels<T>(cell, compute);
-  bytes_ = AlignedBytes(kernels.packed_bytes(parameters, with_input));
-  run_team(Plan{}, [&](const Worker& worker) {
-    kernels.pack(parameters, with_input, worker, bytes_.get());
+  const auto& panels = pass == Pass::forward ? kernels.forward_panels : kernels.backward_panels;
+  const Index bytes = panels.bytes(parameters, with_input);
+  constexpr Index kWorthSharing = Index{1} << 20;
+  Plan plan;
+  plan.row_groups = bytes < kWorthSharing ? 1 : max_threads();
+  bytes_ = AlignedBytes(bytes);
+  run_team(plan, [&](const Worker& worker) {
+    panels.pack(parameters, with_input, worker, bytes_.get());
   });
+}
+
+template <class T>
+bool PackedWeights<T>::fits(int cell, Index inputs, Index units, Pass pass, bool with_input,
+                            Compute compute) const {
+  return cell == cell_ && inputs == inputs_ && units == units_ && pass == pass_ &&
+         with_input <= with_input_ && compute == compute_;
 }
 
 template <class T>
@@ -74,21 +92,20 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) const {
 }
 
 template <class T>
-Plan plan_for(int cell, const Schedule& schedule, const Parameters<T>& parameters,
-              Compute compute) {
+Plan plan_for(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute) {
   const double gates = all_cells()[static_cast<std::size_t>(cell)].gates;
-  const double units = static_cast<double>(parameters.units),
-               inputs = static_cast<double>(parameters.inputs);
-  const double per_row = 2 * gates * units * units;
+  const double columns = static_cast<double>(inputs + units),
+               per_unit = 2 * gates * static_cast<double>(units);
+  const double per_row = per_unit * static_cast<double>(units);
   const Index live = schedule.offset[schedule.steps];
   const double element = compute == Compute::exact ? sizeof(T) : sizeof(Bfloat16);
   return make_plan(
       {.steps = schedule.steps,
        .batch = schedule.batch,
-       .units = parameters.units,
+       .units = units,
        .step_flops = per_row * static_cast<double>(live) / static_cast<double>(schedule.steps),
-       .total_flops = static_cast<double>(live) * (per_row + 2 * gates * units * inputs),
-       .weight_bytes = static_cast<Index>(gates * units * units * element)},
+       .total_flops = static_cast<double>(live) * per_unit * columns,
+       .weight_bytes = static_cast<Index>(per_row / 2 * element)},
       max_threads());
 }
 
@@ -97,22 +114,25 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
              const PackedWeights<T>* packed) {
   const auto& kernels = pass_kernels<T>(cell, compute);
   ForwardProblem<T> problem = given;
+  const auto& [inputs, units, w_ih, w_hh, bias, bias_hn] = problem.parameters;
   const auto& schedule = problem.schedule;
-  const Plan plan = plan_for(cell, schedule, problem.parameters, compute);
+  const Plan plan = plan_for<T>(cell, schedule, inputs, units, compute);
   // So few rows are one run of steps: every panel of W_ih is used once, and need not be kept.
   constexpr Index kWorthKeeping = 512;
   const bool worth_keeping = schedule.offset[schedule.steps] > kWorthKeeping;
   problem.input_packed = !problem.tokens.slot && (packed || worth_keeping);
+  if (packed && !packed->fits(cell, inputs, units, Pass::forward, problem.input_packed, compute))
+    throw std::invalid_argument("packed must be of these weights, for this pass and compute");
   AlignedBytes own;
   std::byte* panels = packed ? packed->data() : nullptr;
   if (!packed) {
-    own = AlignedBytes(kernels.packed_bytes(problem.parameters, problem.input_packed));
+    own = AlignedBytes(kernels.forward_panels.bytes(problem.parameters, problem.input_packed));
     panels = own.get();
   }
   const AlignedBytes scratch(kernels.forward_scratch(problem, plan.threads()));
   run_team(plan, [&](const Worker& worker) {
     if (!packed) {
-      kernels.pack(problem.parameters, problem.input_packed, worker, panels);
+      kernels.forward_panels.pack(problem.parameters, problem.input_packed, worker, panels);
       worker.wait_team();
     }
     kernels.forward(problem, worker, panels, scratch.get());
@@ -120,11 +140,17 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
 }
 
 template <class T>
-void backward(int cell, const BackwardProblem<T>& problem, Compute compute) {
+void backward(int cell, const BackwardProblem<T>& problem, Compute compute,
+              const PackedWeights<T>& packed) {
+  if (!packed.fits(cell, problem.inputs, problem.units, Pass::backward, problem.dx.data != nullptr,
+                   compute))
+    throw std::invalid_argument("packed must be of these weights, for this pass and compute");
   const auto& kernels = pass_kernels<T>(cell, compute);
-  const Plan plan = plan_for(cell, problem.schedule, problem.parameters, compute);
+  const Plan plan = plan_for<T>(cell, problem.schedule, problem.inputs, problem.units, compute);
   const AlignedBytes scratch(kernels.backward_scratch(problem, plan.threads()));
-  run_team(plan, [&](const Worker& worker) { kernels.backward(problem, worker, scratch.get()); });
+  run_team(plan, [&](const Worker& worker) {
+    kernels.backward(problem, worker, packed.data(), scratch.get());
+  });
 }
 
 template <class T>
@@ -143,12 +169,12 @@ template class PackedWeights<float>;
 template class PackedWeights<double>;
 template class Stepper<float>;
 template class Stepper<double>;
-template Plan plan_for(int, const Schedule&, const Parameters<float>&, Compute);
-template Plan plan_for(int, const Schedule&, const Parameters<double>&, Compute);
+template Plan plan_for<float>(int, const Schedule&, Index, Index, Compute);
+template Plan plan_for<double>(int, const Schedule&, Index, Index, Compute);
 template void forward(int, const ForwardProblem<float>&, Compute, const PackedWeights<float>*);
 template void forward(int, const ForwardProblem<double>&, Compute, const PackedWeights<double>*);
-template void backward(int, const BackwardProblem<float>&, Compute);
-template void backward(int, const BackwardProblem<double>&, Compute);
+template void backward(int, const BackwardProblem<float>&, Compute, const PackedWeights<float>&);
+template void backward(int, const BackwardProblem<double>&, Compute, const PackedWeights<double>&);
 template void matmul(const MatmulProblem<float>&);
 template void matmul(const MatmulProblem<double>&);
 

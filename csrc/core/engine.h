@@ -7,14 +7,28 @@
 
 namespace rnnkern {
 
-// Recurrent weights packed for a forward pass, kept from call to call by a stream.
+enum class Pass { forward, backward };
+
+// A snapshot of a layer's weights, packed for one kind of pass: a stream's, from call to call, and a
+// tape's, until the backward pass.
 template <class T>
 class PackedWeights {
  public:
-  PackedWeights(int cell, const Parameters<T>& parameters, bool with_input, Compute compute);
+  // With W_ih only if asked: a call on tokens does without.
+  PackedWeights(int cell, const Parameters<T>& parameters, Pass pass, bool with_input,
+                Compute compute);
+
   std::byte* data() const { return bytes_.get(); }
 
+  // Whether it is what such a call reads; a call that reads W_ih needs one with_input.
+  bool fits(int cell, Index inputs, Index units, Pass pass, bool with_input, Compute compute) const;
+
  private:
+  int cell_;
+  Index inputs_, units_;
+  Pass pass_;
+  bool with_input_;
+  Compute compute_;
   AlignedBytes bytes_;
 };
 
@@ -46,16 +60,17 @@ class Stepper {
 };
 
 template <class T>
-Plan plan_for(int cell, const Schedule& schedule, const Parameters<T>& parameters, Compute compute);
+Plan plan_for(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute);
 
-// `packed` null: the weights are packed within the call; else they were for the same compute.
-// These throw std::invalid_argument where the dtype does not have that compute.
+// `packed` null: the weights are packed within the call. These throw std::invalid_argument where the
+// dtype does not have that compute, or `packed` does not fit.
 template <class T>
 void forward(int cell, const ForwardProblem<T>& problem, Compute compute,
              const PackedWeights<T>* packed = nullptr);
 
 template <class T>
-void backward(int cell, const BackwardProblem<T>& problem, Compute compute);
+void backward(int cell, const BackwardProblem<T>& problem, Compute compute,
+              const PackedWeights<T>& packed);
 
 template <class T>
 void matmul(const MatmulProblem<T>& problem);

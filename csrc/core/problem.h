@@ -75,7 +75,7 @@ struct ForwardProblem {
 template <class T>
 struct BackwardProblem {
   Schedule schedule;
-  Parameters<T> parameters;
+  Index inputs, units;
   Sequence<const T> x;
   Tokens tokens;
   const T* h_0;

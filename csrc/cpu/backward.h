@@ -11,39 +11,96 @@
 
 namespace rnnkern {
 
+// The panels that a backward pass reads, packed when the forward pass ran: they are its snapshot of the
+// weights, which may have changed since.
+template <class V, class Cell, class Product>
+struct BackwardPanels {
+  using T = typename V::value;
+  using Matrix = PanelMatrix<V, Product>;
+
+  Matrix recurrent[phase_count<Cell>];  // phase p: its gates' rows of W_hh, (count·H, H)
+  Matrix input;                         // W_ih, (G·H, I)
+
+  BackwardPanels(Index inputs, Index units, bool with_input, Arena& arena) {
+    for (int p = 0; p < phase_count<Cell>; ++p) {
+      recurrent[p] = Matrix(Cell::phases[p].count * units, units, 1);
+      recurrent[p].data = arena.take<T>(recurrent[p].size());
+    }
+    // Last, so that panels packed with it serve where no ∂L/∂x is wanted.
+    if (with_input) {
+      input = Matrix(Cell::gates * units, inputs, 1);
+      input.data = arena.take<T>(input.size());
+    }
+  }
+
+  void pack(const Parameters<T>& parameters, const Worker& worker) const {
+    const Index units = parameters.units;
+    for (int p = 0; p < phase_count<Cell>; ++p) {
+      const T* rows = parameters.w_hh + Cell::phases[p].first * units * units;
+      pack_share(recurrent[p], rows, units, worker);
+    }
+    if (input.data) pack_share(input, parameters.w_ih, parameters.inputs, worker);
+  }
+
+ private:
+  static void pack_share(const Matrix& matrix, const T* rows, Index row_size,
+                         const Worker& worker) {
+    const auto share = worker.share(matrix.count());
+    pack_start(matrix, share.begin, share.end, [](int) -> const T* { return nullptr; });
+    pack_rows(matrix, share.begin, share.end, [&](Index k, Index column, Index n) {
+      return load_some<V>(rows + k * row_size + column, n);
+    });
+  }
+};
+
 template <class V, class Cell, class Product>
 class Backward {
   using T = typename V::value;
   using Operand = typename Product::Operand;
   using Matrix = PanelMatrix<V, Product>;
+  using Panels = BackwardPanels<V, Cell, Product>;
   static constexpr int kPhases = phase_count<Cell>;
   static constexpr int kGates = Cell::gates;
   static constexpr int kDeltas = Cell::deltas;
 
  public:
+  static Index packed_bytes(const Parameters<T>& parameters, bool with_input) {
+    Arena measure(nullptr);
+    Panels(parameters.inputs, parameters.units, with_input, measure);
+    return measure.used();
+  }
+
+  static void pack(const Parameters<T>& parameters, bool with_input, const Worker& worker,
+                   std::byte* packed) {
+    Arena arena(packed);
+    Panels(parameters.inputs, parameters.units, with_input, arena).pack(parameters, worker);
+  }
+
   static Index scratch_bytes(const BackwardProblem<T>& problem, int threads) {
     Arena measure(nullptr);
     Scratch(problem, threads, 0, measure);
     return measure.used();
   }
 
-  static void run(const BackwardProblem<T>& problem, const Worker& worker, std::byte* scratch) {
-    Arena arena(scratch);
-    Backward(problem, worker, Scratch(problem, worker.count, worker.id, arena)).run();
+  static void run(const BackwardProblem<T>& problem, const Worker& worker, std::byte* packed,
+                  std::byte* scratch) {
+    Arena packed_arena(packed), scratch_arena(scratch);
+    Backward(problem, worker,
+             Panels(problem.inputs, problem.units, problem.dx.data != nullptr, packed_arena),
+             Scratch(problem, worker.count, worker.id, scratch_arena))
+        .run();
   }
 
  private:
   struct Scratch {
     // Shared by the team.
-    Matrix recurrent[kPhases];  // phase p: its gates' rows of W_hh, (count·H, H)
-    Matrix to_input;            // W_ih, (G·H, I)
-    Matrix inputs;              // x of a chunk, (rows, I)
-    Matrix operands[kPhases];   // operand(p) of a chunk, (rows, H)
-    T* delta;                   // (rows of a chunk, deltas, H)
-    T* boundary;                // (B, deltas, H): the step after the chunk
-    T* token_gradient;          // (distinct tokens, G·H)
-    Operand* packed_delta;      // the chunk's deltas transposed, by tiles of gate rows
-    Operand* delta_copies;      // (rows of a chunk, G·H), where operands are rounded
+    Matrix inputs;             // x of a chunk, (rows, I)
+    Matrix operands[kPhases];  // operand(p) of a chunk, (rows, H)
+    T* delta;                  // (rows of a chunk, deltas, H)
+    T* boundary;               // (B, deltas, H): the step after the chunk
+    T* token_gradient;         // (distinct tokens, G·H)
+    Operand* packed_delta;     // the chunk's deltas transposed, by tiles of gate rows
+    Operand* delta_copies;     // (rows of a chunk, G·H), where operands are rounded
     // This thread's.
     T* tile;
     const Operand** a;     // rows of a product over a chunk, in and
@@ -63,19 +120,14 @@ class Backward {
     const T** dy;
 
     Scratch(const BackwardProblem<T>& problem, int threads, int id, Arena& arena) {
-      const auto& parameters = problem.parameters;
-      const Index units = parameters.units, batch = problem.schedule.batch;
+      const Index units = problem.units, batch = problem.schedule.batch;
       const Index chunk = largest_chunk(problem.schedule);
       const auto take = [&](Matrix matrix) {
         matrix.data = arena.take<T>(matrix.size());
         return matrix;
       };
-      for (int p = 0; p < kPhases; ++p) {
-        recurrent[p] = take(Matrix(Cell::phases[p].count * units, units, 1));
-        operands[p] = take(Matrix(chunk, units, 1));
-      }
-      if (!problem.tokens.slot) inputs = take(Matrix(chunk, parameters.inputs, 1));
-      if (problem.dx.data) to_input = take(Matrix(kGates * units, parameters.inputs, 1));
+      for (int p = 0; p < kPhases; ++p) operands[p] = take(Matrix(chunk, units, 1));
+      if (!problem.tokens.slot) inputs = take(Matrix(chunk, problem.inputs, 1));
       delta = arena.take<T>(chunk * kDeltas * units);
       boundary = arena.take<T>(batch * kDeltas * units);
       token_gradient =
@@ -105,13 +157,15 @@ class Backward {
     }
   };
 
-  Backward(const BackwardProblem<T>& problem, const Worker& worker, const Scratch& scratch)
+  Backward(const BackwardProblem<T>& problem, const Worker& worker, const Panels& panels,
+           const Scratch& scratch)
       : problem_(problem),
         schedule_(problem.schedule),
-        units_(problem.parameters.units),
+        units_(problem.units),
         worker_(worker),
+        panels_(panels),
         scratch_(scratch),
-        cut_(schedule_.batch, tiles_for(scratch.recurrent[0]).height(), worker.row_groups) {}
+        cut_(schedule_.batch, tiles_for(panels.recurrent[0]).height(), worker.row_groups) {}
 
   // Of a step's product.
   typename Product::Tiles tiles_for(const Matrix& matrix) const {
@@ -120,8 +174,7 @@ class Backward {
 
   void run() {
     [[maybe_unused]] const typename Product::Session session;
-    pack_weights();
-    worker_.wait_team();
+    if (problem_.tokens.slot) clear_token_gradients();
     Chunk chunk{schedule_.steps, schedule_.steps, 0, 0};
     while (chunk.begin > 0) {
       chunk = chunk_until(schedule_, chunk.begin);
@@ -141,29 +194,9 @@ class Backward {
     if (problem_.tokens.slot) scatter_token_gradients();
   }
 
-  void pack_weights() const {
-    const auto& parameters = problem_.parameters;
-    for (int p = 0; p < kPhases; ++p) {
-      const auto& matrix = scratch_.recurrent[p];
-      const T* rows = parameters.w_hh + Cell::phases[p].first * units_ * units_;
-      const auto share = worker_.share(matrix.count());
-      pack_start(matrix, share.begin, share.end, [](int) -> const T* { return nullptr; });
-      pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
-        return load_some<V>(rows + k * units_ + unit, n);
-      });
-    }
-    if (problem_.dx.data) {
-      const auto& matrix = scratch_.to_input;
-      const auto share = worker_.share(matrix.count());
-      pack_start(matrix, share.begin, share.end, [](int) -> const T* { return nullptr; });
-      pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
-        return load_some<V>(parameters.w_ih + k * parameters.inputs + unit, n);
-      });
-    }
-    if (problem_.tokens.slot) {
-      const auto share = worker_.share(problem_.tokens.count * kGates * units_);
-      for (Index j = share.begin; j < share.end; ++j) scratch_.token_gradient[j] = T(0);
-    }
+  void clear_token_gradients() const {
+    const auto share = worker_.share(problem_.tokens.count * kGates * units_);
+    for (Index j = share.begin; j < share.end; ++j) scratch_.token_gradient[j] = T(0);
   }
 
   Index packed_row(Index s, Index i) const { return schedule_.offset[schedule_.time(s)] + i; }
@@ -230,7 +263,7 @@ class Backward {
 
   template <int P>
   void run_phase(Index s) const {
-    const auto& matrix = scratch_.recurrent[P];
+    const auto& matrix = panels_.recurrent[P];
     const auto tiles = tiles_for(matrix);
     const Index begin_panel = matrix.count() * worker_.unit_group / worker_.unit_groups;
     const Index end_panel = matrix.count() * (worker_.unit_group + 1) / worker_.unit_groups;
@@ -484,8 +517,8 @@ class Backward {
                                 scratch_.delta_copies + row * copy_size<Product>(kGates * units_));
           scratch_.c[p - first] = problem_.dx.at(t, schedule_.order[i]);
         });
-    multiply(scratch_.to_input, scratch_.a, scratch_.c, 0, share.end - share.begin, chunk.rows(),
-             true, scratch_.tile);
+    multiply(panels_.input, scratch_.a, scratch_.c, 0, share.end - share.begin, chunk.rows(), true,
+             scratch_.tile);
   }
 
   // Column sums of the deltas, for this thread's columns.
@@ -515,8 +548,7 @@ class Backward {
     for (int g = 0; g < kGates; ++g) {
       if (!problem_.tokens.slot) {
         multiply_delta(chunk, Cell::input_delta[g], scratch_.inputs,
-                       problem_.dw_ih + g * units_ * problem_.parameters.inputs,
-                       problem_.parameters.inputs);
+                       problem_.dw_ih + g * units_ * problem_.inputs, problem_.inputs);
       }
       for (int p = 0; p < kPhases; ++p) {
         const Range phase = Cell::phases[p];
@@ -582,8 +614,7 @@ class Backward {
     for (Index slot = 0; slot < problem_.tokens.count; ++slot) {
       const T* from = scratch_.token_gradient + slot * kGates * units_;
       T* column = problem_.dw_ih + problem_.tokens.token[slot];
-      for (Index j = share.begin; j < share.end; ++j)
-        column[j * problem_.parameters.inputs] += from[j];
+      for (Index j = share.begin; j < share.end; ++j) column[j * problem_.inputs] += from[j];
     }
   }
 
@@ -591,6 +622,7 @@ class Backward {
   const Schedule& schedule_;
   const Index units_;
   const Worker& worker_;
+  const Panels panels_;
   const Scratch scratch_;
   const TileCut cut_;
 };

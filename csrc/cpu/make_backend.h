@@ -50,7 +50,9 @@ template <class V, class Cell, class Product>
 constexpr PassKernels<typename V::value> pass_kernels() {
   using F = Forward<V, Cell, Product>;
   using B = Backward<V, Cell, Product>;
-  return {F::packed_bytes, F::pack, F::scratch_bytes, F::run, B::scratch_bytes, B::run};
+  return {{F::packed_bytes, F::pack}, {B::packed_bytes, B::pack},
+          F::scratch_bytes,           F::run,
+          B::scratch_bytes,           B::run};
 }
 
 template <class Product, template <class> class... Cells>

@@ -15,6 +15,9 @@ class Packed:
         bias: Array | None,
         bias_hn: Array | None,
         compute: str | None = None,
+        *,
+        backward: bool = False,
+        with_input: bool = True,
     ) -> None: ...
 
 def activation(name: str, x: Array) -> Array: ...
@@ -35,8 +38,7 @@ def backward(
     x: Array,
     h_0: Array,
     c_0: Array | None,
-    weight_ih: Array,
-    weight_hh: Array,
+    packed: Packed,
     lengths: Array | None,
     reverse: bool,
     y: Array,

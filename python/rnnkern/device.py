@@ -22,7 +22,9 @@ from rnnkern._checks import Array, choice, dtype_text, host_array, on_gpu
 # weight_ih, weight_hh, reverse, y, saved, cells, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias,
 # dbias_hn.
 Arguments = dict[str, Any]
-Kept = tuple["Array | None", "Array | None"]  # (saved, cells): what backward needs beside y
+# (saved, cells, weights): what backward needs beside x, y and the initial state. The weights are a
+# snapshot, so that a later step of training does not change them.
+Kept = tuple["Array | None", "Array | None", Any]
 
 
 class Device(ABC):
@@ -125,6 +127,8 @@ class Device(ABC):
         self, cell: str, passes: list[Arguments], lengths: Array | None, compute: str | None
     ) -> None:
         """The gradients of ``forward``: dh and dc change in place, dx and the others are added to.
+
+        "weights" among the arguments is what ``forward`` kept of them.
 
         Where ``state_gradients`` is among the arguments it is written.
         """
@@ -243,8 +247,9 @@ class Cpu(Device):
         keep: bool,
         packed: _core.Packed | None = None,
     ) -> list[Kept]:
-        return [
-            _core.forward(
+        made: list[Kept] = []
+        for p in passes:
+            saved, cells = _core.forward(
                 cell,
                 p["x"],
                 p["h"],
@@ -260,8 +265,20 @@ class Cpu(Device):
                 packed,
                 compute,
             )
-            for p in passes
-        ]
+            weights = None
+            if keep:
+                weights = _core.Packed(
+                    cell,
+                    p["weight_ih"],
+                    p["weight_hh"],
+                    None,
+                    None,
+                    compute,
+                    backward=True,
+                    with_input=p["x"].ndim == 3,
+                )
+            made.append((saved, cells, weights))
+        return made
 
     def backward(
         self, cell: str, passes: list[Arguments], lengths: Array | None, compute: str | None
@@ -273,8 +290,7 @@ class Cpu(Device):
                 p["x"],
                 p["h_0"],
                 p["c_0"],
-                p["weight_ih"],
-                p["weight_hh"],
+                p["weights"],
                 lengths,
                 p["reverse"],
                 p["y"],
@@ -447,7 +463,11 @@ class Cuda(Device):
             for name, shape in (("saved", saved_shape), ("cells", cells_shape)):
                 p[name] = None if shape is None else self.xp.empty(shape, p["y"].dtype)
         self._launch("forward", cell, passes, lengths, compute)
-        return [(p["saved"], p["cells"]) for p in passes]
+        weights = ("weight_ih", "weight_hh")
+        return [
+            (p["saved"], p["cells"], {w: p[w].copy() for w in weights} if keep else None)
+            for p in passes
+        ]
 
     def backward(
         self, cell: str, passes: list[Arguments], lengths: Array | None, compute: str | None
@@ -457,6 +477,9 @@ class Cuda(Device):
                 "state_gradients needs device='cpu', got a layer with device='cuda': rnnkern.save "
                 "it and load it with device='cpu'"
             )
+        passes = [{**p, **p["weights"]} for p in passes]
+        for p in passes:
+            del p["weights"]
         self._launch("backward", cell, passes, lengths, compute)
 
     def matmul(

@@ -43,6 +43,10 @@ class _Parameter:
         return f"params[{self.name!r}]"
 
 
+# One layer's in one direction, as the fields of ``Weights``.
+_Parameters = tuple[_Parameter, _Parameter, "_Parameter | None", "_Parameter | None"]
+
+
 class Recurrent:
     """What all recurrent layers share. Use one of the subclasses.
 
@@ -170,21 +174,20 @@ class Recurrent:
                 f"num_layers={self.num_layers}"
             )
 
-    def _parameter_names(self) -> Iterator[list[_Parameter | None]]:
+    def _parameter_names(self) -> Iterator[_Parameters]:
         """Of every layer and direction, in the order of the states: the fields of ``Weights``."""
         rows, units = len(self.gates) * self.hidden_size, self.hidden_size
         for layer in range(self.num_layers):
             inputs = units * self.num_directions if layer else self.input_size
             for ending in ("", "_reverse")[: self.num_directions]:
                 suffix = f"l{layer}{ending}"
-                yield [
+                bias_hn = self.bias and self._has_bias_hn
+                yield (
                     _Parameter(f"weight_ih_{suffix}", (rows, inputs)),
                     _Parameter(f"weight_hh_{suffix}", (rows, units)),
                     _Parameter(f"bias_{suffix}", (rows,)) if self.bias else None,
-                    _Parameter(f"bias_hn_{suffix}", (units,))
-                    if self.bias and self._has_bias_hn
-                    else None,
-                ]
+                    _Parameter(f"bias_hn_{suffix}", (units,)) if bias_hn else None,
+                )
 
     def _initial_parameters(self) -> dict[str, Array]:
         random = np.random.default_rng(self.seed)
@@ -208,11 +211,18 @@ class Recurrent:
 
     def _weights(self) -> list[Weights]:
         """The parameters by layer and direction, checked: they are the caller's to change."""
-        return [Weights(*map(self._checked_parameter, fields)) for fields in self._parameters]
+        checked = self._checked_parameter
+        return [
+            Weights(
+                checked(w_ih),
+                checked(w_hh),
+                None if bias is None else checked(bias),
+                None if bias_hn is None else checked(bias_hn),
+            )
+            for w_ih, w_hh, bias, bias_hn in self._parameters
+        ]
 
-    def _checked_parameter(self, parameter: _Parameter | None) -> Array | None:
-        if parameter is None:
-            return None
+    def _checked_parameter(self, parameter: _Parameter) -> Array:
         value = self.params.get(parameter.name)
         if value is None:
             raise ValueError(f"params must hold {parameter.name!r}, got {sorted(self.params)}")
@@ -342,7 +352,7 @@ class Recurrent:
     ) -> tuple[Array, State, Tape | None]:
         given = self._check_input(x, state, lengths)
         xp, result = self._device.xp, self._output(out, given)
-        weights = [w.copy() for w in self._weights()] if keep else self._weights()
+        weights = self._weights()
         h_n, c_n = given.h_0, given.c_0
         if keep or state is not None:  # the kernels work in place
             h_n, c_n = h_n.copy(), None if c_n is None else c_n.copy()
@@ -366,12 +376,12 @@ class Recurrent:
             ]
             kept = self._device.forward(self._cell, calls, given.lengths, self.compute, keep=keep)
             if keep:
-                for index, (call, (saved, cells)) in enumerate(
+                for index, (call, (saved, cells, snapshot)) in enumerate(
                     zip(calls, kept, strict=True), first
                 ):
                     c_0 = None if given.c_0 is None else given.c_0[index]
                     passes.append(
-                        Pass(weights[index], source, given.h_0[index], c_0, call["y"], saved, cells)
+                        Pass(snapshot, source, given.h_0[index], c_0, call["y"], saved, cells)
                     )
             source = y
             if keep and self.dropout > 0.0 and not last:

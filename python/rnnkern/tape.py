@@ -27,21 +27,12 @@ class Weights:
     bias: Array | None
     bias_hn: Array | None
 
-    def copy(self) -> Weights:
-        """Arrays of its own, so that a later step of training does not change them."""
-        return Weights(
-            self.weight_ih.copy(),
-            self.weight_hh.copy(),
-            None if self.bias is None else self.bias.copy(),
-            None if self.bias_hn is None else self.bias_hn.copy(),
-        )
-
 
 @dataclass(frozen=True)
 class Pass:
     """What backward needs of one layer in one direction."""
 
-    weights: Weights
+    weights: Any  # as ``Device.forward`` kept them
     x: Array
     h_0: Array
     c_0: Array | None
@@ -184,14 +175,16 @@ class Tape:
     ) -> Arguments:
         """The kernel's, for one layer in one direction; the gradients start at zero."""
         layer, kept = self._layer, self._passes[index]
-        direction, zeros_like = index % layer.num_directions, layer._device.xp.zeros_like
-        w = kept.weights
+        direction = index % layer.num_directions
+        gradients = {
+            f"d{kind}": parameter and layer._device.xp.zeros(parameter.shape, layer.dtype)
+            for kind, parameter in zip(_KINDS, layer._parameters[index], strict=True)
+        }
         return {
             "x": kept.x,
             "h_0": kept.h_0,
             "c_0": kept.c_0,
-            "weight_ih": w.weight_ih,
-            "weight_hh": w.weight_hh,
+            "weights": kept.weights,
             "reverse": direction == 1,
             "y": kept.y,
             "saved": kept.saved,
@@ -200,10 +193,7 @@ class Tape:
             "dh": dh[index],
             "dc": None if dc is None else dc[index],
             "dx": dx,
-            "dweight_ih": zeros_like(w.weight_ih),
-            "dweight_hh": zeros_like(w.weight_hh),
-            "dbias": None if w.bias is None else zeros_like(w.bias),
-            "dbias_hn": None if w.bias_hn is None else zeros_like(w.bias_hn),
+            **gradients,
             "state_gradients": trace,
         }
 
