@@ -9,6 +9,7 @@ emulation of the GPU's where that was built, or ``StandIn``, which asks the CPU'
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -155,7 +156,10 @@ def _xp() -> SimpleNamespace:
 
 
 class StandIn:
-    """The interface of ``rnnkern._cuda`` over the CPU's kernels, one direction after another."""
+    """The interface of ``rnnkern._cuda`` over the CPU's kernels, one pass after another.
+
+    Of stacked layers it takes two in a call.
+    """
 
     _facts: ClassVar = {
         "rnn_tanh": (1, 0, False),
@@ -189,9 +193,11 @@ class StandIn:
         dtype: str,
         compute: str | None,
         training: bool,
+        layers: int,
     ) -> dict[str, Any]:
         return {
             "path": "stand-in",
+            "layers_per_launch": self._split(layers),
             "groups": 1,
             "blocks_per_group": 1,
             "units_per_block": units,
@@ -214,10 +220,28 @@ class StandIn:
         tokens: bool,
         dtype: str,
         compute: str | None,
+        stacked: bool = False,
     ) -> int:
         return passes * units * np.dtype(dtype).itemsize
 
     backward_workspace = forward_workspace
+
+    def layers_per_launch(
+        self,
+        cell: str,
+        units: int,
+        steps: int,
+        batch: int,
+        layers: int,
+        dtype: str,
+        compute: str | None,
+        backward: bool,
+    ) -> list[int]:
+        return self._split(layers)
+
+    @staticmethod
+    def _split(layers: int) -> list[int]:
+        return [2] * (layers // 2) + [1] * (layers % 2)
 
     def forward(
         self,
@@ -227,11 +251,12 @@ class StandIn:
         compute: str | None,
         workspace: Array,
         stream: int,
+        stacked: bool,
     ) -> None:
         assert passes[0]["y"].nbytes == 0 or workspace.nbytes > 0
         workspace[...] = 255
-        for p in passes:
-            given = {**p, "x": self._clamped(p)}
+        for p, x in zip(passes, self._inputs(passes, stacked), strict=True):
+            given = {**p, "x": x}
             keep = p["saved"] is not None or p["cells"] is not None
             kept = {name: given.pop(name) for name in ("saved", "cells")}
             made = _core.forward(cell, lengths=lengths, keep=keep, **given)
@@ -248,10 +273,19 @@ class StandIn:
         compute: str | None,
         workspace: Array,
         stream: int,
+        stacked: bool,
     ) -> None:
         workspace[...] = 255
-        for p in passes:
-            _core.backward(cell, lengths=lengths, **{**p, "x": self._clamped(p)})
+        inputs = self._inputs(passes, stacked)
+        from_above: Array | None = None
+        for k, p in reversed(list(enumerate(passes))):
+            given = {**p, "x": inputs[k]}
+            if stacked and k > 0:
+                given["dx"] = np.zeros_like(inputs[k])
+            if from_above is not None:
+                given["dy"] = from_above
+            _core.backward(cell, lengths=lengths, **given)
+            from_above = given["dx"] if stacked else None
 
     def matmul(
         self,
@@ -274,6 +308,14 @@ class StandIn:
             bias=bias,
             accumulate=accumulate,
         )
+
+    def _inputs(self, passes: list[dict[str, Any]], stacked: bool) -> list[Array]:
+        """What each pass reads; a stacked layer is not given the y that it does."""
+        inputs = [self._clamped(passes[0])]
+        for below, p in itertools.pairwise(passes):
+            assert (p["x"] is None) == stacked
+            inputs.append(below["y"].view(np.ndarray) if stacked else self._clamped(p))
+        return inputs
 
     @staticmethod
     def _clamped(p: dict[str, Any]) -> Array:

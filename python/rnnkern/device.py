@@ -114,6 +114,9 @@ class Device(ABC):
 
         `packed` is what ``pack`` gave for the one direction there is, or None. Gives, for each
         direction, what backward needs, Nones unless `keep`.
+
+        Or stacked layers in one direction, as many as ``layers_per_call`` says, from the first up:
+        each but the first has None as x, for that is the y below it.
         """
 
     @abstractmethod
@@ -122,8 +125,24 @@ class Device(ABC):
     ) -> None:
         """The gradients of ``forward``: dh and dc change in place, dx and the others are added to.
 
-        Where ``state_gradients`` is among the arguments it is written.
+        Where ``state_gradients`` is among the arguments it is written. Of stacked layers, each but
+        the first has None as x and dx, and each but the last None as dy.
         """
+
+    @abstractmethod
+    def layers_per_call(
+        self,
+        cell: str,
+        units: int,
+        steps: int,
+        batch: int,
+        layers: int,
+        dtype: np.dtype[Any],
+        compute: str | None,
+        *,
+        backward: bool,
+    ) -> list[int]:
+        """How many of the stacked layers in one direction each call takes, from the first up."""
 
     @abstractmethod
     def matmul(
@@ -191,12 +210,13 @@ class Device(ABC):
         steps: int,
         batch: int,
         directions: int,
+        layers: int,
         dtype: np.dtype[Any],
         compute: str | None,
         *,
         training: bool,
     ) -> dict[str, Any]:
-        """How a layer of that size is computed, and why."""
+        """How a layer of that size, the first of so many, is computed, and why."""
 
 
 class Cpu(Device):
@@ -288,6 +308,20 @@ class Cpu(Device):
                 compute,
             )
 
+    def layers_per_call(
+        self,
+        cell: str,
+        units: int,
+        steps: int,
+        batch: int,
+        layers: int,
+        dtype: np.dtype[Any],
+        compute: str | None,
+        *,
+        backward: bool,
+    ) -> list[int]:
+        return [1] * layers
+
     def matmul(
         self,
         a: Array,
@@ -355,6 +389,7 @@ class Cpu(Device):
         steps: int,
         batch: int,
         directions: int,
+        layers: int,
         dtype: np.dtype[Any],
         compute: str | None,
         *,
@@ -455,6 +490,23 @@ class Cuda(Device):
             )
         self._launch("backward", cell, passes, lengths, compute)
 
+    def layers_per_call(
+        self,
+        cell: str,
+        units: int,
+        steps: int,
+        batch: int,
+        layers: int,
+        dtype: np.dtype[Any],
+        compute: str | None,
+        *,
+        backward: bool,
+    ) -> list[int]:
+        split: list[int] = self.kernels.layers_per_launch(
+            cell, units, steps, batch, layers, dtype.name, compute, backward
+        )
+        return split
+
     def matmul(
         self,
         a: Array,
@@ -520,13 +572,14 @@ class Cuda(Device):
         steps: int,
         batch: int,
         directions: int,
+        layers: int,
         dtype: np.dtype[Any],
         compute: str | None,
         *,
         training: bool,
     ) -> dict[str, Any]:
         plan: dict[str, Any] = self.kernels.plan(
-            cell, inputs, units, steps, batch, directions, dtype.name, compute, training
+            cell, inputs, units, steps, batch, directions, dtype.name, compute, training, layers
         )
         return plan
 
@@ -548,6 +601,7 @@ class Cuda(Device):
     ) -> None:
         """Call a kernel, "forward" or "backward", with the memory that it asks for."""
         x, weight_ih = passes[0]["x"], passes[0]["weight_ih"]
+        stacked = len(passes) > 1 and passes[1]["x"] is None
         size = getattr(self.kernels, f"{kind}_workspace")(
             cell,
             len(passes),
@@ -558,9 +612,10 @@ class Cuda(Device):
             x.ndim == 2,
             weight_ih.dtype.name,
             compute,
+            stacked,
         )
-        workspace = self._workspace(size)
-        getattr(self.kernels, kind)(cell, passes, lengths, compute, workspace, self._stream())
+        workspace, stream = self._workspace(size), self._stream()
+        getattr(self.kernels, kind)(cell, passes, lengths, compute, workspace, stream, stacked)
 
     def _workspace(self, size: int) -> Array:
         """Bytes from CuPy's pool, which aligns to 512."""

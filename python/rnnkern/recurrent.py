@@ -294,7 +294,7 @@ class Recurrent:
         return Stream(self, positive_int("batch", batch), weights)
 
     def plan(self, steps: int, batch: int, *, training: bool = False) -> dict[str, Any]:
-        """How the first layer of a call of that size is computed, and why.
+        """How the first layer, or launch of layers, of a call of that size is computed, and why.
 
         Args:
             steps: T.
@@ -305,7 +305,8 @@ class Recurrent:
             On a CPU "isa" and "threads" in use, "row_groups" and "unit_groups", the grid that the
             threads form over the batch and the units, and "product", what multiplies. On a GPU
             "path", "groups" that share the batch, "blocks_per_group" and "units_per_block" that
-            share the units, and the bytes "shared_bytes" and "workspace_bytes". "reason" in words.
+            share the units, "layers_per_launch", those that run as a wavefront in one launch, from
+            the first up, and the bytes "shared_bytes" and "workspace_bytes". "reason" in words.
 
         """
         return self._device.plan(
@@ -315,6 +316,7 @@ class Recurrent:
             positive_int("steps", steps),
             positive_int("batch", batch),
             self.num_directions,
+            self.num_layers,
             self.dtype,
             self.compute,
             training=training,
@@ -339,40 +341,59 @@ class Recurrent:
         c_n = None if given.c_0 is None else given.c_0.copy()
         passes: list[Pass] = []
         masks: list[Array] = []
-        source = given.x
-        for layer in range(self.num_layers):
-            last = layer == self.num_layers - 1
-            y = result if last else xp.empty((*given.x.shape[:2], self._features), self.dtype)
-            first = layer * self.num_directions
-            calls = [
-                {
-                    "x": source,
-                    "h": h_n[first + direction],
-                    "c": None if c_n is None else c_n[first + direction],
-                    **vars(weights[first + direction]),
-                    "reverse": direction == 1,
-                    "y": self._direction(y, direction),
-                }
-                for direction in range(self.num_directions)
-            ]
+        source, layer = given.x, 0
+        dropout = keep and self.dropout > 0.0
+        for count in self._layers_per_call(given, dropout=dropout, backward=False):
+            inputs, calls = [], []
+            for above in range(count):
+                last = layer == self.num_layers - 1
+                y = result if last else xp.empty((*given.x.shape[:2], self._features), self.dtype)
+                for direction in range(self.num_directions):
+                    index = layer * self.num_directions + direction
+                    inputs.append(source)
+                    calls.append(
+                        {
+                            "x": source if above == 0 else None,
+                            "h": h_n[index],
+                            "c": None if c_n is None else c_n[index],
+                            **vars(weights[index]),
+                            "reverse": direction == 1,
+                            "y": self._direction(y, direction),
+                        }
+                    )
+                source, layer = y, layer + 1
             kept = self._device.forward(self._cell, calls, given.lengths, self.compute, keep=keep)
             if keep:
-                for index, (call, (saved, cells)) in enumerate(
-                    zip(calls, kept, strict=True), first
-                ):
+                for x_in, call, (saved, cells) in zip(inputs, calls, kept, strict=True):
+                    index = len(passes)
                     c_0 = None if given.c_0 is None else given.c_0[index]
                     passes.append(
-                        Pass(weights[index], source, given.h_0[index], c_0, call["y"], saved, cells)
+                        Pass(weights[index], x_in, given.h_0[index], c_0, call["y"], saved, cells)
                     )
-            source = y
-            if keep and self.dropout > 0.0 and not last:
+            if dropout and layer < self.num_layers:
                 assert dropout_key is not None
-                masks.append(self._dropout_mask(dropout_key, layer, y.shape))
-                source = y * masks[-1]
+                masks.append(self._dropout_mask(dropout_key, layer - 1, source.shape))
+                source = source * masks[-1]
         tape = Tape(self, given, passes, masks) if keep else None
         last_state = (h_n, c_n) if c_n is not None else h_n
         y = self._as_given(result, given) if out is None else out
         return y, self._state_as_given(last_state, given), tape
+
+    def _layers_per_call(self, given: Input, *, dropout: bool, backward: bool) -> list[int]:
+        """How many layers each call of the device's takes, from the first up."""
+        # Between layers of one call nothing can be dropped, nor the two directions joined.
+        if self.num_layers == 1 or self.bidirectional or dropout:
+            return [1] * self.num_layers
+        return self._device.layers_per_call(
+            self._cell,
+            self.hidden_size,
+            given.steps,
+            given.batch,
+            self.num_layers,
+            self.dtype,
+            self.compute,
+            backward=backward,
+        )
 
     @property
     def _features(self) -> int:

@@ -148,19 +148,27 @@ class Tape:
         suffixes = [suffix for _, suffix in layer._suffixes()]
         traces = [self._new_trace() if state_gradients else None for _ in self._passes]
         dx: Array | None = None
-        for index_layer in reversed(range(layer.num_layers)):
-            first = index_layer * layer.num_directions
+        end = len(self._passes)
+        dropout = bool(self._masks)
+        for count in reversed(layer._layers_per_call(given, dropout=dropout, backward=True)):
+            first = end - count * layer.num_directions
             x = self._passes[first].x
             dx = None if x.ndim == 2 else xp.zeros(x.shape, layer.dtype)
             calls = []
-            for index in range(first, first + layer.num_directions):
-                calls.append(self._arguments(index, upstream, dh, dc, dx, traces[index]))
+            for index in range(first, end):
+                calls.append(self._arguments(index, dh, dc, traces[index]))
+                # Stacked layers hand each other what comes between them.
+                if index - first < layer.num_directions:
+                    calls[-1] |= {"x": x, "dx": dx}
+                if end - index <= layer.num_directions and upstream is not None:
+                    calls[-1]["dy"] = layer._direction(upstream, index % layer.num_directions)
                 for kind in _KINDS:
                     grads[f"{kind}_{suffixes[index]}"] = calls[-1]["d" + kind]
             layer._device.backward(layer._cell, calls, given.lengths, layer.compute)
-            if index_layer > 0:
+            if first > 0:
                 assert dx is not None
-                upstream = dx * self._masks[index_layer - 1] if self._masks else dx
+                upstream = dx * self._masks[first // layer.num_directions - 1] if dropout else dx
+            end = first
         ordered = {name: grads[name] for name in layer.params}
         dstate_0 = (dh, dc) if dc is not None else dh
         result = (
@@ -173,21 +181,16 @@ class Tape:
         traced = [self._unpacked(trace) for trace in traces if trace is not None]
         return (*result, [self._as_state_gradients(t) for t in self._by_layer(traced)])
 
-    def _arguments(
-        self,
-        index: int,
-        upstream: Array | None,
-        dh: Array,
-        dc: Array | None,
-        dx: Array | None,
-        trace: Array | None,
-    ) -> Arguments:
-        """The kernel's, for one layer in one direction; the gradients start at zero."""
+    def _arguments(self, index: int, dh: Array, dc: Array | None, trace: Array | None) -> Arguments:
+        """The kernel's, for one layer in one direction; the gradients of parameters start at zero.
+
+        x, dx and dy are None.
+        """
         layer, kept = self._layer, self._passes[index]
         direction, zeros_like = index % layer.num_directions, layer._device.xp.zeros_like
         w = kept.weights
         return {
-            "x": kept.x,
+            "x": None,
             "h_0": kept.h_0,
             "c_0": kept.c_0,
             "weight_ih": w.weight_ih,
@@ -196,10 +199,10 @@ class Tape:
             "y": kept.y,
             "saved": kept.saved,
             "cells": kept.cells,
-            "dy": None if upstream is None else layer._direction(upstream, direction),
+            "dy": None,
             "dh": dh[index],
             "dc": None if dc is None else dc[index],
-            "dx": dx,
+            "dx": None,
             "dweight_ih": zeros_like(w.weight_ih),
             "dweight_hh": zeros_like(w.weight_hh),
             "dbias": None if w.bias is None else zeros_like(w.bias),
