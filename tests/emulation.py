@@ -9,7 +9,6 @@ emulation of the GPU's where that was built, or ``StandIn``, which asks the CPU'
 from __future__ import annotations
 
 import importlib
-import itertools
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -255,8 +254,11 @@ class StandIn:
     ) -> None:
         assert passes[0]["y"].nbytes == 0 or workspace.nbytes > 0
         workspace[...] = 255
-        for p, x in zip(passes, self._inputs(passes, stacked), strict=True):
-            given = {**p, "x": x}
+        below: Array | None = None
+        for p in passes:
+            assert (p["x"] is None) == (below is not None)
+            given = {**p, "x": self._clamped(p) if below is None else below}
+            mask = given.pop("mask", None)
             keep = p["saved"] is not None or p["cells"] is not None
             kept = {name: given.pop(name) for name in ("saved", "cells")}
             made = _core.forward(cell, lengths=lengths, keep=keep, **given)
@@ -264,6 +266,9 @@ class StandIn:
                 assert (room is None) == (array is None)
                 if array is not None:
                     room.view(np.ndarray)[...] = array
+            if stacked:
+                below = p["y"].view(np.ndarray)
+                below = below if mask is None else below * mask.view(np.ndarray)
 
     def backward(
         self,
@@ -276,14 +281,14 @@ class StandIn:
         stacked: bool,
     ) -> None:
         workspace[...] = 255
-        inputs = self._inputs(passes, stacked)
         from_above: Array | None = None
         for k, p in reversed(list(enumerate(passes))):
-            given = {**p, "x": inputs[k]}
+            given = {**p, "x": self._clamped(p)}
+            mask = given.pop("mask", None)
             if stacked and k > 0:
-                given["dx"] = np.zeros_like(inputs[k])
+                given["dx"] = np.zeros_like(given["x"])
             if from_above is not None:
-                given["dy"] = from_above
+                given["dy"] = from_above if mask is None else from_above * mask.view(np.ndarray)
             _core.backward(cell, lengths=lengths, **given)
             from_above = given["dx"] if stacked else None
 
@@ -308,14 +313,6 @@ class StandIn:
             bias=bias,
             accumulate=accumulate,
         )
-
-    def _inputs(self, passes: list[dict[str, Any]], stacked: bool) -> list[Array]:
-        """What each pass reads; a stacked layer is not given the y that it does."""
-        inputs = [self._clamped(passes[0])]
-        for below, p in itertools.pairwise(passes):
-            assert (p["x"] is None) == stacked
-            inputs.append(below["y"].view(np.ndarray) if stacked else self._clamped(p))
-        return inputs
 
     @staticmethod
     def _clamped(p: dict[str, Any]) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -265,6 +265,13 @@ class Stack(Case):
     """Layers in one direction that one call runs as a wavefront."""
 
     layers: int = 2
+    dropout: bool = False
+
+    def mask(self, k: int) -> Array:
+        """What layer k hands on, as a factor."""
+        shape = (self.steps, self.batch, self.units)
+        kept = np.random.default_rng(k).random(shape) < 0.7
+        return np.where(kept, 1.0 / 0.7, 0.0).astype(self.dtype)
 
 
 def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
@@ -293,12 +300,18 @@ def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
         if case.upstream == "y":
             last = [np.zeros_like(d) for d in last]
         common: dict[str, Any] = {name: side.put(p) for name, p in own.items()}
-        common |= {"x": side.put(x) if k == 0 else None, "reverse": reverse}
+        common |= {"reverse": reverse, "mask": None}
+        if case.dropout and k < top:
+            common["mask"] = side.put(case.mask(k))
         common |= {"y": side.empty((steps, batch, units), dtype), "saved": None, "cells": None}
         if case.keep:
             common["saved"] = side.empty((live, facts["saved"], units), dtype)
             common["cells"] = side.empty((live, units), dtype)
-        forward.append(common | {s: side.put(a) for s, a in zip(states, first, strict=True)})
+        forward.append(
+            common
+            | {"x": side.put(x) if k == 0 else None}
+            | {s: side.put(a) for s, a in zip(states, first, strict=True)}
+        )
         given = k == top and case.upstream != "state"
         backward.append(
             common
@@ -313,9 +326,13 @@ def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
         lasts.append(tuple(a.astype(np.float64) for a in last))
         want[f"y {k}"] = below
         want |= {f"{s}_n {k}": a for s, a in zip(states, want_last, strict=True)}
+        if case.dropout and k < top:
+            below = below * case.mask(k)
     if case.keep:
         above = np.zeros_like(below) if case.upstream == "state" else dy.astype(np.float64)
         for k in reversed(range(case.layers)):
+            if case.dropout and k < top:
+                above = above * case.mask(k)
             above, want_first, grads = directions[k].backward(above, lasts[k])
             want |= {f"d{s}_0 {k}": a for s, a in zip(states, want_first, strict=True)}
             names = ("weight_ih", "weight_hh", "bias", "bias_hn")
@@ -333,6 +350,9 @@ def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
         got[f"y {k}"] = side.get(p["y"])
         got |= {f"{s}_n {k}": side.get(p[s]) for s in states}
     if case.keep:
+        backward[0]["x"] = side.put(x)
+        for lower, upper in itertools.pairwise(backward):
+            upper["x"] = lower["y"] if lower["mask"] is None else lower["y"] * lower["mask"]
         space = side.workspace(side.module.backward_workspace(*sizes, case.compute, True))
         side.module.backward(case.cell, backward, *rest, space, side.stream, True)
         if dx is not None:
@@ -464,6 +484,15 @@ def test_wavefronts_of_every_cell_and_mode(
 def test_wavefronts_of_few_rows(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
     dtype, compute = mode
     check(side, Stack(cell, 20, batch=2, inputs=3, dtype=dtype, compute=compute, layers=3))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=mode_ids)
+@pytest.mark.parametrize("cell", CELLS)
+def test_wavefronts_with_dropout(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
+    dtype, compute = mode
+    case = Stack(cell, 33, batch=7, dtype=dtype, compute=compute, layers=3, dropout=True)
+    check(side, case)
+    check(side, replace(case, lengths=(2, 0, 5, 5, 1, 3, 4), reverse=(True,)))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "both" not in kind])
@@ -720,11 +749,13 @@ def test_what_stacked_layers_hand_each_other_is_no_argument(side: Any) -> None:
         "weight_hh": side.empty((4, 4), "float32"),
         "reverse": False,
     }
-    upper, space = layer | {"x": None}, side.workspace(64)
+    space = side.workspace(64)
     for message, layers in (
-        ("dx of stacked layer 1 must be None: it goes", [layer, upper | {"dx": array}]),
-        ("dy of stacked layer 0 must be None: it comes", [layer | {"dy": array}, upper]),
-        ("reverse must be the same for all stacked", [layer, upper | {"reverse": True}]),
+        ("dx of stacked layer 1 must be None: it goes", [layer, layer | {"dx": array}]),
+        ("dy of stacked layer 0 must be None: it comes", [layer | {"dy": array}, layer]),
+        ("mask of stacked layer 1 must be None: no layer", [layer, layer | {"mask": array}]),
+        ("reverse must be the same for all stacked", [layer, layer | {"reverse": True}]),
+        ("mask must be a <f4 array", [layer | {"mask": side.empty((2, 2, 3), "float32")}, layer]),
     ):
         with pytest.raises(ValueError, match=message):
             side.module.backward("rnn_tanh", layers, None, None, space, side.stream, True)

@@ -96,8 +96,8 @@ bool is_reverse(const py::dict& pass) {
   return pass.contains("reverse") && pass["reverse"].cast<bool>();
 }
 
-// What stacked layers hand each other is no argument.
-void check_stacked(const std::vector<py::dict>& layers) {
+// What stacked layers hand each other is no argument; what they hand on may have a mask.
+void check_stacked(const std::vector<py::dict>& layers, bool backward) {
   const auto absent = [&](const char* name, std::size_t first, std::size_t end, const char* why) {
     for (std::size_t k = first; k < end; ++k) {
       if (!get(layers[k], name).is_none()) {
@@ -106,9 +106,10 @@ void check_stacked(const std::vector<py::dict>& layers) {
       }
     }
   };
-  absent("x", 1, layers.size(), "it is the y of the layer below");
+  if (!backward) absent("x", 1, layers.size(), "it is the y of the layer below");
   absent("dx", 1, layers.size(), "it goes to the layer below");
   absent("dy", 0, layers.size() - 1, "it comes from the layer above");
+  absent("mask", layers.size() - 1, layers.size(), "no layer is above");
   for (const auto& layer : layers) {
     if (is_reverse(layer) != is_reverse(layers[0]))
       throw std::invalid_argument("reverse must be the same for all stacked layers, got both");
@@ -117,8 +118,8 @@ void check_stacked(const std::vector<py::dict>& layers) {
 
 // The sizes of a call, from its first pass; the other passes are held against them.
 Shape call_shape(const std::string& cell, const std::vector<py::dict>& passes,
-                 const py::object& lengths, const std::optional<std::string>& compute,
-                 bool stacked) {
+                 const py::object& lengths, const std::optional<std::string>& compute, bool stacked,
+                 bool backward) {
   if (passes.empty()) throw std::invalid_argument("passes must not be empty");
   const DeviceArray x(require(passes[0], "x"), "x");
   const DeviceArray weight_ih(require(passes[0], "weight_ih"), "weight_ih");
@@ -135,7 +136,7 @@ Shape call_shape(const std::string& cell, const std::vector<py::dict>& passes,
   const Shape shape =
       make_shape(cell, static_cast<Index>(passes.size()), stacked, weight_ih.shape[1],
                  weight_hh.shape[1], x.shape[0], x.shape[1], lengths, x.shape.size() == 2, compute);
-  if (shape.stacked) check_stacked(passes);
+  if (shape.stacked) check_stacked(passes, backward);
   return shape;
 }
 
@@ -167,30 +168,30 @@ std::byte* read_workspace(const py::object& workspace, Index bytes) {
   return reinterpret_cast<std::byte*>(array.address);
 }
 
-// x as numbers or as tokens, and what forward and backward read alike. A layer above the first of
-// stacked ones reads the y below, given as a pass has it.
+// What forward and backward read alike of pass k: x as numbers or as tokens, mask and parameters.
 template <class T, class Layer>
-void read_input(const Shape& shape, const py::dict& pass, const std::vector<Layer>& below,
+void read_input(const Shape& shape, const py::dict& pass, std::size_t k, bool backward,
                 Layer& layer) {
+  const bool above = shape.stacked && k > 0;
+  const Index inputs = above ? shape.units : shape.inputs;
+  if (!above && shape.tokens) {
+    layer.tokens =
+        device_sequence<const std::int64_t>(require(pass, "x"), "x", shape.steps, shape.batch, 0);
+  } else if (!above || backward) {
+    layer.x = device_sequence<const T>(require(pass, "x"), "x", shape.steps, shape.batch, inputs);
+  }
+  if (shape.stacked) {
+    layer.mask =
+        device_sequence<const T>(get(pass, "mask"), "mask", shape.steps, shape.batch, shape.units);
+  }
   layer.reverse = is_reverse(pass);
-  if (shape.stacked && !below.empty()) {
-    layer.x = {below.back().y.data, below.back().y.step, below.back().y.row};
-    layer.parameters = read_parameters<T>(shape, pass, shape.units);
-    return;
-  }
-  const auto x = require(pass, "x");
-  if (shape.tokens) {
-    layer.tokens = device_sequence<const std::int64_t>(x, "x", shape.steps, shape.batch, 0);
-  } else {
-    layer.x = device_sequence<const T>(x, "x", shape.steps, shape.batch, shape.inputs);
-  }
-  layer.parameters = read_parameters<T>(shape, pass, shape.inputs);
+  layer.parameters = read_parameters<T>(shape, pass, inputs);
 }
 
 void run_forward(const std::string& cell, const std::vector<py::dict>& passes,
                  const py::object& lengths, const std::optional<std::string>& compute,
                  const py::object& workspace, std::uintptr_t stream, bool stacked) {
-  const Shape shape = call_shape(cell, passes, lengths, compute, stacked);
+  const Shape shape = call_shape(cell, passes, lengths, compute, stacked, false);
   const auto& facts = cell_facts(shape.cell);
   const Index batch = shape.batch, units = shape.units, live = live_rows(shape);
   const DeviceArray weights(require(passes[0], "weight_hh"), "weight_hh");
@@ -198,7 +199,7 @@ void run_forward(const std::string& cell, const std::vector<py::dict>& passes,
     std::vector<cuda::ForwardLayer<T>> layers;
     for (const auto& pass : passes) {
       cuda::ForwardLayer<T> layer{};
-      read_input<T>(shape, pass, layers, layer);
+      read_input<T>(shape, pass, layers.size(), false, layer);
       layer.h = device_pointer<T>(require(pass, "h"), "h", {batch, units});
       layer.y = device_sequence<T>(require(pass, "y"), "y", shape.steps, batch, units);
       if (facts.saved > 0)
@@ -218,7 +219,7 @@ void run_forward(const std::string& cell, const std::vector<py::dict>& passes,
 void run_backward(const std::string& cell, const std::vector<py::dict>& passes,
                   const py::object& lengths, const std::optional<std::string>& compute,
                   const py::object& workspace, std::uintptr_t stream, bool stacked) {
-  const Shape shape = call_shape(cell, passes, lengths, compute, stacked);
+  const Shape shape = call_shape(cell, passes, lengths, compute, stacked, true);
   const auto& facts = cell_facts(shape.cell);
   const Index batch = shape.batch, units = shape.units, live = live_rows(shape);
   const Index rows = facts.gates * units;
@@ -229,7 +230,7 @@ void run_backward(const std::string& cell, const std::vector<py::dict>& passes,
       if (!get(pass, "state_gradients").is_none())
         throw std::invalid_argument("state_gradients are not computed on a GPU, only on the CPU");
       cuda::BackwardLayer<T> layer{};
-      read_input<T>(shape, pass, layers, layer);
+      read_input<T>(shape, pass, layers.size(), true, layer);
       layer.h_0 = device_pointer<const T>(require(pass, "h_0"), "h_0", {batch, units});
       layer.y = device_sequence<const T>(require(pass, "y"), "y", shape.steps, batch, units);
       layer.dh = device_pointer<T>(require(pass, "dh"), "dh", {batch, units});
@@ -420,18 +421,19 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
       "forward", run_forward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
       py::arg("compute"), py::arg("workspace"), py::arg("stream"), py::arg("stacked") = false,
       "The directions of one layer or, stacked, layers in one direction from the first up, each of "
-      "which but the first has None as x. Each pass is a dict of x, h, c, weight_ih, weight_hh, "
-      "bias, "
-      "bias_hn, reverse, y, saved, cells; what does not apply is None. Arguments are as in "
+      "which but the first has None as x and takes the y below it, times that layer's mask (T, B, "
+      "H) "
+      "where it has one. Each pass is a dict of x, h, c, weight_ih, weight_hh, bias, bias_hn, "
+      "reverse, y, saved, cells, mask; what does not apply is None. Arguments are as in "
       "_core.forward; saved (N, saved, H) and cells (N, H) are written where given. Tokens outside "
       "the weights count as the nearest inside.");
   m.def("backward", run_backward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
         py::arg("compute"), py::arg("workspace"), py::arg("stream"), py::arg("stacked") = false,
-        "Gradients of forward(), in the same order; of stacked layers only the first has x and dx, "
-        "and "
-        "only the last dy. Each pass is a dict of x, h_0, c_0, weight_ih, weight_hh, reverse, "
-        "y, saved, cells, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias, dbias_hn as in "
-        "_core.backward. Directions may share dx.");
+        "Gradients of forward(), in the same order: each pass is a dict of x, h_0, c_0, weight_ih, "
+        "weight_hh, reverse, y, saved, cells, mask, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias, "
+        "dbias_hn as in _core.backward. Directions may share dx. Of stacked layers only the first "
+        "has "
+        "dx and only the last dy, and the x of each other is the y below it, times the mask.");
   m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("transpose_a"),
         py::arg("transpose_b"), py::arg("bias"), py::arg("accumulate"), py::arg("compute"),
         py::arg("stream"),

@@ -63,8 +63,7 @@ class BackwardKernel {
          .ahead = phases_before(s - 1, 0),
          .parity = N == 0 ? s + 1 : s},
         [&](const Place& at) { prefetch<N>(s, at, at.i < now); },
-        // ∂L/∂y_t, from the layer above's gates.
-        [&](const Place& at) { *loop_.field(kDy, at) = loop_.sum(kBetween, at.n, at.m); },
+        [&](const Place& at) { receive(at); },
         [&](const Place& at) { apply<N>(s, at, at.i < now); });
   }
 
@@ -86,7 +85,8 @@ class BackwardKernel {
       block_.copy(loop_.field(kSaved + k, at),
                   pass_.saved + (at.packed * Cell::saved + k) * units_ + at.unit);
     }
-    if (N == 0 && pass_.dy.data) block_.copy(loop_.field(kDy, at), pass_.dy.at(t, at.b) + at.unit);
+    const auto& dy = pass_.mask.data ? pass_.mask : pass_.dy;
+    if (N == 0 && dy.data) block_.copy(loop_.field(kDy, at), dy.at(t, at.b) + at.unit);
     if constexpr (Cell::cell_state) {
       block_.copy(loop_.field(kDc, at), pass_.dc + state);
       block_.copy(loop_.field(kPreviousC, at),
@@ -94,6 +94,13 @@ class BackwardKernel {
                         : pass_.cells + (schedule_.offset[before] + at.i) * units_ + at.unit);
       block_.copy(loop_.field(kC, at), pass_.cells + at.packed * units_ + at.unit);
     }
+  }
+
+  // ∂L/∂y_t from the layer above's gates, in the place of its mask.
+  RNNKERN_KERNEL void receive(const Place& at) const {
+    const T sum = loop_.sum(kBetween, at.n, at.m);
+    T* const dy = loop_.field(kDy, at);
+    *dy = pass_.mask.data ? *dy * sum : sum;
   }
 
   template <int N>

@@ -120,7 +120,7 @@ PlanRequest request_of(const Shape& shape, bool backward) {
                       .product = recurrent_kernels<T>(shape).product,
                       .weights = {},
                       .phases = cell.phases,
-                      .fields = backward ? cell.saved + 7 : cell.gates + 2,
+                      .fields = backward ? cell.saved + 7 : cell.gates + 2 + cell.cell_state,
                       .field_bytes = sizeof(T),
                       .units = shape.units,
                       .batch = shape.batch,
@@ -335,7 +335,7 @@ class ForwardCall : Call<T> {
         auto& pass = problem.pass[k];
         pass.x_part = space.run[k];
         pass.bias = layer.parameters.bias, pass.bias_hn = layer.parameters.bias_hn;
-        pass.h = layer.h, pass.c = layer.c, pass.y = layer.y;
+        pass.h = layer.h, pass.c = layer.c, pass.y = layer.y, pass.mask = layer.mask;
         pass.saved = layer.saved, pass.cells = layer.cells, pass.scratch = space.scratch[k];
       }
       this->recurrent_.forward[shape.cell](this->grid(stream), problem);
@@ -387,7 +387,8 @@ class BackwardCall : Call<T> {
         auto& pass = problem.pass[k];
         pass.h_0 = layer.h_0, pass.c_0 = layer.c_0, pass.y = layer.y;
         pass.saved = layer.saved, pass.cells = layer.cells;
-        pass.dy = layer.dy, pass.dh = layer.dh, pass.dc = layer.dc, pass.delta = space.run[k];
+        pass.dy = layer.dy, pass.mask = layer.mask;
+        pass.dh = layer.dh, pass.dc = layer.dc, pass.delta = space.run[k];
       }
       this->recurrent_.backward[shape.cell](this->grid(stream), problem);
       // Pass by pass, so that a shared dx is added to in one order.

@@ -25,7 +25,8 @@ struct Shape {
 };
 
 // One direction of a layer; every pointer is the device's. Shapes as in core/problem.h. Of stacked
-// layers only the first is given x (backward: those above take the y below) and dx, only the last dy.
+// layers only the first has dx and, forward, x, and only the last dy. The others may have a mask,
+// (T, B, H): then the next layer's x is y · mask.
 template <class T>
 struct ForwardLayer {
   bool reverse;
@@ -37,6 +38,7 @@ struct ForwardLayer {
   Sequence<T> y;
   T* saved;
   T* cells;
+  Sequence<const T> mask;
 };
 
 template <class T>
@@ -51,6 +53,7 @@ struct BackwardLayer {
   const T* saved;
   const T* cells;
   Sequence<const T> dy;
+  Sequence<const T> mask;
   T* dh;
   T* dc;
   Sequence<T> dx;

@@ -82,7 +82,7 @@ class ForwardKernel {
                        : pass_.scratch + at.i * Cell::saved * units_;
   }
 
-  // What stands in the fields: W_ih x + b of the phase's gates, h, c, and what phase 0 saved.
+  // What stands in the fields: W_ih x + b of the phase's gates, h, c, what phase 0 saved, and the mask.
   template <int N>
   static constexpr int kSavedBefore = N > 0 ? Cell::saved_after[N > 0 ? N - 1 : 0] : 0;
 
@@ -112,6 +112,10 @@ class ForwardKernel {
     }
     for (int k = 0; k < kSavedBefore<N>; ++k)
       block_.copy(loop_.field(phase.count + kStates + k, at), saved_row(at) + k * units_ + at.unit);
+    if (N + 1 == kPhases && pass_.mask.data) {
+      block_.copy(loop_.field(phase.count + kStates + kSavedBefore<N>, at),
+                  pass_.mask.at(schedule_.time_of(s, pass_.reverse), at.b) + at.unit);
+    }
   }
 
   // The layer below's y_t has come through W_ih.
@@ -159,9 +163,13 @@ class ForwardKernel {
   // last.
   RNNKERN_KERNEL void finish(Index s, const Place& at, const ForwardStep<V, Cell>& step) const {
     const bool ends = at.i >= schedule_.live(s + 1, pass_.reverse);
-    const auto rounded = P::Element::round(step.h.v);
-    loop_.operand(0, s + 1, at.j)[at.unit] = rounded;
-    if (loop_.hands_on()) loop_.handed(at.packed)[at.unit] = rounded;
+    loop_.operand(0, s + 1, at.j)[at.unit] = P::Element::round(step.h.v);
+    if (loop_.hands_on()) {
+      constexpr int last = kPhases - 1,
+                    mask = Cell::phases[last].count + kStates + kSavedBefore<last>;
+      const T handed = pass_.mask.data ? step.h.v * *loop_.field(mask, at) : step.h.v;
+      loop_.handed(at.packed)[at.unit] = P::Element::round(handed);
+    }
     pass_.y.at(schedule_.time_of(s, pass_.reverse), at.b)[at.unit] = step.h.v;
     if (ends) pass_.h[at.b * units_ + at.unit] = step.h.v;
     if constexpr (Cell::cell_state) {

@@ -52,9 +52,10 @@ struct ForwardPass {
   T* h;              // (B, H): in h_0, out h_n
   T* c;              // (B, H): likewise, or null
   Sequence<T> y;     // (T, B, H)
-  T* saved;          // (N, saved, H); null when no backward pass will follow
-  T* cells;          // (N, H): likewise
-  T* scratch;        // (B, saved, H): what a phase leaves to the next where `saved` is null
+  Sequence<const T> mask;  // (T, B, H): a factor of the y that is handed on; or data null
+  T* saved;                // (N, saved, H); null when no backward pass will follow
+  T* cells;                // (N, H): likewise
+  T* scratch;              // (B, saved, H): what a phase leaves to the next where `saved` is null
 };
 
 template <class T>
@@ -66,10 +67,11 @@ struct BackwardPass {
   Sequence<const T> y;
   const T* saved;
   const T* cells;
-  Sequence<const T> dy;  // data null for zero, or where a layer hands it on
-  T* dh;                 // (B, H): in ∂L/∂h_n, out ∂L/∂h_0; between them ∂L/∂h_t's direct part
-  T* dc;                 // (B, H): likewise for c
-  T* delta;              // (packed rows of the run, deltas, H)
+  Sequence<const T> dy;    // data null for zero, or where a layer hands it on
+  Sequence<const T> mask;  // (T, B, H): a factor of the dy that is handed on; or data null
+  T* dh;                   // (B, H): in ∂L/∂h_n, out ∂L/∂h_0; between them ∂L/∂h_t's direct part
+  T* dc;                   // (B, H): likewise for c
+  T* delta;                // (packed rows of the run, deltas, H)
 };
 
 // A run of processed steps [begin, end); a backward run that begins at 0 also ends in ∂L/∂h_0.

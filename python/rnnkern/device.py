@@ -20,7 +20,7 @@ from rnnkern._checks import Array, choice, dtype_text, host_array, on_gpu
 # What a kernel takes for one direction of a layer, by name; None stands for what is absent.
 # Forward: x, h, c, weight_ih, weight_hh, bias, bias_hn, reverse, y. Backward: x, h_0, c_0,
 # weight_ih, weight_hh, reverse, y, saved, cells, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias,
-# dbias_hn.
+# dbias_hn. Of stacked layers in one call all but the last may also have mask.
 Arguments = dict[str, Any]
 Kept = tuple["Array | None", "Array | None"]  # (saved, cells): what backward needs beside y
 
@@ -109,6 +109,7 @@ class Device(ABC):
         *,
         keep: bool,
         packed: Any = None,
+        stacked: bool = False,
     ) -> list[Kept]:
         """All directions of one layer; h and c change in place, y is written.
 
@@ -116,17 +117,23 @@ class Device(ABC):
         direction, what backward needs, Nones unless `keep`.
 
         Or stacked layers in one direction, as many as ``layers_per_call`` says, from the first up:
-        each but the first has None as x, for that is the y below it.
+        each but the first has None as x, for that is the y below it, times the mask of that layer.
         """
 
     @abstractmethod
     def backward(
-        self, cell: str, passes: list[Arguments], lengths: Array | None, compute: str | None
+        self,
+        cell: str,
+        passes: list[Arguments],
+        lengths: Array | None,
+        compute: str | None,
+        *,
+        stacked: bool = False,
     ) -> None:
         """The gradients of ``forward``: dh and dc change in place, dx and the others are added to.
 
         Where ``state_gradients`` is among the arguments it is written. Of stacked layers, each but
-        the first has None as x and dx, and each but the last None as dy.
+        the first has None as dx, and each but the last None as dy.
         """
 
     @abstractmethod
@@ -258,6 +265,7 @@ class Cpu(Device):
         *,
         keep: bool,
         packed: _core.Packed | None = None,
+        stacked: bool = False,
     ) -> list[Kept]:
         return [
             _core.forward(
@@ -280,7 +288,13 @@ class Cpu(Device):
         ]
 
     def backward(
-        self, cell: str, passes: list[Arguments], lengths: Array | None, compute: str | None
+        self,
+        cell: str,
+        passes: list[Arguments],
+        lengths: Array | None,
+        compute: str | None,
+        *,
+        stacked: bool = False,
     ) -> None:
         for p in passes:
             # By position: binding two dozen names would take as long as a small layer.
@@ -465,6 +479,7 @@ class Cuda(Device):
         *,
         keep: bool,
         packed: None = None,
+        stacked: bool = False,
     ) -> list[Kept]:
         facts = self.kernels.facts(cell)
         saved_shape: tuple[int, ...] | None = None
@@ -477,18 +492,24 @@ class Cuda(Device):
         for p in passes:
             for name, shape in (("saved", saved_shape), ("cells", cells_shape)):
                 p[name] = None if shape is None else self.xp.empty(shape, p["y"].dtype)
-        self._launch("forward", cell, passes, lengths, compute)
+        self._launch("forward", cell, passes, lengths, compute, stacked)
         return [(p["saved"], p["cells"]) for p in passes]
 
     def backward(
-        self, cell: str, passes: list[Arguments], lengths: Array | None, compute: str | None
+        self,
+        cell: str,
+        passes: list[Arguments],
+        lengths: Array | None,
+        compute: str | None,
+        *,
+        stacked: bool = False,
     ) -> None:
         if any(p.pop("state_gradients", None) is not None for p in passes):
             raise ValueError(
                 "state_gradients needs device='cpu', got a layer with device='cuda': rnnkern.save "
                 "it and load it with device='cpu'"
             )
-        self._launch("backward", cell, passes, lengths, compute)
+        self._launch("backward", cell, passes, lengths, compute, stacked)
 
     def layers_per_call(
         self,
@@ -598,10 +619,10 @@ class Cuda(Device):
         passes: list[Arguments],
         lengths: Array | None,
         compute: str | None,
+        stacked: bool,
     ) -> None:
         """Call a kernel, "forward" or "backward", with the memory that it asks for."""
         x, weight_ih = passes[0]["x"], passes[0]["weight_ih"]
-        stacked = len(passes) > 1 and passes[1]["x"] is None
         size = getattr(self.kernels, f"{kind}_workspace")(
             cell,
             len(passes),

@@ -21,7 +21,7 @@ from rnnkern._checks import (
     host_array,
     positive_int,
 )
-from rnnkern.device import get_device
+from rnnkern.device import Arguments, get_device
 from rnnkern.stream import Stream
 from rnnkern.tape import Input, Pass, State, Tape, Weights
 
@@ -339,50 +339,56 @@ class Recurrent:
         weights = [w.copy() for w in self._weights()] if keep else self._weights()
         h_n = given.h_0.copy()
         c_n = None if given.c_0 is None else given.c_0.copy()
+        directions = self.num_directions
         passes: list[Pass] = []
         masks: list[Array] = []
-        source, layer = given.x, 0
-        dropout = keep and self.dropout > 0.0
-        for count in self._layers_per_call(given, dropout=dropout, backward=False):
-            inputs, calls = [], []
-            for above in range(count):
+        if keep and self.dropout > 0.0 and self.num_layers > 1:
+            assert dropout_key is not None
+            shape = (*given.x.shape[:2], self._features)
+            masks = [self._dropout_mask(dropout_key, k, shape) for k in range(self.num_layers - 1)]
+        first, source = 0, given.x
+        for count in self._layers_per_call(given, backward=False):
+            calls: list[Arguments] = []
+            outputs: list[Array] = []
+            for layer in range(first, first + count):
                 last = layer == self.num_layers - 1
                 y = result if last else xp.empty((*given.x.shape[:2], self._features), self.dtype)
-                for direction in range(self.num_directions):
-                    index = layer * self.num_directions + direction
-                    inputs.append(source)
-                    calls.append(
-                        {
-                            "x": source if above == 0 else None,
-                            "h": h_n[index],
-                            "c": None if c_n is None else c_n[index],
-                            **vars(weights[index]),
-                            "reverse": direction == 1,
-                            "y": self._direction(y, direction),
-                        }
-                    )
-                source, layer = y, layer + 1
-            kept = self._device.forward(self._cell, calls, given.lengths, self.compute, keep=keep)
-            if keep:
-                for x_in, call, (saved, cells) in zip(inputs, calls, kept, strict=True):
+                outputs.append(y)
+                for direction in range(directions):
+                    index = layer * directions + direction
+                    call = {
+                        "x": source if layer == first else None,
+                        "h": h_n[index],
+                        "c": None if c_n is None else c_n[index],
+                        **vars(weights[index]),
+                        "reverse": direction == 1,
+                        "y": self._direction(y, direction),
+                    }
+                    calls.append(call)
+                if masks and layer < first + count - 1:
+                    calls[-1]["mask"] = masks[layer]
+            kept = self._device.forward(
+                self._cell, calls, given.lengths, self.compute, keep=keep, stacked=count > 1
+            )
+            done = zip(calls, kept, strict=True)
+            for layer, y in enumerate(outputs, first):
+                for _ in range(directions) if keep else ():
+                    call, (saved, cells) = next(done)
                     index = len(passes)
                     c_0 = None if given.c_0 is None else given.c_0[index]
                     passes.append(
-                        Pass(weights[index], x_in, given.h_0[index], c_0, call["y"], saved, cells)
+                        Pass(weights[index], source, given.h_0[index], c_0, call["y"], saved, cells)
                     )
-            if dropout and layer < self.num_layers:
-                assert dropout_key is not None
-                masks.append(self._dropout_mask(dropout_key, layer - 1, source.shape))
-                source = source * masks[-1]
+                source = y * masks[layer] if layer < len(masks) else y
+            first += count
         tape = Tape(self, given, passes, masks) if keep else None
         last_state = (h_n, c_n) if c_n is not None else h_n
         y = self._as_given(result, given) if out is None else out
         return y, self._state_as_given(last_state, given), tape
 
-    def _layers_per_call(self, given: Input, *, dropout: bool, backward: bool) -> list[int]:
+    def _layers_per_call(self, given: Input, *, backward: bool) -> list[int]:
         """How many layers each call of the device's takes, from the first up."""
-        # Between layers of one call nothing can be dropped, nor the two directions joined.
-        if self.num_layers == 1 or self.bidirectional or dropout:
+        if self.num_layers == 1 or self.bidirectional:  # a layer takes both directions below
             return [1] * self.num_layers
         return self._device.layers_per_call(
             self._cell,

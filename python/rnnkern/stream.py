@@ -110,7 +110,7 @@ class Stream:
             )
         result = layer._output(out, given)
         source, index, panels = given.x, 0, self._block_panels()
-        for count in layer._layers_per_call(given, dropout=False, backward=False):
+        for count in layer._layers_per_call(given, backward=False):
             first, calls = index, []
             for index in range(first, first + count):
                 last = index == layer.num_layers - 1
@@ -129,7 +129,13 @@ class Stream:
                 source = y
             index = first + count
             layer._device.forward(
-                layer._cell, calls, None, layer.compute, keep=False, packed=panels[first]
+                layer._cell,
+                calls,
+                None,
+                layer.compute,
+                keep=False,
+                packed=panels[first],
+                stacked=count > 1,
             )
         return result
 

@@ -149,25 +149,30 @@ class Tape:
         traces = [self._new_trace() if state_gradients else None for _ in self._passes]
         dx: Array | None = None
         end = len(self._passes)
-        dropout = bool(self._masks)
-        for count in reversed(layer._layers_per_call(given, dropout=dropout, backward=True)):
+        for count in reversed(layer._layers_per_call(given, backward=True)):
             first = end - count * layer.num_directions
             x = self._passes[first].x
             dx = None if x.ndim == 2 else xp.zeros(x.shape, layer.dtype)
             calls = []
             for index in range(first, end):
+                lowest = index - first < layer.num_directions
+                highest = end - index <= layer.num_directions
                 calls.append(self._arguments(index, dh, dc, traces[index]))
-                # Stacked layers hand each other what comes between them.
-                if index - first < layer.num_directions:
-                    calls[-1] |= {"x": x, "dx": dx}
-                if end - index <= layer.num_directions and upstream is not None:
+                calls[-1]["dx"] = dx if lowest else None
+                calls[-1]["dy"] = None
+                if highest and upstream is not None:
                     calls[-1]["dy"] = layer._direction(upstream, index % layer.num_directions)
+                elif self._masks and not highest:
+                    calls[-1]["mask"] = self._masks[index]
                 for kind in _KINDS:
                     grads[f"{kind}_{suffixes[index]}"] = calls[-1]["d" + kind]
-            layer._device.backward(layer._cell, calls, given.lengths, layer.compute)
+            layer._device.backward(
+                layer._cell, calls, given.lengths, layer.compute, stacked=count > 1
+            )
             if first > 0:
                 assert dx is not None
-                upstream = dx * self._masks[first // layer.num_directions - 1] if dropout else dx
+                below = first // layer.num_directions - 1
+                upstream = dx * self._masks[below] if self._masks else dx
             end = first
         ordered = {name: grads[name] for name in layer.params}
         dstate_0 = (dh, dc) if dc is not None else dh
@@ -184,13 +189,13 @@ class Tape:
     def _arguments(self, index: int, dh: Array, dc: Array | None, trace: Array | None) -> Arguments:
         """The kernel's, for one layer in one direction; the gradients of parameters start at zero.
 
-        x, dx and dy are None.
+        Without dx, dy and mask.
         """
         layer, kept = self._layer, self._passes[index]
         direction, zeros_like = index % layer.num_directions, layer._device.xp.zeros_like
         w = kept.weights
         return {
-            "x": None,
+            "x": kept.x,
             "h_0": kept.h_0,
             "c_0": kept.c_0,
             "weight_ih": w.weight_ih,
@@ -199,10 +204,8 @@ class Tape:
             "y": kept.y,
             "saved": kept.saved,
             "cells": kept.cells,
-            "dy": None,
             "dh": dh[index],
             "dc": None if dc is None else dc[index],
-            "dx": None,
             "dweight_ih": zeros_like(w.weight_ih),
             "dweight_hh": zeros_like(w.weight_hh),
             "dbias": None if w.bias is None else zeros_like(w.bias),
