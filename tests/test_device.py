@@ -315,12 +315,13 @@ def test_stacked_layers_agree_with_the_reference(
 
 def test_what_is_asked_of_a_gpu_reaches_it(cuda: device.Cuda) -> None:
     for compute in ("tfloat32", "bfloat16", "float16", None):
-        layer = rk.GRU(INPUTS, 64, device="cuda", compute=compute)
+        layer = rk.GRU(INPUTS, 64, 3, device="cuda", compute=compute)
         assert (layer.device, layer.compute) == ("cuda", compute)
         for training in (False, True):
             plan = layer.plan(10, 4, training=training)
             assert isinstance(plan["reason"], str)
             assert plan["workspace_bytes"] >= 0
+            assert sum(plan["layers_per_launch"]) == 3
     with pytest.raises(
         ValueError, match="compute='float16' needs dtype='float32', got dtype='float64'"
     ):

@@ -417,23 +417,21 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
           py::arg("lengths"), py::arg("tokens"), py::arg("dtype"), py::arg("compute"),
           py::arg("stacked") = false, "Bytes of workspace that a call of that size takes.");
   }
-  m.def(
-      "forward", run_forward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
-      py::arg("compute"), py::arg("workspace"), py::arg("stream"), py::arg("stacked") = false,
-      "The directions of one layer or, stacked, layers in one direction from the first up, each of "
-      "which but the first has None as x and takes the y below it, times that layer's mask (T, B, "
-      "H) "
-      "where it has one. Each pass is a dict of x, h, c, weight_ih, weight_hh, bias, bias_hn, "
-      "reverse, y, saved, cells, mask; what does not apply is None. Arguments are as in "
-      "_core.forward; saved (N, saved, H) and cells (N, H) are written where given. Tokens outside "
-      "the weights count as the nearest inside.");
+  m.def("forward", run_forward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
+        py::arg("compute"), py::arg("workspace"), py::arg("stream"), py::arg("stacked") = false,
+        "The directions of one layer or, stacked, layers in one direction from the first up: each "
+        "but the first has None as x and takes the y below it, times the mask (T, B, H) there if "
+        "any. Each pass is a dict of x, h, c, weight_ih, weight_hh, bias, bias_hn, reverse, y, "
+        "saved, cells, mask; what does not apply is None. Arguments are as in _core.forward; "
+        "saved (N, saved, H) and cells (N, H) are written where given. Tokens outside the weights "
+        "count as the nearest inside.");
   m.def("backward", run_backward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
         py::arg("compute"), py::arg("workspace"), py::arg("stream"), py::arg("stacked") = false,
-        "Gradients of forward(), in the same order: each pass is a dict of x, h_0, c_0, weight_ih, "
-        "weight_hh, reverse, y, saved, cells, mask, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias, "
-        "dbias_hn as in _core.backward. Directions may share dx. Of stacked layers only the first "
-        "has "
-        "dx and only the last dy, and the x of each other is the y below it, times the mask.");
+        "Gradients of forward(), in the same order: each pass is a dict of x, h_0, c_0, "
+        "weight_ih, weight_hh, reverse, y, saved, cells, mask, dy, dh, dc, dx, dweight_ih, "
+        "dweight_hh, dbias, dbias_hn as in _core.backward. Directions may share dx. Of stacked "
+        "layers the first alone has dx and the last alone dy; the x of each other is the y below "
+        "it, times the mask.");
   m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("transpose_a"),
         py::arg("transpose_b"), py::arg("bias"), py::arg("accumulate"), py::arg("compute"),
         py::arg("stream"),

@@ -33,9 +33,8 @@ struct Candidate {
   bool resident;
 };
 
-bool on_tensor_cores(const ProductFacts& product) { return !product.vector && product.rows == 16; }
 double sums_a_cycle(const ProductFacts& product) {
-  return on_tensor_cores(product) ? kTensorSumsACycle : kScalarSumsACycle;
+  return !product.vector && product.rows == 16 ? kTensorSumsACycle : kScalarSumsACycle;
 }
 
 // A plan for slices of `units` units and chunks that cut a row in `cuts`, if it fits.

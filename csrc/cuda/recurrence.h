@@ -96,8 +96,8 @@ class Recurrence {
   };
 
   // before(place) for what is had without other blocks; where the pass is fed, the product of what was
-  // handed on, and receive(place); the product of the phase's operand, and after(place). Each of the
-  // two finds its product by sum().
+  // handed on, and receive(place); the product of the phase's operand, and after(place). receive and
+  // after find their sums by sum().
   template <class Before, class Receive, class After>
   RNNKERN_KERNEL void run_phase(const PhaseOfStep& at, Before before, Receive receive,
                                 After after) const {

@@ -116,8 +116,9 @@ class Device(ABC):
         `packed` is what ``pack`` gave for the one direction there is, or None. Gives, for each
         direction, what backward needs, Nones unless `keep`.
 
-        Or stacked layers in one direction, as many as ``layers_per_call`` says, from the first up:
-        each but the first has None as x, for that is the y below it, times the mask of that layer.
+        With `stacked` the passes are layers in one direction from the first up, as many as
+        ``layers_per_call`` says: each but the first has None as x, for it takes the y below it,
+        times that layer's mask.
         """
 
     @abstractmethod
@@ -132,7 +133,7 @@ class Device(ABC):
     ) -> None:
         """The gradients of ``forward``: dh and dc change in place, dx and the others are added to.
 
-        Where ``state_gradients`` is among the arguments it is written. Of stacked layers, each but
+        Where ``state_gradients`` is among the arguments it is written. With `stacked` each pass but
         the first has None as dx, and each but the last None as dy.
         """
 
