@@ -523,7 +523,7 @@ def test_wavefronts_on_every_path(side: Any, cell: str, device: str, compute: st
     for way in (plan, plan["backward"]):
         # Elsewhere a launch for each layer may be estimated to be faster: its plan is another.
         if way["layers_per_launch"] != [3]:
-            assert compute != "float16", way
+            assert compute != "float16" or device.endswith("runs"), way
         elif device != "streaming" or not cell.startswith("rnn"):
             assert expected.items() <= way.items(), way
             assert device != "groups" or way["groups"] > 1, way
@@ -653,6 +653,9 @@ def test_how_layers_share_launches(side: Any) -> None:
     assert large["layers_per_launch"] == [1, 1]
     assert large["reason"].startswith("a launch for each layer: by the estimate wavefronts take 1.")
     assert plan(1024, 2)["path"] == "resident"
+    # Where each step is a launch, the layers cannot work at once.
+    side.device(multiprocessors=132, run_bytes=1)
+    assert plan(256, 3)["layers_per_launch"] == [1, 1, 1]
     side.device(multiprocessors=1)
     assert plan(64, 3)["layers_per_launch"] == [1, 1, 1]
     assert plan(64, 3)["reason"].startswith("a launch for each layer: no wavefront fits the device")

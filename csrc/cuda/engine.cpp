@@ -146,6 +146,24 @@ std::optional<ChosenPlan> known_plan(const PlanRequest& request) {
   return chosen.emplace(request, choose_plan(request)).first->second;
 }
 
+// Bytes of a packed row that one layer hands on to the next.
+Index handed_bytes(const RecurrentPlan& plan) { return plan.product[kBetween].depth_bytes; }
+
+// Elements of a row of x_part or the deltas.
+Index run_row_size(const Shape& shape, bool backward) {
+  const auto& cell = cell_shape(shape.cell);
+  return (backward ? cell.deltas : cell.gates) * shape.units;
+}
+
+// As many steps as the buffers of a run have room for.
+template <class T>
+Index steps_of_run(const Shape& shape, const RecurrentPlan& plan, bool backward) {
+  const Index row_sizes = shape.stacked && !backward ? 1 : shape.passes;
+  const Index row_bytes = row_sizes * run_row_size(shape, backward) * Index{sizeof(T)} +
+                          (shape.passes - 1) * handed_bytes(plan);
+  return std::clamp<Index>(current_device().run_bytes / row_bytes / shape.batch, 1, shape.steps);
+}
+
 // A call, forward or backward: what both have in common.
 template <class T>
 class Call {
@@ -158,13 +176,8 @@ class Call {
         kernels_(kernels_for<T>(shape.compute)),
         recurrent_(recurrent_kernels<T>(shape)),
         plan_(plan_of<T>(shape, backward).plan),
-        row_size_((backward ? cell_.deltas : cell_.gates) * shape.units) {
-    const Index row_sizes = shape.stacked && !backward ? 1 : shape.passes;
-    const Index row_bytes =
-        row_sizes * row_size_ * Index{sizeof(T)} + (shape.passes - 1) * handed_bytes();
-    run_steps_ =
-        std::clamp<Index>(current_device().run_bytes / row_bytes / shape.batch, 1, shape.steps);
-  }
+        row_size_(run_row_size(shape, backward)),
+        run_steps_(steps_of_run<T>(shape, plan_, backward)) {}
 
   Index workspace_bytes() const {
     Arena measure(nullptr);
@@ -186,8 +199,8 @@ class Call {
     }
     Index zeros_end = arena.used();
     for (int k = 0; shape_.stacked && k + 1 < shape_.passes; ++k)
-      space.exchange[k].handed = arena.take<std::byte>(run_rows * handed_bytes());
-    if (handed_units() * recurrent_.product.element_bytes < handed_bytes())
+      space.exchange[k].handed = arena.take<std::byte>(run_rows * handed_bytes(plan_));
+    if (handed_units() * recurrent_.product.element_bytes < handed_bytes(plan_))
       zeros_end = arena.used();
     space.zeroed = {reinterpret_cast<std::uint32_t*>(space.exchange[0].operand[0]),
                     (zeros_end - zeros_begin) / Index{sizeof(std::uint32_t)}};
@@ -204,9 +217,8 @@ class Call {
   }
 
   bool fed(int k) const { return shape_.stacked && k > 0; }
-  // Of a row that a layer hands on, and with its padding.
+  // What a row that a layer hands on holds, but for its padding.
   Index handed_units() const { return (backward_ ? cell_.gates : 1) * shape_.units; }
-  Index handed_bytes() const { return plan_.product[kBetween].depth_bytes; }
 
   // The layer that is pass k: backward, the last of stacked ones comes first.
   template <class Layer>
@@ -302,8 +314,7 @@ class Call {
   const ComputeKernels<T>& kernels_;
   const RecurrentKernels<T>& recurrent_;
   const RecurrentPlan plan_;
-  const Index row_size_;
-  Index run_steps_;
+  const Index row_size_, run_steps_;
 };
 
 template <class T>
@@ -490,11 +501,18 @@ LayerSplit layer_split(const Shape& shape, int layers, bool backward) {
     Shape launch = shape;
     launch.passes = count, launch.stacked = count > 1;
     const auto plan = known_plan(request_of<T>(launch, backward));
-    cycles.push_back(plan ? plan->cycles : std::numeric_limits<double>::infinity());
+    if (!plan) {
+      cycles.push_back(std::numeric_limits<double>::infinity());
+      continue;
+    }
+    const Index run = steps_of_run<T>(launch, plan->plan, backward);
+    const Index runs = (shape.steps + run - 1) / run;
+    // In each run the last layer begins count - 1 steps after the first.
+    cycles.push_back(static_cast<double>(shape.steps + runs * (count - 1)) * plan->cycles);
   }
   const auto request = request_of<T>(shape, backward);
   const Index gate_units = cell_shape(shape.cell).gates * shape.units;
-  return split_layers(layers, shape.steps, cycles,
+  return split_layers(layers, cycles,
                       launch_cycles(request, shape.steps * shape.batch, gate_units, shape.units));
 }
 

@@ -169,16 +169,14 @@ void refuse_plan(const PlanRequest& r) {
                               " bytes of shared memory a block");
 }
 
-LayerSplit split_layers(int layers, Index steps, const std::vector<double>& cycles,
-                        double launch_cycles) {
+LayerSplit split_layers(int layers, const std::vector<double>& cycles, double launch_cycles) {
   // Of the first n layers: the least time, and how many of them the last launch has.
   struct Best {
     double cycles;
     int last;
   };
   const auto launch = [&](int n, int count) {
-    return static_cast<double>(steps + count - 1) * cycles[static_cast<std::size_t>(count - 1)] +
-           (n > count ? launch_cycles : 0.0);
+    return cycles[static_cast<std::size_t>(count - 1)] + (n > count ? launch_cycles : 0.0);
   };
   const int most = static_cast<int>(cycles.size());
   std::vector<Best> best{{0.0, 0}};

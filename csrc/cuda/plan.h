@@ -121,10 +121,9 @@ struct LayerSplit {
   std::string reason;
 };
 
-// The split of the least estimated time. A step of a launch of k layers takes cycles[k - 1], and each
-// launch but the first brings `launch_cycles`.
-LayerSplit split_layers(int layers, Index steps, const std::vector<double>& cycles,
-                        double launch_cycles);
+// The split of the least estimated time. The time loop of k layers takes cycles[k - 1], and each launch
+// but the first brings `launch_cycles`.
+LayerSplit split_layers(int layers, const std::vector<double>& cycles, double launch_cycles);
 
 // A launch more than a wavefront would have: its other kernels, and W_ih times (rows, depth), or its
 // gradient, as a product of its own.
