@@ -155,7 +155,10 @@ def _xp() -> SimpleNamespace:
 
 
 class StandIn:
-    """The interface of ``rnnkern._cuda`` over the CPU's kernels, one direction after another."""
+    """The interface of ``rnnkern._cuda`` over the CPU's kernels, one pass after another.
+
+    Of stacked layers it takes two in a call.
+    """
 
     _facts: ClassVar = {
         "rnn_tanh": (1, 0, False),
@@ -189,9 +192,11 @@ class StandIn:
         dtype: str,
         compute: str | None,
         training: bool,
+        layers: int,
     ) -> dict[str, Any]:
         return {
             "path": "stand-in",
+            "layers_per_launch": self._split(layers),
             "groups": 1,
             "blocks_per_group": 1,
             "units_per_block": units,
@@ -214,10 +219,28 @@ class StandIn:
         tokens: bool,
         dtype: str,
         compute: str | None,
+        stacked: bool = False,
     ) -> int:
         return passes * units * np.dtype(dtype).itemsize
 
     backward_workspace = forward_workspace
+
+    def layers_per_launch(
+        self,
+        cell: str,
+        units: int,
+        steps: int,
+        batch: int,
+        layers: int,
+        dtype: str,
+        compute: str | None,
+        backward: bool,
+    ) -> list[int]:
+        return self._split(layers)
+
+    @staticmethod
+    def _split(layers: int) -> list[int]:
+        return [2] * (layers // 2) + [1] * (layers % 2)
 
     def forward(
         self,
@@ -227,11 +250,15 @@ class StandIn:
         compute: str | None,
         workspace: Array,
         stream: int,
+        stacked: bool,
     ) -> None:
         assert passes[0]["y"].nbytes == 0 or workspace.nbytes > 0
         workspace[...] = 255
+        below: Array | None = None
         for p in passes:
-            given = {**p, "x": self._clamped(p)}
+            assert (p["x"] is None) == (below is not None)
+            given = {**p, "x": self._clamped(p) if below is None else below}
+            mask = given.pop("mask", None)
             keep = p["saved"] is not None or p["cells"] is not None
             kept = {name: given.pop(name) for name in ("saved", "cells")}
             made = _core.forward(cell, lengths=lengths, keep=keep, **given)
@@ -239,6 +266,9 @@ class StandIn:
                 assert (room is None) == (array is None)
                 if array is not None:
                     room.view(np.ndarray)[...] = array
+            if stacked:
+                below = p["y"].view(np.ndarray)
+                below = below if mask is None else below * mask.view(np.ndarray)
 
     def backward(
         self,
@@ -248,13 +278,21 @@ class StandIn:
         compute: str | None,
         workspace: Array,
         stream: int,
+        stacked: bool,
     ) -> None:
         workspace[...] = 255
-        for p in passes:
+        from_above: Array | None = None
+        for k, p in reversed(list(enumerate(passes))):
             given = {**p, "x": self._clamped(p)}
+            mask = given.pop("mask", None)
+            if stacked and k > 0:
+                given["dx"] = np.zeros_like(given["x"])
+            if from_above is not None:
+                given["dy"] = from_above if mask is None else from_above * mask.view(np.ndarray)
             w_ih, w_hh = (given.pop(name) for name in ("weight_ih", "weight_hh"))
             packed = _core.Packed(cell, w_ih, w_hh, None, None, backward=True)
             _core.backward(cell, lengths=lengths, packed=packed, **given)
+            from_above = given["dx"] if stacked else None
 
     def matmul(
         self,

@@ -6,8 +6,9 @@ The emulation (CMake's RNNKERN_EMULATE) is the kernels' own text, every block a 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -130,10 +131,11 @@ class Case:
     def random(self, *shape: int, seed: int) -> Array:
         return np.random.default_rng(seed).uniform(-1.0, 1.0, shape).astype(self.dtype)
 
-    def params(self, seed: int) -> dict[str, Array]:
-        rows = reference.CELLS[self.cell].gates * self.units
+    def params(self, seed: int, inputs: int | None = None) -> dict[str, Array]:
+        """The weights of one direction, of x or of so many inputs."""
+        rows, inputs = reference.CELLS[self.cell].gates * self.units, inputs or self.inputs
         made = {
-            "weight_ih": self.random(rows, self.inputs, seed=seed) / np.sqrt(self.inputs),
+            "weight_ih": self.random(rows, inputs, seed=seed) / np.sqrt(inputs),
             "weight_hh": self.random(rows, self.units, seed=seed + 1) / np.sqrt(self.units),
         }
         if self.bias:
@@ -248,7 +250,7 @@ def run(side: Any, case: Case) -> tuple[Results, Results]:
 
 def check(side: Any, case: Case) -> Results:
     """The kernels agree with the reference; returns what they gave."""
-    got, want = run(side, case)
+    got, want = run_stack(side, case) if isinstance(case, Stack) else run(side, case)
     assert got.keys() == want.keys()
     for name, a in want.items():
         # A relu whose input rounds to the other side of zero has another derivative: not an error.
@@ -256,6 +258,109 @@ def check(side: Any, case: Case) -> Results:
             continue
         assert_close(name, got[name], a, TOLERANCE[case.dtype, case.compute])
     return got
+
+
+@dataclass(frozen=True)
+class Stack(Case):
+    """Layers in one direction that one call runs as a wavefront."""
+
+    layers: int = 2
+    dropout: bool = False
+
+    def mask(self, k: int) -> Array:
+        """What layer k hands on, as a factor."""
+        shape = (self.steps, self.batch, self.units)
+        kept = np.random.default_rng(k).random(shape) < 0.7
+        return np.where(kept, 1.0 / 0.7, 0.0).astype(self.dtype)
+
+
+def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
+    """As ``run``, for stacked layers."""
+    facts, (reverse,) = side.module.facts(case.cell), case.reverse
+    steps, batch, inputs, units, dtype = (
+        *(case.steps, case.batch, case.inputs, case.units),
+        case.dtype,
+    )
+    lengths = np.full(batch, steps) if case.lengths is None else np.array(case.lengths)
+    host_lengths = None if case.lengths is None else lengths
+    live, top = int(lengths.sum()), case.layers - 1
+    states = ["h", "c"] if facts["cell_state"] else ["h"]
+    x, dy = case.x(), case.random(steps, batch, units, seed=40)
+    dx_before = case.random(steps, batch, inputs, seed=50)
+    dx = None if case.tokens else side.put(dx_before)
+    forward: list[dict[str, Any]] = []
+    backward: list[dict[str, Any]] = []
+    directions, lasts = [], []
+    want: Results = {}
+    below = np.eye(inputs)[x] if case.tokens else x.astype(np.float64)
+    for k in range(case.layers):
+        own = case.params(seed=100 * (k + 1), inputs=None if k == 0 else units)
+        first = [case.random(batch, units, seed=20 + 2 * k + i) for i in range(len(states))]
+        last = [case.random(batch, units, seed=70 + 2 * k + i) for i in range(len(states))]
+        if case.upstream == "y":
+            last = [np.zeros_like(d) for d in last]
+        common: dict[str, Any] = {name: side.put(p) for name, p in own.items()}
+        common |= {"reverse": reverse, "mask": None}
+        if case.dropout and k < top:
+            common["mask"] = side.put(case.mask(k))
+        common |= {"y": side.empty((steps, batch, units), dtype), "saved": None, "cells": None}
+        if case.keep:
+            common["saved"] = side.empty((live, facts["saved"], units), dtype)
+            common["cells"] = side.empty((live, units), dtype)
+        forward.append(
+            common
+            | {"x": side.put(x) if k == 0 else None}
+            | {s: side.put(a) for s, a in zip(states, first, strict=True)}
+        )
+        given = k == top and case.upstream != "state"
+        backward.append(
+            common
+            | {f"{s}_0": side.put(a) for s, a in zip(states, first, strict=True)}
+            | {f"d{s}": side.put(a) for s, a in zip(states, last, strict=True)}
+            | {f"d{name}": side.put(np.full_like(p, 0.5)) for name, p in own.items()}
+            | {"dy": side.put(dy) if given else None, "dx": dx if k == 0 else None}
+        )
+        direction = oracle(case, own, lengths, reverse=reverse)
+        below, want_last = direction.forward(below, tuple(a.astype(np.float64) for a in first))
+        directions.append(direction)
+        lasts.append(tuple(a.astype(np.float64) for a in last))
+        want[f"y {k}"] = below
+        want |= {f"{s}_n {k}": a for s, a in zip(states, want_last, strict=True)}
+        if case.dropout and k < top:
+            below = below * case.mask(k)
+    if case.keep:
+        above = np.zeros_like(below) if case.upstream == "state" else dy.astype(np.float64)
+        for k in reversed(range(case.layers)):
+            if case.dropout and k < top:
+                above = above * case.mask(k)
+            above, want_first, grads = directions[k].backward(above, lasts[k])
+            want |= {f"d{s}_0 {k}": a for s, a in zip(states, want_first, strict=True)}
+            names = ("weight_ih", "weight_hh", "bias", "bias_hn")
+            named = zip(names, vars(grads).values(), strict=True)
+            want |= {f"d{name} {k}": a for name, a in named if name in case.params(seed=0)}
+        if dx is not None:
+            want["dx"] = above
+
+    sizes = (case.cell, case.layers, inputs, units, steps, batch, host_lengths, case.tokens, dtype)
+    rest = (host_lengths, case.compute)
+    space = side.workspace(side.module.forward_workspace(*sizes, case.compute, True))
+    side.module.forward(case.cell, forward, *rest, space, side.stream, True)
+    got: Results = {}
+    for k, p in enumerate(forward):
+        got[f"y {k}"] = side.get(p["y"])
+        got |= {f"{s}_n {k}": side.get(p[s]) for s in states}
+    if case.keep:
+        backward[0]["x"] = side.put(x)
+        for lower, upper in itertools.pairwise(backward):
+            upper["x"] = lower["y"] if lower["mask"] is None else lower["y"] * lower["mask"]
+        space = side.workspace(side.module.backward_workspace(*sizes, case.compute, True))
+        side.module.backward(case.cell, backward, *rest, space, side.stream, True)
+        if dx is not None:
+            got["dx"] = side.get(dx) - dx_before
+        for k, p in enumerate(backward):
+            got |= {f"d{s}_0 {k}": side.get(p[f"d{s}"]) for s in states}
+            got |= {f"d{n} {k}": side.get(p[f"d{n}"]) - 0.5 for n in case.params(seed=0)}
+    return got, want
 
 
 def same_bits(one: Results, other: Results) -> None:
@@ -364,6 +469,81 @@ def test_the_order_of_threads_within_a_phase_does_not_matter(
         same_bits(rising, run(side, case)[0])
 
 
+@pytest.mark.parametrize("layers", [2, 3, 4])
+@pytest.mark.parametrize("mode", MODES, ids=mode_ids)
+@pytest.mark.parametrize("cell", CELLS)
+def test_wavefronts_of_every_cell_and_mode(
+    side: Any, cell: str, mode: tuple[str, str | None], layers: int
+) -> None:
+    dtype, compute = mode
+    check(side, Stack(cell, 33, batch=7, inputs=5, dtype=dtype, compute=compute, layers=layers))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=mode_ids)
+@pytest.mark.parametrize("cell", CELLS)
+def test_wavefronts_of_few_rows(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
+    dtype, compute = mode
+    check(side, Stack(cell, 20, batch=2, inputs=3, dtype=dtype, compute=compute, layers=3))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=mode_ids)
+@pytest.mark.parametrize("cell", CELLS)
+def test_wavefronts_with_dropout(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
+    dtype, compute = mode
+    case = Stack(cell, 33, batch=7, dtype=dtype, compute=compute, layers=3, dropout=True)
+    check(side, case)
+    check(side, replace(case, lengths=(2, 0, 5, 5, 1, 3, 4), reverse=(True,)))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "both" not in kind])
+@pytest.mark.parametrize("cell", CELLS)
+def test_wavefronts_of_kinds_of_input(side: Any, cell: str, kind: str) -> None:
+    options = {"reverse": (False,)} | KINDS[kind]
+    options["reverse"] = options["reverse"][-1:]
+    check(side, Stack(cell, 13, batch=6, layers=3, **options))
+
+
+WAVEFRONT_DEVICES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
+    "one-block": ({"multiprocessors": 3}, {"blocks_per_group": 1}),
+    "groups": ({"multiprocessors": 48}, {"path": "resident"}),
+    "streaming": ({"multiprocessors": 12, "shared_bytes": 20 << 10}, {"path": "streaming"}),
+    "runs": ({"multiprocessors": 6, "run_bytes": 1}, {}),
+    "two-runs": ({"multiprocessors": 6, "run_bytes": 1 << 17}, {}),
+}
+
+
+@pytest.mark.parametrize("compute", [None, "tfloat32", "float16"])
+@pytest.mark.parametrize("device", WAVEFRONT_DEVICES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_wavefronts_on_every_path(side: Any, cell: str, device: str, compute: str | None) -> None:
+    facts, expected = WAVEFRONT_DEVICES[device]
+    side.device(**facts)
+    case = Stack(cell, 70, batch=9, compute=compute, lengths=(5, 2, 5, 0, 4, 5, 3, 1, 5), layers=3)
+    plan = side.module.plan(cell, 4, 70, 64, 9, 1, "float32", compute, True, 3)
+    for way in (plan, plan["backward"]):
+        # Elsewhere a launch for each layer may be estimated to be faster: its plan is another.
+        if way["layers_per_launch"] != [3]:
+            assert compute != "float16" or device.endswith("runs"), way
+        elif device != "streaming" or not cell.startswith("rnn"):
+            assert expected.items() <= way.items(), way
+            assert device != "groups" or way["groups"] > 1, way
+    got = check(side, case)
+    same_bits(got, run_stack(side, case)[0])
+
+
+@pytest.mark.parametrize("compute", [None, "tfloat32", "float16"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_order_of_threads_does_not_matter_to_wavefronts(
+    side: Any, cell: str, compute: str | None
+) -> None:
+    for shared in (227 << 10, 20 << 10):
+        case = Stack(cell, 40, batch=5, compute=compute, lengths=(3, 0, 2, 3, 1), layers=3)
+        side.device(multiprocessors=6, shared_bytes=shared, descending=False)
+        rising = run_stack(side, case)[0]
+        side.device(multiprocessors=6, shared_bytes=shared, descending=True)
+        same_bits(rising, run_stack(side, case)[0])
+
+
 def test_batches_longer_than_a_part_of_the_schedule(side: Any) -> None:
     lengths = tuple(int(n) for n in np.random.default_rng(0).integers(0, 4, 1001))
     check(side, Case("rnn_tanh", 3, batch=1001, steps=3, inputs=2, lengths=lengths))
@@ -378,6 +558,10 @@ def test_inference_and_training_give_the_same_bits(side: Any) -> None:
         }
         training = run(side, Case(cell, 13, **kinds))[0]
         inference = run(side, Case(cell, 13, keep=False, **kinds))[0]
+        same_bits(inference, training)
+        kinds["reverse"] = (False,)
+        training = run_stack(side, Stack(cell, 13, layers=3, **kinds))[0]
+        inference = run_stack(side, Stack(cell, 13, layers=3, keep=False, **kinds))[0]
         same_bits(inference, training)
 
 
@@ -440,6 +624,50 @@ def test_plans_of_a_large_device(side: Any) -> None:
     assert side.module.plan("lstm", 64, 64, 64, 64, 1, "float32", "bfloat16", False)["groups"] > 1
 
 
+def test_how_layers_share_launches(side: Any) -> None:
+    """On a made-up device of the size of an H100, and on smaller ones."""
+
+    def plan(units: int, layers: int, compute: str | None = "float16") -> dict[str, Any]:
+        made: dict[str, Any] = side.module.plan(
+            "lstm", 64, units, 256, 32, 1, "float32", compute, True, layers
+        )
+        return made
+
+    side.device(multiprocessors=132, shared_bytes=227 << 10)
+    for layers, launches in ((1, [1]), (2, [2]), (3, [3]), (4, [4])):
+        for way in (plan(256, layers), plan(256, layers)["backward"]):
+            assert way["layers_per_launch"] == launches, way
+            assert way["groups"] * way["blocks_per_group"] * layers <= 132, way
+            assert way["path"] == "resident", way
+    assert "reason" in plan(256, 1)
+    assert re.search(
+        r"^wavefronts, by the estimate \d\.\d\d times as fast as a launch for each layer; "
+        r"2 layers as a wavefront, each with \d+ groups of",
+        plan(256, 2)["reason"],
+    )
+    many = plan(256, 9)["layers_per_launch"]
+    assert sum(many) == 9
+    assert 3 <= len(many) <= 4
+    # Two layers of this size keep their weights in shared memory only by turns.
+    large = plan(1024, 2)
+    assert large["layers_per_launch"] == [1, 1]
+    assert large["reason"].startswith("a launch for each layer: by the estimate wavefronts take 1.")
+    assert plan(1024, 2)["path"] == "resident"
+    # Where each step is a launch, the layers cannot work at once.
+    side.device(multiprocessors=132, run_bytes=1)
+    assert plan(256, 3)["layers_per_launch"] == [1, 1, 1]
+    side.device(multiprocessors=1)
+    assert plan(64, 3)["layers_per_launch"] == [1, 1, 1]
+    assert plan(64, 3)["reason"].startswith("a launch for each layer: no wavefront fits the device")
+    side.device()
+    both = side.module.plan("lstm", 64, 64, 256, 32, 2, "float32", None, False, 3)
+    assert both["layers_per_launch"] == [1, 1, 1]
+    assert both["reason"].startswith("a launch for each layer: it takes both directions of")
+    side.device(multiprocessors=1)
+    split = ("lstm", 64, 256, 32, 3, "float32", "float16", False)
+    assert side.module.layers_per_launch(*split) == [1, 1, 1]
+
+
 def test_devices_and_facts(side: Any) -> None:
     (device, *_) = side.module.devices()
     assert device.keys() == {"name", "capability", "multiprocessors", "memory"}
@@ -461,7 +689,7 @@ def bad(side: Any, message: str, error: type[Exception] = ValueError, **changes:
         "weight_hh": side.empty((h, h), "float32"),
         "y": side.empty((t, b, h), "float32"),
     }
-    passes = changes.pop("passes", 1)
+    passes, stacked = changes.pop("passes", 1), changes.pop("stacked", False)
     call = {"cell": "rnn_tanh", "lengths": None, "compute": None}
     call |= {name: changes.pop(name) for name in list(call) if name in changes}
     space = changes.pop("workspace", None)
@@ -475,6 +703,7 @@ def bad(side: Any, message: str, error: type[Exception] = ValueError, **changes:
             call["compute"],
             space,
             side.stream,
+            stacked,
         )
 
 
@@ -482,6 +711,8 @@ def test_bad_arguments(side: Any) -> None:
     bad(side, "no cell is named", cell="gru")
     bad(side, "passes must be 1 or 2", passes=3)
     bad(side, "passes must not be empty", passes=0)
+    bad(side, "passes must be 1 to 4 stacked layers, got 5", passes=5, stacked=True)
+    bad(side, "x of stacked layer 1 must be None: it is the y", passes=2, stacked=True)
     bad(side, "compute must be", compute="int8")
     bad(side, "lengths must have 2 entries, got 1", lengths=[1])
     bad(side, r"lengths must lie in 0..2, got 3", lengths=[1, 3])
@@ -509,6 +740,28 @@ def test_bad_arguments(side: Any) -> None:
         side.module.plan("lstm", 4, 4, 0, 1, 1, "float32", None, False)
     with pytest.raises(ValueError, match="compute must be None for float64"):
         side.module.plan("lstm", 4, 4, 1, 1, 1, "float64", "bfloat16", False)
+    with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
+        side.module.plan("lstm", 4, 4, 1, 1, 1, "float32", None, False, 0)
+
+
+def test_what_stacked_layers_hand_each_other_is_no_argument(side: Any) -> None:
+    array = side.empty((2, 2, 4), "float32")
+    layer = {
+        "x": array,
+        "weight_ih": side.empty((4, 4), "float32"),
+        "weight_hh": side.empty((4, 4), "float32"),
+        "reverse": False,
+    }
+    space = side.workspace(64)
+    for message, layers in (
+        ("dx of stacked layer 1 must be None: it goes", [layer, layer | {"dx": array}]),
+        ("dy of stacked layer 0 must be None: it comes", [layer | {"dy": array}, layer]),
+        ("mask of stacked layer 1 must be None: no layer", [layer, layer | {"mask": array}]),
+        ("reverse must be the same for all stacked", [layer, layer | {"reverse": True}]),
+        ("mask must be a <f4 array", [layer | {"mask": side.empty((2, 2, 3), "float32")}, layer]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            side.module.backward("rnn_tanh", layers, None, None, space, side.stream, True)
 
 
 def test_a_device_that_is_too_small(side: Any) -> None:

@@ -211,15 +211,19 @@ def test_strided_arrays_are_taken(cuda: device.Cuda) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dropout_draws_the_same_masks(cuda: device.Cuda, dtype: str) -> None:
-    layer, twin = twins(cuda, "lstm", INPUTS, HIDDEN, 3, dropout=0.4, dtype=dtype)
+@pytest.mark.parametrize("cell", CELLS)
+def test_dropout_draws_the_same_masks(cuda: device.Cuda, cell: str, dtype: str) -> None:
+    layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 4, dropout=0.4, dtype=dtype)
     x = np.random.default_rng(0).standard_normal((STEPS, BATCH, INPUTS)).astype(dtype)
-    y, _, tape = layer.forward(x, dropout_key=2**63 + 5)
-    got, _, got_tape = twin.forward(cuda.put(x), dropout_key=2**63 + 5)
+    y, _, tape = layer.forward(x, None, LENGTHS, dropout_key=2**63 + 5)
+    got, _, got_tape = twin.forward(cuda.put(x), None, LENGTHS, dropout_key=2**63 + 5)
     for got_mask, mask in zip(got_tape._masks, tape._masks, strict=True):
         assert_same_bits("mask", cuda.get(got_mask), mask)
     agree(cuda, "y", got, y, TOLERANCE[dtype])
-    agree_by_name(cuda, got_tape.backward(cuda.put(y))[2], tape.backward(y)[2], TOLERANCE[dtype])
+    dx, _, grads = tape.backward(y)
+    got_dx, _, got_grads = got_tape.backward(cuda.put(y))
+    agree(cuda, "dx", got_dx, dx, TOLERANCE[dtype])
+    agree_by_name(cuda, got_grads, grads, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("key", [(0, 0), (2**64 - 1, 3), (0x9E3779B97F4A7C15, 2**63)])
@@ -230,16 +234,16 @@ def test_random_numbers_are_numpys(key: tuple[int, int], shape: tuple[int, ...])
     assert_same_bits("random", philox.random(np, *key, shape), want)
 
 
-def test_directions_go_together(cuda: device.Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, twin = twins(cuda, "lstm", INPUTS, HIDDEN, 3, bidirectional=True)
-    x = cuda.xp.zeros((STEPS, BATCH, INPUTS), np.float32)
-    calls: list[tuple[str, int]] = []
+@pytest.fixture
+def calls(cuda: device.Cuda, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Which kernels are called, and with how many passes."""
+    made: list[tuple[str, int]] = []
 
     def spy(name: str) -> Any:
         real = getattr(cuda.kernels, name)
 
         def call(cell: str, passes: Any, *rest: Any) -> None:
-            calls.append((name, len(passes)))
+            made.append((name, len(passes)))
             real(cell, passes, *rest)
 
         return call
@@ -249,19 +253,75 @@ def test_directions_go_together(cuda: device.Cuda, monkeypatch: pytest.MonkeyPat
     )
     spied.forward, spied.backward = spy("forward"), spy("backward")
     monkeypatch.setattr(cuda, "kernels", spied)
+    return made
+
+
+def test_directions_go_together(cuda: device.Cuda, calls: list[tuple[str, int]]) -> None:
+    _, twin = twins(cuda, "lstm", INPUTS, HIDDEN, 3, bidirectional=True)
+    x = cuda.xp.zeros((STEPS, BATCH, INPUTS), np.float32)
     y, _, tape = twin.forward(x)
     tape.backward(y)
     assert calls == [("forward", 2)] * 3 + [("backward", 2)] * 3
 
 
+def test_stacked_layers_go_together(cuda: device.Cuda, calls: list[tuple[str, int]]) -> None:
+    _, twin = twins(cuda, "lstm", INPUTS, HIDDEN, 5, dropout=0.5)
+    x = cuda.xp.zeros((STEPS, BATCH, INPUTS), np.float32)
+    twin(x)
+    size = ("lstm", HIDDEN, STEPS, BATCH, 5, "float32", None)
+    wanted = cuda.kernels.layers_per_launch(*size, False)
+    assert len(wanted) < 5
+    assert [count for _, count in calls] == wanted
+    calls.clear()
+    y, _, tape = twin.forward(x, dropout_key=0)
+    tape.backward(y)
+    backward = cuda.kernels.layers_per_launch(*size, True)
+    assert len(backward) < 5
+    assert calls == [("forward", n) for n in wanted] + [("backward", n) for n in backward[::-1]]
+
+
+@pytest.mark.parametrize("kind", ["full", "ragged", "tokens"])
+@pytest.mark.parametrize("layers", [2, 3, 4, 5])
+@pytest.mark.parametrize("cell", CELLS)
+def test_stacked_layers_agree_with_the_reference(
+    cuda: device.Cuda, cell: str, layers: int, kind: str
+) -> None:
+    layer, twin = twins(cuda, cell, INPUTS, HIDDEN, layers)
+    random = np.random.default_rng(0)
+    x: Array = random.standard_normal((STEPS, BATCH, INPUTS)).astype(np.float32)
+    if kind == "tokens":
+        x = random.integers(0, INPUTS, (STEPS, BATCH))
+    dy = random.standard_normal((STEPS, BATCH, HIDDEN)).astype(np.float32)
+    first = cast(random_state(cell, (layers, BATCH, HIDDEN), 1), "float32")
+    dlast = cast(random_state(cell, (layers, BATCH, HIDDEN), 2), "float32")
+    lengths = LENGTHS if kind == "ragged" else None
+    y, last, tape = twin.forward(cuda.put(x), put(cuda, as_layer_state(first)), lengths)
+    dx, dfirst, grads = tape.backward(cuda.put(dy), put(cuda, as_layer_state(dlast)))
+    oracle = reference.Tape(cell, layer.params, x, first, lengths)
+    want_dx, want_dfirst, want_grads = oracle.backward(dy, dlast)
+    assert_close("y", cuda.get(y), oracle.y, 1e-5)
+    assert (dx is None) == (want_dx is None)
+    if want_dx is not None:
+        assert_close("dx", cuda.get(dx), want_dx, 1e-5)
+    for name, got, want in (
+        *zip("hc", as_tuple(last), oracle.state, strict=False),
+        *zip(("dh", "dc"), as_tuple(dfirst), want_dfirst, strict=False),
+    ):
+        assert_close(name, cuda.get(got), want, 1e-5)
+    assert grads.keys() == want_grads.keys()
+    for name, want in want_grads.items():
+        assert_close(name, cuda.get(grads[name]), want, 1e-5)
+
+
 def test_what_is_asked_of_a_gpu_reaches_it(cuda: device.Cuda) -> None:
     for compute in ("tfloat32", "bfloat16", "float16", None):
-        layer = rk.GRU(INPUTS, 64, device="cuda", compute=compute)
+        layer = rk.GRU(INPUTS, 64, 3, device="cuda", compute=compute)
         assert (layer.device, layer.compute) == ("cuda", compute)
         for training in (False, True):
             plan = layer.plan(10, 4, training=training)
             assert isinstance(plan["reason"], str)
             assert plan["workspace_bytes"] >= 0
+            assert sum(plan["layers_per_launch"]) == 3
     with pytest.raises(
         ValueError, match="compute='float16' needs dtype='float32', got dtype='float64'"
     ):

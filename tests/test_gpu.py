@@ -110,10 +110,40 @@ def test_odd_sizes(
         assert_close(name, gpu.get(grads[name]), want, TOLERANCE[compute])
 
 
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("compute", COMPUTES)
+@pytest.mark.parametrize(("hidden", "batch", "layers"), [(100, 33, 2), (200, 3, 4), (160, 16, 5)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_stacked_layers(
+    *, gpu: device.Cuda, cell: str, hidden: int, batch: int, layers: int, compute: str, ragged: bool
+) -> None:
+    if cell == "rnn_relu" and compute is not None:
+        pytest.skip("a relu that is rounded to the other side of 0 has another derivative")
+    source, layer = twins(gpu, compute, cell, 50, hidden, layers, seed=1)
+    assert max(layer.plan(20, batch)["layers_per_launch"]) > 1
+    x, dy = numbers(20, batch, 50), numbers(20, batch, hidden, seed=1)
+    lengths = np.arange(batch) * 7 % 21 if ragged else None
+    y, _, tape = layer.forward(gpu.put(x), None, lengths)
+    dx, _, grads = tape.backward(gpu.put(dy))
+    oracle = reference.Tape(cell, source.params, x, None, lengths)
+    want_dx, _, want_grads = oracle.backward(dy)
+    assert want_dx is not None
+    # Each layer rounds what it hands on.
+    tolerance = TOLERANCE[compute] * (1 if compute is None else layers)
+    assert_close("y", gpu.get(y), oracle.y, tolerance)
+    assert_close("dx", gpu.get(dx), want_dx, tolerance)
+    for name, want in want_grads.items():
+        assert_close(name, gpu.get(grads[name]), want, tolerance)
+
+
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 4}])
 @pytest.mark.parametrize("compute", COMPUTES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_same_bits_from_run_to_run(gpu: device.Cuda, cell: str, compute: str | None) -> None:
-    _, layer = twins(gpu, compute, cell, 40, 300, 2, bidirectional=True)
+def test_the_same_bits_from_run_to_run(
+    gpu: device.Cuda, cell: str, compute: str | None, options: dict[str, Any]
+) -> None:
+    _, layer = twins(gpu, compute, cell, 40, 300, **{"num_layers": 2} | options)
     x, lengths = gpu.put(numbers(30, 17, 40)), np.arange(17) * 5 % 31
     first = [gpu.get(array) for array in step(layer, x, lengths)]
     for _ in range(5):
@@ -185,8 +215,9 @@ def test_nothing_waits(gpu: device.Cuda, spin: Any) -> None:
         stream.synchronize()
 
 
-def test_graphs(gpu: device.Cuda) -> None:
-    layer = rk.LSTM(5, 64, 2, bidirectional=True, device="cuda", seed=0)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_graphs(gpu: device.Cuda, bidirectional: bool) -> None:
+    layer = rk.LSTM(5, 64, 2, bidirectional=bidirectional, device="cuda", seed=0)
     x = gpu.put(numbers(20, 8, 5))
     lengths = np.arange(8) * 2
     # A pool of its own: what the graph writes to must not be given to anyone else.

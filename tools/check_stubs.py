@@ -1,8 +1,9 @@
-"""Fail when python/rnnkern/_core.pyi is not the surface of the compiled module.
+"""Fail when a stub in python/rnnkern, _core.pyi or _cuda.pyi, is not the compiled module's surface.
 
-pybind11-stubgen writes down what the installed rnnkern._core offers. The committed stub must have
-the same classes, functions, overloads and variables, and every function the same parameters: name,
-kind and default. Types are not compared, for the committed ones may say more than C++ can.
+pybind11-stubgen writes down what the installed module offers; rnnkern._cuda is passed over where
+it was not built. The committed stub must have the same classes, functions, overloads and
+variables, and every function the same parameters: name, kind and default. Types are not compared,
+for the committed ones may say more than C++ can.
 What a stub needs for itself is passed over: assignments without an annotation (aliases), and
 variables and classes that begin with one underscore.
 """
@@ -15,10 +16,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
-MODULE = "rnnkern._core"
-COMMITTED = Path(__file__).resolve().parent.parent / "python" / "rnnkern" / "_core.pyi"
+STUBS = Path(__file__).resolve().parent.parent / "python" / "rnnkern"
 
 
 def is_private(name: str) -> bool:
@@ -48,27 +49,33 @@ def surface(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
                 yield prefix + name
 
 
-def generate(folder: Path) -> Path:
-    """Write the stub of the installed module below `folder` and return its path."""
+def generate(module: str, folder: Path) -> Path:
+    """Write the stub of an installed module below `folder` and return its path."""
     subprocess.run(
-        [sys.executable, "-m", "pybind11_stubgen", MODULE, "--exit-code", "-o", str(folder)],
+        [sys.executable, "-m", "pybind11_stubgen", module, "--exit-code", "-o", str(folder)],
         check=True,
         cwd=folder,
     )
-    return folder.joinpath(*MODULE.split(".")).with_suffix(".pyi")
+    return folder.joinpath(*module.split(".")).with_suffix(".pyi")
+
+
+def differs(name: str) -> bool:
+    """Compare the two stubs of a module of rnnkern, and print the difference."""
+    with tempfile.TemporaryDirectory() as folder:
+        stubs = [STUBS / f"{name}.pyi", generate(f"rnnkern.{name}", Path(folder))]
+        committed, generated = (sorted(surface(ast.parse(p.read_text()).body)) for p in stubs)
+    difference = difflib.unified_diff(
+        committed, generated, f"{name}.pyi", "compiled module", lineterm="", n=0
+    )
+    lines = list(difference)
+    print("\n".join(lines) or f"{name}.pyi has the {len(generated)} names of the module")
+    return bool(lines)
 
 
 def main() -> int:
-    """Compare the two stubs, print the difference and return the exit status."""
-    with tempfile.TemporaryDirectory() as folder:
-        stubs = [COMMITTED, generate(Path(folder))]
-        committed, generated = (sorted(surface(ast.parse(p.read_text()).body)) for p in stubs)
-    difference = difflib.unified_diff(
-        committed, generated, COMMITTED.name, "compiled module", lineterm="", n=0
-    )
-    lines = list(difference)
-    print("\n".join(lines) or f"{COMMITTED.name} has the {len(generated)} names of the module")
-    return 1 if lines else 0
+    """Compare the stubs of all modules and return the exit status."""
+    built = ["_core", *(["_cuda"] if find_spec("rnnkern._cuda") else [])]
+    return 1 if sum(map(differs, built)) else 0
 
 
 if __name__ == "__main__":

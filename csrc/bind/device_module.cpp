@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -52,8 +53,8 @@ std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index 
   return values;
 }
 
-Shape make_shape(const std::string& cell, Index passes, Index inputs, Index units, Index steps,
-                 Index batch, const py::object& lengths, bool tokens,
+Shape make_shape(const std::string& cell, Index passes, bool stacked, Index inputs, Index units,
+                 Index steps, Index batch, const py::object& lengths, bool tokens,
                  const std::optional<std::string>& compute) {
   const auto positive = [](const char* name, Index value) {
     if (value < 1) {
@@ -63,8 +64,10 @@ Shape make_shape(const std::string& cell, Index passes, Index inputs, Index unit
   };
   positive("inputs", inputs), positive("units", units);
   positive("steps", steps), positive("batch", batch);
-  if (passes < 1 || passes > cuda::kMaxPasses) {
-    throw std::invalid_argument("passes must be 1 or 2, got " + std::to_string(passes));
+  if (passes < 1 || passes > (stacked ? cuda::kMaxPasses : 2)) {
+    const auto allowed = stacked ? "1 to " + std::to_string(cuda::kMaxPasses) + " stacked layers"
+                                 : std::string("1 or 2");
+    throw std::invalid_argument("passes must be " + allowed + ", got " + std::to_string(passes));
   }
   return {.cell = find_cell(cell),
           .inputs = inputs,
@@ -72,6 +75,7 @@ Shape make_shape(const std::string& cell, Index passes, Index inputs, Index unit
           .steps = steps,
           .batch = batch,
           .passes = static_cast<int>(passes),
+          .stacked = stacked && passes > 1,
           .tokens = tokens,
           .compute = read_compute(compute),
           .lengths = read_lengths(lengths, batch)};
@@ -88,9 +92,34 @@ py::object require(const py::dict& pass, const char* name) {
   return object;
 }
 
+bool is_reverse(const py::dict& pass) {
+  return pass.contains("reverse") && pass["reverse"].cast<bool>();
+}
+
+// What stacked layers hand each other is no argument; what they hand on may have a mask.
+void check_stacked(const std::vector<py::dict>& layers, bool backward) {
+  const auto absent = [&](const char* name, std::size_t first, std::size_t end, const char* why) {
+    for (std::size_t k = first; k < end; ++k) {
+      if (!get(layers[k], name).is_none()) {
+        throw std::invalid_argument(std::string(name) + " of stacked layer " + std::to_string(k) +
+                                    " must be None: " + why);
+      }
+    }
+  };
+  if (!backward) absent("x", 1, layers.size(), "it is the y of the layer below");
+  absent("dx", 1, layers.size(), "it goes to the layer below");
+  absent("dy", 0, layers.size() - 1, "it comes from the layer above");
+  absent("mask", layers.size() - 1, layers.size(), "no layer is above");
+  for (const auto& layer : layers) {
+    if (is_reverse(layer) != is_reverse(layers[0]))
+      throw std::invalid_argument("reverse must be the same for all stacked layers, got both");
+  }
+}
+
 // The sizes of a call, from its first pass; the other passes are held against them.
 Shape call_shape(const std::string& cell, const std::vector<py::dict>& passes,
-                 const py::object& lengths, const std::optional<std::string>& compute) {
+                 const py::object& lengths, const std::optional<std::string>& compute, bool stacked,
+                 bool backward) {
   if (passes.empty()) throw std::invalid_argument("passes must not be empty");
   const DeviceArray x(require(passes[0], "x"), "x");
   const DeviceArray weight_ih(require(passes[0], "weight_ih"), "weight_ih");
@@ -104,18 +133,20 @@ Shape call_shape(const std::string& cell, const std::vector<py::dict>& passes,
                                 shape_text(weight_ih.shape) + " and " +
                                 shape_text(weight_hh.shape));
   }
-  return make_shape(cell, static_cast<Index>(passes.size()), weight_ih.shape[1], weight_hh.shape[1],
-                    x.shape[0], x.shape[1], lengths, x.shape.size() == 2, compute);
+  const Shape shape =
+      make_shape(cell, static_cast<Index>(passes.size()), stacked, weight_ih.shape[1],
+                 weight_hh.shape[1], x.shape[0], x.shape[1], lengths, x.shape.size() == 2, compute);
+  if (shape.stacked) check_stacked(passes, backward);
+  return shape;
 }
 
 template <class T>
-Parameters<T> read_parameters(const Shape& shape, const py::dict& pass) {
+Parameters<T> read_parameters(const Shape& shape, const py::dict& pass, Index inputs) {
   const Index rows = cell_facts(shape.cell).gates * shape.units;
   return {
-      .inputs = shape.inputs,
+      .inputs = inputs,
       .units = shape.units,
-      .w_ih =
-          device_pointer<const T>(require(pass, "weight_ih"), "weight_ih", {rows, shape.inputs}),
+      .w_ih = device_pointer<const T>(require(pass, "weight_ih"), "weight_ih", {rows, inputs}),
       .w_hh = device_pointer<const T>(require(pass, "weight_hh"), "weight_hh", {rows, shape.units}),
       .bias = device_pointer<const T>(get(pass, "bias"), "bias", {rows}),
       .bias_hn = device_pointer<const T>(get(pass, "bias_hn"), "bias_hn", {shape.units})};
@@ -137,23 +168,30 @@ std::byte* read_workspace(const py::object& workspace, Index bytes) {
   return reinterpret_cast<std::byte*>(array.address);
 }
 
-// x as numbers or as tokens, and what forward and backward read alike.
-template <class Layer, class T>
-void read_input(const Shape& shape, const py::dict& pass, Layer& layer) {
-  const auto x = require(pass, "x");
-  if (shape.tokens) {
-    layer.tokens = device_sequence<const std::int64_t>(x, "x", shape.steps, shape.batch, 0);
-  } else {
-    layer.x = device_sequence<const T>(x, "x", shape.steps, shape.batch, shape.inputs);
+// What forward and backward read alike of pass k: x as numbers or as tokens, mask and parameters.
+template <class T, class Layer>
+void read_input(const Shape& shape, const py::dict& pass, std::size_t k, bool backward,
+                Layer& layer) {
+  const bool above = shape.stacked && k > 0;
+  const Index inputs = above ? shape.units : shape.inputs;
+  if (!above && shape.tokens) {
+    layer.tokens =
+        device_sequence<const std::int64_t>(require(pass, "x"), "x", shape.steps, shape.batch, 0);
+  } else if (!above || backward) {
+    layer.x = device_sequence<const T>(require(pass, "x"), "x", shape.steps, shape.batch, inputs);
   }
-  layer.reverse = pass.contains("reverse") && pass["reverse"].template cast<bool>();
-  layer.parameters = read_parameters<T>(shape, pass);
+  if (shape.stacked) {
+    layer.mask =
+        device_sequence<const T>(get(pass, "mask"), "mask", shape.steps, shape.batch, shape.units);
+  }
+  layer.reverse = is_reverse(pass);
+  layer.parameters = read_parameters<T>(shape, pass, inputs);
 }
 
 void run_forward(const std::string& cell, const std::vector<py::dict>& passes,
                  const py::object& lengths, const std::optional<std::string>& compute,
-                 const py::object& workspace, std::uintptr_t stream) {
-  const Shape shape = call_shape(cell, passes, lengths, compute);
+                 const py::object& workspace, std::uintptr_t stream, bool stacked) {
+  const Shape shape = call_shape(cell, passes, lengths, compute, stacked, false);
   const auto& facts = cell_facts(shape.cell);
   const Index batch = shape.batch, units = shape.units, live = live_rows(shape);
   const DeviceArray weights(require(passes[0], "weight_hh"), "weight_hh");
@@ -161,7 +199,7 @@ void run_forward(const std::string& cell, const std::vector<py::dict>& passes,
     std::vector<cuda::ForwardLayer<T>> layers;
     for (const auto& pass : passes) {
       cuda::ForwardLayer<T> layer{};
-      read_input<cuda::ForwardLayer<T>, T>(shape, pass, layer);
+      read_input<T>(shape, pass, layers.size(), false, layer);
       layer.h = device_pointer<T>(require(pass, "h"), "h", {batch, units});
       layer.y = device_sequence<T>(require(pass, "y"), "y", shape.steps, batch, units);
       if (facts.saved > 0)
@@ -180,11 +218,11 @@ void run_forward(const std::string& cell, const std::vector<py::dict>& passes,
 
 void run_backward(const std::string& cell, const std::vector<py::dict>& passes,
                   const py::object& lengths, const std::optional<std::string>& compute,
-                  const py::object& workspace, std::uintptr_t stream) {
-  const Shape shape = call_shape(cell, passes, lengths, compute);
+                  const py::object& workspace, std::uintptr_t stream, bool stacked) {
+  const Shape shape = call_shape(cell, passes, lengths, compute, stacked, true);
   const auto& facts = cell_facts(shape.cell);
   const Index batch = shape.batch, units = shape.units, live = live_rows(shape);
-  const Index rows = facts.gates * units, inputs = shape.inputs;
+  const Index rows = facts.gates * units;
   const DeviceArray weights(require(passes[0], "weight_hh"), "weight_hh");
   by_type(weights.type, "weight_hh", [&]<class T>(T) {
     std::vector<cuda::BackwardLayer<T>> layers;
@@ -192,7 +230,7 @@ void run_backward(const std::string& cell, const std::vector<py::dict>& passes,
       if (!get(pass, "state_gradients").is_none())
         throw std::invalid_argument("state_gradients are not computed on a GPU, only on the CPU");
       cuda::BackwardLayer<T> layer{};
-      read_input<cuda::BackwardLayer<T>, T>(shape, pass, layer);
+      read_input<T>(shape, pass, layers.size(), true, layer);
       layer.h_0 = device_pointer<const T>(require(pass, "h_0"), "h_0", {batch, units});
       layer.y = device_sequence<const T>(require(pass, "y"), "y", shape.steps, batch, units);
       layer.dh = device_pointer<T>(require(pass, "dh"), "dh", {batch, units});
@@ -206,7 +244,8 @@ void run_backward(const std::string& cell, const std::vector<py::dict>& passes,
         layer.dc = device_pointer<T>(require(pass, "dc"), "dc", {batch, units});
       }
       layer.dy = device_sequence<const T>(get(pass, "dy"), "dy", shape.steps, batch, units);
-      if (!shape.tokens)
+      const Index inputs = layer.parameters.inputs;
+      if (!layer.tokens.data)
         layer.dx = device_sequence<T>(get(pass, "dx"), "dx", shape.steps, batch, inputs);
       layer.dw_ih = device_pointer<T>(require(pass, "dweight_ih"), "dweight_ih", {rows, inputs});
       layer.dw_hh = device_pointer<T>(require(pass, "dweight_hh"), "dweight_hh", {rows, units});
@@ -223,30 +262,55 @@ void run_backward(const std::string& cell, const std::vector<py::dict>& passes,
 template <bool Backward>
 Index workspace(const std::string& cell, Index passes, Index inputs, Index units, Index steps,
                 Index batch, const py::object& lengths, bool tokens, const std::string& dtype,
-                const std::optional<std::string>& compute) {
+                const std::optional<std::string>& compute, bool stacked) {
   const Shape shape =
-      make_shape(cell, passes, inputs, units, steps, batch, lengths, tokens, compute);
+      make_shape(cell, passes, stacked, inputs, units, steps, batch, lengths, tokens, compute);
   return by_type(dtype, "dtype", [&]<class T>(T) {
     return Backward ? cuda::backward_workspace<T>(shape) : cuda::forward_workspace<T>(shape);
   });
 }
 
+cuda::LayerSplit split_of(const Shape& shape, const std::string& dtype, Index layers,
+                          bool backward) {
+  if (layers < 1 || layers > std::numeric_limits<int>::max())
+    throw std::invalid_argument("layers must be at least 1, got " + std::to_string(layers));
+  if (layers > 1 && shape.passes > 1) {
+    return {std::vector<int>(static_cast<std::size_t>(layers), 1),
+            "a launch for each layer: it takes both directions of the one below"};
+  }
+  return by_type(dtype, "dtype", [&]<class T>(T) {
+    return cuda::layer_split<T>(shape, static_cast<int>(layers), backward);
+  });
+}
+
+std::vector<int> layers_per_launch(const std::string& cell, Index units, Index steps, Index batch,
+                                   Index layers, const std::string& dtype,
+                                   const std::optional<std::string>& compute, bool backward) {
+  const Shape shape =
+      make_shape(cell, 1, false, units, units, steps, batch, py::none(), false, compute);
+  return split_of(shape, dtype, layers, backward).launches;
+}
+
 py::dict plan(const std::string& cell, Index inputs, Index units, Index steps, Index batch,
               Index directions, const std::string& dtype, const std::optional<std::string>& compute,
-              bool training) {
-  const Shape shape =
-      make_shape(cell, directions, inputs, units, steps, batch, py::none(), false, compute);
+              bool training, Index layers) {
+  const Shape one =
+      make_shape(cell, directions, false, inputs, units, steps, batch, py::none(), false, compute);
   const auto describe = [&]<class T>(T, bool backward) {
+    const auto split = split_of(one, dtype, layers, backward);
+    Shape shape = one;
+    if (split.launches[0] > 1) shape.passes = split.launches[0], shape.stacked = true;
     const auto chosen = cuda::plan_of<T>(shape, backward);
     py::dict d;
     d["path"] = chosen.path;
+    d["layers_per_launch"] = split.launches;
     d["groups"] = chosen.plan.groups;
     d["blocks_per_group"] = chosen.plan.blocks;
     d["units_per_block"] = chosen.plan.units * chosen.plan.slices_per_block;
     d["shared_bytes"] = chosen.plan.shared_bytes;
     d["workspace_bytes"] =
         backward ? cuda::backward_workspace<T>(shape) : cuda::forward_workspace<T>(shape);
-    d["reason"] = chosen.reason;
+    d["reason"] = split.reason.empty() ? chosen.reason : split.reason + "; " + chosen.reason;
     return d;
   };
   return by_type(dtype, "dtype", [&]<class T>(T type) {
@@ -337,32 +401,37 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
 
   m.def("devices", devices, "Name, capability, multiprocessors and memory (bytes) of each device.");
   m.def("facts", facts, py::arg("cell"), "What the arrays of a cell's calls depend on.");
-  m.def(
-      "plan", plan, py::arg("cell"), py::arg("inputs"), py::arg("units"), py::arg("steps"),
-      py::arg("batch"), py::arg("directions"), py::arg("dtype"), py::arg("compute"),
-      py::arg("training"),
-      "How a call runs on the current device, and why; with training, `backward` says the same of "
-      "its backward pass.");
+  m.def("plan", plan, py::arg("cell"), py::arg("inputs"), py::arg("units"), py::arg("steps"),
+        py::arg("batch"), py::arg("directions"), py::arg("dtype"), py::arg("compute"),
+        py::arg("training"), py::arg("layers") = 1,
+        "How the first call for so many stacked layers runs on the current device, and why; with "
+        "training, `backward` says the same of its backward pass.");
+  m.def("layers_per_launch", layers_per_launch, py::arg("cell"), py::arg("units"), py::arg("steps"),
+        py::arg("batch"), py::arg("layers"), py::arg("dtype"), py::arg("compute"),
+        py::arg("backward"),
+        "How many of the stacked layers each call is best given, from the first layer up.");
   for (const bool backward : {false, true}) {
     m.def(backward ? "backward_workspace" : "forward_workspace",
           backward ? workspace<true> : workspace<false>, py::arg("cell"), py::arg("passes"),
           py::arg("inputs"), py::arg("units"), py::arg("steps"), py::arg("batch"),
           py::arg("lengths"), py::arg("tokens"), py::arg("dtype"), py::arg("compute"),
-          "Bytes of workspace that a call of that size takes.");
+          py::arg("stacked") = false, "Bytes of workspace that a call of that size takes.");
   }
-  m.def(
-      "forward", run_forward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
-      py::arg("compute"), py::arg("workspace"), py::arg("stream"),
-      "The directions of one layer. Each pass is a dict of x, h, c, weight_ih, weight_hh, bias, "
-      "bias_hn, reverse, y, saved, cells; what does not apply is None. Arguments are as in "
-      "_core.forward; saved (N, saved, H) and cells (N, H) are written where given. Tokens outside "
-      "the weights count as the nearest inside.");
-  m.def(
-      "backward", run_backward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
-      py::arg("compute"), py::arg("workspace"), py::arg("stream"),
-      "Gradients of forward(): each pass is a dict of x, h_0, c_0, weight_ih, weight_hh, reverse, "
-      "y, saved, cells, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias, dbias_hn as in "
-      "_core.backward. Passes may share dx.");
+  m.def("forward", run_forward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
+        py::arg("compute"), py::arg("workspace"), py::arg("stream"), py::arg("stacked") = false,
+        "The directions of one layer or, stacked, layers in one direction from the first up: each "
+        "but the first has None as x and takes the y below it, times the mask (T, B, H) there if "
+        "any. Each pass is a dict of x, h, c, weight_ih, weight_hh, bias, bias_hn, reverse, y, "
+        "saved, cells, mask; what does not apply is None. Arguments are as in _core.forward; "
+        "saved (N, saved, H) and cells (N, H) are written where given. Tokens outside the weights "
+        "count as the nearest inside.");
+  m.def("backward", run_backward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
+        py::arg("compute"), py::arg("workspace"), py::arg("stream"), py::arg("stacked") = false,
+        "Gradients of forward(), in the same order: each pass is a dict of x, h_0, c_0, "
+        "weight_ih, weight_hh, reverse, y, saved, cells, mask, dy, dh, dc, dx, dweight_ih, "
+        "dweight_hh, dbias, dbias_hn as in _core.backward. Directions may share dx. Of stacked "
+        "layers the first alone has dx and the last alone dy; the x of each other is the y below "
+        "it, times the mask.");
   m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("transpose_a"),
         py::arg("transpose_b"), py::arg("bias"), py::arg("accumulate"), py::arg("compute"),
         py::arg("stream"),

@@ -1,6 +1,7 @@
 // The backward time loop, one launch for a run of steps, from its end: cpu/backward.h's loop with the
 // exchange of recurrence.h. What the blocks exchange is the gate gradients; a slice of the weights is
-// its units' columns of W_hh. The gradients of weights and inputs follow as products over the run.
+// its units' columns of W_hh, and between layers of the upper W_ih. The gradients of weights and inputs
+// follow as products over the run.
 #pragma once
 
 #include <utility>
@@ -53,10 +54,16 @@ class BackwardKernel {
   template <int N>
   RNNKERN_KERNEL void run_phase(Index s) const {
     const Index now = live(s), after = live(s + 1);
-    const Index offset = s < 0 ? 0 : schedule_.offset[schedule_.time_of(s, pass_.reverse)];
     loop_.run_phase(
-        N, loop_.share(N == 0 && after > now ? after : now), offset, phases_before(s, N),
-        N == 0 ? s + 1 : s, [&](const Place& at) { prefetch<N>(s, at, at.i < now); },
+        {.phase = N,
+         .rows = loop_.share(N == 0 && after > now ? after : now),
+         .fed_rows = N == 0 ? loop_.share(now) : 0,
+         .offset = s < 0 ? 0 : schedule_.offset[schedule_.time_of(s, pass_.reverse)],
+         .done = phases_before(s, N),
+         .ahead = phases_before(s - 1, 0),
+         .parity = N == 0 ? s + 1 : s},
+        [&](const Place& at) { prefetch<N>(s, at, at.i < now); },
+        [&](const Place& at) { receive(at); },
         [&](const Place& at) { apply<N>(s, at, at.i < now); });
   }
 
@@ -78,7 +85,8 @@ class BackwardKernel {
       block_.copy(loop_.field(kSaved + k, at),
                   pass_.saved + (at.packed * Cell::saved + k) * units_ + at.unit);
     }
-    if (N == 0 && pass_.dy.data) block_.copy(loop_.field(kDy, at), pass_.dy.at(t, at.b) + at.unit);
+    const auto& dy = pass_.mask.data ? pass_.mask : pass_.dy;
+    if (N == 0 && dy.data) block_.copy(loop_.field(kDy, at), dy.at(t, at.b) + at.unit);
     if constexpr (Cell::cell_state) {
       block_.copy(loop_.field(kDc, at), pass_.dc + state);
       block_.copy(loop_.field(kPreviousC, at),
@@ -86,6 +94,13 @@ class BackwardKernel {
                         : pass_.cells + (schedule_.offset[before] + at.i) * units_ + at.unit);
       block_.copy(loop_.field(kC, at), pass_.cells + at.packed * units_ + at.unit);
     }
+  }
+
+  // ∂L/∂y_t from the layer above's gates, in the place of its mask.
+  RNNKERN_KERNEL void receive(const Place& at) const {
+    const T sum = loop_.sum(kBetween, at.n, at.m);
+    T* const dy = loop_.field(kDy, at);
+    *dy = pass_.mask.data ? *dy * sum : sum;
   }
 
   template <int N>
@@ -108,7 +123,7 @@ class BackwardKernel {
     }
     if constexpr (N == 0) {
       step.dh = product + dh;
-      if (pass_.dy.data) step.dh = step.dh + V(*loop_.field(kDy, at));
+      if (pass_.dy.data || loop_.fed()) step.dh = step.dh + V(*loop_.field(kDy, at));
     } else {
       step.dh = product;
       step.direct = dh;
@@ -126,7 +141,8 @@ class BackwardKernel {
     exchange<N>(s, at, step, std::make_integer_sequence<int, Cell::gates>());
   }
 
-  // The gates' recurrent gradients that this phase knows, to the phases that multiply them.
+  // The gates' gradients that this phase knows: the recurrent ones to the phases that multiply them,
+  // those of W_ih x to the layer below.
   template <int N, int... Gate>
   RNNKERN_KERNEL void exchange(Index s, const Place& at, const BackwardStep<V, Cell>& step,
                                std::integer_sequence<int, Gate...>) const {
@@ -136,12 +152,18 @@ class BackwardKernel {
   RNNKERN_KERNEL void exchange_gate(Index s, const Place& at,
                                     const BackwardStep<V, Cell>& step) const {
     constexpr Range written = Cell::writes[N];
-    constexpr int delta = Cell::state_delta[Gate];
+    constexpr int delta = Cell::state_delta[Gate], input_delta = Cell::input_delta[Gate];
     constexpr int reader = kPhases > 1 && Gate >= Cell::phases[kPhases - 1].first ? kPhases - 1 : 0;
     constexpr int place = Gate - Cell::phases[reader].first;
     if constexpr (delta >= written.first && delta < written.first + written.count) {
       loop_.operand(reader, s, at.j)[place * units_ + at.unit] =
           P::Element::round(step.delta[delta].v);
+    }
+    if constexpr (input_delta >= written.first && input_delta < written.first + written.count) {
+      if (loop_.hands_on()) {
+        loop_.handed(at.packed)[Gate * units_ + at.unit] =
+            P::Element::round(step.delta[input_delta].v);
+      }
     }
   }
 

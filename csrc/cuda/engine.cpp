@@ -107,34 +107,64 @@ template <class T>
 struct Workspace {
   DeviceSchedule schedule;
   Exchange exchange[kMaxPasses];
-  std::byte* weights[kMaxPasses][kMaxPhases];
-  ZeroArguments zeroed;    // all operands and flags
-  T* run[kMaxPasses];      // (rows of a run, row_size): x_part or deltas
+  std::byte* weights[kMaxPasses][kMaxProducts];
+  ZeroArguments zeroed;  // all operands and flags, and what is handed on where its rows are padded
+  T* run[kMaxPasses];    // (rows of a run, row_size): x_part, where there is one, or deltas
   T* scratch[kMaxPasses];  // (B, saved, H) where the caller keeps nothing
-
-  Workspace(const Shape& shape, const RecurrentPlan& plan, Index live, Index run_rows,
-            Index row_size, Index scratch_size, Arena& arena)
-      : schedule(take_schedule(shape, live, arena)) {
-    const Index zeros_begin = arena.used();
-    for (int k = 0; k < shape.passes; ++k) {
-      for (int p = 0; p < plan.phases; ++p)
-        exchange[k].operand[p] = arena.take<std::byte>(2 * plan.exchange_bytes(p));
-      exchange[k].flags = arena.take<std::uint32_t>(Index{plan.groups} * plan.blocks);
-    }
-    zeroed = {reinterpret_cast<std::uint32_t*>(exchange[0].operand[0]),
-              (arena.used() - zeros_begin) / Index{sizeof(std::uint32_t)}};
-    for (int k = 0; k < shape.passes; ++k) {
-      for (int p = 0; p < plan.phases; ++p) {
-        weights[k][p] = arena.take<std::byte>(plan.tiles(p) * plan.tile_bytes(p));
-        exchange[k].weights[p] = weights[k][p];
-      }
-      run[k] = arena.take<T>(run_rows * row_size);
-      scratch[k] = arena.take<T>(scratch_size);
-    }
-  }
 };
 
-// A layer's call, forward or backward: what both have in common.
+template <class T>
+PlanRequest request_of(const Shape& shape, bool backward) {
+  const auto& cell = cell_shape(shape.cell);
+  PlanRequest request{.device = current_device(),
+                      .product = recurrent_kernels<T>(shape).product,
+                      .weights = {},
+                      .phases = cell.phases,
+                      .fields = backward ? cell.saved + 7 : cell.gates + 2 + cell.cell_state,
+                      .field_bytes = sizeof(T),
+                      .units = shape.units,
+                      .batch = shape.batch,
+                      .passes = shape.passes};
+  for (int p = 0; p < cell.phases; ++p) {
+    const int gates = cell.phase[p].count;
+    request.weights[p] =
+        backward ? WeightFacts{1, gates * shape.units} : WeightFacts{gates, shape.units};
+    // Backward, what is handed on joins ∂L/∂h_t, of which phase 0 is the first to know.
+    if (shape.stacked && !backward) request.weights[kBetween + p] = request.weights[p];
+  }
+  if (shape.stacked && backward) request.weights[kBetween] = {1, cell.gates * shape.units};
+  return request;
+}
+
+// A plan takes a while to choose, and a training loop asks for the same few again and again.
+std::optional<ChosenPlan> known_plan(const PlanRequest& request) {
+  static std::map<PlanRequest, std::optional<ChosenPlan>> chosen;
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  const auto known = chosen.find(request);
+  if (known != chosen.end()) return known->second;
+  return chosen.emplace(request, choose_plan(request)).first->second;
+}
+
+// Bytes of a packed row that one layer hands on to the next.
+Index handed_bytes(const RecurrentPlan& plan) { return plan.product[kBetween].depth_bytes; }
+
+// Elements of a row of x_part or the deltas.
+Index run_row_size(const Shape& shape, bool backward) {
+  const auto& cell = cell_shape(shape.cell);
+  return (backward ? cell.deltas : cell.gates) * shape.units;
+}
+
+// As many steps as the buffers of a run have room for.
+template <class T>
+Index steps_of_run(const Shape& shape, const RecurrentPlan& plan, bool backward) {
+  const Index row_sizes = shape.stacked && !backward ? 1 : shape.passes;
+  const Index row_bytes = row_sizes * run_row_size(shape, backward) * Index{sizeof(T)} +
+                          (shape.passes - 1) * handed_bytes(plan);
+  return std::clamp<Index>(current_device().run_bytes / row_bytes / shape.batch, 1, shape.steps);
+}
+
+// A call, forward or backward: what both have in common.
 template <class T>
 class Call {
  public:
@@ -146,10 +176,8 @@ class Call {
         kernels_(kernels_for<T>(shape.compute)),
         recurrent_(recurrent_kernels<T>(shape)),
         plan_(plan_of<T>(shape, backward).plan),
-        row_size_((backward ? cell_.deltas : cell_.gates) * shape.units) {
-    const Index most = current_device().run_bytes / (row_size_ * Index{sizeof(T)} * shape.passes);
-    run_steps_ = std::clamp<Index>(most / shape.batch, 1, shape.steps);
-  }
+        row_size_(run_row_size(shape, backward)),
+        run_steps_(steps_of_run<T>(shape, plan_, backward)) {}
 
   Index workspace_bytes() const {
     Arena measure(nullptr);
@@ -159,25 +187,74 @@ class Call {
 
  protected:
   Workspace<T> make_workspace(Arena& arena) const {
-    const Index scratch =
-        !backward_ && cell_.phases > 1 ? shape_.batch * cell_.saved * shape_.units : 0;
-    return Workspace<T>(shape_, plan_, storage_.live_rows(),
-                        std::min(run_steps_ * shape_.batch, storage_.live_rows()), row_size_,
-                        scratch, arena);
+    Workspace<T> space{};
+    const Index run_rows = std::min(run_steps_ * shape_.batch, storage_.live_rows());
+    space.schedule = take_schedule(shape_, storage_.live_rows(), arena);
+    const Index zeros_begin = arena.used();
+    for (int k = 0; k < shape_.passes; ++k) {
+      auto& exchange = space.exchange[k];
+      for (int p = 0; p < plan_.phases; ++p)
+        exchange.operand[p] = arena.take<std::byte>(2 * plan_.exchange_bytes(p));
+      exchange.flags = arena.take<std::uint32_t>(Index{plan_.groups} * plan_.blocks);
+    }
+    Index zeros_end = arena.used();
+    for (int k = 0; shape_.stacked && k + 1 < shape_.passes; ++k)
+      space.exchange[k].handed = arena.take<std::byte>(run_rows * handed_bytes(plan_));
+    if (handed_units() * recurrent_.product.element_bytes < handed_bytes(plan_))
+      zeros_end = arena.used();
+    space.zeroed = {reinterpret_cast<std::uint32_t*>(space.exchange[0].operand[0]),
+                    (zeros_end - zeros_begin) / Index{sizeof(std::uint32_t)}};
+    for (int k = 0; k < shape_.passes; ++k) {
+      for (int p = 0; p < (fed(k) ? kMaxProducts : kBetween); ++p) {
+        space.weights[k][p] = arena.take<std::byte>(plan_.tiles(p) * plan_.tile_bytes(p));
+        space.exchange[k].weights[p] = space.weights[k][p];
+      }
+      if (backward_ || !fed(k)) space.run[k] = arena.take<T>(run_rows * row_size_);
+      if (!backward_ && cell_.phases > 1)
+        space.scratch[k] = arena.take<T>(shape_.batch * cell_.saved * shape_.units);
+    }
+    return space;
   }
 
-  void prepare(const Workspace<T>& space, int k, const Parameters<T>& parameters,
-               void* stream) const {
-    for (int p = 0; p < plan_.phases; ++p) {
-      kernels_.pack(stream, {.w_hh = parameters.w_hh,
-                             .packed = space.weights[k][p],
-                             .plan = plan_,
-                             .phase = p,
-                             .first_gate = cell_.phase[p].first,
-                             .gates = cell_.phase[p].count,
-                             .units = static_cast<std::int32_t>(shape_.units),
-                             .backward = backward_});
+  bool fed(int k) const { return shape_.stacked && k > 0; }
+  // What a row that a layer hands on holds, but for its padding.
+  Index handed_units() const { return (backward_ ? cell_.gates : 1) * shape_.units; }
+
+  // The layer that is pass k: backward, the last of stacked ones comes first.
+  template <class Layer>
+  const Layer& layer_of(const std::vector<Layer>& layers, int k) const {
+    return layers[static_cast<std::size_t>(shape_.stacked && backward_ ? shape_.passes - 1 - k
+                                                                       : k)];
+  }
+
+  // What comes before the first run.
+  template <class Layer>
+  void prepare(const Workspace<T>& space, const std::vector<Layer>& layers, void* stream) const {
+    fill(space.schedule, shape_, storage_, stream);
+    zero(stream, space.zeroed);
+    for (int k = 0; k < shape_.passes; ++k) {
+      for (int p = 0; p < plan_.phases; ++p)
+        pack(space, k, p, layer_of(layers, k).parameters.w_hh, cell_.phase[p], stream);
+      if (!fed(k)) continue;
+      if (backward_) {
+        pack(space, k, kBetween, layer_of(layers, k - 1).parameters.w_ih, {0, cell_.gates}, stream);
+      } else {
+        for (int p = 0; p < plan_.phases; ++p)
+          pack(space, k, kBetween + p, layer_of(layers, k).parameters.w_ih, cell_.phase[p], stream);
+      }
     }
+  }
+
+  void pack(const Workspace<T>& space, int k, int product, const T* weights, Range gates,
+            void* stream) const {
+    kernels_.pack(stream, {.weights = weights,
+                           .packed = space.weights[k][product],
+                           .plan = plan_,
+                           .product = product,
+                           .first_gate = gates.first,
+                           .gates = gates.count,
+                           .units = static_cast<std::int32_t>(shape_.units),
+                           .backward = backward_});
   }
 
   // The packed rows of the processed steps [begin, end) of a pass.
@@ -195,13 +272,13 @@ class Call {
   RecurrentProblem<Pass> problem_of(const Workspace<T>& space, const std::vector<Layer>& layers,
                                     Index begin, Index end) const {
     RecurrentProblem<Pass> problem{};
-    problem.plan = plan_, problem.schedule = space.schedule;
+    problem.plan = plan_, problem.schedule = space.schedule, problem.stacked = shape_.stacked;
     problem.units = static_cast<std::int32_t>(shape_.units);
     problem.begin = static_cast<std::int32_t>(begin), problem.end = static_cast<std::int32_t>(end);
-    for (std::size_t k = 0; k < layers.size(); ++k) {
-      problem.first_row[k] =
-          static_cast<std::int32_t>(rows_of(begin, end, layers[k].reverse).first);
-      problem.pass[k].reverse = layers[k].reverse;
+    for (int k = 0; k < shape_.passes; ++k) {
+      const bool reverse = layer_of(layers, k).reverse;
+      problem.first_row[k] = static_cast<std::int32_t>(rows_of(begin, end, reverse).first);
+      problem.pass[k].reverse = reverse;
       problem.pass[k].exchange = space.exchange[k];
     }
     return problem;
@@ -218,9 +295,9 @@ class Call {
   template <class Layer>
   Operand<T> input_of(const Layer& layer, Index first) const {
     Operand<T> x{};
-    x.kind = shape_.tokens ? Operand<T>::kTokens : Operand<T>::kSequence;
+    x.kind = layer.tokens.data ? Operand<T>::kTokens : Operand<T>::kSequence;
     x.first = static_cast<std::int32_t>(first);
-    x.columns = static_cast<std::int32_t>(shape_.inputs);
+    x.columns = static_cast<std::int32_t>(layer.parameters.inputs);
     x.sequence = layer.x, x.tokens = layer.tokens;
     return x;
   }
@@ -237,8 +314,7 @@ class Call {
   const ComputeKernels<T>& kernels_;
   const RecurrentKernels<T>& recurrent_;
   const RecurrentPlan plan_;
-  const Index row_size_;
-  Index run_steps_;
+  const Index row_size_, run_steps_;
 };
 
 template <class T>
@@ -251,25 +327,26 @@ class ForwardCall : Call<T> {
     Arena arena(workspace);
     const auto space = this->make_workspace(arena);
     const auto& shape = this->shape_;
-    fill(space.schedule, shape, this->storage_, stream);
-    zero(stream, space.zeroed);
-    for (std::size_t k = 0; k < layers.size(); ++k) {
-      this->prepare(space, static_cast<int>(k), layers[k].parameters, stream);
+    this->prepare(space, layers, stream);
+    for (const auto& layer : layers) {
       if (this->storage_.ragged()) {
         storage_kernels<T>().zero_tail(
-            stream, {space.schedule, layers[k].y, static_cast<std::int32_t>(shape.units)});
+            stream, {space.schedule, layer.y, static_cast<std::int32_t>(shape.units)});
       }
     }
     for (Index begin = 0, end; begin < shape.steps; begin = end) {
       end = std::min(begin + this->run_steps_, shape.steps);
       auto problem = this->template problem_of<ForwardPass<T>>(space, layers, begin, end);
-      for (std::size_t k = 0; k < layers.size(); ++k) {
-        const auto& layer = layers[k];
-        multiply_inputs(layer, space.schedule, this->rows_of(begin, end, layer.reverse),
-                        space.run[k], stream);
+      for (int k = 0; k < shape.passes; ++k) {
+        const auto& layer = this->layer_of(layers, k);
+        if (!this->fed(k)) {
+          multiply_inputs(layer, space.schedule, this->rows_of(begin, end, layer.reverse),
+                          space.run[k], stream);
+        }
         auto& pass = problem.pass[k];
-        pass.x_part = space.run[k], pass.bias_hn = layer.parameters.bias_hn;
-        pass.h = layer.h, pass.c = layer.c, pass.y = layer.y;
+        pass.x_part = space.run[k];
+        pass.bias = layer.parameters.bias, pass.bias_hn = layer.parameters.bias_hn;
+        pass.h = layer.h, pass.c = layer.c, pass.y = layer.y, pass.mask = layer.mask;
         pass.saved = layer.saved, pass.cells = layer.cells, pass.scratch = space.scratch[k];
       }
       this->recurrent_.forward[shape.cell](this->grid(stream), problem);
@@ -312,25 +389,24 @@ class BackwardCall : Call<T> {
     Arena arena(workspace);
     const auto space = this->make_workspace(arena);
     const auto& shape = this->shape_;
-    fill(space.schedule, shape, this->storage_, stream);
-    zero(stream, space.zeroed);
-    for (std::size_t k = 0; k < layers.size(); ++k)
-      this->prepare(space, static_cast<int>(k), layers[k].parameters, stream);
+    this->prepare(space, layers, stream);
     for (Index end = shape.steps, begin; end > 0; end = begin) {
       begin = std::max<Index>(end - this->run_steps_, 0);
       auto problem = this->template problem_of<BackwardPass<T>>(space, layers, begin, end);
-      for (std::size_t k = 0; k < layers.size(); ++k) {
-        const auto& layer = layers[k];
+      for (int k = 0; k < shape.passes; ++k) {
+        const auto& layer = this->layer_of(layers, k);
         auto& pass = problem.pass[k];
         pass.h_0 = layer.h_0, pass.c_0 = layer.c_0, pass.y = layer.y;
         pass.saved = layer.saved, pass.cells = layer.cells;
-        pass.dy = layer.dy, pass.dh = layer.dh, pass.dc = layer.dc, pass.delta = space.run[k];
+        pass.dy = layer.dy, pass.mask = layer.mask;
+        pass.dh = layer.dh, pass.dc = layer.dc, pass.delta = space.run[k];
       }
       this->recurrent_.backward[shape.cell](this->grid(stream), problem);
       // Pass by pass, so that a shared dx is added to in one order.
-      for (std::size_t k = 0; k < layers.size(); ++k) {
-        const auto rows = this->rows_of(begin, end, layers[k].reverse);
-        if (rows.count > 0) add_gradients(layers[k], space.schedule, rows, space.run[k], stream);
+      for (int k = 0; k < shape.passes; ++k) {
+        const auto& layer = this->layer_of(layers, k);
+        const auto rows = this->rows_of(begin, end, layer.reverse);
+        if (rows.count > 0) add_gradients(layer, space.schedule, rows, space.run[k], stream);
       }
     }
   }
@@ -339,7 +415,7 @@ class BackwardCall : Call<T> {
   void add_gradients(const BackwardLayer<T>& layer, const DeviceSchedule& schedule,
                      typename Call<T>::Rows rows, const T* delta, void* stream) const {
     const auto& cell = this->cell_;
-    const Index units = this->shape_.units, inputs = this->shape_.inputs;
+    const Index units = this->shape_.units, inputs = layer.parameters.inputs;
     const auto gate_units = static_cast<std::int32_t>(cell.gates * units);
     MatmulArguments<T> args{};
     args.schedule = schedule, args.accumulate = true;
@@ -406,34 +482,38 @@ class BackwardCall : Call<T> {
 
 template <class T>
 ChosenPlan plan_of(const Shape& shape, bool backward) {
-  const auto& cell = cell_shape(shape.cell);
   constexpr Index most = std::numeric_limits<std::int32_t>::max();
   if (shape.steps * shape.batch >= most || shape.units >= most / 64 || shape.inputs >= most) {
     throw std::invalid_argument(
         "x has too many elements for one call: " + std::to_string(shape.steps) + " steps of " +
         std::to_string(shape.batch) + " rows");
   }
-  PlanRequest request{.device = current_device(),
-                      .product = recurrent_kernels<T>(shape).product,
-                      .phase = {},
-                      .phases = cell.phases,
-                      .fields = backward ? cell.saved + 7 : cell.gates + 2,
-                      .field_bytes = sizeof(T),
-                      .units = shape.units,
-                      .batch = shape.batch,
-                      .passes = shape.passes};
-  for (int p = 0; p < cell.phases; ++p) {
-    const int gates = cell.phase[p].count;
-    request.phase[p] =
-        backward ? PhaseFacts{1, gates * shape.units} : PhaseFacts{gates, shape.units};
+  const auto request = request_of<T>(shape, backward);
+  const auto plan = known_plan(request);
+  if (!plan) refuse_plan(request);
+  return *plan;
+}
+
+template <class T>
+LayerSplit layer_split(const Shape& shape, int layers, bool backward) {
+  std::vector<double> cycles;
+  for (int count = 1; count <= std::min(layers, kMaxPasses); ++count) {
+    Shape launch = shape;
+    launch.passes = count, launch.stacked = count > 1;
+    const auto plan = known_plan(request_of<T>(launch, backward));
+    if (!plan) {
+      cycles.push_back(std::numeric_limits<double>::infinity());
+      continue;
+    }
+    const Index run = steps_of_run<T>(launch, plan->plan, backward);
+    const Index runs = (shape.steps + run - 1) / run;
+    // In each run the last layer begins count - 1 steps after the first.
+    cycles.push_back(static_cast<double>(shape.steps + runs * (count - 1)) * plan->cycles);
   }
-  // A plan takes a while to choose, and a training loop asks for the same few again and again.
-  static std::map<PlanRequest, ChosenPlan> chosen;
-  static std::mutex mutex;
-  const std::lock_guard lock(mutex);
-  const auto known = chosen.find(request);
-  if (known != chosen.end()) return known->second;
-  return chosen.emplace(request, choose_plan(request)).first->second;
+  const auto request = request_of<T>(shape, backward);
+  const Index gate_units = cell_shape(shape.cell).gates * shape.units;
+  return split_layers(layers, cycles,
+                      launch_cycles(request, shape.steps * shape.batch, gate_units, shape.units));
 }
 
 template <class T>
@@ -478,6 +558,7 @@ void matmul(const MatmulProblem<T>& problem, Compute compute, void* stream) {
 
 #define RNNKERN_INSTANTIATE(T)                                                                   \
   template ChosenPlan plan_of<T>(const Shape&, bool);                                            \
+  template LayerSplit layer_split<T>(const Shape&, int, bool);                                   \
   template Index forward_workspace<T>(const Shape&);                                             \
   template Index backward_workspace<T>(const Shape&);                                            \
   template void forward(const Shape&, const std::vector<ForwardLayer<T>>&, std::byte*, void*);   \

@@ -1,4 +1,4 @@
-// Runs a layer on the device: plan, workspace, and the launches in their order. Nothing here waits for
+// Runs a layer, or several as a wavefront, on the device: plan, workspace, and the launches in their order. Nothing here waits for
 // the device or allocates on it, so that calls may be captured in a graph.
 #pragma once
 
@@ -12,17 +12,21 @@ namespace rnnkern::cuda {
 
 enum class Compute { exact, tfloat32, bfloat16, float16 };
 
-// What a plan and a workspace depend on.
+// What a plan and a workspace depend on. Stacked, the passes are layers in one direction from the first
+// up, and inputs and tokens are the first one's; or they are the directions of one layer.
 struct Shape {
   int cell;
   Index inputs, units, steps, batch;
   int passes;
+  bool stacked;
   bool tokens;
   Compute compute;
   std::optional<std::vector<Index>> lengths;  // one a batch row, on the host
 };
 
-// One direction of a layer; every pointer is the device's. Shapes as in core/problem.h.
+// One direction of a layer; every pointer is the device's. Shapes as in core/problem.h. Of stacked
+// layers only the first has dx and, forward, x, and only the last dy. The others may have a mask,
+// (T, B, H): then the next layer's x is y · mask.
 template <class T>
 struct ForwardLayer {
   bool reverse;
@@ -34,6 +38,7 @@ struct ForwardLayer {
   Sequence<T> y;
   T* saved;
   T* cells;
+  Sequence<const T> mask;
 };
 
 template <class T>
@@ -48,6 +53,7 @@ struct BackwardLayer {
   const T* saved;
   const T* cells;
   Sequence<const T> dy;
+  Sequence<const T> mask;
   T* dh;
   T* dc;
   Sequence<T> dx;
@@ -64,6 +70,10 @@ template <class T>
 Index forward_workspace(const Shape& shape);
 template <class T>
 Index backward_workspace(const Shape& shape);
+
+// How to divide `layers` stacked ones of that shape, whose `passes` do not count, among launches.
+template <class T>
+LayerSplit layer_split(const Shape& shape, int layers, bool backward);
 
 // `workspace` has as many bytes as the functions above say, aligned to 64.
 template <class T>

@@ -64,10 +64,17 @@ class ForwardKernel {
 
   template <int N>
   RNNKERN_KERNEL void run_phase(Index s) const {
-    const Index offset = schedule_.offset[schedule_.time_of(s, pass_.reverse)];
+    const int rows = loop_.share(schedule_.live(s, pass_.reverse));
     loop_.run_phase(
-        N, loop_.share(schedule_.live(s, pass_.reverse)), offset, phases_before(s, N), s,
-        [&](const Place& at) { prefetch<N>(s, at); }, [&](const Place& at) { apply<N>(s, at); });
+        {.phase = N,
+         .rows = rows,
+         .fed_rows = rows,
+         .offset = schedule_.offset[schedule_.time_of(s, pass_.reverse)],
+         .done = phases_before(s, N),
+         .ahead = phases_before(s + 1, 0),
+         .parity = s},
+        [&](const Place& at) { prefetch<N>(s, at); }, [&](const Place& at) { receive<N>(at); },
+        [&](const Place& at) { apply<N>(s, at); });
   }
 
   RNNKERN_KERNEL T* saved_row(const Place& at) const {
@@ -75,7 +82,7 @@ class ForwardKernel {
                        : pass_.scratch + at.i * Cell::saved * units_;
   }
 
-  // What stands in the fields: the phase's gates of x_part, h, c, and what phase 0 saved.
+  // What stands in the fields: W_ih x + b of the phase's gates, h, c, what phase 0 saved, and the mask.
   template <int N>
   static constexpr int kSavedBefore = N > 0 ? Cell::saved_after[N > 0 ? N - 1 : 0] : 0;
 
@@ -83,9 +90,15 @@ class ForwardKernel {
   RNNKERN_KERNEL void prefetch(Index s, const Place& at) const {
     constexpr Range phase = Cell::phases[N];
     const bool first = at.i >= schedule_.live(s - 1, pass_.reverse);
-    const T* x = pass_.x_part + (at.packed - loop_.first_row()) * kGates * units_ + at.unit;
-    for (int g = 0; g < phase.count; ++g)
-      block_.copy(loop_.field(g, at), x + (phase.first + g) * units_);
+    const T* x = pass_.bias;
+    if (pass_.x_part) x = pass_.x_part + (at.packed - loop_.first_row()) * kGates * units_;
+    for (int g = 0; g < phase.count; ++g) {
+      if (x) {
+        block_.copy(loop_.field(g, at), x + (phase.first + g) * units_ + at.unit);
+      } else {
+        *loop_.field(g, at) = T(0);
+      }
+    }
     const T* h =
         first ? pass_.h + at.b * units_ : pass_.y.at(schedule_.time_of(s - 1, pass_.reverse), at.b);
     block_.copy(loop_.field(phase.count, at), h + at.unit);
@@ -99,6 +112,18 @@ class ForwardKernel {
     }
     for (int k = 0; k < kSavedBefore<N>; ++k)
       block_.copy(loop_.field(phase.count + kStates + k, at), saved_row(at) + k * units_ + at.unit);
+    if (N + 1 == kPhases && pass_.mask.data) {
+      block_.copy(loop_.field(phase.count + kStates + kSavedBefore<N>, at),
+                  pass_.mask.at(schedule_.time_of(s, pass_.reverse), at.b) + at.unit);
+    }
+  }
+
+  // The layer below's y_t has come through W_ih.
+  template <int N>
+  RNNKERN_KERNEL void receive(const Place& at) const {
+    constexpr Range phase = Cell::phases[N];
+    for (int g = 0; g < phase.count; ++g)
+      *loop_.field(g, at) += loop_.sum(kBetween + N, at.n, g * plan_.units + at.m);
   }
 
   template <int N>
@@ -134,10 +159,17 @@ class ForwardKernel {
     }
   }
 
-  // The new state: to the other blocks, to the caller, and where the row ends as its last.
+  // The new state: to the other blocks, to the layer above, to the caller, and where the row ends as its
+  // last.
   RNNKERN_KERNEL void finish(Index s, const Place& at, const ForwardStep<V, Cell>& step) const {
     const bool ends = at.i >= schedule_.live(s + 1, pass_.reverse);
     loop_.operand(0, s + 1, at.j)[at.unit] = P::Element::round(step.h.v);
+    if (loop_.hands_on()) {
+      constexpr int last = kPhases - 1,
+                    mask = Cell::phases[last].count + kStates + kSavedBefore<last>;
+      const T handed = pass_.mask.data ? step.h.v * *loop_.field(mask, at) : step.h.v;
+      loop_.handed(at.packed)[at.unit] = P::Element::round(handed);
+    }
     pass_.y.at(schedule_.time_of(s, pass_.reverse), at.b)[at.unit] = step.h.v;
     if (ends) pass_.h[at.b * units_ + at.unit] = step.h.v;
     if constexpr (Cell::cell_state) {

@@ -28,7 +28,7 @@ void run_matmul(void* stream, const MatmulArguments<typename P::Element::Sum>& a
 
 template <class E>
 void run_pack(void* stream, const PackArguments<typename E::Sum>& args) {
-  const Index bytes = args.plan.tiles(args.phase) * args.plan.tile_bytes(args.phase);
+  const Index bytes = args.plan.tiles(args.product) * args.plan.tile_bytes(args.product);
   launch<PackKernel<E>>(element_grid(stream, bytes / Index{sizeof(typename E::Storage)}), args);
 }
 

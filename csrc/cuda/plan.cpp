@@ -1,7 +1,8 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
-#include <optional>
+#include <cmath>
+#include <limits>
 #include <stdexcept>
 
 namespace rnnkern::cuda {
@@ -16,12 +17,15 @@ constexpr Index kMostRowsOfSlice = 512;  // of weights
 
 // Estimates, in cycles; none was measured. A phase hands over through L2: a flag, the operand, a store.
 constexpr double kPhaseCycles = 1700, kTileCycles = 200;
-constexpr double kChunkCycles = 900;        // its loads are waited for, and two barriers
-constexpr double kFlagCycles = 2;           // for each flag that is polled
+constexpr double kAwaitCycles = 1000;  // of a phase; a product between layers goes on meanwhile
+constexpr double kChunkCycles = 900;   // its loads are waited for, and two barriers
+constexpr double kFlagCycles = 2;      // for each flag that is polled
 constexpr double kSharedBytesACycle = 128;  // into a multiprocessor's registers
 constexpr double kOperandBytesACycle = 28;  // out of L2 into a multiprocessor, all reading at once
 constexpr double kScalarSumsACycle = 128;   // multiply-adds of a multiprocessor
 constexpr double kTensorSumsACycle = 1024;
+constexpr double kMatmulShare = 0.4;      // of these sums that the products over a run reach
+constexpr double kLaunchCycles = 20'000;  // of the small kernels before a time loop
 
 struct Candidate {
   RecurrentPlan plan;
@@ -29,43 +33,48 @@ struct Candidate {
   bool resident;
 };
 
+double sums_a_cycle(const ProductFacts& product) {
+  return !product.vector && product.rows == 16 ? kTensorSumsACycle : kScalarSumsACycle;
+}
+
 // A plan for slices of `units` units and chunks that cut a row in `cuts`, if it fits.
 std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index groups, Index cuts) {
-  const auto& product = r.product;
   const Index budget = r.device.multiprocessors / r.passes;
   const Index slices = ceil_div(r.units, units);
   const Index blocks = std::min(slices, budget / groups);
   const Index rows = ceil_div(r.batch, groups), per_block = ceil_div(slices, blocks);
   Index most_row_tiles = 1;
-  for (int p = 0; p < r.phases; ++p)
-    most_row_tiles = std::max(most_row_tiles, ceil_div(r.phase[p].gates * units, product.rows));
+  for (const auto& weights : r.weights)
+    most_row_tiles = std::max(most_row_tiles, ceil_div(weights.gates * units, r.product.rows));
   if (most_row_tiles > kWarps) return std::nullopt;
-  const Index column_tiles = std::min(ceil_div(rows, product.columns), kWarps / most_row_tiles);
+  const Index column_tiles = std::min(ceil_div(rows, r.product.columns), kWarps / most_row_tiles);
 
   RecurrentPlan plan{};
   plan.units = static_cast<int>(units), plan.slices = static_cast<int>(slices);
   plan.groups = static_cast<int>(groups), plan.blocks = static_cast<int>(blocks);
   plan.group_rows = static_cast<int>(rows);
   plan.slices_per_block = static_cast<int>(per_block), plan.phases = r.phases;
-  plan.tile_rows = static_cast<int>(std::min(column_tiles * product.columns, rows));
+  plan.tile_rows = static_cast<int>(std::min(column_tiles * r.product.columns, rows));
 
   Index operand = 0, partial = 0, largest_tile = 0, all_tiles = 0;
-  for (int p = 0; p < r.phases; ++p) {
-    auto& phase = plan.phase[p];
-    const Index depth = round_up(r.phase[p].depth * product.element_bytes, kChunkAlignment);
+  for (int p = 0; p < kMaxProducts; ++p) {
+    if (r.weights[p].gates == 0) continue;
+    auto& product = plan.product[p];
+    const Index depth = round_up(r.weights[p].depth * r.product.element_bytes, kChunkAlignment);
     const Index chunk = round_up(ceil_div(depth, cuts), kChunkAlignment);
     if (cuts > 1 && chunk < kSmallestChunk) return std::nullopt;
-    phase.rows = static_cast<int>(r.phase[p].gates * units);
-    phase.depth_bytes = static_cast<int>(depth), phase.chunk_bytes = static_cast<int>(chunk);
-    phase.chunks = static_cast<int>(ceil_div(depth, chunk));
-    phase.row_tiles = static_cast<int>(ceil_div(phase.rows, product.rows));
-    phase.depth_shares = static_cast<int>(kWarps / (phase.row_tiles * column_tiles));
-    const Index tile = Index{phase.rows} * (chunk + kRowPadding);
+    product.rows = static_cast<int>(r.weights[p].gates * units);
+    product.depth_bytes = static_cast<int>(depth);
+    product.chunk_bytes = static_cast<int>(chunk);
+    product.chunks = static_cast<int>(ceil_div(depth, chunk));
+    product.row_tiles = static_cast<int>(ceil_div(product.rows, r.product.rows));
+    product.depth_shares = static_cast<int>(kWarps / (product.row_tiles * column_tiles));
+    const Index tile = Index{product.rows} * (chunk + kRowPadding);
     largest_tile = std::max(largest_tile, tile);
-    all_tiles += tile * per_block * phase.chunks;
+    all_tiles += tile * per_block * product.chunks;
     operand = std::max(operand, plan.tile_rows * (chunk + kRowPadding));
-    partial = std::max(partial, round_up(Index{phase.depth_shares} * plan.tile_rows * phase.rows *
-                                             product.sum_bytes,
+    partial = std::max(partial, round_up(Index{product.depth_shares} * plan.tile_rows *
+                                             product.rows * r.product.sum_bytes,
                                          kVectorBytes));
   }
   const Index fields =
@@ -76,27 +85,29 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
   if (room < 0) return std::nullopt;
 
   Index at = 0;
-  double streamed = 0, cycles = 0;
+  double cycles = 0;
   const double column_passes = static_cast<double>(ceil_div(rows, plan.tile_rows));
-  for (int p = 0; p < r.phases; ++p) {
-    auto& phase = plan.phase[p];
-    const Index tile = Index{phase.rows} * (phase.chunk_bytes + kRowPadding);
-    const Index tiles = per_block * phase.chunks, kept = std::min(tiles, room / tile);
-    phase.resident = static_cast<int>(kept), phase.resident_at = static_cast<int>(at);
+  const double flag_cycles = kFlagCycles * static_cast<double>(blocks);
+  for (int p = 0; p < kMaxProducts; ++p) {
+    auto& product = plan.product[p];
+    if (product.rows == 0) continue;
+    const Index tile = Index{product.rows} * (product.chunk_bytes + kRowPadding);
+    const Index tiles = per_block * product.chunks, kept = std::min(tiles, room / tile);
+    product.resident = static_cast<int>(kept), product.resident_at = static_cast<int>(at);
     at += kept * tile, room -= kept * tile;
-    streamed += static_cast<double>((tiles - kept) * tile);
-    const double weights = static_cast<double>(per_block * phase.row_tiles * product.rows) *
-                           static_cast<double>(phase.depth_bytes);
-    const double sums = weights / product.element_bytes * column_passes * plan.tile_rows;
-    const bool tensor = !product.vector && product.rows == 16;
-    cycles += kPhaseCycles + kFlagCycles * static_cast<double>(blocks) +
-              column_passes * static_cast<double>(per_block) *
-                  (kTileCycles + kChunkCycles * static_cast<double>(phase.chunks)) +
-              std::max(column_passes * weights / kSharedBytesACycle,
-                       sums / (tensor ? kTensorSumsACycle : kScalarSumsACycle)) +
-              static_cast<double>(per_block * rows * phase.depth_bytes) / kOperandBytesACycle;
+    const double streamed = static_cast<double>((tiles - kept) * tile);
+    const double weights = static_cast<double>(per_block * product.row_tiles * r.product.rows) *
+                           static_cast<double>(product.depth_bytes);
+    const double sums = weights / r.product.element_bytes * column_passes * plan.tile_rows;
+    const double multiplied =
+        column_passes * static_cast<double>(per_block) *
+            (kTileCycles + kChunkCycles * static_cast<double>(product.chunks)) +
+        std::max(column_passes * weights / kSharedBytesACycle, sums / sums_a_cycle(r.product)) +
+        (static_cast<double>(per_block * rows * product.depth_bytes) + column_passes * streamed) /
+            kOperandBytesACycle;
+    cycles += p < kBetween ? kPhaseCycles + flag_cycles + multiplied
+                           : flag_cycles + std::max(multiplied - kAwaitCycles, 0.0);
   }
-  cycles += column_passes * streamed / kOperandBytesACycle;
   plan.staged_at = static_cast<int>(at);
   if (!resident) at += largest_tile;
   plan.operand_at = static_cast<int>(at);
@@ -111,14 +122,16 @@ std::string in_words(const PlanRequest& r, const Candidate& c) {
   std::string text = std::to_string(p.groups) + (p.groups == 1 ? " group of " : " groups of ") +
                      std::to_string(p.blocks) + (p.blocks == 1 ? " block, " : " blocks, ") +
                      std::to_string(p.units) + (p.units == 1 ? " unit" : " units") + " a slice; ";
+  if (r.weights[kBetween].gates > 0)
+    text = std::to_string(r.passes) + " layers as a wavefront, each with " + text;
+  const std::string weights = r.weights[kBetween].gates > 0 ? "weights" : "recurrent weights";
   if (c.resident) {
-    text += "the recurrent weights stay in shared memory";
+    text += "the " + weights + " stay in shared memory";
   } else {
     Index kept = 0, all = 0;
-    for (int i = 0; i < p.phases; ++i) {
-      kept += p.phase[i].resident, all += Index{p.slices_per_block} * p.phase[i].chunks;
-    }
-    text += "the recurrent weights exceed shared memory: " + std::to_string(kept) + " of " +
+    for (const auto& product : p.product)
+      kept += product.resident, all += Index{p.slices_per_block} * product.chunks;
+    text += "the " + weights + " exceed shared memory: " + std::to_string(kept) + " of " +
             std::to_string(all) + " tiles a block stay, the others are read from L2 each step";
   }
   return text + (r.product.vector ? "; products without tensor cores for few rows" : "");
@@ -126,13 +139,9 @@ std::string in_words(const PlanRequest& r, const Candidate& c) {
 
 }  // namespace
 
-ChosenPlan choose_plan(const PlanRequest& r) {
+std::optional<ChosenPlan> choose_plan(const PlanRequest& r) {
   const Index budget = r.device.multiprocessors / r.passes;
-  if (budget < 1) {
-    throw std::invalid_argument("passes: " + std::to_string(r.passes) +
-                                " need as many multiprocessors, the device has " +
-                                std::to_string(r.device.multiprocessors));
-  }
+  if (budget < 1) return std::nullopt;
   std::optional<Candidate> best;
   for (Index units = 1; units <= std::min(r.units, kMostRowsOfSlice); ++units) {
     const Index most = std::clamp<Index>(budget / ceil_div(r.units, units), 1, r.batch);
@@ -145,12 +154,74 @@ ChosenPlan choose_plan(const PlanRequest& r) {
       }
     }
   }
-  if (!best) {
-    throw std::invalid_argument("units: no plan fits " + std::to_string(r.device.shared_bytes) +
-                                " bytes of shared memory a block");
-  }
+  if (!best) return std::nullopt;
   const char* path = !best->resident ? "streaming" : r.product.vector ? "vector" : "resident";
-  return {best->plan, path, in_words(r, *best)};
+  return ChosenPlan{best->plan, path, in_words(r, *best), best->cycles};
+}
+
+void refuse_plan(const PlanRequest& r) {
+  if (r.passes > r.device.multiprocessors) {
+    throw std::invalid_argument("passes: " + std::to_string(r.passes) +
+                                " need as many multiprocessors, the device has " +
+                                std::to_string(r.device.multiprocessors));
+  }
+  throw std::invalid_argument("units: no plan fits " + std::to_string(r.device.shared_bytes) +
+                              " bytes of shared memory a block");
+}
+
+LayerSplit split_layers(int layers, const std::vector<double>& cycles, double launch_cycles) {
+  // Of the first n layers: the least time, and how many of them the last launch has.
+  struct Best {
+    double cycles;
+    int last;
+  };
+  const auto launch = [&](int n, int count) {
+    return cycles[static_cast<std::size_t>(count - 1)] + (n > count ? launch_cycles : 0.0);
+  };
+  const int most = static_cast<int>(cycles.size());
+  std::vector<Best> best{{0.0, 0}};
+  for (int n = 1; n <= layers; ++n) {
+    Best found{std::numeric_limits<double>::infinity(), 1};
+    for (int count = 1; count <= std::min(n, most); ++count) {
+      const double total = best[static_cast<std::size_t>(n - count)].cycles + launch(n, count);
+      if (total < found.cycles) found = {total, count};
+    }
+    best.push_back(found);
+  }
+
+  LayerSplit split;
+  for (int n = layers; n > 0; n -= split.launches.front()) {
+    split.launches.insert(split.launches.begin(), best[static_cast<std::size_t>(n)].last);
+  }
+  if (layers == 1) return split;
+  const auto hundredths = [](double ratio) {
+    const auto text = std::to_string(std::round(ratio * 100) / 100);
+    return text.substr(0, text.find('.') + 3);
+  };
+  const double alone = layers * launch(1, 1) + (layers - 1) * launch_cycles;
+  const double chosen = best.back().cycles;
+  if (static_cast<int>(split.launches.size()) < layers) {
+    split.reason = "wavefronts, by the estimate " + hundredths(alone / chosen) +
+                   " times as fast as a launch for each layer";
+    return split;
+  }
+  double wavefront = std::numeric_limits<double>::infinity();
+  for (int count = 2; count <= std::min(layers, most); ++count) {
+    wavefront = std::min(
+        wavefront, best[static_cast<std::size_t>(layers - count)].cycles + launch(layers, count));
+  }
+  split.reason = "a launch for each layer: ";
+  split.reason += std::isinf(wavefront) ? "no wavefront fits the device"
+                                        : "by the estimate wavefronts take " +
+                                              hundredths(wavefront / chosen) + " times as long";
+  return split;
+}
+
+double launch_cycles(const PlanRequest& r, Index rows, Index columns, Index depth) {
+  const double sums =
+      static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(depth);
+  return kLaunchCycles + sums / (sums_a_cycle(r.product) * kMatmulShare *
+                                 static_cast<double>(r.device.multiprocessors));
 }
 
 }  // namespace rnnkern::cuda

@@ -4,10 +4,16 @@
 // weights. The batch is cut into groups that share nothing but the weights' values; the blocks of a
 // group divide the slices. A phase of a step multiplies a tile of the group's rows at a time; its
 // depth comes in chunks, as long as shared memory has room for.
+//
+// Stacked layers can share a launch, as a wavefront: a layer is a step behind the one before it, and its
+// phases have a second product, of that layer's results. Then they are cut alike, each on its share of
+// the multiprocessors.
 #pragma once
 
 #include <compare>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "core/lane.h"
 
@@ -16,6 +22,8 @@ namespace rnnkern::cuda {
 inline constexpr int kThreads = 256, kLanes = 32, kWarps = kThreads / kLanes;  // of a block
 inline constexpr int kVectorBytes = 16;  // that a thread copies at once
 inline constexpr int kMaxPhases = 2;
+// Phase p's recurrent product, and from kBetween on its product between layers.
+inline constexpr int kBetween = kMaxPhases, kMaxProducts = 2 * kMaxPhases;
 
 struct DeviceFacts {
   std::string name;
@@ -37,15 +45,15 @@ struct ProductFacts {
   auto operator<=>(const ProductFacts&) const = default;
 };
 
-// A phase of the step: its product has `gates` rows of weights a unit, over a depth of `depth`.
-struct PhaseFacts {
+// The weights of a product: `gates` rows a unit, none where there is no such product, of `depth`.
+struct WeightFacts {
   int gates;
   Index depth;
 
-  auto operator<=>(const PhaseFacts&) const = default;
+  auto operator<=>(const WeightFacts&) const = default;
 };
 
-struct PhasePlan {
+struct ProductPlan {
   int rows;          // of weights that a slice has
   int depth_bytes;   // a row of the operand, padded
   int chunk_bytes;   // of it that are multiplied at once, a multiple of 128
@@ -61,21 +69,20 @@ struct RecurrentPlan {
   int groups, blocks, group_rows;  // blocks of a group; rows of the batch in it
   int slices_per_block, phases;
   int tile_rows;  // of the batch, multiplied at once
-  PhasePlan phase[kMaxPhases];
+  ProductPlan product[kMaxProducts];
   int staged_at;   // a weight tile that does not stay
   int operand_at;  // a chunk of the tile's operand rows
   int partial_at;  // sums, by depth share, row of the batch, row of weights
   int fields_at;   // what the cell's equations read besides the product
   int shared_bytes;
 
-  RNNKERN_DEVICE Index tiles(int p) const { return Index{slices} * phase[p].chunks; }
+  RNNKERN_DEVICE Index tiles(int p) const { return Index{slices} * product[p].chunks; }
   RNNKERN_DEVICE Index tile_bytes(int p) const {
-    return Index{phase[p].rows} * phase[p].chunk_bytes;
+    return Index{product[p].rows} * product[p].chunk_bytes;
   }
-  RNNKERN_DEVICE Index exchange_row(int p) const { return phase[p].depth_bytes; }
   // One of the two halves of a phase's exchange buffer.
   RNNKERN_DEVICE Index exchange_bytes(int p) const {
-    return Index{groups} * group_rows * phase[p].depth_bytes;
+    return Index{groups} * group_rows * product[p].depth_bytes;
   }
 };
 
@@ -85,12 +92,12 @@ inline constexpr int kRowPadding = 64;
 struct PlanRequest {
   DeviceFacts device;
   ProductFacts product;
-  PhaseFacts phase[kMaxPhases];
+  WeightFacts weights[kMaxProducts];
   int phases;
   int fields;       // values a unit and row that the equations read
   int field_bytes;  // of each
   Index units, batch;
-  int passes;  // that share the device
+  int passes;  // that share the device: directions, or layers where there are products between them
 
   auto operator<=>(const PlanRequest&) const = default;
 };
@@ -99,10 +106,27 @@ struct ChosenPlan {
   RecurrentPlan plan;
   const char* path;  // "resident", "vector" or "streaming"
   std::string reason;
+  double cycles;  // a step's, estimated
 };
 
-// The plan of the least estimated time; std::invalid_argument for a device with too little of
-// everything.
-ChosenPlan choose_plan(const PlanRequest& request);
+// The plan of the least estimated time, if any fits.
+std::optional<ChosenPlan> choose_plan(const PlanRequest& request);
+
+// Why none does: std::invalid_argument.
+[[noreturn]] void refuse_plan(const PlanRequest& request);
+
+// How many of the stacked layers each launch has, from the first layer up.
+struct LayerSplit {
+  std::vector<int> launches;
+  std::string reason;
+};
+
+// The split of the least estimated time. The time loop of k layers takes cycles[k - 1], and each launch
+// but the first brings `launch_cycles`.
+LayerSplit split_layers(int layers, const std::vector<double>& cycles, double launch_cycles);
+
+// A launch more than a wavefront would have: its other kernels, and W_ih times (rows, depth), or its
+// gradient, as a product of its own.
+double launch_cycles(const PlanRequest& request, Index rows, Index columns, Index depth);
 
 }  // namespace rnnkern::cuda

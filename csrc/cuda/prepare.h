@@ -77,8 +77,8 @@ struct ZeroKernel {
   }
 };
 
-// A phase's recurrent weights in the order in which the blocks load them, rounded, zeros at the end
-// of the depth. Forward, row m of a slice is gate m / units of unit m % units, and the depth runs over
+// A product's weights in the order in which the blocks load them, rounded, zeros at the end of the
+// depth. Forward, row m of a slice is gate m / units of unit m % units, and the depth runs over
 // the units; backward, row m is unit m, and the depth runs over the phase's gates and their units.
 template <class E>
 struct PackKernel {
@@ -86,18 +86,18 @@ struct PackKernel {
   using Arguments = PackArguments<T>;
 
   RNNKERN_KERNEL static void run(const Block& block, const Arguments& args) {
-    const PhasePlan& phase = args.plan.phase[args.phase];
+    const ProductPlan& product = args.plan.product[args.product];
     const Index units = args.units, size = args.plan.units;
-    const Index depth = phase.chunk_bytes / Index{sizeof(typename E::Storage)};
-    each_element(block, args.plan.tiles(args.phase) * phase.rows * depth, [&](Index at) {
-      const Index row = at / depth % phase.rows, tile = at / depth / phase.rows;
-      const Index k = tile % phase.chunks * depth + at % depth;
-      const Index unit = tile / phase.chunks * size + row % size;
+    const Index depth = product.chunk_bytes / Index{sizeof(typename E::Storage)};
+    each_element(block, args.plan.tiles(args.product) * product.rows * depth, [&](Index at) {
+      const Index row = at / depth % product.rows, tile = at / depth / product.rows;
+      const Index k = tile % product.chunks * depth + at % depth;
+      const Index unit = tile / product.chunks * size + row % size;
       T value(0);
       if (unit < units && k < (args.backward ? args.gates * units : units)) {
         value = args.backward
-                    ? args.w_hh[(args.first_gate * units + k) * units + unit]
-                    : args.w_hh[((args.first_gate + row / size) * units + unit) * units + k];
+                    ? args.weights[(args.first_gate * units + k) * units + unit]
+                    : args.weights[((args.first_gate + row / size) * units + unit) * units + k];
       }
       static_cast<typename E::Storage*>(args.packed)[at] = E::round(value);
     });

@@ -10,7 +10,9 @@
 
 namespace rnnkern::cuda {
 
-inline constexpr int kMaxPasses = 2;  // directions of a layer
+// What shares a launch: the directions of a layer, or stacked layers as a wavefront, ordered so that
+// each takes up what the one before it hands on (backward, the last layer comes first).
+inline constexpr int kMaxPasses = 4;
 
 // Rows sorted by falling length; live pairs packed as in core/problem.h. Counts fit 31 bits.
 struct DeviceSchedule {
@@ -32,23 +34,28 @@ struct DeviceSchedule {
 
 // What the blocks of a pass share.
 struct Exchange {
-  const std::byte* weights[kMaxPhases];  // packed: (slice, chunk, row, chunk_bytes)
+  const std::byte* weights[kMaxProducts];  // packed: (slice, chunk, row, chunk_bytes)
   std::byte* operand[kMaxPhases];  // (2, group, group_rows, depth_bytes), zeroed before the call
   std::uint32_t* flags;            // (group, block), likewise: phases that a block has done
+  // (packed rows of the run, depth_bytes), each written once: y_t (backward: the gradients of W_ih y_t)
+  // for the next layer of the wavefront; or null.
+  std::byte* handed;
 };
 
 template <class T>
 struct ForwardPass {
   bool reverse;
   Exchange exchange;
-  const T* x_part;   // (packed rows of the run, G·H): W_ih x + b
+  const T* x_part;   // (packed rows of the run, G·H): W_ih x + b; null where a layer hands x on
+  const T* bias;     // (G·H) or null, in the latter case
   const T* bias_hn;  // (H) or null
   T* h;              // (B, H): in h_0, out h_n
   T* c;              // (B, H): likewise, or null
   Sequence<T> y;     // (T, B, H)
-  T* saved;          // (N, saved, H); null when no backward pass will follow
-  T* cells;          // (N, H): likewise
-  T* scratch;        // (B, saved, H): what a phase leaves to the next where `saved` is null
+  Sequence<const T> mask;  // (T, B, H): a factor of the y that is handed on; or data null
+  T* saved;                // (N, saved, H); null when no backward pass will follow
+  T* cells;                // (N, H): likewise
+  T* scratch;              // (B, saved, H): what a phase leaves to the next where `saved` is null
 };
 
 template <class T>
@@ -60,10 +67,11 @@ struct BackwardPass {
   Sequence<const T> y;
   const T* saved;
   const T* cells;
-  Sequence<const T> dy;  // data null for zero
-  T* dh;                 // (B, H): in ∂L/∂h_n, out ∂L/∂h_0; between them ∂L/∂h_t's direct part
-  T* dc;                 // (B, H): likewise for c
-  T* delta;              // (packed rows of the run, deltas, H)
+  Sequence<const T> dy;    // data null for zero, or where a layer hands it on
+  Sequence<const T> mask;  // (T, B, H): a factor of the dy that is handed on; or data null
+  T* dh;                   // (B, H): in ∂L/∂h_n, out ∂L/∂h_0; between them ∂L/∂h_t's direct part
+  T* dc;                   // (B, H): likewise for c
+  T* delta;                // (packed rows of the run, deltas, H)
 };
 
 // A run of processed steps [begin, end); a backward run that begins at 0 also ends in ∂L/∂h_0.
@@ -71,6 +79,7 @@ template <class Pass>
 struct RecurrentProblem {
   RecurrentPlan plan;
   DeviceSchedule schedule;
+  bool stacked;  // the passes are layers
   std::int32_t units, begin, end;
   std::int32_t first_row[kMaxPasses];  // the run's first packed row in each pass
   Pass pass[kMaxPasses];
@@ -126,10 +135,10 @@ static_assert(sizeof(SchedulePart) <= 4096);
 
 template <class T>
 struct PackArguments {
-  const T* w_hh;
+  const T* weights;  // (G·H, H)
   void* packed;
   RecurrentPlan plan;
-  std::int32_t phase, first_gate, gates, units;
+  std::int32_t product, first_gate, gates, units;
   bool backward;
 };
 

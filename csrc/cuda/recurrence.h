@@ -5,6 +5,9 @@
 // operand's buffer, then publishes in its flag how many phases it has done. Before it reads an operand,
 // a block awaits the flags of all blocks of its group. The halves take turns step by step: when a block
 // stores into one again, it has awaited flags that every block published after it last read that half.
+//
+// In a wavefront a block also awaits the flags of its group in the layer before, which waits for no
+// later one. What that layer hands on is never overwritten in the launch, so it may run ahead.
 #pragma once
 
 #include "core/cell.h"
@@ -37,11 +40,17 @@ class Recurrence {
         pass_index_(static_cast<int>(block.index() / blocks_of_pass())),
         group_(static_cast<int>(block.index() % blocks_of_pass() / plan_.blocks)),
         member_(static_cast<int>(block.index() % plan_.blocks)) {
-    for (int p = 0; p < plan_.phases; ++p) load_resident(p);
+    for (int p = 0; p < plan_.phases; ++p) {
+      load_resident(p);
+      if (fed()) load_resident(kBetween + p);
+    }
   }
 
   RNNKERN_KERNEL const Pass& pass() const { return problem_.pass[pass_index_]; }
   RNNKERN_KERNEL Index first_row() const { return problem_.first_row[pass_index_]; }
+
+  // Whether the layer before in the wavefront hands something on to this one.
+  RNNKERN_KERNEL bool fed() const { return problem_.stacked && pass_index_ > 0; }
 
   // How many of the first `live` sorted rows are this group's: its row j is sorted row row(j).
   RNNKERN_KERNEL int share(Index live) const {
@@ -58,7 +67,7 @@ class Recurrence {
   // To be called behind a barrier: this block has done `count` phases.
   RNNKERN_KERNEL void publish_phase(std::uint32_t count) const {
     block_.each([&](int thread) {
-      if (thread == 0) publish(flags() + member_, count);
+      if (thread == 0) publish(flags(pass()) + member_, count);
     });
   }
 
@@ -66,34 +75,68 @@ class Recurrence {
   RNNKERN_KERNEL Storage* operand(int p, Index parity, int j) const {
     return reinterpret_cast<Storage*>(
         pass().exchange.operand[p] + (parity & 1) * plan_.exchange_bytes(p) +
-        (Index{group_} * plan_.group_rows + j) * plan_.exchange_row(p));
+        (Index{group_} * plan_.group_rows + j) * plan_.product[p].depth_bytes);
   }
 
-  // Phase p of a step for the group's first `rows` rows, whose packed rows begin at `offset`, after
-  // `done` phases: before(place) for what is had without the other blocks, the product of the operand
-  // in the half for `parity`, and after(place), which finds its sums by sum().
-  template <class Before, class After>
-  RNNKERN_KERNEL void run_phase(int p, int rows, Index offset, std::uint32_t done, Index parity,
-                                Before before, After after) const {
-    bool awaited = false;
+  // Whether the next layer takes up what this one hands on, and a packed row of it.
+  RNNKERN_KERNEL bool hands_on() const { return pass().exchange.handed != nullptr; }
+  RNNKERN_KERNEL Storage* handed(Index packed) const {
+    return reinterpret_cast<Storage*>(handed_row(pass(), packed));
+  }
+
+  // A phase of a step.
+  struct PhaseOfStep {
+    int phase;
+    int rows;             // of the group, from its first, that take part
+    int fed_rows;         // of them those to which the layer before hands something on
+    Index offset;         // packed row of the step's first row
+    std::uint32_t done;   // phases that the group's blocks have done before
+    std::uint32_t ahead;  // those that the layer before has done when it has handed on this step
+    Index parity;         // of the operand's half
+  };
+
+  // before(place) for what is had without other blocks; where the pass is fed, the product of what was
+  // handed on, and receive(place); the product of the phase's operand, and after(place). receive and
+  // after find their sums by sum().
+  template <class Before, class Receive, class After>
+  RNNKERN_KERNEL void run_phase(const PhaseOfStep& at, Before before, Receive receive,
+                                After after) const {
+    bool received = at.phase > 0, awaited = false;  // phase 0 has waited for the layer before
     for (int local = 0; local < own_slices(); ++local) {
-      for (int first = 0; first < rows; first += plan_.tile_rows) {
-        const int count = rows - first < plan_.tile_rows ? rows - first : plan_.tile_rows;
-        block_.each([&](int thread) { each_place(local, first, count, offset, thread, before); });
-        if (!awaited) await_group(done);
+      for (int first = 0; first < at.rows; first += plan_.tile_rows) {
+        const int count = least(at.rows - first, plan_.tile_rows);
+        block_.each(
+            [&](int thread) { each_place(local, first, count, at.offset, thread, before); });
+        // Before the wait for the own group, for the layer before is often ahead.
+        const int fed_count = least(at.fed_rows - first, count);
+        if (fed() && fed_count > 0) {
+          const int between = kBetween + at.phase;
+          const Pass& source = problem_.pass[pass_index_ - 1];
+          if (!received) await_group(source, at.ahead);
+          received = true;
+          const Index row_bytes = plan_.product[between].depth_bytes;
+          multiply_tile(*this, between, local, handed_row(source, at.offset + row(first)),
+                        plan_.groups * row_bytes, fed_count);
+          block_.each(
+              [&](int thread) { each_place(local, first, fed_count, at.offset, thread, receive); });
+        }
+        if (!awaited) await_group(pass(), at.done);
         awaited = true;
-        multiply_tile(*this, p, local, parity, first, count);
-        block_.each([&](int thread) { each_place(local, first, count, offset, thread, after); });
+        multiply_tile(*this, at.phase, local,
+                      reinterpret_cast<const std::byte*>(operand(at.phase, at.parity, first)),
+                      plan_.product[at.phase].depth_bytes, count);
+        block_.each([&](int thread) { each_place(local, first, count, at.offset, thread, after); });
       }
     }
-    publish_phase(done + 1);
+    publish_phase(at.done + 1);
   }
 
   // Row m of the slice's weights times row n of the tile.
   RNNKERN_KERNEL Sum sum(int p, int n, int m) const {
-    const PhasePlan& phase = plan_.phase[p];
-    Sum total = *partial(phase, 0, n, m);
-    for (int share = 1; share < phase.depth_shares; ++share) total += *partial(phase, share, n, m);
+    const ProductPlan& product = plan_.product[p];
+    Sum total = *partial(product, 0, n, m);
+    for (int share = 1; share < product.depth_shares; ++share)
+      total += *partial(product, share, n, m);
     return total;
   }
 
@@ -117,9 +160,12 @@ class Recurrence {
     }
   }
 
-  RNNKERN_KERNEL void await_group(std::uint32_t count) const {
+  RNNKERN_KERNEL static int least(int a, int b) { return a < b ? a : b; }
+
+  // All blocks of this group in a pass have done `count` phases.
+  RNNKERN_KERNEL void await_group(const Pass& pass, std::uint32_t count) const {
     block_.each([&](int thread) {
-      for (int i = thread; i < plan_.blocks; i += kThreads) await(flags() + i, count);
+      for (int i = thread; i < plan_.blocks; i += kThreads) await(flags(pass) + i, count);
     });
   }
 
@@ -128,99 +174,105 @@ class Recurrence {
     int row, column, depth;
     bool works;
   };
-  RNNKERN_KERNEL static Share share_of(const PhasePlan& phase, int warp, int count) {
-    const int tile = warp / phase.depth_shares, column = tile / phase.row_tiles * P::columns;
-    return {tile % phase.row_tiles * P::rows, column, warp % phase.depth_shares, column < count};
+  RNNKERN_KERNEL static Share share_of(const ProductPlan& product, int warp, int count) {
+    const int tile = warp / product.depth_shares, column = tile / product.row_tiles * P::columns;
+    return {tile % product.row_tiles * P::rows, column, warp % product.depth_shares,
+            column < count};
   }
 
-  // The sums of phase p for the tile's rows [first, first + count) and a slice. No cell is in it, so
-  // that all of them share its code.
-  RNNKERN_KERNEL_CALLED static void multiply_tile(Recurrence loop, int p, int local, Index parity,
-                                                  int first, int count) {
-    loop.multiply(p, local, parity, first, count);
+  // The sums of product p for a slice and `count` rows of the operand, row_bytes apart. No cell is in
+  // it, so that all of them share its code.
+  RNNKERN_KERNEL_CALLED static void multiply_tile(Recurrence loop, int p, int local,
+                                                  const std::byte* rows, Index row_bytes,
+                                                  int count) {
+    loop.multiply(p, local, rows, row_bytes, count);
   }
-  RNNKERN_KERNEL void multiply(int p, int local, Index parity, int first, int count) const {
-    const PhasePlan& phase = plan_.phase[p];
+  RNNKERN_KERNEL void multiply(int p, int local, const std::byte* rows, Index row_bytes,
+                               int count) const {
+    const ProductPlan& product = plan_.product[p];
     Warps<Lanes<typename P::Sums>> sums{};
-    for (int chunk = 0; chunk < phase.chunks; ++chunk) {
-      const int tile = local * phase.chunks + chunk;
-      const int begin = chunk * phase.chunk_bytes, left = phase.depth_bytes - begin;
-      const int bytes = left < phase.chunk_bytes ? left : phase.chunk_bytes;
-      const bool resident = tile < phase.resident;
+    for (int chunk = 0; chunk < product.chunks; ++chunk) {
+      const int tile = local * product.chunks + chunk;
+      const int begin = chunk * product.chunk_bytes, left = product.depth_bytes - begin;
+      const int bytes = left < product.chunk_bytes ? left : product.chunk_bytes;
+      const bool resident = tile < product.resident;
       block_.each([&](int thread) {
         if (!resident) copy_weights(p, tile, plan_.staged_at, thread);
         const int vectors = bytes / kVectorBytes;
         for (int i = thread; i < count * vectors; i += kThreads) {
           const int n = i / vectors, v = i % vectors;
-          block_.copy(
-              vector(plan_.operand_at + n * stride(phase)) + v,
-              reinterpret_cast<const Vector*>(
-                  reinterpret_cast<const std::byte*>(operand(p, parity, first + n)) + begin) +
-                  v);
+          block_.copy(vector(plan_.operand_at + n * stride(product)) + v,
+                      reinterpret_cast<const Vector*>(rows + n * row_bytes + begin) + v);
         }
         block_.copies_done();
       });
       block_.each_warp([&](int warp) {
-        const Share share = share_of(phase, warp, count);
+        const Share share = share_of(product, warp, count);
         if (!share.works) return;
         const int steps = bytes / kStepBytes;
-        const int weights_at =
-            resident ? phase.resident_at + tile * phase.rows * stride(phase) : plan_.staged_at;
+        const int weights_at = resident
+                                   ? product.resident_at + tile * product.rows * stride(product)
+                                   : plan_.staged_at;
         P::multiply(
             sums[warp],
-            rows_at(weights_at + share.row * stride(phase), phase, phase.rows - share.row),
-            rows_at(plan_.operand_at + share.column * stride(phase), phase, count - share.column),
-            steps * share.depth / phase.depth_shares,
-            steps * (share.depth + 1) / phase.depth_shares);
+            rows_at(weights_at + share.row * stride(product), product, product.rows - share.row),
+            rows_at(plan_.operand_at + share.column * stride(product), product,
+                    count - share.column),
+            steps * share.depth / product.depth_shares,
+            steps * (share.depth + 1) / product.depth_shares);
       });
     }
     block_.each_warp([&](int warp) {
-      const Share share = share_of(phase, warp, count);
+      const Share share = share_of(product, warp, count);
       if (!share.works) return;
       P::finish(sums[warp]);
       each_lane([&](int lane) {
         P::visit(sums[warp][lane], lane, [&](int m, int n, Sum sum) {
           m += share.row, n += share.column;
-          if (m < phase.rows && n < count) *partial(phase, share.depth, n, m) = sum;
+          if (m < product.rows && n < count) *partial(product, share.depth, n, m) = sum;
         });
       });
     });
   }
 
   RNNKERN_KERNEL Index blocks_of_pass() const { return Index{plan_.groups} * plan_.blocks; }
-  RNNKERN_KERNEL std::uint32_t* flags() const {
-    return pass().exchange.flags + group_ * plan_.blocks;
+  RNNKERN_KERNEL std::uint32_t* flags(const Pass& pass) const {
+    return pass.exchange.flags + group_ * plan_.blocks;
   }
-  RNNKERN_KERNEL static int stride(const PhasePlan& phase) {
-    return phase.chunk_bytes + kRowPadding;
+  // All passes of a wavefront run the same way, and begin with the same packed row.
+  RNNKERN_KERNEL std::byte* handed_row(const Pass& pass, Index packed) const {
+    return pass.exchange.handed + (packed - first_row()) * plan_.product[kBetween].depth_bytes;
+  }
+  RNNKERN_KERNEL static int stride(const ProductPlan& product) {
+    return product.chunk_bytes + kRowPadding;
   }
   RNNKERN_KERNEL Vector* vector(int at) const {
     return reinterpret_cast<Vector*>(block_.shared() + at);
   }
-  RNNKERN_KERNEL Rows rows_at(int at, const PhasePlan& phase, int count) const {
-    return {block_.shared() + at, stride(phase), count};
+  RNNKERN_KERNEL Rows rows_at(int at, const ProductPlan& product, int count) const {
+    return {block_.shared() + at, stride(product), count};
   }
-  RNNKERN_KERNEL Sum* partial(const PhasePlan& phase, int share, int n, int m) const {
+  RNNKERN_KERNEL Sum* partial(const ProductPlan& product, int share, int n, int m) const {
     return reinterpret_cast<Sum*>(block_.shared() + plan_.partial_at) +
-           (share * plan_.tile_rows + n) * phase.rows + m;
+           (share * plan_.tile_rows + n) * product.rows + m;
   }
 
   RNNKERN_KERNEL void copy_weights(int p, int tile, int at, int thread) const {
-    const PhasePlan& phase = plan_.phase[p];
-    const int chunk = tile % phase.chunks, vectors = phase.chunk_bytes / kVectorBytes;
-    const Index index = Index{slice(tile / phase.chunks)} * phase.chunks + chunk;
+    const ProductPlan& product = plan_.product[p];
+    const int chunk = tile % product.chunks, vectors = product.chunk_bytes / kVectorBytes;
+    const Index index = Index{slice(tile / product.chunks)} * product.chunks + chunk;
     const auto* from =
         reinterpret_cast<const Vector*>(pass().exchange.weights[p] + index * plan_.tile_bytes(p));
-    for (int i = thread; i < phase.rows * vectors; i += kThreads)
-      block_.copy(vector(at + i / vectors * stride(phase)) + i % vectors, from + i);
+    for (int i = thread; i < product.rows * vectors; i += kThreads)
+      block_.copy(vector(at + i / vectors * stride(product)) + i % vectors, from + i);
   }
 
   RNNKERN_KERNEL void load_resident(int p) const {
-    const PhasePlan& phase = plan_.phase[p];
-    const int own = own_slices() * phase.chunks;
+    const ProductPlan& product = plan_.product[p];
+    const int own = own_slices() * product.chunks;
     block_.each([&](int thread) {
-      for (int tile = 0; tile < phase.resident && tile < own; ++tile)
-        copy_weights(p, tile, phase.resident_at + tile * phase.rows * stride(phase), thread);
+      for (int tile = 0; tile < product.resident && tile < own; ++tile)
+        copy_weights(p, tile, product.resident_at + tile * product.rows * stride(product), thread);
       block_.copies_done();
     });
   }

@@ -20,7 +20,7 @@ from rnnkern._checks import Array, choice, dtype_text, host_array, on_gpu
 # What a kernel takes for one direction of a layer, by name; None stands for what is absent.
 # Forward: x, h, c, weight_ih, weight_hh, bias, bias_hn, reverse, y. Backward: x, h_0, c_0,
 # weight_ih, weight_hh, reverse, y, saved, cells, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias,
-# dbias_hn.
+# dbias_hn. Of stacked layers in one call all but the last may also have mask.
 Arguments = dict[str, Any]
 # (saved, cells, weights): what backward needs beside x, y and the initial state. The weights are a
 # snapshot, so that a later step of training does not change them.
@@ -115,23 +115,50 @@ class Device(ABC):
         *,
         keep: bool,
         packed: Any = None,
+        stacked: bool = False,
     ) -> list[Kept]:
         """All directions of one layer; h and c change in place, y is written.
 
         `packed` is what ``pack`` gave for the one direction there is, or None. Gives, for each
         direction, what backward needs, Nones unless `keep`.
+
+        With `stacked` the passes are layers in one direction from the first up, as many as
+        ``layers_per_call`` says: each but the first has None as x, for it takes the y below it,
+        times that layer's mask.
         """
 
     @abstractmethod
     def backward(
-        self, cell: str, passes: list[Arguments], lengths: Array | None, compute: str | None
+        self,
+        cell: str,
+        passes: list[Arguments],
+        lengths: Array | None,
+        compute: str | None,
+        *,
+        stacked: bool = False,
     ) -> None:
         """The gradients of ``forward``: dh and dc change in place, dx and the others are added to.
 
         "weights" among the arguments is what ``forward`` kept of them.
 
-        Where ``state_gradients`` is among the arguments it is written.
+        Where ``state_gradients`` is among the arguments it is written. With `stacked` each pass but
+        the first has None as dx, and each but the last None as dy.
         """
+
+    @abstractmethod
+    def layers_per_call(
+        self,
+        cell: str,
+        units: int,
+        steps: int,
+        batch: int,
+        layers: int,
+        dtype: np.dtype[Any],
+        compute: str | None,
+        *,
+        backward: bool,
+    ) -> list[int]:
+        """How many of the stacked layers in one direction each call takes, from the first up."""
 
     @abstractmethod
     def matmul(
@@ -199,12 +226,13 @@ class Device(ABC):
         steps: int,
         batch: int,
         directions: int,
+        layers: int,
         dtype: np.dtype[Any],
         compute: str | None,
         *,
         training: bool,
     ) -> dict[str, Any]:
-        """How a layer of that size is computed, and why."""
+        """How a layer of that size, the first of so many, is computed, and why."""
 
 
 class Cpu(Device):
@@ -246,6 +274,7 @@ class Cpu(Device):
         *,
         keep: bool,
         packed: _core.Packed | None = None,
+        stacked: bool = False,
     ) -> list[Kept]:
         made: list[Kept] = []
         for p in passes:
@@ -281,7 +310,13 @@ class Cpu(Device):
         return made
 
     def backward(
-        self, cell: str, passes: list[Arguments], lengths: Array | None, compute: str | None
+        self,
+        cell: str,
+        passes: list[Arguments],
+        lengths: Array | None,
+        compute: str | None,
+        *,
+        stacked: bool = False,
     ) -> None:
         for p in passes:
             # By position: binding two dozen names would take as long as a small layer.
@@ -307,6 +342,20 @@ class Cpu(Device):
                 p["state_gradients"],
                 compute,
             )
+
+    def layers_per_call(
+        self,
+        cell: str,
+        units: int,
+        steps: int,
+        batch: int,
+        layers: int,
+        dtype: np.dtype[Any],
+        compute: str | None,
+        *,
+        backward: bool,
+    ) -> list[int]:
+        return [1] * layers
 
     def matmul(
         self,
@@ -375,6 +424,7 @@ class Cpu(Device):
         steps: int,
         batch: int,
         directions: int,
+        layers: int,
         dtype: np.dtype[Any],
         compute: str | None,
         *,
@@ -450,6 +500,7 @@ class Cuda(Device):
         *,
         keep: bool,
         packed: None = None,
+        stacked: bool = False,
     ) -> list[Kept]:
         facts = self.kernels.facts(cell)
         saved_shape: tuple[int, ...] | None = None
@@ -462,7 +513,7 @@ class Cuda(Device):
         for p in passes:
             for name, shape in (("saved", saved_shape), ("cells", cells_shape)):
                 p[name] = None if shape is None else self.xp.empty(shape, p["y"].dtype)
-        self._launch("forward", cell, passes, lengths, compute)
+        self._launch("forward", cell, passes, lengths, compute, stacked)
         weights = ("weight_ih", "weight_hh")
         return [
             (p["saved"], p["cells"], {w: p[w].copy() for w in weights} if keep else None)
@@ -470,7 +521,13 @@ class Cuda(Device):
         ]
 
     def backward(
-        self, cell: str, passes: list[Arguments], lengths: Array | None, compute: str | None
+        self,
+        cell: str,
+        passes: list[Arguments],
+        lengths: Array | None,
+        compute: str | None,
+        *,
+        stacked: bool = False,
     ) -> None:
         if any(p.pop("state_gradients", None) is not None for p in passes):
             raise ValueError(
@@ -480,7 +537,24 @@ class Cuda(Device):
         passes = [{**p, **p["weights"]} for p in passes]
         for p in passes:
             del p["weights"]
-        self._launch("backward", cell, passes, lengths, compute)
+        self._launch("backward", cell, passes, lengths, compute, stacked)
+
+    def layers_per_call(
+        self,
+        cell: str,
+        units: int,
+        steps: int,
+        batch: int,
+        layers: int,
+        dtype: np.dtype[Any],
+        compute: str | None,
+        *,
+        backward: bool,
+    ) -> list[int]:
+        split: list[int] = self.kernels.layers_per_launch(
+            cell, units, steps, batch, layers, dtype.name, compute, backward
+        )
+        return split
 
     def matmul(
         self,
@@ -547,13 +621,14 @@ class Cuda(Device):
         steps: int,
         batch: int,
         directions: int,
+        layers: int,
         dtype: np.dtype[Any],
         compute: str | None,
         *,
         training: bool,
     ) -> dict[str, Any]:
         plan: dict[str, Any] = self.kernels.plan(
-            cell, inputs, units, steps, batch, directions, dtype.name, compute, training
+            cell, inputs, units, steps, batch, directions, dtype.name, compute, training, layers
         )
         return plan
 
@@ -572,6 +647,7 @@ class Cuda(Device):
         passes: list[Arguments],
         lengths: Array | None,
         compute: str | None,
+        stacked: bool,
     ) -> None:
         """Call a kernel, "forward" or "backward", with the memory that it asks for."""
         x, weight_ih = passes[0]["x"], passes[0]["weight_ih"]
@@ -585,9 +661,10 @@ class Cuda(Device):
             x.ndim == 2,
             weight_ih.dtype.name,
             compute,
+            stacked,
         )
-        workspace = self._workspace(size)
-        getattr(self.kernels, kind)(cell, passes, lengths, compute, workspace, self._stream())
+        workspace, stream = self._workspace(size), self._stream()
+        getattr(self.kernels, kind)(cell, passes, lengths, compute, workspace, stream, stacked)
 
     def _workspace(self, size: int) -> Array:
         """Bytes from CuPy's pool, which aligns to 512."""

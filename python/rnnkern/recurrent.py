@@ -24,7 +24,7 @@ from rnnkern._checks import (
     host_array,
     positive_int,
 )
-from rnnkern.device import get_device
+from rnnkern.device import Arguments, get_device
 from rnnkern.stream import Stream
 from rnnkern.tape import Input, Pass, State, Tape, Weights
 
@@ -312,7 +312,7 @@ class Recurrent:
         return Stream(self, positive_int("batch", batch), weights)
 
     def plan(self, steps: int, batch: int, *, training: bool = False) -> dict[str, Any]:
-        """How the first layer of a call of that size is computed, and why.
+        """How the first layer, or launch of layers, of a call of that size is computed, and why.
 
         Args:
             steps: T.
@@ -323,7 +323,8 @@ class Recurrent:
             On a CPU "isa" and "threads" in use, "row_groups" and "unit_groups", the grid that the
             threads form over the batch and the units, and "product", what multiplies. On a GPU
             "path", "groups" that share the batch, "blocks_per_group" and "units_per_block" that
-            share the units, and the bytes "shared_bytes" and "workspace_bytes". "reason" in words.
+            share the units, "layers_per_launch", those that run as a wavefront in one launch, from
+            the first up, and the bytes "shared_bytes" and "workspace_bytes". "reason" in words.
 
         """
         return self._device.plan(
@@ -333,6 +334,7 @@ class Recurrent:
             positive_int("steps", steps),
             positive_int("batch", batch),
             self.num_directions,
+            self.num_layers,
             self.dtype,
             self.compute,
             training=training,
@@ -356,42 +358,67 @@ class Recurrent:
         h_n, c_n = given.h_0, given.c_0
         if keep or state is not None:  # the kernels work in place
             h_n, c_n = h_n.copy(), None if c_n is None else c_n.copy()
+        directions = self.num_directions
         passes: list[Pass] = []
         masks: list[Array] = []
-        source = given.x
-        for layer in range(self.num_layers):
-            last = layer == self.num_layers - 1
-            y = result if last else xp.empty((*given.x.shape[:2], self._features), self.dtype)
-            first = layer * self.num_directions
-            calls = [
-                {
-                    "x": source,
-                    "h": h_n[first + direction],
-                    "c": None if c_n is None else c_n[first + direction],
-                    **vars(weights[first + direction]),
-                    "reverse": direction == 1,
-                    "y": self._direction(y, direction),
-                }
-                for direction in range(self.num_directions)
-            ]
-            kept = self._device.forward(self._cell, calls, given.lengths, self.compute, keep=keep)
-            if keep:
-                for index, (call, (saved, cells, snapshot)) in enumerate(
-                    zip(calls, kept, strict=True), first
-                ):
+        if keep and self.dropout > 0.0 and self.num_layers > 1:
+            assert dropout_key is not None
+            shape = (*given.x.shape[:2], self._features)
+            masks = [self._dropout_mask(dropout_key, k, shape) for k in range(self.num_layers - 1)]
+        first, source = 0, given.x
+        for count in self._layers_per_call(given, backward=False):
+            calls: list[Arguments] = []
+            outputs: list[Array] = []
+            for layer in range(first, first + count):
+                last = layer == self.num_layers - 1
+                y = result if last else xp.empty((*given.x.shape[:2], self._features), self.dtype)
+                outputs.append(y)
+                for direction in range(directions):
+                    index = layer * directions + direction
+                    call = {
+                        "x": source if layer == first else None,
+                        "h": h_n[index],
+                        "c": None if c_n is None else c_n[index],
+                        **vars(weights[index]),
+                        "reverse": direction == 1,
+                        "y": self._direction(y, direction),
+                    }
+                    calls.append(call)
+                if masks and layer < first + count - 1:
+                    calls[-1]["mask"] = masks[layer]
+            kept = self._device.forward(
+                self._cell, calls, given.lengths, self.compute, keep=keep, stacked=count > 1
+            )
+            done = zip(calls, kept, strict=True)
+            for layer, y in enumerate(outputs, first):
+                for _ in range(directions) if keep else ():
+                    call, (saved, cells, snapshot) = next(done)
+                    index = len(passes)
                     c_0 = None if given.c_0 is None else given.c_0[index]
                     passes.append(
                         Pass(snapshot, source, given.h_0[index], c_0, call["y"], saved, cells)
                     )
-            source = y
-            if keep and self.dropout > 0.0 and not last:
-                assert dropout_key is not None
-                masks.append(self._dropout_mask(dropout_key, layer, y.shape))
-                source = y * masks[-1]
+                source = y * masks[layer] if layer < len(masks) else y
+            first += count
         tape = Tape(self, given, passes, masks) if keep else None
         last_state = (h_n, c_n) if c_n is not None else h_n
         y = self._as_given(result, given) if out is None else out
         return y, self._state_as_given(last_state, given), tape
+
+    def _layers_per_call(self, given: Input, *, backward: bool) -> list[int]:
+        """How many layers each call of the device's takes, from the first up."""
+        if self.num_layers == 1 or self.bidirectional:  # a layer takes both directions below
+            return [1] * self.num_layers
+        return self._device.layers_per_call(
+            self._cell,
+            self.hidden_size,
+            given.steps,
+            given.batch,
+            self.num_layers,
+            self.dtype,
+            self.compute,
+            backward=backward,
+        )
 
     @property
     def _features(self) -> int:

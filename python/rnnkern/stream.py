@@ -109,23 +109,34 @@ class Stream:
                 f"for tokens, got {layer._device.array('x', x).shape}"
             )
         result = layer._output(out, given)
-        source = given.x
-        for index, (w, packed) in enumerate(zip(self._weights, self._block_panels(), strict=True)):
-            last = index == layer.num_layers - 1
-            shape = (*given.x.shape[:2], layer.hidden_size)
-            y = result if last else layer._device.xp.empty(shape, layer.dtype)
-            call = {
-                "x": source,
-                "h": self._h[index],
-                "c": None if self._c is None else self._c[index],
-                **vars(w),
-                "reverse": False,
-                "y": y,
-            }
+        source, index, panels = given.x, 0, self._block_panels()
+        for count in layer._layers_per_call(given, backward=False):
+            first, calls = index, []
+            for index in range(first, first + count):
+                last = index == layer.num_layers - 1
+                shape = (*given.x.shape[:2], layer.hidden_size)
+                y = result if last else layer._device.xp.empty(shape, layer.dtype)
+                calls.append(
+                    {
+                        "x": source if index == first else None,
+                        "h": self._h[index],
+                        "c": None if self._c is None else self._c[index],
+                        **vars(self._weights[index]),
+                        "reverse": False,
+                        "y": y,
+                    }
+                )
+                source = y
+            index = first + count
             layer._device.forward(
-                layer._cell, [call], None, layer.compute, keep=False, packed=packed
+                layer._cell,
+                calls,
+                None,
+                layer.compute,
+                keep=False,
+                packed=panels[first],
+                stacked=count > 1,
             )
-            source = y
         return result
 
     @property

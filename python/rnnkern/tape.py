@@ -138,20 +138,33 @@ class Tape:
         grads: dict[str, Array] = {}
         traces = [self._new_trace() if state_gradients else None for _ in self._passes]
         dx: Array | None = None
-        for index_layer in reversed(range(layer.num_layers)):
-            first = index_layer * layer.num_directions
+        end = len(self._passes)
+        for count in reversed(layer._layers_per_call(given, backward=True)):
+            first = end - count * layer.num_directions
             x = self._passes[first].x
             dx = None if x.ndim == 2 else xp.zeros(x.shape, layer.dtype)
             calls = []
-            for index in range(first, first + layer.num_directions):
-                calls.append(self._arguments(index, upstream, dh, dc, dx, traces[index]))
+            for index in range(first, end):
+                lowest = index - first < layer.num_directions
+                highest = end - index <= layer.num_directions
+                calls.append(self._arguments(index, dh, dc, traces[index]))
+                calls[-1]["dx"] = dx if lowest else None
+                calls[-1]["dy"] = None
+                if highest and upstream is not None:
+                    calls[-1]["dy"] = layer._direction(upstream, index % layer.num_directions)
+                elif self._masks and not highest:
+                    calls[-1]["mask"] = self._masks[index]
                 for kind, parameter in zip(_KINDS, layer._parameters[index], strict=True):
                     if parameter is not None:
                         grads[parameter.name] = calls[-1]["d" + kind]
-            layer._device.backward(layer._cell, calls, given.lengths, layer.compute)
-            if index_layer > 0:
+            layer._device.backward(
+                layer._cell, calls, given.lengths, layer.compute, stacked=count > 1
+            )
+            if first > 0:
                 assert dx is not None
-                upstream = dx * self._masks[index_layer - 1] if self._masks else dx
+                below = first // layer.num_directions - 1
+                upstream = dx * self._masks[below] if self._masks else dx
+            end = first
         ordered = {name: grads[name] for name in layer.params}
         dstate_0 = (dh, dc) if dc is not None else dh
         result = (
@@ -164,16 +177,11 @@ class Tape:
         traced = [self._unpacked(trace) for trace in traces if trace is not None]
         return (*result, [self._as_state_gradients(t) for t in self._by_layer(traced)])
 
-    def _arguments(
-        self,
-        index: int,
-        upstream: Array | None,
-        dh: Array,
-        dc: Array | None,
-        dx: Array | None,
-        trace: Array | None,
-    ) -> Arguments:
-        """The kernel's, for one layer in one direction; the gradients start at zero."""
+    def _arguments(self, index: int, dh: Array, dc: Array | None, trace: Array | None) -> Arguments:
+        """The kernel's, for one layer in one direction; the gradients of parameters start at zero.
+
+        Without dx, dy and mask.
+        """
         layer, kept = self._layer, self._passes[index]
         direction = index % layer.num_directions
         gradients = {
@@ -189,10 +197,8 @@ class Tape:
             "y": kept.y,
             "saved": kept.saved,
             "cells": kept.cells,
-            "dy": None if upstream is None else layer._direction(upstream, direction),
             "dh": dh[index],
             "dc": None if dc is None else dc[index],
-            "dx": dx,
             **gradients,
             "state_gradients": trace,
         }
