@@ -1,6 +1,6 @@
 """The GPU's kernels against reference.py: emulated on the host where that was built, and on a GPU.
 
-The emulation (CMake's RNNKERN_EMULATE) is the kernels' own text, every block a thread of the host.
+The emulation (CMake's RNNKERN_EMULATE=device) is the kernels' own text, every block a thread of the host.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Emulation:
 
     def __init__(self) -> None:
         self.module = pytest.importorskip(
-            "rnnkern._emulation", reason="the emulation was not built (RNNKERN_EMULATE)"
+            "rnnkern._emulation", reason="the emulation was not built (RNNKERN_EMULATE=device)"
         )
         self.stream = 0
         self.behind: list[Array] = []

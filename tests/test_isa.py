@@ -13,7 +13,7 @@ from rnnkern import _core
 from conftest import CELLS, DTYPES, check_against_reference, make, random_state, run_python
 
 # Every name that the package knows, best first; then those that are never the default, in builds
-# with RNNKERN_EMULATE alone: they are scalar but for their bfloat16 products, which
+# with RNNKERN_EMULATE=instructions alone: they are scalar but for their bfloat16 products, which
 # test_bfloat16.py checks.
 REAL = ["amx", "avx512bf16", "avx512", "avx2", "scalar"]
 EMULATED = ["emulated-amx", "emulated-avx512bf16"]
