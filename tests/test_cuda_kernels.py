@@ -1,6 +1,6 @@
 """The GPU's kernels against reference.py: emulated on the host where that was built, and on a GPU.
 
-The emulation (CMake's RNNKERN_EMULATE=device) is the kernels' own text, every block a thread of the host.
+The emulation (CMake: RNNKERN_EMULATE=device) is the kernels' text, every block a host's thread.
 """
 
 from __future__ import annotations
