@@ -121,7 +121,7 @@ class Backward {
 
     Scratch(const BackwardProblem<T>& problem, int threads, int id, Arena& arena) {
       const Index units = problem.units, batch = problem.schedule.batch;
-      const Index chunk = largest_chunk(problem.schedule);
+      const Index chunk = largest_chunk(problem.schedule, kChunkRows);
       const auto take = [&](Matrix matrix) {
         matrix.data = arena.take<T>(matrix.size());
         return matrix;

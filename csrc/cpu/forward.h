@@ -19,8 +19,9 @@ struct Chunk {
 // Rows that make a chunk: enough for the products over it, few enough for it to stay in cache.
 inline constexpr Index kChunkRows = 512;
 
-[[gnu::always_inline]] inline Index largest_chunk(const Schedule& s) {
-  const Index all = s.offset[s.steps], most = kChunkRows + s.batch;
+// Of a chunk of at least `rows` rows, or all there are.
+[[gnu::always_inline]] inline Index largest_chunk(const Schedule& s, Index rows) {
+  const Index all = s.offset[s.steps], most = rows + s.batch;
   return all < most ? all : most;
 }
 
@@ -30,10 +31,9 @@ inline constexpr Index kChunkRows = 512;
   chunk.last_row = s.offset[first + (chunk.end - chunk.begin)];
 }
 
-[[gnu::always_inline]] inline Chunk chunk_from(const Schedule& s, Index begin) {
+[[gnu::always_inline]] inline Chunk chunk_from(const Schedule& s, Index begin, Index least) {
   Chunk chunk{begin, begin, 0, 0};
-  for (Index rows = 0; chunk.end < s.steps && rows < kChunkRows; ++chunk.end)
-    rows += s.live(chunk.end);
+  for (Index rows = 0; chunk.end < s.steps && rows < least; ++chunk.end) rows += s.live(chunk.end);
   set_rows(s, chunk);
   return chunk;
 }
@@ -193,7 +193,7 @@ class Forward {
 
     Scratch(const ForwardProblem<T>& problem, int threads, int id, Arena& arena) {
       const Index units = problem.parameters.units, batch = problem.schedule.batch;
-      const Index chunk = largest_chunk(problem.schedule);
+      const Index chunk = largest_chunk(problem.schedule, chunk_rows(problem));
       x_part = arena.take<T>((problem.tokens.slot ? problem.tokens.count : chunk) * kGates * units);
       operand = arena.take<T>(kPhases > 1 ? batch * units : 0);
       saved = arena.take<T>(kPhases > 1 && !problem.saved ? batch * Cell::saved * units : 0);
@@ -227,6 +227,14 @@ class Forward {
         scratch_(make_scratch(problem, worker, scratch)),
         cut_(schedule_.batch, tile_height(), worker.row_groups) {}
 
+  // Half as many where W_ih x then stays in the L2 cache or nearly does; where it would not, the panels
+  // of W_ih are read for twice as many rows at once.
+  static Index chunk_rows(const ForwardProblem<T>& problem) {
+    constexpr Index kShortRow = 5 << 10;  // bytes of W_ih x
+    const Index row = kGates * problem.parameters.units * static_cast<Index>(sizeof(T));
+    return problem.input_packed && row <= kShortRow ? kChunkRows / 2 : kChunkRows;
+  }
+
   static Panels make_panels(const ForwardProblem<T>& problem, std::byte* packed) {
     Arena arena(packed);
     return Panels(problem.parameters, problem.input_packed, arena);
@@ -255,7 +263,7 @@ class Forward {
     [[maybe_unused]] const typename Product::Session session;
     if (problem_.tokens.slot) gather_tokens();
     for (Chunk chunk{0, 0, 0, 0}; chunk.end < schedule_.steps;) {
-      chunk = chunk_from(schedule_, chunk.end);
+      chunk = chunk_from(schedule_, chunk.end, chunk_rows(problem_));
       if (packs_inputs(problem_)) {
         pack_and_multiply_inputs(chunk);
       } else if (!problem_.tokens.slot) {
