@@ -19,7 +19,7 @@ from rnnkern._checks import Array, choice, dtype_text, host_array, on_gpu
 
 # What a kernel takes for one direction of a layer, by name; None stands for what is absent.
 # Forward: x, h, c, weight_ih, weight_hh, bias, bias_hn, reverse, y. Backward: x, h_0, c_0,
-# weight_ih, weight_hh, reverse, y, saved, cells, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias,
+# weights (as kept), reverse, y, saved, cells, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias,
 # dbias_hn. Of stacked layers in one call all but the last may also have mask.
 Arguments = dict[str, Any]
 # (saved, cells, weights): what backward needs beside x, y and the initial state. The weights are a
@@ -534,9 +534,8 @@ class Cuda(Device):
                 "state_gradients needs device='cpu', got a layer with device='cuda': rnnkern.save "
                 "it and load it with device='cpu'"
             )
-        passes = [{**p, **p["weights"]} for p in passes]
         for p in passes:
-            del p["weights"]
+            p.update(p.pop("weights"))
         self._launch("backward", cell, passes, lengths, compute, stacked)
 
     def layers_per_call(
