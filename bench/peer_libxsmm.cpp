@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -40,6 +41,17 @@ const std::map<std::string, Cell>& cells() {
       {"lstm", {LIBXSMM_DNN_RNNCELL_LSTM, {{0, 1.0f}, {2, 1.0f}, {1, 1.0f}, {3, 1.0f}}}}};
   return all;
 }
+
+// Its AVX-512 code writes past the caches, which takes whole cache lines.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+
+  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* p, std::size_t) { ::operator delete(p, kLine); }
+  bool operator==(const LineAllocator&) const = default;
+};
 
 class Network {
  public:
@@ -82,7 +94,7 @@ class Network {
   }
 
  private:
-  using Numbers = std::vector<float>;
+  using Numbers = std::vector<float, LineAllocator<float>>;
 
   static std::int64_t block_of(std::int64_t units) {
     for (const std::int64_t block : {64, 32, 16, 8}) {

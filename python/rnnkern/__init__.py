@@ -1,6 +1,7 @@
 """Recurrent networks at the speed of the machine, straight from NumPy."""
 
 from rnnkern.clip import clip_grad_norm, clip_grad_value
+from rnnkern.frozen import Frozen
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.linear import Linear
 from rnnkern.losses import softmax_cross_entropy
@@ -19,6 +20,7 @@ __all__ = [
     "SGD",
     "Adam",
     "FormatError",
+    "Frozen",
     "Linear",
     "Recurrent",
     "Seq2Seq",

@@ -114,13 +114,13 @@ class Device(ABC):
         compute: str | None,
         *,
         keep: bool,
-        packed: Any = None,
+        packed: list[Any] | None = None,
         stacked: bool = False,
     ) -> list[Kept]:
         """All directions of one layer; h and c change in place, y is written.
 
-        `packed` is what ``pack`` gave for the one direction there is, or None. Gives, for each
-        direction, what backward needs, Nones unless `keep`.
+        `packed` is what ``pack`` gave for each direction, or None. Gives, for each direction, what
+        backward needs, Nones unless `keep`.
 
         With `stacked` the passes are layers in one direction from the first up, as many as
         ``layers_per_call`` says: each but the first has None as x, for it takes the y below it,
@@ -273,11 +273,11 @@ class Cpu(Device):
         compute: str | None,
         *,
         keep: bool,
-        packed: _core.Packed | None = None,
+        packed: list[_core.Packed] | None = None,
         stacked: bool = False,
     ) -> list[Kept]:
         made: list[Kept] = []
-        for p in passes:
+        for index, p in enumerate(passes):
             saved, cells = _core.forward(
                 cell,
                 p["x"],
@@ -291,7 +291,7 @@ class Cpu(Device):
                 p["reverse"],
                 p["y"],
                 keep,
-                packed,
+                None if packed is None else packed[index],
                 compute,
             )
             weights = None
@@ -499,7 +499,7 @@ class Cuda(Device):
         compute: str | None,
         *,
         keep: bool,
-        packed: None = None,
+        packed: list[None] | None = None,
         stacked: bool = False,
     ) -> list[Kept]:
         facts = self.kernels.facts(cell)

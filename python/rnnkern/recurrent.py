@@ -7,7 +7,8 @@ an x without its batch axis gives results without theirs. Integer x (T, B) stand
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -25,6 +26,7 @@ from rnnkern._checks import (
     positive_int,
 )
 from rnnkern.device import Arguments, get_device
+from rnnkern.frozen import Frozen
 from rnnkern.stream import Stream
 from rnnkern.tape import Input, Pass, State, Tape, Weights
 
@@ -257,7 +259,7 @@ class Recurrent:
             TypeError, ValueError: an argument has the wrong type, dtype, shape or range.
 
         """
-        y, state, _ = self._run(x, state, lengths, out, keep=False, dropout_key=None)
+        y, state, _ = self._run(x, state, lengths, out)
         return y, state
 
     def forward(
@@ -291,6 +293,14 @@ class Recurrent:
         y, state, tape = self._run(x, state, lengths, out, keep=True, dropout_key=dropout_key)
         assert tape is not None
         return y, state, tape
+
+    def freeze(self) -> Frozen:
+        """A packed snapshot of the parameters as they are now, to be called as the layer is.
+
+        A call of the layer packs its weights anew, since they may have changed; those of a frozen
+        layer are packed once. The fewer steps and rows a call has, the more that saves.
+        """
+        return Frozen(self)
 
     def stream(self, batch: int = 1, *, weights: str | None = None) -> Stream:
         """A stepper for sequences that arrive piece by piece.
@@ -349,36 +359,70 @@ class Recurrent:
         lengths: Any,
         out: Array | None,
         *,
-        keep: bool,
-        dropout_key: int | None,
+        keep: bool = False,
+        dropout_key: int | None = None,
+        weights: list[Weights] | None = None,
+        panels: list[Any] | None = None,
     ) -> tuple[Array, State, Tape | None]:
         given = self._check_input(x, state, lengths)
-        xp, result = self._device.xp, self._output(out, given)
-        weights = self._weights()
-        h_n, c_n = given.h_0, given.c_0
-        if keep or state is not None:  # the kernels work in place
-            h_n, c_n = h_n.copy(), None if c_n is None else c_n.copy()
-        directions = self.num_directions
-        passes: list[Pass] = []
+        result = self._output(out, given)
         masks: list[Array] = []
         if keep and self.dropout > 0.0 and self.num_layers > 1:
             assert dropout_key is not None
             shape = (*given.x.shape[:2], self._features)
             masks = [self._dropout_mask(dropout_key, k, shape) for k in range(self.num_layers - 1)]
+        h_n, c_n = given.h_0, given.c_0
+        if keep or state is not None:  # the kernels work in place
+            h_n, c_n = h_n.copy(), None if c_n is None else c_n.copy()
+        passes = self._through_layers(
+            given,
+            h_n,
+            c_n,
+            result,
+            self._weights() if weights is None else weights,
+            panels,
+            masks=masks,
+            keep=keep,
+        )
+        tape = Tape(self, given, passes, masks) if keep else None
+        last_state = (h_n, c_n) if c_n is not None else h_n
+        y = self._as_given(result, given) if out is None else out
+        return y, self._state_as_given(last_state, given), tape
+
+    def _through_layers(
+        self,
+        given: Input,
+        h: Array,
+        c: Array | None,
+        result: Array,
+        weights: list[Weights],
+        panels: list[Any] | None = None,
+        *,
+        masks: Sequence[Array] = (),
+        keep: bool = False,
+    ) -> list[Pass]:
+        """The input through all layers: h and c change in place, y goes to `result`.
+
+        `weights` and their `panels`, from ``Device.pack``, are by layer and direction, as the
+        passes that are given back if `keep`.
+        """
+        directions = self.num_directions
+        passes: list[Pass] = []
         first, source = 0, given.x
         for count in self._layers_per_call(given, backward=False):
             calls: list[Arguments] = []
             outputs: list[Array] = []
             for layer in range(first, first + count):
-                last = layer == self.num_layers - 1
-                y = result if last else xp.empty((*given.x.shape[:2], self._features), self.dtype)
+                y = result
+                if layer < self.num_layers - 1:
+                    y = self._device.xp.empty((*given.x.shape[:2], self._features), self.dtype)
                 outputs.append(y)
                 for direction in range(directions):
                     index = layer * directions + direction
                     call = {
                         "x": source if layer == first else None,
-                        "h": h_n[index],
-                        "c": None if c_n is None else c_n[index],
+                        "h": h[index],
+                        "c": None if c is None else c[index],
                         **vars(weights[index]),
                         "reverse": direction == 1,
                         "y": self._direction(y, direction),
@@ -386,8 +430,15 @@ class Recurrent:
                     calls.append(call)
                 if masks and layer < first + count - 1:
                     calls[-1]["mask"] = masks[layer]
+            index = first * directions
             kept = self._device.forward(
-                self._cell, calls, given.lengths, self.compute, keep=keep, stacked=count > 1
+                self._cell,
+                calls,
+                given.lengths,
+                self.compute,
+                keep=keep,
+                packed=None if panels is None else panels[index : index + len(calls)],
+                stacked=count > 1,
             )
             done = zip(calls, kept, strict=True)
             for layer, y in enumerate(outputs, first):
@@ -400,10 +451,18 @@ class Recurrent:
                     )
                 source = y * masks[layer] if layer < len(masks) else y
             first += count
-        tape = Tape(self, given, passes, masks) if keep else None
-        last_state = (h_n, c_n) if c_n is not None else h_n
-        y = self._as_given(result, given) if out is None else out
-        return y, self._state_as_given(last_state, given), tape
+        return passes
+
+    def _snapshot(self) -> Recurrent:
+        """A twin of this layer, with a copy of its parameters."""
+        twin = copy(self)
+        twin.params = {name: array.copy() for name, array in self.params.items()}
+        return twin
+
+    def _panels(self, weights: list[Weights]) -> list[Any]:
+        """Parameters as the kernels of whole sequences want them, by layer and direction."""
+        pack = self._device.pack
+        return [pack(self._cell, **vars(w), compute=self.compute) for w in weights]
 
     def _layers_per_call(self, given: Input, *, backward: bool) -> list[int]:
         """How many layers each call of the device's takes, from the first up."""

@@ -31,8 +31,8 @@ class Stream:
                 "stream needs a layer with bidirectional=False, got one whose second direction "
                 "would need the whole sequence first"
             )
-        self._layer = type(layer)(**{**layer.config(), "batch_first": False})
-        self._layer.params = {name: array.copy() for name, array in layer.params.items()}
+        self._layer = layer._snapshot()
+        self._layer.batch_first = False
         if weights is not None:
             choice("weights", weights, ("bfloat16",))
             if not layer._device.has_stepper:
@@ -48,7 +48,7 @@ class Stream:
                 if name.startswith("weight_"):
                     array[...] = _rounded_to_bfloat16(array)
         self._weights = self._layer._weights()
-        self._packed: list[Any] | None = None
+        self._panels: list[Any] | None = None  # packed at the first block
         self.batch = batch
         self._h, self._c = self._layer._check_state("state", None, batch, unbatched=False)
         self._stepper = self._new_stepper(narrow=weights is not None)
@@ -109,34 +109,9 @@ class Stream:
                 f"for tokens, got {layer._device.array('x', x).shape}"
             )
         result = layer._output(out, given)
-        source, index, panels = given.x, 0, self._block_panels()
-        for count in layer._layers_per_call(given, backward=False):
-            first, calls = index, []
-            for index in range(first, first + count):
-                last = index == layer.num_layers - 1
-                shape = (*given.x.shape[:2], layer.hidden_size)
-                y = result if last else layer._device.xp.empty(shape, layer.dtype)
-                calls.append(
-                    {
-                        "x": source if index == first else None,
-                        "h": self._h[index],
-                        "c": None if self._c is None else self._c[index],
-                        **vars(self._weights[index]),
-                        "reverse": False,
-                        "y": y,
-                    }
-                )
-                source = y
-            index = first + count
-            layer._device.forward(
-                layer._cell,
-                calls,
-                None,
-                layer.compute,
-                keep=False,
-                packed=panels[first],
-                stacked=count > 1,
-            )
+        if self._panels is None:
+            self._panels = layer._panels(self._weights)
+        layer._through_layers(given, self._h, self._c, result, self._weights, self._panels)
         return result
 
     @property
@@ -160,16 +135,6 @@ class Stream:
             if state is not None:
                 zero = state.dtype.type(0)
                 state[...] = zero if rows is None else device.xp.where(rows, zero, state)
-
-    def _block_panels(self) -> list[Any]:
-        """The parameters as a block's kernel wants them, packed at the first block."""
-        layer = self._layer
-        if self._packed is None:
-            self._packed = [
-                layer._device.pack(layer._cell, **vars(w), compute=layer.compute)
-                for w in self._weights
-            ]
-        return self._packed
 
 
 def _rounded_to_bfloat16(array: Array) -> Array:

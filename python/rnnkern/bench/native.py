@@ -24,8 +24,7 @@ class Network:
         self._library = library
         self._handle = ctypes.c_void_p(handle)
         shape = (problem.steps, problem.batch, problem.hidden)
-        self._y = np.empty(shape, np.float32)
-        self._dx = np.empty(shape, np.float32)
+        self._y, self._dx = _lines(shape), _lines(shape)
         self._training = problem.training
         weakref.finalize(self, library.peer_delete, self._handle)
 
@@ -68,6 +67,14 @@ def _load(name: str) -> ctypes.CDLL | None:
     library = ctypes.CDLL(str(path))
     library.peer_new.restype = ctypes.c_void_p
     return library
+
+
+def _lines(shape: tuple[int, ...]) -> Array:
+    """An array that begins with a cache line, as libxsmm must have those that it writes."""
+    size, line = 4 * int(np.prod(shape)), 64
+    memory = np.empty(size + line, np.uint8)
+    begin = -memory.ctypes.data % line
+    return memory[begin : begin + size].view(np.float32).reshape(shape)
 
 
 def _pointer(array: Array) -> ctypes.c_void_p:

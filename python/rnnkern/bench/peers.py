@@ -125,13 +125,14 @@ def tolerance(problem: Problem) -> float:
 
 
 def rnnkern_contender(case: Case) -> Contender:
-    """The layer itself."""
+    """The layer itself; for inference frozen, as ONNX Runtime and oneDNN too pack weights once."""
+    layer = case.layer if case.problem.training else case.layer.freeze()
 
     def infer() -> list[Array]:
-        return [case.layer(case.x, None, case.lengths)[0]]
+        return [layer(case.x, None, case.lengths)[0]]
 
     def train() -> list[Array]:
-        y, _, tape = case.layer.forward(case.x, None, case.lengths)
+        y, _, tape = layer.forward(case.x, None, case.lengths)
         return [y, tape.backward(case.dy)[0]]
 
     work = train if case.problem.training else infer

@@ -1,0 +1,41 @@
+"""Recurrent layers whose weights are packed once, for inference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rnnkern._checks import Array
+from rnnkern.tape import State
+
+if TYPE_CHECKING:
+    from rnnkern.recurrent import Recurrent
+
+
+class Frozen:
+    """A packed snapshot of a layer's parameters; see ``layer.freeze``.
+
+    It does what the layer's plain call does, with the parameters of the moment when it was made. It
+    holds no hidden state: one may be called from several threads at once.
+    """
+
+    def __init__(self, layer: Recurrent) -> None:
+        self._layer = layer._snapshot()
+        self._weights = self._layer._weights()
+        self._panels = self._layer._panels(self._weights)
+
+    def __call__(
+        self,
+        x: Any,
+        state: State | None = None,
+        lengths: Any = None,
+        *,
+        out: Array | None = None,
+    ) -> tuple[Array, State]:
+        """As a plain call of the layer: the same arguments, results and errors."""
+        y, state, _ = self._layer._run(
+            x, state, lengths, out, weights=self._weights, panels=self._panels
+        )
+        return y, state
+
+    def __repr__(self) -> str:
+        return f"Frozen({self._layer!r})"
