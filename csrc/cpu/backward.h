@@ -273,12 +273,13 @@ class Backward {
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
     if constexpr (Product::kRounds) copy_step_rows<P>(multiplied);
     const Index most = tiles.panels(highest, end_panel - begin_panel);
-    sweep(begin_panel, end_panel, most, s % 2 != 0, [&](Index p, Index side) {
+    sweep(begin_panel, end_panel, most, s % 2 != 0, [&](Index p, Index side, Index next) {
       const Index out_row = side * matrix.row_size();
+      Ahead ahead = matrix.ahead(next, side);
       for_tiles<V>(cut_, worker_, rows_here, [&](Index begin, Index end) {
         const Index with_product = multiplied < end ? multiplied : end;
         prefetch_rows<P>(begin, live < end ? live : end, p * matrix.row_size(), out_row);
-        sum_tile<P>(matrix, tiles, p, side, begin, with_product);
+        sum_tile<P>(matrix, tiles, p, side, begin, with_product, ahead);
         for (Index i = with_product > begin ? with_product : begin; i < end; ++i) {
           T* sums = scratch_.tile + (i - begin) * out_row;
           for (Index j = 0; j < out_row; j += V::size) V(0).store(sums + j);
@@ -342,7 +343,7 @@ class Backward {
   // side, run by run onto the same sums.
   template <int P>
   void sum_tile(const Matrix& matrix, const typename Product::Tiles& tiles, Index panel, Index side,
-                Index begin, Index end) const {
+                Index begin, Index end, Ahead& ahead) const {
     if (begin >= end) return;
     constexpr Range phase = Cell::phases[P];
     for (int g = 0, run; g < phase.count; g += run) {
@@ -362,6 +363,7 @@ class Backward {
                                   .b = matrix.row(panel, g * units_),
                                   .b_panel = matrix.panel_stride(),
                                   .depth = run * units_,
+                                  .ahead = ahead.take(run * units_ / Product::kDepthStep),
                                   .start = matrix.start(panel),
                                   .start_row = 0,
                                   .start_panel = matrix.stride(),
@@ -571,6 +573,7 @@ class Backward {
     const auto tiles = tiles_over_chunk(matrix);
     for (Index p = 0; p < matrix.count(); ++p) {
       const Index real = matrix.units - p * columns;
+      Ahead ahead = matrix.ahead(p + 1, 1);
       for_delta_tiles([&](int d, Index first, Index height) {
         if (d != delta) return;
         const Operand* a[kMaxTileRows];
@@ -579,6 +582,8 @@ class Backward {
           a[m] = packed_delta(d, first, chunk.rows()) + m * Product::row_distance(chunk.rows());
           c[m] = out + (first + m) * out_row + p * columns;
         }
+        // What the next tile will add to: its sums would wait for it.
+        for (Index m = 0; m < height; ++m) prefetch(c[m] + height * out_row, columns);
         const bool direct = real >= columns;
         const typename Product::Tile tile{.a = a,
                                           .a_begin = 0,
@@ -586,6 +591,7 @@ class Backward {
                                           .b = matrix.row(p, 0),
                                           .b_panel = 0,
                                           .depth = chunk.rows(),
+                                          .ahead = ahead.take(chunk.rows() / Product::kDepthStep),
                                           .start = direct ? c[0] : scratch_.tile,
                                           .start_row = direct ? out_row : columns,
                                           .start_panel = 0,

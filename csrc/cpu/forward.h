@@ -418,12 +418,14 @@ class Forward {
     const auto share = group_share(matrix);
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
     const Index most = groups_together(matrix, tiles, highest, share.end - share.begin);
-    sweep(share.begin, share.end, most, s % 2 != 0, [&](Index p, Index side) {
+    sweep(share.begin, share.end, most, s % 2 != 0, [&](Index p, Index side, Index next) {
       const Index panels = side * matrix.panels(), sums_row = panels * matrix.row_size();
+      Ahead ahead = matrix.ahead(next * matrix.panels(), panels);
       for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
         const int rows = static_cast<int>(end - begin);
         prefetch_rows<P>(begin, end, p * matrix.group_units(), side * matrix.group_units());
-        multiply_panels(matrix, tiles, a + begin, rows, p * matrix.panels(), panels, scratch_.tile);
+        multiply_panels(matrix, tiles, a + begin, rows, p * matrix.panels(), panels, ahead,
+                        scratch_.tile);
         for (Index block = 0; block < side * matrix.blocks; ++block) {
           const Index unit = p * matrix.group_units() + block * V::size;
           const T* sums = scratch_.tile + block_sums(matrix, block);

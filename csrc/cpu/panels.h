@@ -53,6 +53,12 @@ struct PanelMatrix {
   [[gnu::always_inline]] Panel* row(Index p, Index k) const {
     return reinterpret_cast<Panel*>(start(p) + row_size()) + k * stored();
   }
+  // Panels [first, first + count), those that there are.
+  [[gnu::always_inline]] Ahead ahead(Index first, Index count) const {
+    if (first < 0 || first >= this->count()) return {};
+    const Index last = first + count < this->count() ? first + count : this->count();
+    return {start(first), start(last)};
+  }
   // Where the block of rows from k on, lanes from w on, is stored.
   [[gnu::always_inline]] Panel* block(Index p, Index k, int w) const {
     return row(p, k) + Index{w} * Product::kDepthStep * V::size;
@@ -197,16 +203,18 @@ template <class V, class Visit>
   }
 }
 
-// Calls visit(first, count) for [begin, end), `most` at a time. Where a loop passes over the same weights
-// at every turn, every other one goes `back` from the last: what was read last is still in a near cache,
-// which a pass in one direction alone would have dropped before it came to it again.
+// Calls visit(first, count, next) for [begin, end), `most` at a time; next is the first of the visit after
+// it, or -1. Where a loop passes over the same weights at every turn, every other one goes `back` from the
+// last: what was read last is still in a near cache, which a pass in one direction alone would have
+// dropped before it came to it again.
 template <class Visit>
 [[gnu::always_inline]] inline void sweep(Index begin, Index end, Index most, bool back,
                                          Visit visit) {
   const Index blocks = (end - begin + most - 1) / most;
   for (Index k = 0; k < blocks; ++k) {
     const Index first = begin + (back ? blocks - 1 - k : k) * most;
-    visit(first, end - first < most ? end - first : most);
+    const Index next = k + 1 == blocks ? -1 : back ? first - most : first + most;
+    visit(first, end - first < most ? end - first : most, next);
   }
 }
 
@@ -238,12 +246,12 @@ constexpr Index tile_scratch() {
 }
 
 // Panels [first, first + count) times `rows` rows, from the panels' initial values; row r of the sums
-// goes to out + r·count·row_size, panel after panel.
+// goes to out + r·count·row_size, panel after panel. Meanwhile some of `ahead` is fetched.
 template <class V, class Product>
 [[gnu::always_inline]] inline void multiply_panels(const PanelMatrix<V, Product>& b,
                                                    const typename Product::Tiles& tiles,
                                                    const typename Product::Operand* const* a,
-                                                   int rows, Index first, Index count,
+                                                   int rows, Index first, Index count, Ahead& ahead,
                                                    typename V::value* out) {
   for (Index p = 0, side; p < count; p += side) {
     side = tiles.panels(rows, count - p);
@@ -253,6 +261,7 @@ template <class V, class Product>
                                       .b = b.row(first + p, 0),
                                       .b_panel = b.panel_stride(),
                                       .depth = b.depth,
+                                      .ahead = ahead.take(b.depth / Product::kDepthStep),
                                       .start = b.start(first + p),
                                       .start_row = 0,
                                       .start_panel = b.stride(),
@@ -300,6 +309,9 @@ void multiply(const PanelMatrix<V, Product>& b, const typename Product::Operand*
     const bool direct = c_row != 0 && real == side * panel_columns;
     for (Index k = 0; k < b.depth || k == 0; k += kDepth) {
       const bool add = accumulate || k > 0;
+      const Index depth = b.depth - k < kDepth ? b.depth - k : kDepth;
+      Ahead ahead = k + kDepth < b.depth ? Ahead(b.row(p, k + kDepth), b.row(p, b.depth))
+                                         : b.ahead(p + side, side);
       for (Index t = 0; t < cut.tiles; ++t) {
         const Index i = cut.begin(t);
         const int m = static_cast<int>(cut.begin(t + 1) - i);
@@ -309,7 +321,8 @@ void multiply(const PanelMatrix<V, Product>& b, const typename Product::Operand*
                                     .a_step = 1,
                                     .b = b.row(p, k),
                                     .b_panel = b.panel_stride(),
-                                    .depth = b.depth - k < kDepth ? b.depth - k : kDepth,
+                                    .depth = depth,
+                                    .ahead = ahead.take(depth / Product::kDepthStep),
                                     .start = b.start(p),
                                     .start_row = 0,
                                     .start_panel = b.stride(),
@@ -321,6 +334,9 @@ void multiply(const PanelMatrix<V, Product>& b, const typename Product::Operand*
           tile.start_row = tile.out_row;
           tile.start_panel = tile.out_panel;
           if (!direct) load_tile<V>(c + i, column, m, real, tile.out_row, scratch);
+          // The next tile's, for its sums would wait for them.
+          const Index end = cut.begin(t + 2 < cut.tiles ? t + 2 : cut.tiles);
+          for (Index row = i + m; row < end; ++row) prefetch(c[row] + column, real);
         }
         tiles.multiply(m, static_cast<int>(side), tile);
         if (!direct) store_tile<V>(c + i, column, m, real, tile.out_row, scratch);

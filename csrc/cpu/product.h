@@ -55,6 +55,28 @@ constexpr Index round_up(Index n, Index multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+// Memory that later products will read, fetched piece by piece while earlier ones compute: where a
+// panel is used by few tiles, waiting for it would show.
+class Ahead {
+ public:
+  Ahead() = default;
+  Ahead(const void* begin, const void* end)
+      : at_(static_cast<const std::byte*>(begin)), end_(static_cast<const std::byte*>(end)) {}
+
+  // The next so many lines, for one tile; null when all have been given out.
+  const std::byte* take(Index lines) {
+    if (at_ >= end_) return nullptr;
+    const std::byte* const given = at_;
+    at_ += lines * kLineBytes;
+    return given;
+  }
+
+  static constexpr Index kLineBytes = 64;
+
+ private:
+  const std::byte *at_ = nullptr, *end_ = nullptr;
+};
+
 template <class T, class Panel, class Operand>
 struct TileProduct {
   const Operand* const* a;  // one pointer a row of the tile
@@ -63,6 +85,7 @@ struct TileProduct {
   const Panel* b;           // first panel's row for the first k
   Index b_panel;            // from one panel to the next
   Index depth;              // how many k
+  const std::byte* ahead;   // a line from here on is fetched at every step over k; null for none
   const T* start;           // what the sums start from: element (row, panel, column)
   Index start_row, start_panel;
   T* out;  // where they go
@@ -103,6 +126,7 @@ void multiply_tile(const typename Product::Tile& t) {
   const auto* b = t.b;
   const Index b_panel = t.b_panel, a_step = t.a_step;
   Index at = t.a_begin;
+  [[maybe_unused]] const auto* ahead = t.ahead ? t.ahead : reinterpret_cast<const std::byte*>(b);
   for (Index k = t.depth; k > 0; k -= Product::kDepthStep) {
     // The shorter side of the tile waits in registers while the longer one passes through one of them:
     // with both there 12 sums would not fit beside them in 16 registers.
@@ -133,6 +157,8 @@ void multiply_tile(const typename Product::Tile& t) {
         for (int w = 0; w < P * W; ++w)
           sum[m][w] = Product::multiply_add(row, column[w], sum[m][w]);
       }
+      __builtin_prefetch(ahead, 0, 2);  // into the L2 cache
+      ahead += Ahead::kLineBytes;
     }
     at += a_step * Product::kDepthStep;
     b += stored_row<Product>(W) * Product::kDepthStep;

@@ -142,7 +142,8 @@ class Step {
       side = groups_together(matrix, tiles, rows, matrix.groups() - p);
       const Index panel = p * matrix.panels(), panels = side * matrix.panels();
       sum_input<P>(x, first, rows, panel, panels);
-      multiply_panels(matrix, tiles, state, rows, panel, panels, scratch_.from_state);
+      Ahead nothing;
+      multiply_panels(matrix, tiles, state, rows, panel, panels, nothing, scratch_.from_state);
       for (Index block = 0; block < side * matrix.blocks; ++block) {
         const Index unit = p * matrix.group_units() + block * V::size;
         const Index sums = block_sums(matrix, block);
@@ -165,7 +166,8 @@ class Step {
     T* out = scratch_.from_input;
     if (problem_.x) {
       const Tiles tiles(matrix.width, problem_.batch);
-      return multiply_panels(matrix, tiles, x, rows, panel, count, out);
+      Ahead nothing;
+      return multiply_panels(matrix, tiles, x, rows, panel, count, nothing, out);
     }
     for (int r = 0; r < rows; ++r) {
       const Index token = problem_.tokens[first + r];
