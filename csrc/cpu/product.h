@@ -183,9 +183,12 @@ class TileKernels {
     return kernels.table_[width - 1][rows - 1][panels - 1];
   }
 
-  // As many panels side by side as the registers hold: few rows need them to keep the units busy.
+  // As many panels side by side as the registers hold: few rows need them to keep the units busy. One row
+  // waits for its panels rather than for the units, once these have as many sums as hide an FMA's latency:
+  // more side by side would only keep the equations from overlapping with the next product.
   static int panels(int rows, int width, Index available) {
-    int p = kMaxPanels;
+    constexpr int kWide = kPanelWidth<typename Product::Lane>, kHidden = 8;
+    int p = rows == 1 && width > kWide / 2 ? kHidden / kWide : kMaxPanels;
     while (p > 1 && (p > available || !find(rows, width, p))) --p;
     return p;
   }
