@@ -1,14 +1,11 @@
 // tanh, sigmoid, relu and exp on lanes.
 //
-// float32: error at most 3 units in the last place, tanh on all of float32 and sigmoid for
-// |x| <= 87; beyond that sigmoid saturates below 2e-38 from 0 and exactly at 1. |tanh| <= 1 and
-// 0 <= sigmoid <= 1 always; tanh is odd; NaN stays NaN. tests/test_activations.py sweeps these.
-// exp of x <= 0 likewise and 2e-38 besides; it is 0 from -87.3 on.
-// float64: the C library's functions, at most 3 units in the last place, for gradient checks.
+// Error at most 3 units in the last place, tanh everywhere; sigmoid until it or 1 - it is no normal number
+// (|x| <= 87 in float32, 708 in float64): beyond that it saturates, less than the smallest normal number
+// from 0 and exactly at 1. |tanh| <= 1 and 0 <= sigmoid <= 1 always; tanh is odd; NaN stays NaN. exp of
+// x <= 0 likewise and about the smallest normal number besides: it is 0 from -87.3 or -708.4 on.
+// tests/test_activations.py sweeps these.
 #pragma once
-
-#include <cmath>
-#include <type_traits>
 
 #include "core/lane.h"
 
@@ -20,66 +17,95 @@ struct ExpParts {
   V p, scale;
 };
 
+// What the number of bits decides.
+template <class T>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+  static constexpr float magic = 12582912.0f;  // 1.5·2^23
+  static constexpr float ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;
+  static constexpr float least = -87.3f, most = 88.3f;  // arguments with e^x and 1 / e^x in range
+  static constexpr float at_least = 1.3e-38f;           // above e^least
+  static constexpr float tanh_is_one = 9.1f;
+};
+
+template <>
+struct ExpConstants<double> {
+  static constexpr double magic = 6755399441055744.0;  // 1.5·2^52
+  static constexpr double ln2_high = 0.69314718036912382, ln2_low = 1.9082149292705877e-10;
+  static constexpr double least = -708.39, most = 709.4;
+  static constexpr double at_least = 2.3e-308;
+  static constexpr double tanh_is_one = 19.1;
+};
+
+// (e^r - 1 - r) / r² for |r| <= ln 2 / 2.
 template <class V>
-[[gnu::always_inline]] RNNKERN_DEVICE inline ExpParts<V> exp_parts(V x) {
-  // Adding and taking away 1.5·2^23 rounds to the nearest integer.
-  const V magic(12582912.0f);
-  const V n = fma(x, V(1.44269504f), magic) - magic;
-  // ln 2 in two parts, the first with trailing zeros so that n·high is exact.
-  const V r = fma(n, V(-1.42860677e-6f), fma(n, V(-0.693145752f), x));
-  // (e^r - 1 - r) / r², minimax on |r| <= 0.347: relative error of p below 3e-9.
-  V q(0.000198458991f);
-  q = fma(q, r, V(0.00139408931f));
-  q = fma(q, r, V(0.00833338965f));
-  q = fma(q, r, V(0.0416663587f));
-  q = fma(q, r, V(0.166666657f));
-  q = fma(q, r, V(0.5f));
-  return {fma(r * r, q, r), exp2_integer(n)};
+[[gnu::always_inline]] RNNKERN_DEVICE inline V exp_rest(V r) {
+  if constexpr (sizeof(typename V::value) == sizeof(float)) {
+    // Minimax: relative error of p below 3e-9.
+    V q(0.000198458991f);
+    q = fma(q, r, V(0.00139408931f));
+    q = fma(q, r, V(0.00833338965f));
+    q = fma(q, r, V(0.0416663587f));
+    q = fma(q, r, V(0.166666657f));
+    return fma(q, r, V(0.5f));
+  } else {
+    // 1 / 13! to 1 / 2!: what follows in the series is below 2e-17 of p.
+    V q(1.6059043836821613e-10);
+    q = fma(q, r, V(2.08767569878681e-09));
+    q = fma(q, r, V(2.505210838544172e-08));
+    q = fma(q, r, V(2.755731922398589e-07));
+    q = fma(q, r, V(2.7557319223985893e-06));
+    q = fma(q, r, V(2.48015873015873e-05));
+    q = fma(q, r, V(0.0001984126984126984));
+    q = fma(q, r, V(0.001388888888888889));
+    q = fma(q, r, V(0.008333333333333333));
+    q = fma(q, r, V(0.041666666666666664));
+    q = fma(q, r, V(0.16666666666666666));
+    return fma(q, r, V(0.5));
+  }
 }
 
-// Each element through a function of the C library.
-template <class V, class F>
-RNNKERN_DEVICE inline V per_element(V x, F f) {
-  typename V::value element[V::size];
-  x.store(element);
-  for (auto& e : element) e = f(e);
-  return V::load(element);
+template <class V>
+[[gnu::always_inline]] RNNKERN_DEVICE inline ExpParts<V> exp_parts(V x) {
+  using T = typename V::value;
+  using C = ExpConstants<T>;
+  // Adding and taking away the magic number rounds to the nearest integer.
+  const V magic(C::magic);
+  const V n = fma(x, V(T(1.4426950408889634)), magic) - magic;
+  // ln 2 in two parts, the first with trailing zeros so that n·high is exact.
+  const V r = fma(n, V(-C::ln2_low), fma(n, V(-C::ln2_high), x));
+  return {fma(r * r, exp_rest(r), r), exp2_integer(n)};
 }
 
 template <class V>
 [[gnu::always_inline]] RNNKERN_DEVICE inline V sigmoid(V x) {
-  if constexpr (std::is_same_v<typename V::value, float>) {
-    // The bound comes first in min and max so that a NaN goes through.
-    const auto e = exp_parts(max(V(-87.3f), min(V(88.3f), V(0.0f) - x)));
-    return quotient(V(1.0f), V(1.0f) + fma(e.p, e.scale, e.scale));
-  } else {
-    return per_element(x, [](double v) { return 1.0 / (1.0 + std::exp(-v)); });
-  }
+  using T = typename V::value;
+  using C = ExpConstants<T>;
+  // The bound comes first in min and max so that a NaN goes through.
+  const auto e = exp_parts(max(V(C::least), min(V(C::most), V(T(0)) - x)));
+  return quotient(V(T(1)), V(T(1)) + fma(e.p, e.scale, e.scale));
 }
 
 // e^x for x <= 0.
 template <class V>
 [[gnu::always_inline]] inline V exp_negative(V x) {
-  if constexpr (std::is_same_v<typename V::value, float>) {
-    // Less by a number that changes no value above 1e-31, so that what was bounded ends at 0.
-    const auto e = exp_parts(max(V(-87.3f), x));
-    return max(V(0.0f), fma(e.p, e.scale, e.scale) - V(1.3e-38f));
-  } else {
-    return per_element(x, [](double v) { return std::exp(v); });
-  }
+  using T = typename V::value;
+  using C = ExpConstants<T>;
+  // Less by a number that changes no larger value, so that what was bounded ends at 0.
+  const auto e = exp_parts(max(V(C::least), x));
+  return max(V(T(0)), fma(e.p, e.scale, e.scale) - V(C::at_least));
 }
 
 template <class V>
 [[gnu::always_inline]] RNNKERN_DEVICE inline V tanh(V x) {
-  if constexpr (std::is_same_v<typename V::value, float>) {
-    // tanh |x| = (e^{2|x|} - 1) / (e^{2|x|} + 1); from 9.02 on it rounds to 1.
-    const V a = min(V(9.1f), abs(x));
-    const auto e = exp_parts(a + a);
-    const V m = fma(e.p, e.scale, e.scale - V(1.0f));
-    return copy_sign(quotient(m, m + V(2.0f)), x);
-  } else {
-    return per_element(x, [](double v) { return std::tanh(v); });
-  }
+  using T = typename V::value;
+  // tanh |x| = (e^{2|x|} - 1) / (e^{2|x|} + 1), which rounds to 1 in the end.
+  const V a = min(V(ExpConstants<T>::tanh_is_one), abs(x));
+  const auto e = exp_parts(a + a);
+  const V m = fma(e.p, e.scale, e.scale - V(T(1)));
+  return copy_sign(quotient(m, m + V(T(2))), x);
 }
 
 template <class V>
