@@ -24,8 +24,8 @@ double time_step(int cell, Index units, bool narrow) {
                                               .w_hh = weights.data(),
                                               .bias = bias.data(),
                                               .bias_hn = nullptr};
-  const rnnkern::Stepper<float> stepper(cell, {parameters}, 1, h.data(), c.data(), narrow,
-                                        rnnkern::Compute::exact);
+  rnnkern::Stepper<float> stepper(cell, {parameters}, 1, h.data(), c.data(), narrow,
+                                  rnnkern::Compute::exact);
   const int steps = std::max(4, static_cast<int>(2e7 / stepper.flops()));
   std::vector<double> turns;
   for (int turn = 0; turn < 51; ++turn) {

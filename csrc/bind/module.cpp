@@ -130,8 +130,8 @@ class BoundStepper {
 
   // y (B, H), or None when x or out is not what can be taken as it stands: native, contiguous, of
   // the right shape. The caller then checks and converts at leisure.
-  py::object step(const py::handle& x, const py::handle& out) const {
-    return std::visit([&](const auto& stepper) { return step_with(stepper, x, out); }, stepper_);
+  py::object step(const py::handle& x, const py::handle& out) {
+    return std::visit([&](auto& stepper) { return step_with(stepper, x, out); }, stepper_);
   }
 
  private:
@@ -172,8 +172,7 @@ class BoundStepper {
   }
 
   template <class T>
-  static py::object step_with(const Stepper<T>& stepper, const py::handle& x,
-                              const py::handle& out) {
+  static py::object step_with(Stepper<T>& stepper, const py::handle& x, const py::handle& out) {
     const Index batch = stepper.batch(), units = stepper.units(), inputs = stepper.inputs();
     const bool dense = plain<T>(x, batch, inputs);
     if (!dense && !plain<std::int64_t>(x, batch, 0)) return py::none();

@@ -67,7 +67,8 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
                          .tokens = nullptr,
                          .h = h,
                          .c = c,
-                         .round_operands = compute == Compute::bfloat16});
+                         .round_operands = compute == Compute::bfloat16,
+                         .back = false});
     packed_.emplace_back(kernels_.packed_bytes(layer));
     kernels_.pack(layer, packed_.back().get());
     flops_ += 2.0 * static_cast<double>(all_cells()[static_cast<std::size_t>(cell)].gates * batch *
@@ -81,10 +82,12 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
 }
 
 template <class T>
-void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) const {
+void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
+  back_ = !back_;
   for (std::size_t k = 0; k < problems_.size(); ++k) {
     StepProblem<T> problem = problems_[k];
     if (k == 0) problem.x = x, problem.x_row = problem.inputs, problem.tokens = tokens;
+    problem.back = back_;
     kernels_.run(problem, packed_[k].get(), scratch_.get());
   }
   const auto& last = problems_.back();

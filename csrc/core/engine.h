@@ -44,7 +44,7 @@ class Stepper {
           Compute compute);
 
   // x (B, I), or null and tokens (B); y (B, H) gets the last layer's h_t.
-  void step(const T* x, const std::int64_t* tokens, T* y) const;
+  void step(const T* x, const std::int64_t* tokens, T* y);
 
   double flops() const { return flops_; }  // of one step
   Index inputs() const { return problems_[0].inputs; }
@@ -57,6 +57,7 @@ class Stepper {
   std::vector<AlignedBytes> packed_;
   AlignedBytes scratch_;
   double flops_ = 0;
+  bool back_ = false;
 };
 
 template <class T>

@@ -105,6 +105,7 @@ struct StepProblem {
   T* h;                        // (B, H): in h_{t-1}, out h_t
   T* c;                        // (B, H): likewise; null for a cell without c
   bool round_operands;         // x and what the recurrent product takes, to bfloat16
+  bool back;                   // units from the last to the first: every other step's
 };
 
 // C (M, N) = A B + bias, or C += A B; any strides over A, rows of B and C contiguous unless transposed.

@@ -138,8 +138,8 @@ class Step {
         x[r] = Product::copy_row(x[r], problem_.inputs, scratch_.x_copies + r * problem_.inputs);
       state[r] = Product::copy_row(state[r], units, scratch_.h_copies + r * units);
     }
-    for (Index p = 0, side; p < matrix.groups(); p += side) {
-      side = groups_together(matrix, tiles, rows, matrix.groups() - p);
+    const Index most = groups_together(matrix, tiles, rows, matrix.groups());
+    sweep(0, matrix.groups(), most, problem_.back, [&](Index p, Index side, Index) {
       const Index panel = p * matrix.panels(), panels = side * matrix.panels();
       sum_input<P>(x, first, rows, panel, panels);
       Ahead nothing;
@@ -156,7 +156,7 @@ class Step {
           }
         }
       }
-    }
+    });
   }
 
   // W_ih x + b; of a one-hot row, the token's column and b.
