@@ -6,9 +6,11 @@
 #include <unistd.h>
 
 #include <array>
+#include <cstdint>
 #include <deque>
 #include <mutex>
 #include <new>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -42,6 +44,55 @@ void Barrier::wait() {
   for (int turn = 0; generation_.load(std::memory_order_acquire) == generation; ++turn) {
     pause_briefly(turn);
   }
+}
+
+// What one thread has yet to do of its share: it takes from the front, and others from the back.
+class alignas(64) Pieces {
+ public:
+  void set(Index begin, Index end) { left_.store(pack(begin, end), std::memory_order_relaxed); }
+
+  // The next piece, or -1 when none is left.
+  Index take(bool front) {
+    std::uint64_t left = left_.load(std::memory_order_relaxed);
+    for (;;) {
+      const auto begin = static_cast<Index>(left >> 32),
+                 end = static_cast<Index>(left & 0xFFFFFFFFu);
+      if (begin >= end) return -1;
+      const std::uint64_t rest = front ? pack(begin + 1, end) : pack(begin, end - 1);
+      if (left_.compare_exchange_weak(left, rest, std::memory_order_relaxed))
+        return front ? begin : end - 1;
+    }
+  }
+
+ private:
+  static std::uint64_t pack(Index begin, Index end) {
+    return static_cast<std::uint64_t>(begin) << 32 | static_cast<std::uint64_t>(end);
+  }
+
+  std::atomic<std::uint64_t> left_{0};
+};
+
+// A share that is less than two pieces stays whole, and so does all of the work of one thread.
+Index Worker::pieces_each(Index n, Index size) const {
+  const Index each = n / (count * size);
+  return count > 1 && each > 1 ? each : 1;
+}
+
+void Worker::offer(int queue, Index n, Index size) const {
+  const Index each = pieces_each(n, size);
+  pieces_[id * kQueues + queue].set(id * each, (id + 1) * each);
+}
+
+Worker::Share Worker::take_piece(int queue, Index n, Index size) const {
+  const Index all = pieces_each(n, size) * count;
+  for (int k = 0; k < count; ++k) {
+    Pieces& left = pieces_[(id + k) % count * kQueues + queue];
+    for (Index piece; (piece = left.take(k == 0)) >= 0;) {
+      const Share parts{n * piece / all, n * (piece + 1) / all};
+      if (parts.begin < parts.end) return parts;
+    }
+  }
+  return {0, 0};
 }
 
 void Worker::wait_team() const {
@@ -95,8 +146,10 @@ void run_team(const Plan& plan, const std::function<void(const Worker&)>& body) 
   Barrier team(plan.threads());
   std::deque<Barrier> groups;
   for (int g = 0; g < plan.row_groups; ++g) groups.emplace_back(plan.unit_groups);
+  std::vector<Pieces> pieces(static_cast<std::size_t>(plan.threads() * Worker::kQueues));
   const std::function<void(int)> run = [&](int id) {
-    body(Worker(id, plan, team, groups[static_cast<std::size_t>(id / plan.unit_groups)]));
+    body(Worker(id, plan, team, groups[static_cast<std::size_t>(id / plan.unit_groups)],
+                pieces.data()));
   };
   if (plan.threads() > 1) {
     note_team();
@@ -104,7 +157,7 @@ void run_team(const Plan& plan, const std::function<void(const Worker&)>& body) 
   }
   const Plan alone;
   Barrier nobody(1);
-  body(Worker(0, alone, nobody, nobody));
+  body(Worker(0, alone, nobody, nobody, pieces.data()));
 }
 
 namespace {

@@ -41,10 +41,15 @@ class Barrier {
   alignas(64) std::atomic<int> generation_{0};
 };
 
+class Pieces;
+
 // One thread's place in the team of a call.
 class Worker {
  public:
-  Worker(int id, const Plan& plan, Barrier& team, Barrier& group)
+  static constexpr int kQueues = 2;
+
+  // `pieces` are the team's: kQueues for every thread.
+  Worker(int id, const Plan& plan, Barrier& team, Barrier& group, Pieces* pieces)
       : id(id),
         count(plan.threads()),
         row_group(id / plan.unit_groups),
@@ -52,7 +57,8 @@ class Worker {
         unit_group(id % plan.unit_groups),
         unit_groups(plan.unit_groups),
         team_(team),
-        group_(group) {}
+        group_(group),
+        pieces_(pieces) {}
 
   const int id, count;
   const int row_group, row_groups, unit_group, unit_groups;
@@ -68,9 +74,28 @@ class Worker {
     return {n * id / count, n * (id + 1) / count};
   }
 
+  // Puts this thread's share of n parts of work up, cut into pieces of about `size`; wait_team() must
+  // follow before for_pieces().
+  void offer(int queue, Index n, Index size) const;
+  // Calls visit(begin, end) for each of this thread's pieces that nobody has taken, then for those that
+  // others have not come to: where a core is slower, or busy with something else, the rest does not wait
+  // for it.
+  template <class Visit>
+  [[gnu::always_inline]] void for_pieces(int queue, Index n, Index size, Visit visit) const {
+    for (;;) {
+      const Share piece = take_piece(queue, n, size);
+      if (piece.begin == piece.end) return;
+      visit(piece.begin, piece.end);
+    }
+  }
+
  private:
+  Index pieces_each(Index n, Index size) const;
+  Share take_piece(int queue, Index n, Index size) const;
+
   Barrier& team_;
   Barrier& group_;
+  Pieces* const pieces_;
 };
 
 int max_threads();

@@ -182,10 +182,16 @@ class Backward {
       worker_.wait_team();
       keep_boundary(chunk);
       pack_chunk(chunk);
+      const Index input_rows = problem_.dx.data ? chunk.rows() : 0;
+      const Index weight_tiles = kDeltas * delta_tiles().tiles;
+      worker_.offer(kInputRows, input_rows, kPieceRows);
+      worker_.offer(kWeightTiles, weight_tiles, kPieceTiles);
       worker_.wait_team();
-      if (problem_.dx.data) add_input_gradient(chunk);
+      worker_.for_pieces(kInputRows, input_rows, kPieceRows,
+                         [&](Index begin, Index end) { add_input_gradient(chunk, begin, end); });
       add_bias_gradients(chunk);
-      add_weight_gradients(chunk);
+      worker_.for_pieces(kWeightTiles, weight_tiles, kPieceTiles,
+                         [&](Index begin, Index end) { add_weight_gradients(chunk, begin, end); });
       if (problem_.tokens.slot) add_token_gradients(chunk);
       worker_.wait_team();
     }
@@ -193,6 +199,10 @@ class Backward {
     run_step(chunk, -1);
     if (problem_.tokens.slot) scatter_token_gradients();
   }
+
+  // Queues of pieces of a chunk's products, and how large one is: some hundred microseconds' worth.
+  enum { kInputRows, kWeightTiles };
+  static constexpr Index kPieceRows = 64, kPieceTiles = 8;
 
   void clear_token_gradients() const {
     const auto share = worker_.share(problem_.tokens.count * kGates * units_);
@@ -457,10 +467,13 @@ class Backward {
     return for_inputs < for_operands ? for_inputs : for_operands;
   }
 
+  // Of one delta's rows.
+  TileCut delta_tiles() const { return TileCut(units_, delta_tile_rows()); }
+
   // Calls visit(d, first unit, rows) for this thread's tiles of the deltas' rows.
   template <class Visit>
   [[gnu::always_inline]] void for_delta_tiles(Visit visit) const {
-    const TileCut cut(units_, delta_tile_rows());
+    const TileCut cut = delta_tiles();
     const auto share = worker_.share(kDeltas * cut.tiles);
     for (Index t = share.begin; t < share.end; ++t) {
       const Index first = cut.begin(t % cut.tiles);
@@ -508,18 +521,17 @@ class Backward {
     });
   }
 
-  void add_input_gradient(const Chunk& chunk) const {
-    const auto share = worker_.share(chunk.rows());
-    const Index first = chunk.first_row + share.begin;
-    for_packed_rows<V>(
-        schedule_, first, chunk.first_row + share.end, [&](Index p, Index t, Index i) {
-          const Index row = p - chunk.first_row;
-          scratch_.a[p - first] =
-              Product::copy_row(scratch_.delta + row * kDeltas * units_, kGates * units_,
-                                scratch_.delta_copies + row * copy_size<Product>(kGates * units_));
-          scratch_.c[p - first] = problem_.dx.at(t, schedule_.order[i]);
-        });
-    multiply(panels_.input, scratch_.a, scratch_.c, 0, share.end - share.begin, chunk.rows(), true,
+  // dx += deltas · W_ih for rows [begin, end) of the chunk.
+  void add_input_gradient(const Chunk& chunk, Index begin, Index end) const {
+    const Index first = chunk.first_row + begin;
+    for_packed_rows<V>(schedule_, first, chunk.first_row + end, [&](Index p, Index t, Index i) {
+      const Index row = p - chunk.first_row;
+      scratch_.a[p - first] =
+          Product::copy_row(scratch_.delta + row * kDeltas * units_, kGates * units_,
+                            scratch_.delta_copies + row * copy_size<Product>(kGates * units_));
+      scratch_.c[p - first] = problem_.dx.at(t, schedule_.order[i]);
+    });
+    multiply(panels_.input, scratch_.a, scratch_.c, 0, end - begin, chunk.rows(), true,
              scratch_.tile);
   }
 
@@ -545,18 +557,25 @@ class Backward {
     }
   }
 
-  // dW += deltasᵀ · (x or operand), for this thread's tiles of the deltas' rows.
-  void add_weight_gradients(const Chunk& chunk) const {
-    for (int g = 0; g < kGates; ++g) {
-      if (!problem_.tokens.slot) {
-        multiply_delta(chunk, Cell::input_delta[g], scratch_.inputs,
-                       problem_.dw_ih + g * units_ * problem_.inputs, problem_.inputs);
-      }
-      for (int p = 0; p < kPhases; ++p) {
-        const Range phase = Cell::phases[p];
-        if (g < phase.first || g >= phase.first + phase.count) continue;
-        multiply_delta(chunk, Cell::state_delta[g], scratch_.operands[p],
-                       problem_.dw_hh + g * units_ * units_, units_);
+  // dW += deltasᵀ · (x or operand) for tiles [begin, end) of the deltas' rows.
+  void add_weight_gradients(const Chunk& chunk, Index begin, Index end) const {
+    const Index tiles = delta_tiles().tiles;
+    for (Index t = begin, next; t < end; t = next) {
+      const int d = static_cast<int>(t / tiles);
+      next = (d + 1) * tiles < end ? (d + 1) * tiles : end;
+      const Range part{static_cast<int>(t - d * tiles), static_cast<int>(next - t)};
+      for (int g = 0; g < kGates; ++g) {
+        if (!problem_.tokens.slot && Cell::input_delta[g] == d) {
+          multiply_delta(chunk, d, part, scratch_.inputs,
+                         problem_.dw_ih + g * units_ * problem_.inputs, problem_.inputs);
+        }
+        for (int p = 0; p < kPhases; ++p) {
+          const Range phase = Cell::phases[p];
+          if (Cell::state_delta[g] != d || g < phase.first || g >= phase.first + phase.count)
+            continue;
+          multiply_delta(chunk, d, part, scratch_.operands[p], problem_.dw_hh + g * units_ * units_,
+                         units_);
+        }
       }
     }
   }
@@ -567,15 +586,17 @@ class Backward {
            (d * units_ + first) * round_up(chunk_rows, Product::kDepthMultiple);
   }
 
-  void multiply_delta(const Chunk& chunk, int delta, Matrix matrix, T* out, Index out_row) const {
+  void multiply_delta(const Chunk& chunk, int d, Range part, Matrix matrix, T* out,
+                      Index out_row) const {
+    const TileCut cut = delta_tiles();
     matrix.depth = chunk.rows();
     const Index columns = matrix.row_size();
     const auto tiles = tiles_over_chunk(matrix);
     for (Index p = 0; p < matrix.count(); ++p) {
       const Index real = matrix.units - p * columns;
       Ahead ahead = matrix.ahead(p + 1, 1);
-      for_delta_tiles([&](int d, Index first, Index height) {
-        if (d != delta) return;
+      for (Index t = part.first; t < part.first + part.count; ++t) {
+        const Index first = cut.begin(t), height = cut.begin(t + 1) - first;
         const Operand* a[kMaxTileRows];
         T* c[kMaxTileRows];
         for (Index m = 0; m < height; ++m) {
@@ -601,7 +622,7 @@ class Backward {
         if (!direct) load_tile<V>(c, 0, height, real, columns, scratch_.tile);
         tiles.multiply(static_cast<int>(height), 1, tile);
         if (!direct) store_tile<V>(c, 0, height, real, columns, scratch_.tile);
-      });
+      }
     }
   }
 
