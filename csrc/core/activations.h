@@ -3,7 +3,7 @@
 // Error at most 3 units in the last place, tanh everywhere; sigmoid until it or 1 - it is no normal number
 // (|x| <= 87 in float32, 708 in float64): beyond that it saturates, less than the smallest normal number
 // from 0 and exactly at 1. |tanh| <= 1 and 0 <= sigmoid <= 1 always; tanh is odd; NaN stays NaN. exp of
-// x <= 0 likewise and about the smallest normal number besides: it is 0 from -87.3 or -708.4 on.
+// x <= 0 until it is no normal number: below that it is 0.
 // tests/test_activations.py sweeps these.
 #pragma once
 
@@ -25,8 +25,8 @@ template <>
 struct ExpConstants<float> {
   static constexpr float magic = 12582912.0f;  // 1.5·2^23
   static constexpr float ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;
-  static constexpr float least = -87.3f, most = 88.3f;  // arguments with e^x and 1 / e^x in range
-  static constexpr float at_least = 1.3e-38f;           // above e^least
+  static constexpr float least = -87.33654f;  // e^x of no less is a normal number
+  static constexpr float most = 88.3f;        // with e^x and 1 / e^x in range
   static constexpr float tanh_is_one = 9.1f;
 };
 
@@ -34,8 +34,7 @@ template <>
 struct ExpConstants<double> {
   static constexpr double magic = 6755399441055744.0;  // 1.5·2^52
   static constexpr double ln2_high = 0.69314718036912382, ln2_low = 1.9082149292705877e-10;
-  static constexpr double least = -708.39, most = 709.4;
-  static constexpr double at_least = 2.3e-308;
+  static constexpr double least = -708.39641853226408, most = 709.4;
   static constexpr double tanh_is_one = 19.1;
 };
 
@@ -93,9 +92,10 @@ template <class V>
 [[gnu::always_inline]] inline V exp_negative(V x) {
   using T = typename V::value;
   using C = ExpConstants<T>;
-  // Less by a number that changes no larger value, so that what was bounded ends at 0.
   const auto e = exp_parts(max(V(C::least), x));
-  return max(V(T(0)), fma(e.p, e.scale, e.scale) - V(C::at_least));
+  const V bounded = fma(e.p, e.scale, e.scale);
+  // Nothing where x was bounded; a NaN goes through.
+  return bounded - positive(V(C::least) - x, bounded);
 }
 
 template <class V>
