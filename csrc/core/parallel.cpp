@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <deque>
@@ -49,18 +50,21 @@ void Barrier::wait() {
 // What one thread has yet to do of its share: it takes from the front, and others from the back.
 class alignas(64) Pieces {
  public:
-  void set(Index begin, Index end) { left_.store(pack(begin, end), std::memory_order_relaxed); }
+  void set(Worker::Share share, Index size) {
+    size_ = size;
+    left_.store(pack(share.begin, share.end), std::memory_order_relaxed);
+  }
 
-  // The next piece, or -1 when none is left.
-  Index take(bool front) {
+  // The next piece; an empty one when nothing is left.
+  Worker::Share take(bool front) {
     std::uint64_t left = left_.load(std::memory_order_relaxed);
     for (;;) {
       const auto begin = static_cast<Index>(left >> 32),
                  end = static_cast<Index>(left & 0xFFFFFFFFu);
-      if (begin >= end) return -1;
-      const std::uint64_t rest = front ? pack(begin + 1, end) : pack(begin, end - 1);
-      if (left_.compare_exchange_weak(left, rest, std::memory_order_relaxed))
-        return front ? begin : end - 1;
+      const Index count = std::min(size_, end - begin);
+      const std::uint64_t rest = front ? pack(begin + count, end) : pack(begin, end - count);
+      if (count == 0 || left_.compare_exchange_weak(left, rest, std::memory_order_relaxed))
+        return front ? Worker::Share{begin, begin + count} : Worker::Share{end - count, end};
     }
   }
 
@@ -70,27 +74,21 @@ class alignas(64) Pieces {
   }
 
   std::atomic<std::uint64_t> left_{0};
+  Index size_ = 0;
 };
 
-// A share that is less than two pieces stays whole, and so does all of the work of one thread.
-Index Worker::pieces_each(Index n, Index size) const {
-  const Index each = n / (count * size);
-  return count > 1 && each > 1 ? each : 1;
-}
-
 void Worker::offer(int queue, Index n, Index size) const {
-  const Index each = pieces_each(n, size);
-  pieces_[id * kQueues + queue].set(id * each, (id + 1) * each);
+  const Share own = share(n);
+  // Nobody else could take a piece of one thread's work; what is less than two pieces stays whole.
+  const Index length = own.end - own.begin;
+  const Index pieces = std::max<Index>(count > 1 ? length / size : 1, 1);
+  pieces_[id * kQueues + queue].set(own, (length + pieces - 1) / pieces);
 }
 
-Worker::Share Worker::take_piece(int queue, Index n, Index size) const {
-  const Index all = pieces_each(n, size) * count;
+Worker::Share Worker::take_piece(int queue) const {
   for (int k = 0; k < count; ++k) {
-    Pieces& left = pieces_[(id + k) % count * kQueues + queue];
-    for (Index piece; (piece = left.take(k == 0)) >= 0;) {
-      const Share parts{n * piece / all, n * (piece + 1) / all};
-      if (parts.begin < parts.end) return parts;
-    }
+    const Share piece = pieces_[(id + k) % count * kQueues + queue].take(k == 0);
+    if (piece.begin < piece.end) return piece;
   }
   return {0, 0};
 }

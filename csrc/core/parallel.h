@@ -81,17 +81,16 @@ class Worker {
   // others have not come to: where a core is slower, or busy with something else, the rest does not wait
   // for it.
   template <class Visit>
-  [[gnu::always_inline]] void for_pieces(int queue, Index n, Index size, Visit visit) const {
+  [[gnu::always_inline]] void for_pieces(int queue, Visit visit) const {
     for (;;) {
-      const Share piece = take_piece(queue, n, size);
+      const Share piece = take_piece(queue);
       if (piece.begin == piece.end) return;
       visit(piece.begin, piece.end);
     }
   }
 
  private:
-  Index pieces_each(Index n, Index size) const;
-  Share take_piece(int queue, Index n, Index size) const;
+  Share take_piece(int queue) const;
 
   Barrier& team_;
   Barrier& group_;

@@ -182,15 +182,13 @@ class Backward {
       worker_.wait_team();
       keep_boundary(chunk);
       pack_chunk(chunk);
-      const Index input_rows = problem_.dx.data ? chunk.rows() : 0;
-      const Index weight_tiles = kDeltas * delta_tiles().tiles;
-      worker_.offer(kInputRows, input_rows, kPieceRows);
-      worker_.offer(kWeightTiles, weight_tiles, kPieceTiles);
+      worker_.offer(kInputRows, problem_.dx.data ? chunk.rows() : 0, kPieceRows);
+      worker_.offer(kWeightTiles, kDeltas * delta_tiles().tiles, kPieceTiles);
       worker_.wait_team();
-      worker_.for_pieces(kInputRows, input_rows, kPieceRows,
+      worker_.for_pieces(kInputRows,
                          [&](Index begin, Index end) { add_input_gradient(chunk, begin, end); });
       add_bias_gradients(chunk);
-      worker_.for_pieces(kWeightTiles, weight_tiles, kPieceTiles,
+      worker_.for_pieces(kWeightTiles,
                          [&](Index begin, Index end) { add_weight_gradients(chunk, begin, end); });
       if (problem_.tokens.slot) add_token_gradients(chunk);
       worker_.wait_team();
