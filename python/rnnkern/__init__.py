@@ -7,6 +7,7 @@ from rnnkern.linear import Linear
 from rnnkern.losses import softmax_cross_entropy
 from rnnkern.machine import get_num_threads, info, set_num_threads
 from rnnkern.optim import SGD, Adam
+from rnnkern.parameters import Parameters
 from rnnkern.recurrent import Recurrent
 from rnnkern.seq2seq import Seq2Seq
 from rnnkern.serialize import FormatError, load, save
@@ -22,6 +23,7 @@ __all__ = [
     "FormatError",
     "Frozen",
     "Linear",
+    "Parameters",
     "Recurrent",
     "Seq2Seq",
     "SimplifiedGRU",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, SupportsFloat, SupportsIndex, TypeVar
+from typing import Any, SupportsFloat, SupportsIndex, TypeVar, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 T = TypeVar("T")
 
 Array = NDArray[Any]  # NumPy's, or CuPy's of the same kind
+DType = Union[str, "np.dtype[Any]", type]  # one of those that NumPy takes for a dtype
 
 _GPU_MEMORY = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 
@@ -62,6 +63,20 @@ def choice(name: str, value: T, options: Sequence[T]) -> T:
         listed = ", ".join(repr(option) for option in options)
         raise ValueError(f"{name} must be one of {listed}, got {value!r}")
     return value
+
+
+def float_dtype(name: str, value: Any) -> np.dtype[Any]:
+    """float32 or float64, of this machine's byte order, from whatever NumPy takes for it."""
+    wanted = f"{name} must be 'float32' or 'float64'"
+    if value is None:  # NumPy's default is float64, which nobody asked for here
+        raise TypeError(f"{wanted}, got None")
+    try:
+        dtype: np.dtype[Any] = np.dtype(value)
+    except TypeError:
+        raise TypeError(f"{wanted}, got {value!r}") from None
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"{wanted}, got {value!r}")
+    return dtype
 
 
 def boolean(name: str, value: bool) -> bool:

@@ -49,6 +49,10 @@ class Device(ABC):
     block: ClassVar[int]
     xp: Any
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a device is that device; a pickled one is looked up where it is read."""
+        return get_device, (self.name,)
+
     # -- arrays -------------------------------------------------------------------------------
 
     @abstractmethod
@@ -79,7 +83,10 @@ class Device(ABC):
         """`value` as an array of that very shape and dtype."""
         array = self.array(name, value)
         if array.dtype != dtype:
-            raise TypeError(f"{name} must be {dtype.name}, got {dtype_text(array.dtype)}")
+            raise TypeError(
+                f"{name} must be {dtype.name}, got {dtype_text(array.dtype)}: "
+                f".astype({dtype.name!r}) converts it"
+            )
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
         return array

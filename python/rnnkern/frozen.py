@@ -19,8 +19,8 @@ class Frozen:
     """
 
     def __init__(self, layer: Recurrent) -> None:
-        self._layer = layer._snapshot()
-        self._weights = self._layer._weights()
+        self._layer = layer._snapshot(batch_first=layer.batch_first)
+        self._weights = self._layer._weights
         self._panels = self._layer._panels(self._weights)
 
     def __call__(

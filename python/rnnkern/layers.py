@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rnnkern._checks import choice, finite_float
+from rnnkern._checks import Array, DType, boolean, choice, finite_float
+from rnnkern.parameters import Parameter
 from rnnkern.recurrent import Recurrent
 
 
@@ -23,10 +25,31 @@ class RNN(Recurrent):
         num_layers: int = 1,
         *,
         nonlinearity: str = "tanh",
-        **rest: Any,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: DType = "float32",
+        compute: str | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        recurrent_init: str = "uniform",
     ) -> None:
         self.nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
-        super().__init__(input_size, hidden_size, num_layers, **rest)
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bidirectional=bidirectional,
+            batch_first=batch_first,
+            bias=bias,
+            dropout=dropout,
+            dtype=dtype,
+            compute=compute,
+            device=device,
+            seed=seed,
+            recurrent_init=recurrent_init,
+        )
 
     @property
     def _cell(self) -> str:
@@ -69,10 +92,31 @@ class GRU(Recurrent):
         num_layers: int = 1,
         *,
         reset: str = "before",
-        **rest: Any,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: DType = "float32",
+        compute: str | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        recurrent_init: str = "uniform",
     ) -> None:
         self.reset = choice("reset", reset, ("before", "after"))
-        super().__init__(input_size, hidden_size, num_layers, **rest)
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bidirectional=bidirectional,
+            batch_first=batch_first,
+            bias=bias,
+            dropout=dropout,
+            dtype=dtype,
+            compute=compute,
+            device=device,
+            seed=seed,
+            recurrent_init=recurrent_init,
+        )
 
     @property
     def _cell(self) -> str:
@@ -106,22 +150,44 @@ class LSTM(Recurrent):
         num_layers: int = 1,
         *,
         forget_bias: float | None = None,
-        **rest: Any,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: DType = "float32",
+        compute: str | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        recurrent_init: str = "uniform",
     ) -> None:
         self.forget_bias = None if forget_bias is None else finite_float("forget_bias", forget_bias)
-        super().__init__(input_size, hidden_size, num_layers, **rest)
-        if self.forget_bias is not None:
-            if not self.bias:
-                raise ValueError(
-                    f"forget_bias must be None when bias is False, got {forget_bias!r}"
-                )
-            for name, array in self.params.items():
-                if name.startswith("bias_"):
-                    array[self.hidden_size : 2 * self.hidden_size] = self.forget_bias
+        if self.forget_bias is not None and not boolean("bias", bias):
+            raise ValueError(f"forget_bias must be None when bias is False, got {forget_bias!r}")
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bidirectional=bidirectional,
+            batch_first=batch_first,
+            bias=bias,
+            dropout=dropout,
+            dtype=dtype,
+            compute=compute,
+            device=device,
+            seed=seed,
+            recurrent_init=recurrent_init,
+        )
 
     @property
     def _cell(self) -> str:
         return "lstm"
+
+    def _initial_values(self, parameters: Mapping[str, Parameter]) -> Iterator[Array]:
+        values = super()._initial_values(parameters)
+        for name, array in zip(parameters, values, strict=True):
+            if self.forget_bias is not None and name.startswith("bias_"):
+                array[self.hidden_size : 2 * self.hidden_size] = self.forget_bias
+            yield array
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, from which an equal layer can be built."""

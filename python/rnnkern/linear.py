@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from rnnkern._checks import Array, boolean, choice, positive_int
+from rnnkern._checks import Array, DType, boolean, float_dtype, positive_int
+from rnnkern._fixed import Fixed
 from rnnkern.device import get_device
+from rnnkern.parameters import Parameter, Parameters
 
 
-class Linear:
+class Linear(Fixed):
     """``y = x · weightᵀ + bias`` over the last axis of ``x``.
 
     Args:
@@ -23,7 +26,7 @@ class Linear:
 
     Attributes:
         params: ``weight`` (out_features, in_features) and, with a bias, ``bias`` (out_features,).
-            Change the arrays in place to learn.
+            Change the arrays in place to learn (see `Parameters`).
 
     Raises:
         TypeError: A size that is not an integer.
@@ -37,26 +40,29 @@ class Linear:
         out_features: int,
         *,
         bias: bool = True,
-        dtype: str = "float32",
+        dtype: DType = "float32",
         seed: int | None = None,
         device: str = "cpu",
     ) -> None:
         self.in_features = positive_int("in_features", in_features)
         self.out_features = positive_int("out_features", out_features)
         self.bias = boolean("bias", bias)
-        self.dtype = np.dtype(choice("dtype", np.dtype(dtype).name, ("float32", "float64")))
+        self.dtype = float_dtype("dtype", dtype)
         self.seed = None if seed is None else positive_int("seed", seed, minimum=0)
         self._device = get_device(device)
         self.device = self._device.name
-        rng = np.random.default_rng(self.seed)
-        bound = self.in_features**-0.5
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         if self.bias:
             shapes["bias"] = (self.out_features,)
-        self.params: dict[str, Array] = {
-            name: self._device.put(rng.uniform(-bound, bound, shape).astype(self.dtype))
-            for name, shape in shapes.items()
-        }
+        parameters = {n: Parameter(n, s, self.dtype, self._device) for n, s in shapes.items()}
+        self._weight, self._bias = parameters["weight"], parameters.get("bias")
+        self.params = Parameters(parameters, self._initial_values(list(shapes.values())))
+
+    def _initial_values(self, shapes: list[tuple[int, ...]]) -> Iterator[Array]:
+        random = np.random.default_rng(self.seed)
+        bound = self.in_features**-0.5
+        for shape in shapes:
+            yield random.uniform(-bound, bound, shape).astype(self.dtype)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -81,9 +87,8 @@ class Linear:
         """
         x = self._device.array("x", x)
         rows = self._rows("x", x, self.in_features)
-        y = self._device.matmul(
-            rows, self.params["weight"], transpose_b=True, bias=self.params.get("bias")
-        )
+        bias = None if self._bias is None else self._bias.own
+        y = self._device.matmul(rows, self._weight.own, transpose_b=True, bias=bias)
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Any) -> tuple[Array, LinearTape]:
@@ -105,7 +110,7 @@ class LinearTape:
 
     def __init__(self, layer: Linear, x: Array) -> None:
         self._layer = layer
-        self._weight = layer.params["weight"].copy()
+        self._weight = layer._weight.own.copy()
         self._x = x
 
     def backward(self, dy: Any) -> tuple[Array, dict[str, Array]]:

@@ -7,9 +7,8 @@ an x without its batch axis gives results without theirs. Integer x (T, B) stand
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from copy import copy
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from functools import cached_property
 from itertools import chain
 from typing import Any, ClassVar
@@ -18,15 +17,19 @@ import numpy as np
 
 from rnnkern._checks import (
     Array,
+    DType,
     boolean,
     choice,
     dtype_text,
     finite_float,
+    float_dtype,
     host_array,
     positive_int,
 )
+from rnnkern._fixed import Fixed
 from rnnkern.device import Arguments, get_device
 from rnnkern.frozen import Frozen
+from rnnkern.parameters import Parameter, Parameters
 from rnnkern.stream import Stream
 from rnnkern.tape import Input, Pass, State, Tape, Weights
 
@@ -34,22 +37,11 @@ from rnnkern.tape import Input, Pass, State, Tape, Weights
 _MOST_PARAMETERS = 2**40
 
 
-@dataclass(frozen=True)
-class _Parameter:
-    name: str
-    shape: tuple[int, ...]
-
-    @cached_property
-    def label(self) -> str:
-        """As errors call it."""
-        return f"params[{self.name!r}]"
-
-
 # One layer's in one direction, as the fields of ``Weights``.
-_Parameters = tuple[_Parameter, _Parameter, "_Parameter | None", "_Parameter | None"]
+_OfOneDirection = tuple[Parameter, Parameter, "Parameter | None", "Parameter | None"]
 
 
-class Recurrent:
+class Recurrent(Fixed):
     """What all recurrent layers share. Use one of the subclasses.
 
     Args:
@@ -70,9 +62,10 @@ class Recurrent:
         recurrent_init: "uniform", or "orthogonal" for each gate's recurrent matrix.
 
     Attributes:
-        params: name -> array, changed in place to learn. For layer k ``weight_ih_l{k}`` (G·H, I),
-            ``weight_hh_l{k}`` (G·H, H), ``bias_l{k}`` (G·H) and, where the reset gate acts after
-            the product, ``bias_hn_l{k}`` (H); the second direction's end in ``_reverse``.
+        params: name -> array, changed in place to learn (see `Parameters`). For layer k
+            ``weight_ih_l{k}`` (G·H, I), ``weight_hh_l{k}`` (G·H, H), ``bias_l{k}`` (G·H) and, where
+            the reset gate acts after the product, ``bias_hn_l{k}`` (H); the second direction's end
+            in ``_reverse``. The constructor's arguments are attributes too; all are read-only.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -99,7 +92,7 @@ class Recurrent:
         batch_first: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
-        dtype: str = "float32",
+        dtype: DType = "float32",
         compute: str | None = None,
         device: str = "cpu",
         seed: int | None = None,
@@ -114,8 +107,7 @@ class Recurrent:
         self.dropout = finite_float("dropout", dropout, minimum=0.0)
         if self.dropout >= 1.0:
             raise ValueError(f"dropout must be below 1, got {dropout!r}")
-        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-        self.dtype = np.dtype(choice("dtype", name, ("float32", "float64")))
+        self.dtype = float_dtype("dtype", dtype)
         self._device = get_device(device)
         self.device = self._device.name
         self.compute = choice("compute", compute, self._device.computes)
@@ -126,8 +118,9 @@ class Recurrent:
         self.seed = None if seed is None else positive_int("seed", seed, minimum=0)
         self.recurrent_init = choice("recurrent_init", recurrent_init, ("uniform", "orthogonal"))
         self._check_sizes()
-        self._parameters = list(self._parameter_names())
-        self.params: dict[str, Array] = self._initial_parameters()
+        self._parameters = list(self._all_parameters())
+        named = {p.name: p for p in filter(None, chain(*self._parameters))}
+        self.params = Parameters(named, self._initial_values(named))
 
     @property
     def num_directions(self) -> int:
@@ -160,6 +153,10 @@ class Recurrent:
             "recurrent_init": self.recurrent_init,
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: `_weights` names arrays that a copy has anew."""
+        return {name: value for name, value in vars(self).items() if name != "_weights"}
+
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
         return f"{type(self).__name__}({arguments})"
@@ -176,32 +173,33 @@ class Recurrent:
                 f"num_layers={self.num_layers}"
             )
 
-    def _parameter_names(self) -> Iterator[_Parameters]:
+    def _all_parameters(self) -> Iterator[_OfOneDirection]:
         """Of every layer and direction, in the order of the states: the fields of ``Weights``."""
         rows, units = len(self.gates) * self.hidden_size, self.hidden_size
+
+        def made(kind: str, *shape: int) -> Parameter:
+            return Parameter(f"{kind}_{suffix}", shape, self.dtype, self._device)
+
         for layer in range(self.num_layers):
             inputs = units * self.num_directions if layer else self.input_size
             for ending in ("", "_reverse")[: self.num_directions]:
                 suffix = f"l{layer}{ending}"
-                bias_hn = self.bias and self._has_bias_hn
                 yield (
-                    _Parameter(f"weight_ih_{suffix}", (rows, inputs)),
-                    _Parameter(f"weight_hh_{suffix}", (rows, units)),
-                    _Parameter(f"bias_{suffix}", (rows,)) if self.bias else None,
-                    _Parameter(f"bias_hn_{suffix}", (units,)) if bias_hn else None,
+                    made("weight_ih", rows, inputs),
+                    made("weight_hh", rows, units),
+                    made("bias", rows) if self.bias else None,
+                    made("bias_hn", units) if self.bias and self._has_bias_hn else None,
                 )
 
-    def _initial_parameters(self) -> dict[str, Array]:
+    def _initial_values(self, parameters: Mapping[str, Parameter]) -> Iterator[Array]:
+        """For each parameter in turn, in host memory."""
         random = np.random.default_rng(self.seed)
         bound = self.hidden_size**-0.5
-        params: dict[str, Array] = {}
-        for parameter in filter(None, chain(*self._parameters)):
-            if parameter.name.startswith("weight_hh") and self.recurrent_init == "orthogonal":
-                params[parameter.name] = self._orthogonal(random)
+        for name, parameter in parameters.items():
+            if name.startswith("weight_hh") and self.recurrent_init == "orthogonal":
+                yield self._orthogonal(random)
             else:
-                numbers = random.uniform(-bound, bound, parameter.shape)
-                params[parameter.name] = self._device.put(numbers.astype(self.dtype))
-        return params
+                yield random.uniform(-bound, bound, parameter.shape).astype(self.dtype)
 
     def _orthogonal(self, random: np.random.Generator) -> Array:
         """A random orthogonal matrix for each gate (Saxe et al. 2014, arXiv:1312.6120)."""
@@ -209,28 +207,20 @@ class Recurrent:
         for _ in self.gates:
             q, r = np.linalg.qr(random.standard_normal((self.hidden_size, self.hidden_size)))
             blocks.append(q * np.sign(np.diag(r)))
-        return self._device.put(np.concatenate(blocks).astype(self.dtype))
+        return np.concatenate(blocks).astype(self.dtype)
 
+    @cached_property
     def _weights(self) -> list[Weights]:
-        """The parameters by layer and direction, checked: they are the caller's to change."""
-        checked = self._checked_parameter
+        """The parameters' own arrays, by layer and direction."""
         return [
             Weights(
-                checked(w_ih),
-                checked(w_hh),
-                None if bias is None else checked(bias),
-                None if bias_hn is None else checked(bias_hn),
+                w_ih.own,
+                w_hh.own,
+                None if bias is None else bias.own,
+                None if bias_hn is None else bias_hn.own,
             )
             for w_ih, w_hh, bias, bias_hn in self._parameters
         ]
-
-    def _checked_parameter(self, parameter: _Parameter) -> Array:
-        value = self.params.get(parameter.name)
-        if value is None:
-            raise ValueError(f"params must hold {parameter.name!r}, got {sorted(self.params)}")
-        device = self._device
-        array = device.shaped(parameter.label, value, parameter.shape, self.dtype)
-        return device.contiguous(array)
 
     # -- calls --------------------------------------------------------------------------------
 
@@ -379,7 +369,7 @@ class Recurrent:
             h_n,
             c_n,
             result,
-            self._weights() if weights is None else weights,
+            self._weights if weights is None else weights,
             panels,
             masks=masks,
             keep=keep,
@@ -453,10 +443,10 @@ class Recurrent:
             first += count
         return passes
 
-    def _snapshot(self) -> Recurrent:
+    def _snapshot(self, *, batch_first: bool) -> Recurrent:
         """A twin of this layer, with a copy of its parameters."""
-        twin = copy(self)
-        twin.params = {name: array.copy() for name, array in self.params.items()}
+        twin = deepcopy(self)
+        vars(twin)["batch_first"] = batch_first
         return twin
 
     def _panels(self, weights: list[Weights]) -> list[Any]:

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnkern._checks import Array, choice, finite_float, positive_int
+from rnnkern._fixed import Fixed
 from rnnkern.device import Device, get_device
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.linear import Linear, LinearTape
+from rnnkern.parameters import Parameters
 
 _CELLS: dict[str, type[Any]] = {
     "RNN": RNN,
@@ -21,7 +23,7 @@ _CELLS: dict[str, type[Any]] = {
 }
 
 
-class Seq2Seq:
+class Seq2Seq(Fixed):
     """An encoder's last states start a decoder, whose outputs a linear head turns into logits.
 
     All sequences are time-major integer tokens: S source steps, T target steps, B rows. A
@@ -136,8 +138,12 @@ class Seq2Seq:
             "seed": seed,
             "device": self.device,
         }
-        self.params: dict[str, Array] = _joined(
-            self.encoder.params, self.decoder.params, self.output.params
+        self.params = Parameters.joined(
+            {
+                "encoder": self.encoder.params,
+                "decoder": self.decoder.params,
+                "output": self.output.params,
+            }
         )
 
     def config(self) -> dict[str, Any]:

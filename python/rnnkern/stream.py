@@ -31,8 +31,7 @@ class Stream:
                 "stream needs a layer with bidirectional=False, got one whose second direction "
                 "would need the whole sequence first"
             )
-        self._layer = layer._snapshot()
-        self._layer.batch_first = False
+        self._layer = layer._snapshot(batch_first=False)
         if weights is not None:
             choice("weights", weights, ("bfloat16",))
             if not layer._device.has_stepper:
@@ -47,7 +46,7 @@ class Stream:
             for name, array in self._layer.params.items():
                 if name.startswith("weight_"):
                     array[...] = _rounded_to_bfloat16(array)
-        self._weights = self._layer._weights()
+        self._weights = self._layer._weights
         self._panels: list[Any] | None = None  # packed at the first block
         self.batch = batch
         self._h, self._c = self._layer._check_state("state", None, batch, unbatched=False)
