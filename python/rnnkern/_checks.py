@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any, SupportsFloat, SupportsIndex, TypeVar, Union
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, SupportsFloat, SupportsIndex, TypeVar, Union, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 T = TypeVar("T")
+Init = TypeVar("Init", bound="Callable[..., None]")
 
 Array = NDArray[Any]  # NumPy's, or CuPy's of the same kind
 DType = Union[str, "np.dtype[Any]", type]  # one of those that NumPy takes for a dtype
 
 _GPU_MEMORY = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
+_NOT_YET = {"proj_size": "projections of the state are not supported yet"}
 
 
 def positive_int(name: str, value: SupportsIndex, *, minimum: int = 1) -> int:
@@ -102,16 +109,66 @@ def host_array(name: str, value: Any) -> Array:
             f"{name} must be in host memory, got {type(value)!r} on the GPU: cupy.asnumpy copies "
             "it to the host, and a layer with device='cuda' takes it where it is"
         )
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must be an array without a mask, got {type(value)!r}: .filled(0) gives one; "
+            "lengths says where a row ends, and the mask of a loss what counts"
+        )
     if isinstance(value, np.ndarray):
-        return value
+        return value.view(np.ndarray)  # a matrix, say, has other rules for its axes
     if hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value)
+        return from_dlpack(name, value, np.from_dlpack)
     array = np.asarray(value)
     if array.dtype == object:
         raise TypeError(f"{name} must be an array of numbers, got {type(value)!r}")
     return array
 
 
+def from_dlpack(name: str, value: Any, take: Callable[[Any], Array]) -> Array:
+    """Another library's array as one of ours, by `take`, uncopied."""
+    try:
+        return take(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        if getattr(value, "requires_grad", False):
+            remedy = ".detach() gives the tensor without its gradient"
+        else:
+            remedy = "a float32 or float64 one can be, as .float() makes it in PyTorch"
+        raise TypeError(
+            f"{name} cannot be read from {type(value)!r} ({error}): {remedy}"
+        ) from error
+
+
 def dtype_text(dtype: np.dtype[Any]) -> str:
     """The dtype's name, and its byte order where that is not the machine's."""
     return dtype.name if dtype.isnative else f"{dtype.name} of foreign byte order ({dtype.str})"
+
+
+def conversion(dtype: np.dtype[Any]) -> str:
+    """What makes an array of that dtype."""
+    return f".astype({dtype.name!r}) converts an array, .to(torch.{dtype.name}) a tensor"
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the line that called this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] == "rnnkern":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def explains_options(init: Init) -> Init:
+    """A constructor that says, of an option that it lacks, which one may have been meant."""
+    names = list(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def explained(self: Any, *args: Any, **options: Any) -> None:
+        for name in options:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, 1)
+                remedy = f"did you mean {close[0]!r}?" if close else f"only {', '.join(names)}"
+                raise TypeError(
+                    f"{type(self).__name__} has no argument {name!r}: {_NOT_YET.get(name, remedy)}"
+                )
+        init(self, *args, **options)
+
+    return cast("Init", explained)

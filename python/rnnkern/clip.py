@@ -11,16 +11,18 @@ import numpy as np
 from rnnkern import _core
 from rnnkern._checks import Array, finite_float
 from rnnkern.device import device_of
+from rnnkern.named import named_arrays
 
 # Squares summed in float32 beyond these may have overflowed or vanished.
 _SAFE_SQUARES = (1e-20, 1e38)
 
 
-def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
+def clip_grad_norm(grads: Any, max_norm: float) -> float:
     """Scale all gradients together, in place, so that their joint norm is at most ``max_norm``.
 
     Args:
-        grads: Arrays by parameter name, float32 or float64.
+        grads: Arrays by parameter name, float32 or float64, or a mapping or list of such, as the
+            gradients of several layers.
         max_norm: The bound on the Euclidean norm of all gradients as one vector, above 0.
 
     Returns:
@@ -29,32 +31,52 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
         waited for.
 
     Raises:
-        TypeError: ``max_norm`` is not a number.
-        ValueError: ``max_norm`` is not finite and above 0.
+        TypeError: ``max_norm`` is not a number, or a gradient no float32 or float64 array.
+        ValueError: ``max_norm`` is not finite and above 0, or a gradient is read-only. Nothing was
+            changed then.
 
     """
     max_norm = finite_float("max_norm", max_norm, minimum=0.0, exclusive=True)
-    devices = {device_of(g) for g in grads.values()}
-    if any(not device.values_are_free for device in devices):
-        return _clip_unseen(grads, max_norm)
-    norm = math.sqrt(sum(_sum_of_squares(g) for g in grads.values()))
-    if math.isfinite(norm) and norm > max_norm:
-        for g in grads.values():
-            g *= max_norm / norm
+    arrays = _writeable(grads)
+    with np.errstate(all="ignore"):  # squares may overflow, and what is scaled may vanish
+        if not all(device_of(g).values_are_free for g in arrays.values()):
+            return _clip_unseen(arrays, max_norm)
+        norm = math.sqrt(sum(_sum_of_squares(g) for g in arrays.values()))
+        if math.isfinite(norm) and norm > max_norm:
+            for g in arrays.values():
+                g *= max_norm / norm
     return norm
 
 
-def clip_grad_value(grads: Mapping[str, Array], max_value: float) -> None:
+def clip_grad_value(grads: Any, max_value: float) -> None:
     """Clip every element of every gradient to ±``max_value``, in place; NaN stays NaN.
 
+    Args:
+        grads: As for ``clip_grad_norm``.
+        max_value: Above 0.
+
     Raises:
-        TypeError: ``max_value`` is not a number.
-        ValueError: ``max_value`` is not finite and above 0.
+        TypeError: ``max_value`` is not a number, or a gradient no float32 or float64 array.
+        ValueError: ``max_value`` is not finite and above 0, or a gradient is read-only. Nothing was
+            changed then.
 
     """
     max_value = finite_float("max_value", max_value, minimum=0.0, exclusive=True)
-    for g in grads.values():
+    for g in _writeable(grads).values():
         device_of(g).xp.clip(g, -max_value, max_value, out=g)
+
+
+def _writeable(grads: Any) -> dict[str, Array]:
+    """The gradients by name, each an array that can be changed in place."""
+    arrays = named_arrays("grads", grads)
+    for name, g in arrays.items():
+        device = device_of(g)
+        if not isinstance(g, device.xp.ndarray) or g.dtype not in (np.float32, np.float64):
+            found = g.dtype if isinstance(g, device.xp.ndarray) else type(g)
+            raise TypeError(f"grads[{name!r}] must be a float32 or float64 array, got {found}")
+        if not device.writeable(g):
+            raise ValueError(f"grads[{name!r}] must be writeable, got a read-only array")
+    return arrays
 
 
 def _sum_of_squares(values: Array) -> float:

@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnkern import _core, philox
-from rnnkern._checks import Array, choice, dtype_text, host_array, on_gpu
+from rnnkern._checks import (
+    Array,
+    choice,
+    conversion,
+    dtype_text,
+    from_dlpack,
+    host_array,
+    on_gpu,
+)
 
 # What a kernel takes for one direction of a layer, by name; None stands for what is absent.
 # Forward: x, h, c, weight_ih, weight_hh, bias, bias_hn, reverse, y. Backward: x, h_0, c_0,
@@ -84,8 +92,7 @@ class Device(ABC):
         array = self.array(name, value)
         if array.dtype != dtype:
             raise TypeError(
-                f"{name} must be {dtype.name}, got {dtype_text(array.dtype)}: "
-                f".astype({dtype.name!r}) converts it"
+                f"{name} must be {dtype.name}, got {dtype_text(array.dtype)}: {conversion(dtype)}"
             )
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
@@ -98,16 +105,18 @@ class Device(ABC):
         copy: Array = self.xp.array(array, order="C")
         return copy
 
+    def walkable(self, array: Array) -> Array:
+        """`array`, or a copy where its elements or strides are not aligned."""
+        item = array.itemsize
+        if self.aligned(array) and not any(stride % item for stride in array.strides):
+            return array
+        copy: Array = self.xp.array(array, order="C")
+        return copy
+
     def last_axis_contiguous(self, array: Array) -> Array:
         """`array`, or a copy where the kernels could not walk its last axis or its strides."""
-        item = array.itemsize
-        if (
-            not array.flags.c_contiguous
-            and self.aligned(array)
-            and all(stride % item == 0 for stride in array.strides)
-            and (array.shape[-1] == 1 or array.strides[-1] == item)
-        ):
-            return array
+        if array.shape[-1] == 1 or array.strides[-1] == array.itemsize:
+            return self.walkable(array)
         return self.contiguous(array)
 
     # -- kernels ------------------------------------------------------------------------------
@@ -476,7 +485,7 @@ class Cuda(Device):
                 )
             # DLPack first: it orders the two libraries' streams without waiting.
             take = self.xp.from_dlpack if hasattr(value, "__dlpack__") else self.xp.asarray
-            value = take(value)
+            value = from_dlpack(name, value, take)
         array: Array = value
         return array
 
