@@ -46,7 +46,8 @@ TokenStorage::TokenStorage(const Schedule& schedule, Sequence<const std::int64_t
       if (token < 0 || token >= vocabulary) {
         throw std::invalid_argument("x must hold tokens in 0.." + std::to_string(vocabulary - 1) +
                                     ", got " + std::to_string(token) + " at step " +
-                                    std::to_string(t) + " of row " + std::to_string(b));
+                                    std::to_string(t) + " of row " + std::to_string(b) +
+                                    ": integers are tokens, features are floats");
       }
       auto& slot = slot_of[static_cast<std::size_t>(token)];
       if (slot < 0) {

@@ -1,4 +1,4 @@
-"""Objects whose public attributes stay as their constructor set them."""
+"""Objects whose facts stay as their constructor set them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from typing import Any
 
 
 class Fixed:
-    """Attributes without a leading underscore are set once: tapes and kernels rely on them."""
+    """What the constructor has set when it calls ``_settle`` is read-only, but for ``_private``.
+
+    Tapes and kernels rely on it; attributes that others add are theirs.
+    """
+
+    _facts: frozenset[str] = frozenset()
+
+    def _settle(self) -> None:
+        self._facts = frozenset(name for name in vars(self) if not name.startswith("_"))
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._refuse(name)
@@ -17,11 +25,11 @@ class Fixed:
         super().__delattr__(name)
 
     def _refuse(self, name: str) -> None:
-        if name.startswith("_") or name not in vars(self):
-            return
-        kind = type(self).__name__
-        if name == "params":
-            remedy = "params[name] = value and params.update(...) copy values into its arrays"
-        else:
-            remedy = f"build a new {kind}"
-        raise AttributeError(f"{name} of {kind} is read-only: {remedy}")
+        if name in self._facts:
+            kind, remedy = (
+                type(self).__name__,
+                "params[name] = value and params.update copy into it",
+            )
+            if name != "params":
+                remedy = f"build a new {kind}"
+            raise AttributeError(f"{name} of {kind} is read-only: {remedy}")

@@ -37,5 +37,9 @@ class Frozen:
         )
         return y, state
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and pickles: the panels are packed anew, for the processor that is there."""
+        return type(self), (self._layer,)
+
     def __repr__(self) -> str:
         return f"Frozen({self._layer!r})"

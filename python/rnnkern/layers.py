@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rnnkern._checks import Array, DType, boolean, choice, finite_float
+from rnnkern._checks import Array, DType, boolean, choice, explains_options, finite_float
 from rnnkern.parameters import Parameter
 from rnnkern.recurrent import Recurrent
 
@@ -18,6 +18,7 @@ class RNN(Recurrent):
 
     gates = ("h",)
 
+    @explains_options
     def __init__(
         self,
         input_size: int,
@@ -85,6 +86,7 @@ class GRU(Recurrent):
 
     gates = ("r", "u", "n")
 
+    @explains_options
     def __init__(
         self,
         input_size: int,
@@ -143,6 +145,7 @@ class LSTM(Recurrent):
     gates = ("u", "f", "n", "o")
     _has_cell_state = True
 
+    @explains_options
     def __init__(
         self,
         input_size: int,

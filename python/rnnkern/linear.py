@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from rnnkern._checks import Array, DType, boolean, float_dtype, positive_int
+from rnnkern._checks import (
+    Array,
+    DType,
+    boolean,
+    conversion,
+    dtype_text,
+    explains_options,
+    float_dtype,
+    positive_int,
+)
 from rnnkern._fixed import Fixed
 from rnnkern.device import get_device
 from rnnkern.parameters import Parameter, Parameters
@@ -34,6 +43,7 @@ class Linear(Fixed):
 
     """
 
+    @explains_options
     def __init__(
         self,
         in_features: int,
@@ -57,6 +67,7 @@ class Linear(Fixed):
         parameters = {n: Parameter(n, s, self.dtype, self._device) for n, s in shapes.items()}
         self._weight, self._bias = parameters["weight"], parameters.get("bias")
         self.params = Parameters(parameters, self._initial_values(list(shapes.values())))
+        self._settle()
 
     def _initial_values(self, shapes: list[tuple[int, ...]]) -> Iterator[Array]:
         random = np.random.default_rng(self.seed)
@@ -76,7 +87,7 @@ class Linear(Fixed):
         }
 
     def __call__(self, x: Any) -> Array:
-        """``y`` (..., out_features) for ``x`` (..., in_features).
+        """``y`` (..., out_features) for ``x`` (..., in_features), of which there may be none.
 
         An ``x`` that is not C-contiguous is copied first.
 
@@ -99,7 +110,10 @@ class Linear(Fixed):
     def _rows(self, name: str, array: Array, features: int) -> Array:
         """``array`` checked, as contiguous rows of ``features`` numbers."""
         if array.dtype != self.dtype:
-            raise TypeError(f"{name} must be {self.dtype}, got {array.dtype}")
+            raise TypeError(
+                f"{name} must be {self.dtype.name}, got {dtype_text(array.dtype)}: "
+                f"{conversion(self.dtype)}"
+            )
         if array.ndim == 0 or array.shape[-1] != features:
             raise ValueError(f"{name} must have shape (..., {features}), got {array.shape}")
         return self._device.contiguous(array).reshape(-1, features)
@@ -133,5 +147,6 @@ class LinearTape:
         x_rows = layer._rows("x", x, layer.in_features)
         grads = {"weight": device.matmul(dy_rows, x_rows, transpose_a=True)}
         if layer.bias:
-            grads["bias"] = dy_rows.sum(axis=0)
+            with np.errstate(all="ignore"):  # it may overflow, as a product may
+                grads["bias"] = dy_rows.sum(axis=0)
         return device.matmul(dy_rows, self._weight).reshape(x.shape), grads

@@ -45,6 +45,11 @@ class Parameter:
         self.dtype = dtype
         self._device = device
 
+    @property
+    def label(self) -> str:
+        """As errors call it."""
+        return f"params[{self.name!r}]"
+
     def fill(self, values: Any) -> None:
         """Take memory and these values, NumPy's or the device's."""
         self._take(self._device.xp.empty(self.shape, self.dtype))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 
@@ -20,18 +20,21 @@ from rnnkern._checks import (
     DType,
     boolean,
     choice,
+    conversion,
     dtype_text,
+    explains_options,
     finite_float,
     float_dtype,
     host_array,
     positive_int,
+    warn,
 )
 from rnnkern._fixed import Fixed
-from rnnkern.device import Arguments, get_device
+from rnnkern.device import Arguments, Kept, get_device
 from rnnkern.frozen import Frozen
 from rnnkern.parameters import Parameter, Parameters
 from rnnkern.stream import Stream
-from rnnkern.tape import Input, Pass, State, Tape, Weights
+from rnnkern.tape import Input, Pass, State, Tape, Weights, masked
 
 # More parameters than this in one layer are a mistake, found before memory is asked for.
 _MOST_PARAMETERS = 2**40
@@ -51,7 +54,8 @@ class Recurrent(Fixed):
         bidirectional: also run from the last step to the first; y holds both directions' states.
         batch_first: x and y are (B, T, ·).
         bias: whether there are bias parameters.
-        dropout: share of each layer's output, but the last one's, that ``forward`` sets to zero.
+        dropout: share of each layer's output, but the last one's, that ``forward`` sets to zero;
+            with one layer it does nothing, of which there is a warning.
         dtype: "float32" or "float64", of parameters, input and output.
         compute: how products are done; None is exactly the dtype. "bfloat16", for float32 layers,
             rounds the operands of every matrix product (x, h, weights, the gradients of gates) to 8
@@ -82,6 +86,7 @@ class Recurrent(Fixed):
     gates: ClassVar[tuple[str, ...]]
     _has_cell_state: ClassVar[bool] = False
 
+    @explains_options
     def __init__(
         self,
         input_size: int,
@@ -107,6 +112,8 @@ class Recurrent(Fixed):
         self.dropout = finite_float("dropout", dropout, minimum=0.0)
         if self.dropout >= 1.0:
             raise ValueError(f"dropout must be below 1, got {dropout!r}")
+        if self.dropout > 0.0 and self.num_layers == 1:
+            warn(f"dropout={dropout!r} does nothing with num_layers=1: it lies between layers")
         self.dtype = float_dtype("dtype", dtype)
         self._device = get_device(device)
         self.device = self._device.name
@@ -121,6 +128,7 @@ class Recurrent(Fixed):
         self._parameters = list(self._all_parameters())
         named = {p.name: p for p in filter(None, chain(*self._parameters))}
         self.params = Parameters(named, self._initial_values(named))
+        self._settle()
 
     @property
     def num_directions(self) -> int:
@@ -236,8 +244,9 @@ class Recurrent(Fixed):
 
         Args:
             x: (T, B, I) of the layer's dtype, or integer tokens (T, B) in 0..I-1. Any strides; a
-                last axis that is not contiguous is copied.
-            state: the initial state, (L·D, B, H) or, for an LSTM, a pair of those; None is zero.
+                last axis that is not contiguous is copied. T or B may be 0.
+            state: the initial state, (L·D, B, H) or, for an LSTM, a pair of those; None, also as
+                one of the pair, is zero.
             lengths: (B,) integers in 0..T, in host memory on every device. Past a row's length y
                 is 0 and its state stays; the second direction starts at the row's own last step.
             out: where y goes; it must not share memory with x.
@@ -259,27 +268,25 @@ class Recurrent(Fixed):
         lengths: Any = None,
         *,
         out: Array | None = None,
-        dropout_key: int | None = None,
+        dropout_key: SupportsIndex | None = None,
     ) -> tuple[Array, State, Tape]:
         """Run and keep what a backward pass needs; arguments and results as in a plain call.
 
         Args:
-            dropout_key: a non-negative integer that picks the dropout masks, needed when dropout is
-                not 0. The same key gives the same masks, so give every step of training its own.
+            dropout_key: an integer in 0..2**64-1 that picks the dropout masks, needed when dropout
+                is not 0. The same key gives the same masks, so give every step of training its own.
 
         Returns:
             y, the last state and a tape. The tape has its own copy of the parameters, but x, y and
             the initial state are kept as they are: leave them unchanged until ``tape.backward``.
 
         """
-        if self.dropout > 0.0 and self.num_layers > 1:
-            if dropout_key is None:
-                raise ValueError(
-                    f"dropout_key must be given when dropout is {self.dropout:g}, got None"
-                )
-            dropout_key = positive_int("dropout_key", dropout_key, minimum=0)
-            if dropout_key >= 2**64:
-                raise ValueError(f"dropout_key must be below 2**64, got {dropout_key}")
+        if dropout_key is not None:
+            dropout_key = check_dropout_key(dropout_key, 64)
+        elif self.dropout > 0.0 and self.num_layers > 1:
+            raise ValueError(
+                f"dropout_key must be given when dropout is {self.dropout:g}, got None"
+            )
         y, state, tape = self._run(x, state, lengths, out, keep=True, dropout_key=dropout_key)
         assert tape is not None
         return y, state, tape
@@ -309,7 +316,7 @@ class Recurrent(Fixed):
                 or bfloat16 is asked of a float64 layer.
 
         """
-        return Stream(self, positive_int("batch", batch), weights)
+        return Stream(self, positive_int("batch", batch, minimum=0), weights)
 
     def plan(self, steps: int, batch: int, *, training: bool = False) -> dict[str, Any]:
         """How the first layer, or launch of layers, of a call of that size is computed, and why.
@@ -421,15 +428,19 @@ class Recurrent(Fixed):
                 if masks and layer < first + count - 1:
                     calls[-1]["mask"] = masks[layer]
             index = first * directions
-            kept = self._device.forward(
-                self._cell,
-                calls,
-                given.lengths,
-                self.compute,
-                keep=keep,
-                packed=None if panels is None else panels[index : index + len(calls)],
-                stacked=count > 1,
-            )
+            if given.is_empty:  # a tape then has no gate's value of any step
+                saved = self._device.xp.empty((0, len(self.gates), self.hidden_size), self.dtype)
+                kept: list[Kept] = [(saved, None, None)] * len(calls)
+            else:
+                kept = self._device.forward(
+                    self._cell,
+                    calls,
+                    given.lengths,
+                    self.compute,
+                    keep=keep,
+                    packed=None if panels is None else panels[index : index + len(calls)],
+                    stacked=count > 1,
+                )
             done = zip(calls, kept, strict=True)
             for layer, y in enumerate(outputs, first):
                 for _ in range(directions) if keep else ():
@@ -439,7 +450,7 @@ class Recurrent(Fixed):
                     passes.append(
                         Pass(snapshot, source, given.h_0[index], c_0, call["y"], saved, cells)
                     )
-                source = y * masks[layer] if layer < len(masks) else y
+                source = masked(y, masks[layer]) if layer < len(masks) else y
             first += count
         return passes
 
@@ -456,7 +467,8 @@ class Recurrent(Fixed):
 
     def _layers_per_call(self, given: Input, *, backward: bool) -> list[int]:
         """How many layers each call of the device's takes, from the first up."""
-        if self.num_layers == 1 or self.bidirectional:  # a layer takes both directions below
+        # A layer takes both directions below.
+        if self.num_layers == 1 or self.bidirectional or given.is_empty:
             return [1] * self.num_layers
         return self._device.layers_per_call(
             self._cell,
@@ -490,39 +502,45 @@ class Recurrent(Fixed):
         if not tokens and array.dtype != self.dtype:
             raise TypeError(
                 f"x must be {self.dtype.name} as the layer, or integer tokens, "
-                f"got {dtype_text(array.dtype)}"
+                f"got {dtype_text(array.dtype)}: {conversion(self.dtype)}"
             )
         axes = 2 if tokens else 3
         if array.ndim not in (axes - 1, axes):
             order = "(B, T" if self.batch_first else "(T, B"
             wanted = f"{order}) or (T,)" if tokens else f"{order}, I) or (T, I)"
-            raise ValueError(f"x must have shape {wanted}, got {array.shape}")
+            note = f" of integers, which are tokens: {conversion(self.dtype)}" if tokens else ""
+            raise ValueError(f"x must have shape {wanted}, got {array.shape}{note}")
         unbatched = array.ndim == axes - 1
         if unbatched:
             array = array[:, None]
         elif self.batch_first:
             array = array.swapaxes(0, 1)
-        if 0 in array.shape[:2]:
-            raise ValueError(
-                f"x must have at least one step and one row, got shape {shape} "
-                f"(T = {array.shape[0]}, B = {array.shape[1]})"
-            )
-        if tokens:
-            wide = array.dtype == np.uint64 and self._device.values_are_free
-            if wide and array.max() >= self.input_size:
-                raise ValueError(
-                    f"x must hold tokens in 0..{self.input_size - 1}, got {array.max()}"
-                )
-            array = array.astype(np.int64, copy=False)
-        elif array.shape[2] != self.input_size:
+        if not tokens and array.shape[2] != self.input_size:
             raise ValueError(
                 f"x must have input_size = {self.input_size} features, got shape {shape}"
             )
-        if not tokens:
-            array = self._device.last_axis_contiguous(array)
         h_0, c_0 = self._check_state("state", state, int(array.shape[1]), unbatched)
         checked_lengths = None if lengths is None else _check_lengths(lengths, array.shape[:2])
+        if not tokens:
+            array = self._device.last_axis_contiguous(array)
+        else:
+            if array.dtype == np.uint64:
+                array = self._within_int64(array, checked_lengths)
+            array = self._device.walkable(array.astype(np.int64, copy=False))
         return Input(array, h_0, c_0, checked_lengths, unbatched)
+
+    def _within_int64(self, tokens: Array, lengths: Array | None) -> Array:
+        """uint64 tokens (T, B); those too large for int64, that may stand past a length, cut."""
+        most = np.uint64(2**63 - 1)
+        if self._device.values_are_free:
+            live = True if lengths is None else np.arange(len(tokens))[:, None] < lengths
+            wrong = (tokens > most) & live
+            if wrong.any():
+                raise ValueError(
+                    f"x must hold tokens in 0..{self.input_size - 1}, got {tokens[wrong][0]}"
+                )
+        cut: Array = np.minimum(tokens, most)
+        return cut
 
     def _check_state(
         self, name: str, state: State | None, batch: int, unbatched: bool
@@ -548,7 +566,9 @@ class Recurrent(Fixed):
                 raise TypeError(f"{name} must be one array h, got {type(state)!r}")
             parts = (state,)
         arrays = [
-            device.contiguous(
+            device.xp.zeros(full, self.dtype)
+            if part is None
+            else device.contiguous(
                 device.shaped(f"{name}[{letter!r}]", part, shape, self.dtype).reshape(full)
             )
             for letter, part in zip("hc", parts, strict=False)
@@ -573,7 +593,7 @@ class Recurrent(Fixed):
                 raise ValueError("out must be writable, got a read-only array")
             if not device.aligned(out):
                 raise ValueError("out must be aligned, got an array whose elements are not")
-            if out.strides[-1] != out.itemsize and features > 1:
+            if out.strides[-1] != out.itemsize and features > 1 and out.size:
                 raise ValueError(f"out must have a contiguous last axis, got strides {out.strides}")
             if device.xp.may_share_memory(out, given.x):
                 raise ValueError("out must not share memory with x, got arrays that overlap")
@@ -599,11 +619,19 @@ class Recurrent(Fixed):
 def _check_lengths(lengths: Any, shape: tuple[int, ...]) -> Array:
     steps, batch = shape
     array = host_array("lengths", lengths)
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind not in "iu" and array.size:  # an empty list is of floats
         raise TypeError(f"lengths must be an integer array, got {array.dtype.name}")
     if array.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},), got {array.shape}")
-    if array.min() < 0 or array.max() > steps:
+    if array.size and (array.min() < 0 or array.max() > steps):
         wrong = array.min() if array.min() < 0 else array.max()
         raise ValueError(f"lengths must lie in 0..{steps}, got {wrong}")
     return array.astype(np.int64)
+
+
+def check_dropout_key(key: SupportsIndex, bits: int) -> int:
+    """The key of dropout masks as an integer of so many bits."""
+    result = positive_int("dropout_key", key, minimum=0)
+    if result >= 2**bits:
+        raise ValueError(f"dropout_key must be below 2**{bits}, got {result}")
+    return result

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnkern._checks import Array, choice, finite_float, positive_int
+from rnnkern._checks import Array, DType, choice, explains_options, finite_float, positive_int
 from rnnkern._fixed import Fixed
 from rnnkern.device import Device, get_device
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.linear import Linear, LinearTape
 from rnnkern.parameters import Parameters
+from rnnkern.recurrent import check_dropout_key
 
 _CELLS: dict[str, type[Any]] = {
     "RNN": RNN,
@@ -61,6 +62,7 @@ class Seq2Seq(Fixed):
 
     """
 
+    @explains_options
     def __init__(
         self,
         source_vocab: int,
@@ -76,7 +78,7 @@ class Seq2Seq(Fixed):
         num_layers: int = 1,
         bidirectional: bool = False,
         dropout: float = 0.0,
-        dtype: str = "float32",
+        dtype: DType = "float32",
         compute: str | None = None,
         seed: int | None = None,
         device: str = "cpu",
@@ -145,6 +147,7 @@ class Seq2Seq(Fixed):
                 "output": self.output.params,
             }
         )
+        self._settle()
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -157,7 +160,7 @@ class Seq2Seq(Fixed):
         target: Any,
         target_lengths: Any = None,
         *,
-        dropout_key: int | None = None,
+        dropout_key: SupportsIndex | None = None,
     ) -> tuple[Array, Seq2SeqTape]:
         """Logits with the decoder fed the true target (teacher forcing), and the tape.
 
@@ -186,7 +189,10 @@ class Seq2Seq(Fixed):
                 f"source and target must agree in B, got {source.shape[1]} and {target.shape[1]}"
             )
         # Two keys of one: the two parts must not drop the same units.
-        keys = (None, None) if dropout_key is None else (2 * dropout_key, 2 * dropout_key + 1)
+        keys: tuple[int | None, int | None] = None, None
+        if dropout_key is not None:
+            key = check_dropout_key(dropout_key, 63)
+            keys = 2 * key, 2 * key + 1
         _, state, encoder_tape = self.encoder.forward(
             source, None, source_lengths, dropout_key=keys[0]
         )
@@ -374,7 +380,7 @@ def _token(name: str, value: int, vocabulary: int) -> int:
 def _tokens(device: Device, name: str, value: Any) -> Array:
     """`value` as the device's array (steps, B) of integers."""
     array = device.array(name, value)
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got {array.dtype}")
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (steps, B), got {array.shape}")

@@ -8,6 +8,7 @@ import numpy as np
 
 from rnnkern import _core
 from rnnkern._checks import Array, choice
+from rnnkern._fixed import Fixed
 from rnnkern.tape import State
 
 if TYPE_CHECKING:
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 _SHARED_STEP_FLOPS = 1e7
 
 
-class Stream:
+class Stream(Fixed):
     """Runs a layer step by step over a packed snapshot of its parameters; see ``layer.stream``.
 
     Steps and blocks take and give arrays without a layer's ``batch_first``: a step is (B, I) in and
     (B, H) out, a block (T, B, I) in and (T, B, H) out. A Stream is one sequence's state: unlike a
-    layer, it must not be used from two threads at once.
+    layer, it must not be used from two threads at once. A copy goes on from the state that was
+    copied, and shares nothing with it.
     """
 
     def __init__(self, layer: Recurrent, batch: int, weights: str | None = None) -> None:
@@ -50,11 +52,22 @@ class Stream:
         self._panels: list[Any] | None = None  # packed at the first block
         self.batch = batch
         self._h, self._c = self._layer._check_state("state", None, batch, unbatched=False)
+        self._rounding = weights
         self._stepper = self._new_stepper(narrow=weights is not None)
+        self._settle()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and pickles: weights are packed anew, and the state is copied."""
+        return type(self), (self._layer, self.batch, self._rounding), self.state
+
+    def __setstate__(self, state: State) -> None:
+        self.state = state
 
     def _new_stepper(self, *, narrow: bool) -> _core.Stepper | None:
         """None where a step is so much work that threads share it, as they do a block."""
         layer = self._layer
+        if self.batch == 0:
+            return None
         flops = self.batch * sum(2 * (w.weight_ih.size + w.weight_hh.size) for w in self._weights)
         if flops >= _SHARED_STEP_FLOPS and layer.plan(1, self.batch).get("threads", 1) > 1:
             return None
@@ -79,7 +92,7 @@ class Stream:
     def _checked_step(self, x: Any, out: Array | None) -> Array:
         layer = self._layer
         array = layer._device.array("x", x)
-        axes = 1 if np.issubdtype(array.dtype, np.integer) else 2
+        axes = 1 if array.dtype.kind in "iu" else 2
         if array.ndim != axes or array.shape[0] != self.batch:
             wanted = (self.batch,) if axes == 1 else (self.batch, layer.input_size)
             raise ValueError(f"x must have shape {wanted}, got {array.shape}")
