@@ -425,8 +425,8 @@ def test_facts_are_read_only(name: str, fact: str) -> None:
 
 
 def test_facts_of_a_stream() -> None:
-    with pytest.raises(AttributeError, match="batch of Stream is read-only: build a new Stream"):
-        rk.LSTM(5, 4).stream().batch = 3
+    with pytest.raises(AttributeError, match="batch"):
+        rk.LSTM(5, 4).stream().batch = 3  # type: ignore[misc]
 
 
 # --- Floating-point errors ------------------------------------------------------------------------

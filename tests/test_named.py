@@ -119,7 +119,8 @@ def test_a_step_checks_all_before_the_first_write(name: str) -> None:
     optimizer, before = OPTIMIZERS[name](layer), layer.params.copy()
     grads = gradients(layer)
     bad: list[tuple[Any, type[Exception], str]] = [
-        ({**grads, "bias": [0.5] * 3}, TypeError, r"grads\['bias'\] must be an array"),
+        ({**grads, "bias": [0.5] * 3}, TypeError, r"grads\['bias'\] must be float32, got float64"),
+        ({**grads, "bias": None}, TypeError, r"grads\['bias'\] must be an array of numbers"),
         ({**grads, "bias": grads["bias"][:2]}, ValueError, r"grads\['bias'\] must have shape"),
         ({**grads, "bias": np.zeros(3)}, TypeError, r"grads\['bias'\] must be float32"),
         ({"weight": grads["weight"]}, ValueError, "grads lacks bias"),

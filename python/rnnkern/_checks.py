@@ -21,6 +21,8 @@ Init = TypeVar("Init", bound="Callable[..., None]")
 Array = NDArray[Any]  # NumPy's, or CuPy's of the same kind
 DType = Union[str, "np.dtype[Any]", type]  # one of those that NumPy takes for a dtype
 
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))  # of parameters
+
 _GPU_MEMORY = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 _NOT_YET = {"proj_size": "projections of the state are not supported yet"}
 
@@ -48,20 +50,20 @@ def finite_float(
     exclusive: bool = False,
 ) -> float:
     """The finite number `value` within its bounds; `exclusive` leaves the bounds themselves out."""
+    is_number = not isinstance(value, (bool, np.bool_, str)) and hasattr(value, "__float__")
+    if is_number:
+        result = float(value)
+        low = minimum is not None and (result <= minimum if exclusive else result < minimum)
+        high = maximum is not None and (result >= maximum if exclusive else result > maximum)
+        if math.isfinite(result) and not (low or high):
+            return result
     wanted = f"{name} must be a finite number"
     if minimum is not None:
         wanted += f" {'above' if exclusive else 'of at least'} {minimum:g}"
     if maximum is not None:
         wanted += f"{' and' if minimum is not None else ''} {'below' if exclusive else 'at most'}"
         wanted += f" {maximum:g}"
-    if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{wanted}, got {value!r}")
-    result = float(value)
-    low = minimum is not None and (result <= minimum if exclusive else result < minimum)
-    high = maximum is not None and (result >= maximum if exclusive else result > maximum)
-    if not math.isfinite(result) or low or high:
-        raise ValueError(f"{wanted}, got {value!r}")
-    return result
+    raise (ValueError if is_number else TypeError)(f"{wanted}, got {value!r}")
 
 
 def choice(name: str, value: T, options: Sequence[T]) -> T:
@@ -81,7 +83,7 @@ def float_dtype(name: str, value: Any) -> np.dtype[Any]:
         dtype: np.dtype[Any] = np.dtype(value)
     except TypeError:
         raise TypeError(f"{wanted}, got {value!r}") from None
-    if dtype not in (np.float32, np.float64):
+    if dtype not in FLOATS:
         raise ValueError(f"{wanted}, got {value!r}")
     return dtype
 
@@ -95,6 +97,8 @@ def boolean(name: str, value: bool) -> bool:
 
 def on_gpu(value: Any) -> bool:
     """Whether `value` is an array in a GPU's memory."""
+    if type(value) is np.ndarray:
+        return False
     if hasattr(value, "__dlpack_device__"):
         return value.__dlpack_device__()[0] in _GPU_MEMORY
     return hasattr(value, "__cuda_array_interface__")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rnnkern import _core
-from rnnkern._checks import Array, finite_float
+from rnnkern._checks import FLOATS, Array, finite_float
 from rnnkern.device import device_of
 from rnnkern.named import named_arrays
 
@@ -71,7 +71,7 @@ def _writeable(grads: Any) -> dict[str, Array]:
     arrays = named_arrays("grads", grads)
     for name, g in arrays.items():
         device = device_of(g)
-        if not isinstance(g, device.xp.ndarray) or g.dtype not in (np.float32, np.float64):
+        if not isinstance(g, device.xp.ndarray) or g.dtype not in FLOATS:
             found = g.dtype if isinstance(g, device.xp.ndarray) else type(g)
             raise TypeError(f"grads[{name!r}] must be a float32 or float64 array, got {found}")
         if not device.writeable(g):

@@ -108,7 +108,10 @@ class Device(ABC):
     def walkable(self, array: Array) -> Array:
         """`array`, or a copy where its elements or strides are not aligned."""
         item = array.itemsize
-        if self.aligned(array) and not any(stride % item for stride in array.strides):
+        walkable = self.aligned(array)
+        for stride in array.strides:  # a generator would take three times as long
+            walkable &= stride % item == 0
+        if walkable:
             return array
         copy: Array = self.xp.array(array, order="C")
         return copy

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rnnkern import _core
-from rnnkern._checks import Array, conversion, dtype_text
+from rnnkern._checks import FLOATS, Array, conversion, dtype_text
 from rnnkern.device import device_of
 
 
@@ -32,7 +32,7 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
     """
     device = device_of(logits)
     logits, targets = device.array("logits", logits), device.array("targets", targets)
-    if logits.dtype not in (np.float32, np.float64):
+    if logits.dtype not in FLOATS:
         raise TypeError(
             f"logits must be float32 or float64, got {dtype_text(logits.dtype)}: "
             f"{conversion(np.dtype(np.float32))}"

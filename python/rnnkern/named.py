@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from rnnkern._checks import Array
 
 
@@ -26,7 +28,7 @@ def named_arrays(what: str, value: Any) -> dict[str, Array]:
         )
     arrays: dict[str, Array] = {}
     for name, array in _walk(held, ""):
-        if not _is_array(array):
+        if not (isinstance(array, np.ndarray) or _is_array(array)):
             raise TypeError(f"{what}[{name!r}] must be an array, got {type(array)!r}")
         if name in arrays:
             raise ValueError(f"{what} must give each array a name, got {name!r} twice")
@@ -38,7 +40,7 @@ def _walk(held: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     """All that is held and holds nothing itself."""
     for key, value in held.items():
         name = f"{prefix}{key}"
-        inner = _held(value)
+        inner = None if isinstance(value, np.ndarray) else _held(value)
         if inner is None:
             yield name, value
         else:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnkern._checks import Array, boolean, explains_options, finite_float
+from rnnkern._checks import FLOATS, Array, boolean, explains_options, finite_float
 from rnnkern.device import device_of, to_host
 from rnnkern.named import named_arrays
 
@@ -41,7 +41,7 @@ class Optimizer:
         self._device = device_of(next(iter(given.values())))
         xp = self._device.xp
         for name, p in given.items():
-            if not isinstance(p, xp.ndarray) or p.dtype not in (np.float32, np.float64):
+            if not isinstance(p, xp.ndarray) or p.dtype not in FLOATS:
                 found = p.dtype if isinstance(p, xp.ndarray) else type(p).__name__
                 raise TypeError(f"params[{name!r}] must be a float32 or float64 array, got {found}")
             if not (p.flags.c_contiguous and self._device.writeable(p)):
@@ -122,8 +122,10 @@ class Optimizer:
         Gives the gradients by name, and the rate.
         """
         rate = finite_float("lr", self.lr if lr is None else lr, minimum=0.0)
-        given = named_arrays("grads", grads)
-        _same_names("grads", given, self._params.keys())
+        given = grads
+        if type(grads) is not dict or grads.keys() != self._params.keys():
+            given = named_arrays("grads", grads)
+            _same_names("grads", given, self._params.keys())
         checked = {
             name: self._device.shaped(f"grads[{name!r}]", given[name], p.shape, p.dtype)
             for name, p in self._params.items()

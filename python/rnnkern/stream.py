@@ -8,7 +8,6 @@ import numpy as np
 
 from rnnkern import _core
 from rnnkern._checks import Array, choice
-from rnnkern._fixed import Fixed
 from rnnkern.tape import State
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 _SHARED_STEP_FLOPS = 1e7
 
 
-class Stream(Fixed):
+class Stream:
     """Runs a layer step by step over a packed snapshot of its parameters; see ``layer.stream``.
 
     Steps and blocks take and give arrays without a layer's ``batch_first``: a step is (B, I) in and
@@ -50,11 +49,9 @@ class Stream(Fixed):
                     array[...] = _rounded_to_bfloat16(array)
         self._weights = self._layer._weights
         self._panels: list[Any] | None = None  # packed at the first block
-        self.batch = batch
         self._h, self._c = self._layer._check_state("state", None, batch, unbatched=False)
         self._rounding = weights
         self._stepper = self._new_stepper(narrow=weights is not None)
-        self._settle()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickles: weights are packed anew, and the state is copied."""
@@ -125,6 +122,11 @@ class Stream(Fixed):
             self._panels = layer._panels(self._weights)
         layer._through_layers(given, self._h, self._c, result, self._weights, self._panels)
         return result
+
+    @property
+    def batch(self) -> int:
+        """Rows, each a sequence of its own."""
+        return int(self._h.shape[1])
 
     @property
     def state(self) -> State:

@@ -65,7 +65,7 @@ class Input:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to compute."""
-        return 0 in self.x.shape[:2]
+        return self.x.size == 0
 
 
 def masked(array: Array, mask: Array) -> Array:
