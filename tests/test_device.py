@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ import rnnkern as rk
 from rnnkern import device, philox
 from rnnkern.adder import Adder, Settings, Training
 from rnnkern.cli import main
+from rnnkern.parameters import undrawn
 
 import emulation
 import reference
@@ -642,3 +645,94 @@ def test_cupy_has_what_stands_for_it() -> None:
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     missing = [name for name in emulation.FUNCTIONS if not hasattr(cupy, name)]
     assert not missing
+
+
+# --- Parameters and odd arguments -----------------------------------------------------------------
+
+
+def test_parameters_are_written_in_place(cuda: device.Cuda, no_looks: None) -> None:
+    layer, twin = twins(cuda, "gru_after", INPUTS, HIDDEN)
+    arrays = dict(twin.params)
+    values = {name: cuda.put(2 * p) for name, p in layer.params.items()}
+    twin.params["bias_l0"] = values["bias_l0"]
+    twin.params.update(values)
+    twin.params["weight_hh_l0"] -= cuda.put(layer.params["weight_hh_l0"])
+    for name, array in arrays.items():
+        assert twin.params[name] is array
+    with pytest.raises(ValueError, match=r"params\['bias_l0'\] must have shape"):
+        twin.params["bias_l0"] = values["bias_hn_l0"]
+    with pytest.raises(TypeError, match="names are fixed"):
+        del twin.params["bias_l0"]
+
+
+def test_parameters_can_be_copied(cuda: device.Cuda) -> None:
+    layer, twin = twins(cuda, "gru_after", INPUTS, HIDDEN)
+    assert twin.params == layer.params
+    for copied in (copy.deepcopy(twin), pickle.loads(pickle.dumps(twin))):
+        assert copied.params == layer.params
+        assert copied._device is cuda
+        assert isinstance(copied.params["bias_l0"], cuda.xp.ndarray)
+        copied.params["bias_l0"] += 1
+        assert twin.params == layer.params
+    kept = twin.params.copy()
+    twin.params["bias_l0"][...] = 0
+    twin.params.update(kept)
+    assert twin.params == layer.params
+    bare = undrawn(type(twin), twin.config())
+    bare.params.fill(layer.params)  # from the host, as a file's
+    x = np.random.default_rng(0).standard_normal((STEPS, BATCH, INPUTS), np.float32)
+    assert_same_bits("y", cuda.get(bare(cuda.put(x))[0]), cuda.get(twin(cuda.put(x))[0]))
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(0, BATCH), (STEPS, 0)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_to_compute(cuda: device.Cuda, cell: str, steps: int, batch: int) -> None:
+    layer = make(cell, INPUTS, HIDDEN, 2)
+    twin = type(layer)(**{**layer.config(), "device": "cuda"})
+    state = cast(random_state(cell, (2, batch, HIDDEN)), "float32")
+    given = put(cuda, as_layer_state(state))
+    for x in (np.zeros((steps, batch, INPUTS), np.float32), np.zeros((steps, batch), np.int64)):
+        y, last, tape = twin.forward(cuda.put(x), given)
+        assert y.shape == (steps, batch, HIDDEN)
+        for got, want in zip(as_tuple(last), state, strict=True):
+            assert_same_bits("state", cuda.get(got), want)
+        dx, _, grads = tape.backward(y, given)
+        assert (dx is None) if x.ndim == 2 else (dx.shape == x.shape)
+        assert not any(cuda.get(g).any() for g in grads.values())
+        assert twin.stream(BATCH).block(cuda.xp.zeros((0, BATCH, INPUTS), np.float32)).shape[0] == 0
+
+
+def test_padding_of_unsigned_tokens(cuda: device.Cuda) -> None:
+    _, twin = twins(cuda, "lstm", INPUTS, HIDDEN)
+    tokens = np.random.default_rng(0).integers(0, INPUTS, (STEPS, BATCH))
+    padded = tokens.astype(np.uint64)
+    padded[np.arange(STEPS)[:, None] >= LENGTHS] = 2**64 - 1
+    got, want = (twin(cuda.put(t), None, LENGTHS)[0] for t in (padded, tokens))
+    assert_same_bits("y", cuda.get(got), cuda.get(want))
+
+
+def test_half_of_a_state(cuda: device.Cuda) -> None:
+    layer, twin = twins(cuda, "lstm", INPUTS, HIDDEN)
+    x = np.random.default_rng(0).standard_normal((STEPS, BATCH, INPUTS), np.float32)
+    h = np.ones((1, BATCH, HIDDEN), np.float32)
+    _, _, tape = layer.forward(x, (h, None))
+    _, _, twin_tape = twin.forward(cuda.put(x), (cuda.put(h), None))
+    want, got = tape.backward(dstate=(None, h)), twin_tape.backward(dstate=(None, cuda.put(h)))
+    agree(cuda, "dx", got[0], want[0], 1e-5)
+    agree_by_name(cuda, got[2], want[2])
+
+
+def test_optimizers_take_several_layers(cuda: device.Cuda, no_looks: None) -> None:
+    twin, head = rk.LSTM(INPUTS, HIDDEN, device="cuda"), rk.Linear(HIDDEN, 2, device="cuda")
+    owners: dict[str, Any] = {"lstm": twin, "head": head}
+    grads = {
+        part: {name: cuda.xp.ones(p.shape, p.dtype) for name, p in owner.params.items()}
+        for part, owner in owners.items()
+    }
+    rk.clip_grad_norm(grads, 1.0)
+    rk.clip_grad_value(grads, 1.0)
+    for optimizer in (rk.Adam(owners), rk.SGD(owners, 0.1, momentum=0.9)):
+        optimizer.step(grads)
+        optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(TypeError, match=r"grads\['head\.bias'\] must be on the GPU"):
+        optimizer.step({**grads, "head": {**grads["head"], "bias": np.ones(2, np.float32)}})

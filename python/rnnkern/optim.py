@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rnnkern._checks import FLOATS, Array, boolean, explains_options, finite_float
-from rnnkern.device import device_of, to_host
+from rnnkern.device import device_of
 from rnnkern.named import named_arrays
 
 
@@ -111,7 +111,7 @@ class Optimizer:
         steps = int(given["steps"])
         if steps < 0:
             raise ValueError(f"state['steps'] must be at least 0, got {steps}")
-        moved = {name: self._device.put(to_host(given[name])) for name in own}
+        moved = {name: self._device.put(given[name]) for name in own}
         self.steps = steps
         for name, array in own.items():
             array[...] = moved[name]
