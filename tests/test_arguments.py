@@ -338,6 +338,18 @@ def test_empty_models(steps: int, batch: int) -> None:
         assert not any(g.any() for g in tape.backward(dlogits).values())
 
 
+@pytest.mark.parametrize(("steps", "batch"), EMPTY)
+def test_answers_to_no_source(steps: int, batch: int) -> None:
+    seq, source = model(), np.zeros((steps, batch), int)
+    tokens, lengths = seq.greedy(source, None, 4)
+    assert tokens.shape[1:] == lengths.shape == (batch,)
+    best, lengths, scores = seq.beam(source, None, 4, width=2)
+    assert best.shape[1:] == lengths.shape == scores.shape == (batch,)
+    for array in (tokens, best, lengths):
+        assert array.dtype == np.int64
+    assert scores.dtype == np.float64
+
+
 @pytest.mark.parametrize("shape", [(0, INPUTS), (0, 3, INPUTS), (3, 0, INPUTS)])
 def test_empty_maps_and_losses(shape: tuple[int, ...]) -> None:
     linear, x = rk.Linear(INPUTS, HIDDEN), np.zeros(shape, np.float32)
@@ -454,6 +466,21 @@ def test_whatever_seterr_says(cell: str, scale: float) -> None:
         rk.clip_grad_value([grads, of_head], 1e-30)
         for optimizer in optimizers:
             optimizer.step([grads, of_head])
+
+
+def test_whatever_seterr_says_of_answers() -> None:
+    seq = model()
+    seq.params["output.bias"][3] = 1e4
+    with np.errstate(all="raise"):
+        seq.greedy(TOKENS, None, 3)
+        seq.beam(TOKENS, None, 3, width=2)
+        seq.beam(TOKENS, None, 3, width=3, length_penalty=1.0)
+
+
+def test_a_forget_bias_fits_the_dtype() -> None:
+    rk.LSTM(2, 2, forget_bias=1e300, dtype="float64")
+    with pytest.raises(ValueError, match="forget_bias must be a finite number of at least -3"):
+        rk.LSTM(2, 2, forget_bias=1e300)
 
 
 # --- Copies and pickles ---------------------------------------------------------------------------

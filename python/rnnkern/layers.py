@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rnnkern._checks import Array, DType, boolean, choice, explains_options, finite_float
+import numpy as np
+
+from rnnkern._checks import (
+    Array,
+    DType,
+    boolean,
+    choice,
+    explains_options,
+    finite_float,
+    float_dtype,
+)
 from rnnkern.parameters import Parameter
 from rnnkern.recurrent import Recurrent
 
@@ -163,7 +173,12 @@ class LSTM(Recurrent):
         seed: int | None = None,
         recurrent_init: str = "uniform",
     ) -> None:
-        self.forget_bias = None if forget_bias is None else finite_float("forget_bias", forget_bias)
+        most = float(np.finfo(float_dtype("dtype", dtype)).max)
+        self.forget_bias = (
+            None
+            if forget_bias is None
+            else finite_float("forget_bias", forget_bias, minimum=-most, maximum=most)
+        )
         if self.forget_bias is not None and not boolean("bias", bias):
             raise ValueError(f"forget_bias must be None when bias is False, got {forget_bias!r}")
         super().__init__(

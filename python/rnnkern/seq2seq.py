@@ -222,6 +222,8 @@ class Seq2Seq(Fixed):
         """
         positive_int("max_length", max_length)
         xp, source = self._device.xp, _tokens(self._device, "source", source)
+        if source.shape[1] == 0:
+            return xp.zeros((0, 0), np.int64), xp.zeros(0, np.int64)
         _, encoded = self.encoder(source, None, source_lengths)
         state = self._bridge(encoded)
         rows = source.shape[1]
@@ -268,6 +270,8 @@ class Seq2Seq(Fixed):
         positive_int("width", width)
         finite_float("length_penalty", length_penalty, minimum=0.0)
         xp, source = self._device.xp, _tokens(self._device, "source", source)
+        if source.shape[1] == 0:
+            return xp.zeros((0, 0), np.int64), xp.zeros(0, np.int64), xp.zeros(0)
         _, encoded = self.encoder(source, None, source_lengths)
         state = tuple(xp.repeat(s, width, axis=1) for s in _as_tuple(self._bridge(encoded)))
         rows = source.shape[1]
@@ -407,8 +411,9 @@ def _like(layer: Any, states: tuple[Array, ...]) -> Any:
 def _log_softmax(logits: Array) -> NDArray[np.float64]:
     """Over the last axis, in float64."""
     shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    with np.errstate(all="ignore"):  # what is far from likely vanishes
+        shifted -= shifted.max(axis=-1, keepdims=True)
+        shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return shifted
 
 
