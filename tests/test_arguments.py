@@ -249,6 +249,15 @@ def test_tensors_of_pytorch(name: str) -> None:
             call(tensor.detach().bfloat16())
 
 
+@pytest.mark.parametrize("name", list(every_argument()))
+def test_lists_that_are_no_arrays(name: str) -> None:
+    _, call = every_argument()[name]
+    told = re.escape(name.split(" ")[0])
+    for value in ([[1.0], [1.0, 2.0]], [object()], {"a": 1}):
+        with pytest.raises(TypeError, match=f"{told} must be an array of numbers, got <class '"):
+            call(value)
+
+
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
 def test_a_matrix_is_an_array() -> None:
     layer = rk.LSTM(INPUTS, HIDDEN, seed=0)

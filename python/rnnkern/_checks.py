@@ -122,7 +122,12 @@ def host_array(name: str, value: Any) -> Array:
         return value.view(np.ndarray)  # a matrix, say, has other rules for its axes
     if hasattr(value, "__dlpack__"):
         return from_dlpack(name, value, np.from_dlpack)
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must be an array of numbers, got {type(value)!r} ({error})"
+        ) from error
     if array.dtype == object:
         raise TypeError(f"{name} must be an array of numbers, got {type(value)!r}")
     return array
