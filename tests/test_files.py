@@ -85,15 +85,15 @@ def test_it_is_nobody_elses_before_it_is_whole(tmp_path: Path, monkeypatch: Any)
     rk.save(path, OLD)
     path.chmod(0o600)
     modes: list[int] = []
-    sync = os.fsync
+    change = os.fchmod
 
-    def look(descriptor: int) -> None:
+    def look(descriptor: int, mode: int) -> None:
         modes.extend(p.stat().st_mode & 0o077 for p in tmp_path.iterdir())
-        sync(descriptor)
+        change(descriptor, mode)
 
-    monkeypatch.setattr(os, "fsync", look)
+    monkeypatch.setattr(os, "fchmod", look)
     rk.save(path, NEW)
-    assert modes
+    assert len(modes) == 2
     assert not any(modes)
 
 
