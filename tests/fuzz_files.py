@@ -211,6 +211,8 @@ def hostile(rng: random.Random, content: bytes, other: bytes) -> bytes:
 def change(rng: random.Random, header: Any, other: Any) -> None:
     """One change somewhere in ``header``."""
     places = list(nodes(header))
+    if isinstance(header.get("__metadata__"), dict) and rng.random() < 0.5:
+        places = list(nodes(header["__metadata__"])) or places  # few, but they decide most
     holder, key = rng.choice(places)
     value = holder[key]
     kind = rng.randrange(8)

@@ -356,7 +356,7 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
         {"run": None},
         {"history": None},
         {"adam": None},
-        {"adam": {"a": rk.SGD({}, 0)}},
+        {"adam": {"a": rk.SGD({"p": np.zeros(1)}, 0)}},
     ):
         save(**damaged)
         refused(path)
@@ -393,6 +393,7 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
         '{"a":' * 100_000,
         "9" * 5000,
         '{"colour": 1}',
+        json.dumps({"\ud800\x1b": 1}),
         *(json.dumps({**mine, name: value}) for name, value in changes.items()),
     ):
         save(notes={"adder": settings})
@@ -447,5 +448,8 @@ def test_other_models_are_no_adders() -> None:
 def refused(path: Path, why: str = "") -> None:
     """The file loads, if at all, as something else than an adder."""
     for load in (Training.load, Adder.load):
-        with pytest.raises(rk.FormatError, match=f"model: is not a checkpoint of an adder.*{why}"):
+        with pytest.raises(
+            rk.FormatError, match=f"model: is not a checkpoint of an adder.*{why}"
+        ) as e:
             load(path)
+        assert str(e.value).isprintable()

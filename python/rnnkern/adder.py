@@ -26,7 +26,7 @@ from rnnkern.losses import softmax_cross_entropy
 from rnnkern.optim import Adam
 from rnnkern.progress import Progress
 from rnnkern.seq2seq import Seq2Seq
-from rnnkern.serialize import Checkpoint, FormatError, load_checkpoint, save
+from rnnkern.serialize import Checkpoint, load_checkpoint, refusal, save
 
 Ints = NDArray[np.int64]
 
@@ -422,14 +422,12 @@ class Training:
         """
         found = load_checkpoint(path, device=device)
         if "adder" not in found.notes or not isinstance(found.model, Seq2Seq):
-            raise FormatError(f"{os.fspath(path)}: is not a checkpoint of an adder")
+            raise refusal(path, "is not a checkpoint of an adder")
         try:
             training = cls(Adder(Settings(**json.loads(found.notes["adder"])), found.model))
             training._resume(found)
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise FormatError(
-                f"{os.fspath(path)}: is not a checkpoint of an adder: {error}"
-            ) from error
+            raise refusal(path, f"is not a checkpoint of an adder: {error}") from error
         return training
 
     def _resume(self, found: Checkpoint) -> None:

@@ -219,12 +219,11 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: str = "cpu") -> Che
             },
         )
     except FormatError as error:
-        raise _about(path, error) from error
+        raise refusal(path, str(error)) from error
 
 
-def _about(path: str | os.PathLike[str], error: Exception) -> FormatError:
+def refusal(path: str | os.PathLike[str], text: str) -> FormatError:
     """The error of a file, named; what the file has it say is short and harms no terminal."""
-    text = str(error)
     if len(text) > _LONGEST_MESSAGE:
         text = f"{text[:_LONGEST_MESSAGE]}..."
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
