@@ -48,8 +48,9 @@ def _replace(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) ->
             write(file)
             file.flush()
             if old is not None:
-                with suppress(PermissionError):
-                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
+                for owner, group in ((old.st_uid, -1), (-1, old.st_gid)):
+                    with suppress(PermissionError):
+                        os.fchown(file.fileno(), owner, group)
                 os.fchmod(file.fileno(), old.st_mode & 0o777)
             os.fsync(file.fileno())
             temporary.replace(target)  # while it is locked, so that nobody sweeps it away

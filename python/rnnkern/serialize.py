@@ -191,8 +191,8 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: str = "cpu") -> Che
     """All that ``save`` wrote to ``path``: models, optimizers' state, arrays and notes.
 
     A run that was saved with its optimizer goes on bit for bit: build the optimizer anew on
-    ``model.params`` and give its ``load_state_dict`` what is in ``optimizer``. Memory is taken for
-    a few times the file's size at most, whatever the file says.
+    ``model.params`` and give its ``load_state_dict`` what is in ``optimizer``. The memory that it
+    takes goes by the file's size, whatever the file says.
 
     Raises:
         FormatError, ValueError, OSError: As ``load``.
