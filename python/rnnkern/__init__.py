@@ -10,7 +10,7 @@ from rnnkern.optim import SGD, Adam
 from rnnkern.parameters import Parameters
 from rnnkern.recurrent import Recurrent
 from rnnkern.seq2seq import Seq2Seq
-from rnnkern.serialize import FormatError, load, save
+from rnnkern.serialize import Checkpoint, FormatError, load, load_checkpoint, save
 from rnnkern.stream import Stream
 from rnnkern.tape import StateGradients, Tape
 
@@ -20,6 +20,7 @@ __all__ = [
     "RNN",
     "SGD",
     "Adam",
+    "Checkpoint",
     "FormatError",
     "Frozen",
     "Linear",
@@ -35,6 +36,7 @@ __all__ = [
     "get_num_threads",
     "info",
     "load",
+    "load_checkpoint",
     "save",
     "set_num_threads",
     "softmax_cross_entropy",
