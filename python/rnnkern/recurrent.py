@@ -250,8 +250,8 @@ class Recurrent:
             state: the initial state, (L·D, B, H) or, for an LSTM, a pair of those; None is zero.
             lengths: (B,) integers in 0..T, in host memory on every device. Past a row's length y
                 is 0 and its state stays; the second direction starts at the row's own last step.
-            out: where y goes; no two of its elements may share memory, nor may it share any with x,
-                state or a parameter.
+            out: where y goes; no two of its elements may share memory, nor may it share any with
+                what the call reads: x, state and the parameters.
 
         Returns:
             y (T, B, D·H) and the last state, shaped as the initial one.
