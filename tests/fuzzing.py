@@ -121,7 +121,7 @@ class Case:
 def finite(what: str, *arrays: Any) -> None:
     """Numbers that follow from finite ones are finite."""
     for array in arrays:
-        if array is not None and not np.all(np.isfinite(array)):
+        if array is not None and not np.all(np.isfinite(np.asarray(array))):
             raise BrokenPromiseError(f"{what} is not finite")
 
 
