@@ -30,8 +30,8 @@ from rnnkern.frozen import Frozen
 from rnnkern.stream import Stream
 from rnnkern.tape import Input, Pass, State, Tape, Weights
 
-# More parameters than this in one layer are a mistake, found before memory is asked for.
-_MOST_PARAMETERS = 2**40
+# More parameters or stacked layers than these are a mistake, found before memory is asked for.
+_MOST_PARAMETERS, _MOST_LAYERS = 2**40, 2**16
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,8 @@ class Recurrent:
                 f"parameters, got input_size={self.input_size}, hidden_size={self.hidden_size}, "
                 f"num_layers={self.num_layers}"
             )
+        if self.num_layers > _MOST_LAYERS:
+            raise ValueError(f"num_layers must be at most {_MOST_LAYERS}, got {self.num_layers}")
 
     def _parameter_names(self) -> Iterator[_Parameters]:
         """Of every layer and direction, in the order of the states: the fields of ``Weights``."""
