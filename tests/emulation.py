@@ -329,8 +329,8 @@ class EmulatedCuda(Cuda):
     def __init__(self, kernels: Any) -> None:
         super().__init__(_xp(), kernels)
 
-    def aligned(self, array: Array) -> bool:
-        return array.flags.aligned
+    def address(self, array: Array) -> int:
+        return array.ctypes.data
 
     def _workspace(self, size: int) -> Array:
         room = np.full(size + 256, 255, np.uint8)

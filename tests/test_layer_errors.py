@@ -57,7 +57,7 @@ def test_sizes(cls: Any, name: str, value: Any, error: type[Exception]) -> None:
     [
         *(((2**k, 4, 1), ["input_size", 2**k]) for k in (40, 62, 63, 64, 100)),
         *(((3, 2**k, 1), ["hidden_size", 2**k]) for k in (31, 40, 62, 63, 64, 100)),
-        *(((3, 4, 2**k), ["num_layers", 2**k]) for k in (40, 62, 63, 64, 100)),
+        *(((3, 4, 2**k), ["num_layers", 2**k]) for k in (17, 31, 40, 62, 63, 64, 100)),
         ((2**30, 2**30, 1), ["hidden_size", "input_size", 2**30]),
         ((3, 2**15, 2**20), ["hidden_size", "num_layers", 2**15, 2**20]),
     ],

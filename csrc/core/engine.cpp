@@ -19,6 +19,13 @@ const PassKernels<T>& pass_kernels(int cell, Compute compute) {
   }
 }
 
+// The plan of a call.
+template <class T>
+Plan plan_of(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute) {
+  return plan_for<T>(cell, schedule.steps, schedule.batch,
+                     static_cast<double>(schedule.offset[schedule.steps]), inputs, units, compute);
+}
+
 }  // namespace
 
 template <class T>
@@ -95,20 +102,21 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
 }
 
 template <class T>
-Plan plan_for(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute) {
+Plan plan_for(int cell, Index steps, Index batch, double live, Index inputs, Index units,
+              Compute compute) {
   const double gates = all_cells()[static_cast<std::size_t>(cell)].gates;
-  const double columns = static_cast<double>(inputs + units),
+  const double columns = static_cast<double>(inputs) + static_cast<double>(units),
                per_unit = 2 * gates * static_cast<double>(units);
   const double per_row = per_unit * static_cast<double>(units);
-  const Index live = schedule.offset[schedule.steps];
+  constexpr double kMostBytes = 1e18;
   const double element = compute == Compute::exact ? sizeof(T) : sizeof(Bfloat16);
   return make_plan(
-      {.steps = schedule.steps,
-       .batch = schedule.batch,
+      {.steps = steps,
+       .batch = batch,
        .units = units,
-       .step_flops = per_row * static_cast<double>(live) / static_cast<double>(schedule.steps),
-       .total_flops = static_cast<double>(live) * per_unit * columns,
-       .weight_bytes = static_cast<Index>(per_row / 2 * element)},
+       .step_flops = per_row * live / static_cast<double>(steps),
+       .total_flops = live * per_unit * columns,
+       .weight_bytes = static_cast<Index>(std::min(per_row / 2 * element, kMostBytes))},
       max_threads());
 }
 
@@ -119,7 +127,7 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
   ForwardProblem<T> problem = given;
   const auto& [inputs, units, w_ih, w_hh, bias, bias_hn] = problem.parameters;
   const auto& schedule = problem.schedule;
-  const Plan plan = plan_for<T>(cell, schedule, inputs, units, compute);
+  const Plan plan = plan_of<T>(cell, schedule, inputs, units, compute);
   // So few rows are one run of steps: every panel of W_ih is used once, and need not be kept.
   constexpr Index kWorthKeeping = 512;
   const bool worth_keeping = schedule.offset[schedule.steps] > kWorthKeeping;
@@ -149,7 +157,7 @@ void backward(int cell, const BackwardProblem<T>& problem, Compute compute,
                    compute))
     throw std::invalid_argument("packed must be of these weights, for this pass and compute");
   const auto& kernels = pass_kernels<T>(cell, compute);
-  const Plan plan = plan_for<T>(cell, problem.schedule, problem.inputs, problem.units, compute);
+  const Plan plan = plan_of<T>(cell, problem.schedule, problem.inputs, problem.units, compute);
   const AlignedBytes scratch(kernels.backward_scratch(problem, plan.threads()));
   run_team(plan, [&](const Worker& worker) {
     kernels.backward(problem, worker, packed.data(), scratch.get());
@@ -172,8 +180,8 @@ template class PackedWeights<float>;
 template class PackedWeights<double>;
 template class Stepper<float>;
 template class Stepper<double>;
-template Plan plan_for<float>(int, const Schedule&, Index, Index, Compute);
-template Plan plan_for<double>(int, const Schedule&, Index, Index, Compute);
+template Plan plan_for<float>(int, Index, Index, double, Index, Index, Compute);
+template Plan plan_for<double>(int, Index, Index, double, Index, Index, Compute);
 template void forward(int, const ForwardProblem<float>&, Compute, const PackedWeights<float>*);
 template void forward(int, const ForwardProblem<double>&, Compute, const PackedWeights<double>*);
 template void backward(int, const BackwardProblem<float>&, Compute, const PackedWeights<float>&);

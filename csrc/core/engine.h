@@ -60,8 +60,10 @@ class Stepper {
   bool back_ = false;
 };
 
+// `live` counts the steps of all rows.
 template <class T>
-Plan plan_for(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute);
+Plan plan_for(int cell, Index steps, Index batch, double live, Index inputs, Index units,
+              Compute compute);
 
 // `packed` null: the weights are packed within the call. These throw std::invalid_argument where the
 // dtype does not have that compute, or `packed` does not fit.

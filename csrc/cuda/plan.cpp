@@ -190,9 +190,10 @@ LayerSplit split_layers(int layers, const std::vector<double>& cycles, double la
   }
 
   LayerSplit split;
-  for (int n = layers; n > 0; n -= split.launches.front()) {
-    split.launches.insert(split.launches.begin(), best[static_cast<std::size_t>(n)].last);
+  for (int n = layers; n > 0; n -= split.launches.back()) {
+    split.launches.push_back(best[static_cast<std::size_t>(n)].last);
   }
+  std::reverse(split.launches.begin(), split.launches.end());
   if (layers == 1) return split;
   const auto hundredths = [](double ratio) {
     const auto text = std::to_string(std::round(ratio * 100) / 100);

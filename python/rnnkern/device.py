@@ -24,6 +24,7 @@ from rnnkern._checks import (
     host_array,
     on_gpu,
 )
+from rnnkern._memory import Region
 
 # What a kernel takes for one direction of a layer, by name; None stands for what is absent.
 # Forward: x, h, c, weight_ih, weight_hh, bias, bias_hn, reverse, y. Backward: x, h_0, c_0,
@@ -80,12 +81,25 @@ class Device(ABC):
         """float32 in [0, 1) that follow from the two numbers alone, the same on every device."""
 
     @abstractmethod
+    def address(self, array: Array) -> int:
+        """Where the array's first element lies."""
+
     def aligned(self, array: Array) -> bool:
         """Whether the array's elements stand at multiples of their size."""
+        return self.address(array) % array.itemsize == 0
 
     @abstractmethod
     def writeable(self, array: Array) -> bool:
         """Whether the array may be written to."""
+
+    def region(self, array: Array) -> Region:
+        """The memory that the array lies in."""
+        return Region(self.address(array), array.shape, array.strides, array.itemsize)
+
+    def overlap(self, a: Array, b: Array) -> bool:
+        """Whether the arrays share memory."""
+        near = self.xp.may_share_memory(a, b)
+        return bool(near) and self.region(a).overlaps(self.region(b))
 
     def shaped(self, name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """`value` as an array of that very shape and dtype."""
@@ -277,6 +291,10 @@ class Cpu(Device):
     def random(self, key: int, stream: int, shape: tuple[int, ...]) -> Array:
         bits = np.random.Philox(key=np.array([key, stream], np.uint64))
         return np.random.Generator(bits).random(shape, dtype=np.float32)
+
+    def address(self, array: Array) -> int:
+        address: int = array.__array_interface__["data"][0]
+        return address
 
     def aligned(self, array: Array) -> bool:
         return array.flags.aligned
@@ -503,9 +521,9 @@ class Cuda(Device):
     def random(self, key: int, stream: int, shape: tuple[int, ...]) -> Array:
         return philox.random(self.xp, key, stream, shape)
 
-    def aligned(self, array: Array) -> bool:
+    def address(self, array: Array) -> int:
         address: int = array.data.ptr  # type: ignore[attr-defined]
-        return address % array.itemsize == 0
+        return address
 
     def writeable(self, array: Array) -> bool:
         return True

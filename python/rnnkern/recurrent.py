@@ -36,8 +36,8 @@ from rnnkern.parameters import Parameter, Parameters
 from rnnkern.stream import Stream
 from rnnkern.tape import Input, Pass, State, Tape, Weights, masked
 
-# More parameters than this in one layer are a mistake, found before memory is asked for.
-_MOST_PARAMETERS = 2**40
+# More parameters or stacked layers than these are a mistake, found before memory is asked for.
+_MOST_PARAMETERS, _MOST_LAYERS = 2**40, 2**16
 
 
 # One layer's in one direction, as the fields of ``Weights``.
@@ -180,6 +180,8 @@ class Recurrent(Fixed):
                 f"parameters, got input_size={self.input_size}, hidden_size={self.hidden_size}, "
                 f"num_layers={self.num_layers}"
             )
+        if self.num_layers > _MOST_LAYERS:
+            raise ValueError(f"num_layers must be at most {_MOST_LAYERS}, got {self.num_layers}")
 
     def _all_parameters(self) -> Iterator[_OfOneDirection]:
         """Of every layer and direction, in the order of the states: the fields of ``Weights``."""
@@ -249,7 +251,8 @@ class Recurrent(Fixed):
                 one of the pair, is zero.
             lengths: (B,) integers in 0..T, in host memory on every device. Past a row's length y
                 is 0 and its state stays; the second direction starts at the row's own last step.
-            out: where y goes; it must not share memory with x.
+            out: where y goes; no two of its elements may share memory, nor may it share any with
+                what the call reads: x, state and the parameters.
 
         Returns:
             y (T, B, D·H) and the last state, shaped as the initial one.
@@ -362,7 +365,9 @@ class Recurrent(Fixed):
         panels: list[Any] | None = None,
     ) -> tuple[Array, State, Tape | None]:
         given = self._check_input(x, state, lengths)
-        result = self._output(out, given)
+        if weights is None:
+            weights = self._weights
+        result = self._output(out, given, weights)
         masks: list[Array] = []
         if keep and self.dropout > 0.0 and self.num_layers > 1:
             assert dropout_key is not None
@@ -376,7 +381,7 @@ class Recurrent(Fixed):
             h_n,
             c_n,
             result,
-            self._weights if weights is None else weights,
+            weights,
             panels,
             masks=masks,
             keep=keep,
@@ -575,31 +580,49 @@ class Recurrent(Fixed):
         ]
         return arrays[0], arrays[1] if self._has_cell_state else None
 
-    def _output(self, out: Array | None, given: Input) -> Array:
-        """The (T, B, D·H) array that y goes to: a view of `out`, or a new one."""
-        steps, batch, features, device = given.steps, given.batch, self._features, self._device
+    def _output(self, out: Array | None, given: Input, weights: list[Weights]) -> Array:
+        """The (T, B, D·H) array that y goes to: a view of `out`, or a new one.
+
+        Memory that the call reads, or the tape after it, is refused.
+        """
+        steps, batch, features = given.steps, given.batch, self._features
         if given.unbatched:
             shape: tuple[int, ...] = (steps, features)
         else:
             shape = (batch, steps, features) if self.batch_first else (steps, batch, features)
         if out is None:
-            out = device.xp.empty(shape, self.dtype)
+            out = self._device.xp.empty(shape, self.dtype)
             assert out is not None
         else:
-            if not isinstance(out, device.xp.ndarray):
-                raise TypeError(f"out must be a {device.library} array, got {type(out)!r}")
-            device.shaped("out", out, shape, self.dtype)
-            if not device.writeable(out):
-                raise ValueError("out must be writable, got a read-only array")
-            if not device.aligned(out):
-                raise ValueError("out must be aligned, got an array whose elements are not")
-            if out.strides[-1] != out.itemsize and features > 1 and out.size:
-                raise ValueError(f"out must have a contiguous last axis, got strides {out.strides}")
-            if device.xp.may_share_memory(out, given.x):
-                raise ValueError("out must not share memory with x, got arrays that overlap")
+            self._check_out(out, shape)
+            names = [p and p.label for p in chain(*self._parameters)]
+            arrays = chain(*(vars(w).values() for w in weights))
+            read = [("x", given.x), ("state", given.h_0), ("state", given.c_0)]
+            for name, array in chain(read, zip(names, arrays, strict=True)):
+                if array is not None and self._device.overlap(out, array):
+                    raise ValueError(
+                        f"out must not share memory with {name}, got arrays that overlap"
+                    )
         if given.unbatched:
             return out[:, None]
         return out.swapaxes(0, 1) if self.batch_first else out
+
+    def _check_out(self, out: Array, shape: tuple[int, ...]) -> None:
+        """Refuse an array that the kernels cannot write as it stands."""
+        device = self._device
+        if not isinstance(out, device.xp.ndarray):
+            raise TypeError(f"out must be a {device.library} array, got {type(out)!r}")
+        device.shaped("out", out, shape, self.dtype)
+        if not device.writeable(out):
+            raise ValueError("out must be writable, got a read-only array")
+        if not device.aligned(out):
+            raise ValueError("out must be aligned, got an array whose elements are not")
+        if out.strides[-1] != out.itemsize and shape[-1] > 1 and out.size:
+            raise ValueError(f"out must have a contiguous last axis, got strides {out.strides}")
+        if not out.flags.c_contiguous and not device.region(out).has_own_elements():
+            raise ValueError(
+                f"out must not have two elements in the same memory, got strides {out.strides}"
+            )
 
     def _as_given(self, array: Array, given: Input) -> Array:
         """A (T, B, ·) array in the caller's order of axes."""

@@ -95,8 +95,7 @@ class Stream:
             raise ValueError(f"x must have shape {wanted}, got {array.shape}")
         given = layer._check_input(array[None], None, None)
         if out is not None:
-            layer._device.shaped("out", out, (self.batch, layer.hidden_size), layer.dtype)
-            layer._output(out[None], given)
+            layer._check_out(out, (self.batch, layer.hidden_size))
         y = None
         if self._stepper is not None:
             dtype = np.dtype(np.int64) if axes == 1 else layer.dtype
@@ -117,7 +116,7 @@ class Stream:
                 f"x must have shape (T, {self.batch}, {layer.input_size}), or (T, {self.batch}) "
                 f"for tokens, got {layer._device.array('x', x).shape}"
             )
-        result = layer._output(out, given)
+        result = layer._output(out, given, self._weights)
         if self._panels is None:
             self._panels = layer._panels(self._weights)
         layer._through_layers(given, self._h, self._c, result, self._weights, self._panels)
