@@ -113,6 +113,20 @@ def test_batches_follow_seed_and_step_alone() -> None:
         assert again.batch(64, seed, step)[0].tobytes() == content
 
 
+def test_batches_have_more_short_numbers() -> None:
+    pairs = Pairs(3, 0.2)
+    a, b = (
+        np.concatenate(n) for n in zip(*(pairs.batch(256, 0, t) for t in range(200)), strict=True)
+    )
+    assert a.shape == b.shape == (200 * 256,)
+    short = np.minimum(a, b) < 10
+    # 2% of all pairs, 28% of a quarter that is the smallest of 16.
+    assert 0.07 < short.mean() < 0.10
+    # The others are drawn evenly: halves of the range differ by the quarter alone.
+    assert np.mean(np.minimum(a, b) >= 500) > 0.75 * 0.24
+    assert len(pairs.batch(3, 0, 0)[0]) == 3
+
+
 def test_the_split_is_the_same_for_ever() -> None:
     # A model's held-out pairs must stay held out: these numbers must never change.
     a, b = Pairs(3, 0.2).at(numbers(0, 199_999, 200_000, 999_999))

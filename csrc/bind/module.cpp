@@ -213,8 +213,9 @@ class BoundMatrix {
  public:
   BoundMatrix(const py::array& matrix, const py::object& bias)
       : matrix_(by_dtype(matrix, "matrix", [&]<class T>(T) -> Any {
-          if (matrix.ndim() != 2) {
-            throw std::invalid_argument("matrix must have 2 axes, got shape " + shape_text(matrix));
+          if (matrix.ndim() != 2 || matrix.shape(0) < 1) {
+            throw std::invalid_argument("matrix must have 2 axes and at least one row, got shape " +
+                                        shape_text(matrix));
           }
           const Index rows = matrix.shape(0), columns = matrix.shape(1);
           return PackedMatrix<T>(read<T>(matrix, "matrix", {rows, columns}),
@@ -228,7 +229,7 @@ class BoundMatrix {
           const T* const data = read<T>(x, "x", {count, matrix.columns()});
           py::object y = new_array<T>({count, matrix.rows()});
           T* const out = write<T>(y, "y", {count, matrix.rows()});
-          if (count > 0 && matrix.rows() > 0) {
+          if (count > 0) {
             const py::gil_scoped_release release;
             matrix.times(data, count, out);
           }
