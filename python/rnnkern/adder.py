@@ -41,7 +41,7 @@ _QUICK_SAMPLE = 1_000  # pairs answered now and then during a run
 _ANSWER_BATCH = 2048  # pairs answered at once
 _EXAMPLES = 10  # wrong answers that a score keeps
 _LOSS_DECAY = 0.99  # of the running mean that is shown
-_SHORT, _CHOICE = 4, 16  # of the questions that training draws, see ``Pairs.batch``
+_EXTREME, _CHOICE = 4, 16  # of the questions that training draws, see ``Pairs.batch``
 _WARM_UP = 0.02  # share of the run in which the learning rate rises
 
 
@@ -177,17 +177,20 @@ class Pairs:
     def batch(self, size: int, seed: int, step: int) -> tuple[Ints, Ints]:
         """Pairs to learn from; the same for the same seed and step.
 
-        Most are drawn evenly. One in ``_SHORT`` is, of ``_CHOICE`` drawn, the one with the smallest
-        number: numbers with fewer digits are rare, and what a model gets wrong in the end are
-        mostly sums with one of them.
+        Most are drawn evenly. One in ``_EXTREME`` is chosen of ``_CHOICE``: for half of them the
+        pair with the smallest number, for the others the one whose numbers are both large. Numbers
+        with fewer digits are rare, and so are carries all the way, and what a trained model gets
+        wrong are sums of these.
         """
-        short = size // _SHORT
-        even = size - short
+        chosen = size // _EXTREME
+        even = size - chosen
         key = np.array([seed, step], np.uint64)
-        bits = np.random.Philox(key=key).random_raw(even + _CHOICE * short)
+        bits = np.random.Philox(key=key).random_raw(even + _CHOICE * chosen)
         a, b = self.at((bits % np.uint64(self.trained)).astype(np.int64))
-        choice = np.minimum(a, b)[even:].reshape(short, _CHOICE).argmin(axis=1)
-        taken = np.append(np.arange(even), even + _CHOICE * np.arange(short) + choice)
+        smaller = np.minimum(a, b)[even:].reshape(chosen, _CHOICE)
+        half = chosen // 2
+        choice = np.append(smaller[:half].argmin(axis=1), smaller[half:].argmax(axis=1))
+        taken = np.append(np.arange(even), even + _CHOICE * np.arange(chosen) + choice)
         return a[taken], b[taken]
 
     def held_out(self, size: int) -> tuple[Ints, Ints]:
