@@ -114,6 +114,23 @@ def test_batches_follow_seed_and_step_alone() -> None:
         assert again.batch(64, seed, step)[0].tobytes() == content
 
 
+def test_batches_have_more_of_the_extremes() -> None:
+    pairs = Pairs(3, 0.2)
+    a, b = (
+        np.concatenate(n) for n in zip(*(pairs.batch(256, 0, t) for t in range(200)), strict=True)
+    )
+    assert a.shape == b.shape == (200 * 256,)
+    smaller = np.minimum(a, b)
+    # 2% of all pairs have a number of one digit, and 28% of those that are the smallest of 16.
+    assert 0.045 < np.mean(smaller < 10) < 0.06
+    # 0.25% of all pairs have two numbers from 950 on, and 4% of those that are the largest of 16.
+    assert 0.005 < np.mean(smaller >= 950) < 0.009
+    # Three in four are drawn evenly.
+    middle = np.mean((smaller >= 250) & (smaller < 500))
+    assert 0.75 < middle / 0.3125 < 0.9
+    assert len(pairs.batch(3, 0, 0)[0]) == 3
+
+
 def test_the_split_is_the_same_for_ever() -> None:
     # A model's held-out pairs must stay held out: these numbers must never change.
     a, b = Pairs(3, 0.2).at(numbers(0, 199_999, 200_000, 999_999))

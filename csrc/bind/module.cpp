@@ -159,10 +159,12 @@ class Packed {
 class BoundStepper {
  public:
   BoundStepper(const std::string& cell, const std::vector<py::tuple>& layers, py::array h,
-               py::object c, bool narrow, const std::optional<std::string>& compute)
+               py::object c, bool narrow, const std::optional<std::string>& compute, bool by_token)
       : h_(std::move(h)), c_(std::move(c)), stepper_(by_dtype(h_, "h", [&]<class T>(T) -> Any {
-          return make<T>(find_cell(cell), layers, narrow, read_compute(compute));
-        })) {}
+          return make<T>(find_cell(cell), layers, narrow, read_compute(compute), by_token);
+        })) {
+    if (by_token) first_ = layers[0];
+  }
 
   // y (B, H), or None when x or out is not what can be taken as it stands: native, contiguous, of
   // the right shape. The caller then checks and converts at leisure.
@@ -174,8 +176,8 @@ class BoundStepper {
   using Any = std::variant<Stepper<float>, Stepper<double>>;
 
   template <class T>
-  Stepper<T> make(int id, const std::vector<py::tuple>& layers, bool narrow,
-                  Compute compute) const {
+  Stepper<T> make(int id, const std::vector<py::tuple>& layers, bool narrow, Compute compute,
+                  bool by_token) const {
     if (layers.empty() || h_.ndim() != 3)
       throw std::invalid_argument("layers must not be empty, and h must have 3 axes");
     const auto& facts = all_cells()[static_cast<std::size_t>(id)];
@@ -196,7 +198,7 @@ class BoundStepper {
     T* const h = write<T>(h_, "h", {count, batch, units});
     T* const c = facts.cell_state ? write<T>(c_, "c", {count, batch, units}) : nullptr;
     if (facts.cell_state && !c) throw std::invalid_argument("c must be given for an LSTM");
-    return Stepper<T>(id, parameters, batch, h, c, narrow, compute);
+    return Stepper<T>(id, parameters, batch, h, c, narrow, compute, by_token);
   }
 
   template <class T>
@@ -215,7 +217,7 @@ class BoundStepper {
   template <class T>
   static py::object step_with(Stepper<T>& stepper, const py::handle& x, const py::handle& out) {
     const Index batch = stepper.batch(), units = stepper.units(), inputs = stepper.inputs();
-    const bool dense = plain<T>(x, batch, inputs);
+    const bool dense = !stepper.by_token() && plain<T>(x, batch, inputs);
     if (!dense && !plain<std::int64_t>(x, batch, 0)) return py::none();
     if (!out.is_none() && !plain<T>(out, batch, units)) return py::none();
     const void* data = py::detail::array_proxy(x.ptr())->data;
@@ -244,7 +246,44 @@ class BoundStepper {
 
   py::array h_;
   py::object c_;
+  py::tuple first_;  // the first layer's arrays, where they are read by token
   Any stepper_;
+};
+
+// A matrix and a bias, packed for many products with them.
+class BoundMatrix {
+ public:
+  BoundMatrix(const py::array& matrix, const py::object& bias)
+      : matrix_(by_dtype(matrix, "matrix", [&]<class T>(T) -> Any {
+          if (matrix.ndim() != 2 || matrix.shape(0) < 1) {
+            throw std::invalid_argument("matrix must have 2 axes and at least one row, got shape " +
+                                        shape_text(matrix));
+          }
+          const Index rows = matrix.shape(0), columns = matrix.shape(1);
+          return PackedMatrix<T>(read<T>(matrix, "matrix", {rows, columns}),
+                                 read<T>(bias, "bias", {rows}), rows, columns);
+        })) {}
+
+  py::object times(const py::array& x) const {
+    return std::visit(
+        [&]<class T>(const PackedMatrix<T>& matrix) {
+          const Index count = x.ndim() > 0 ? x.shape(0) : 0;
+          const T* const data = read<T>(x, "x", {count, matrix.columns()});
+          py::object y = new_array<T>({count, matrix.rows()});
+          T* const out = write<T>(y, "y", {count, matrix.rows()});
+          if (count > 0) {
+            const py::gil_scoped_release release;
+            matrix.times(data, count, out);
+          }
+          return y;
+        },
+        matrix_);
+  }
+
+ private:
+  using Any = std::variant<PackedMatrix<float>, PackedMatrix<double>>;
+
+  Any matrix_;
 };
 
 py::tuple run_forward(const std::string& cell, const py::array& x, const py::object& h,
@@ -510,12 +549,13 @@ PYBIND11_MODULE(_core, m) {
   py::class_<BoundStepper>(m, "Stepper", "Layers upon each other that go one step at a time.")
       .def(
           py::init<const std::string&, const std::vector<py::tuple>&, py::array, py::object, bool,
-                   const std::optional<std::string>&>(),
+                   const std::optional<std::string>&, bool>(),
           py::arg("cell"), py::arg("layers"), py::arg("h"), py::arg("c"), py::arg("narrow"),
-          py::arg("compute") = py::none(),
+          py::arg("compute") = py::none(), py::arg("by_token") = false,
           "layers: (weight_ih, weight_hh, bias, bias_hn) of each, packed here and now; h and c (L, "
           "B, H) are the state, which step() advances in place. narrow keeps the weights as "
-          "bfloat16.")
+          "bfloat16. With by_token x is tokens alone, and the first weight_ih must stay as it is: "
+          "of it a column is packed when its token comes first.")
       .def(
           "step",
           [](const py::handle& self, const py::handle& x, const py::handle& out) {
@@ -523,6 +563,16 @@ PYBIND11_MODULE(_core, m) {
           },
           py::arg("x"), py::arg("out"),
           "y (B, H) of x (B, I) or tokens (B,); None where x or out would need converting.");
+
+  py::class_<BoundMatrix>(m, "PackedMatrix", "A matrix and a bias, packed for many products.")
+      .def(py::init<const py::array&, const py::object&>(), py::arg("matrix"), py::arg("bias"),
+           "matrix (N, K) and bias (N,) or None.")
+      .def(
+          "times",
+          [](const py::handle& self, const py::array& x) {
+            return built<BoundMatrix>(self, "self").times(x);
+          },
+          py::arg("x"), "x @ matrix.T + bias of x (M, K).");
 
   m.def("forward", run_forward, py::arg("cell"), py::arg("x"), py::arg("h"), py::arg("c"),
         py::arg("weight_ih"), py::arg("weight_hh"), py::arg("bias"), py::arg("bias_hn"),

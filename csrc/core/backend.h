@@ -12,11 +12,13 @@ namespace rnnkern {
 
 inline constexpr int kMaxCells = 16;
 
-// One step of a cell, over weights in panels of its own.
+// One step of a cell, over weights in panels of its own. Without W_ih's columns only tokens can be
+// taken, each after its column was packed.
 template <class T>
 struct StepKernels {
   Index (*packed_bytes)(const Parameters<T>&);
-  void (*pack)(const Parameters<T>&, std::byte* packed);
+  void (*pack)(const Parameters<T>&, bool with_input, std::byte* packed);
+  void (*pack_token)(const Parameters<T>&, Index token, std::byte* packed);
   Index (*scratch)(const StepProblem<T>&);
   void (*run)(const StepProblem<T>&, std::byte* packed, std::byte* scratch);
 };
@@ -54,6 +56,8 @@ struct CellKernels {
 template <class T>
 struct Kernels {
   CellKernels<T> cells[kMaxCells];
+  Index (*matmul_packed_bytes)(const MatmulProblem<T>&);
+  void (*matmul_pack)(const MatmulProblem<T>&, const Worker&, std::byte* packed);
   Index (*matmul_scratch)(const MatmulProblem<T>&, int threads);
   void (*matmul)(const MatmulProblem<T>&, const Worker&, std::byte* scratch);
   void (*tanh)(const T* in, T* out, Index n);

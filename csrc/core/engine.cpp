@@ -26,6 +26,14 @@ Plan plan_of(int cell, const Schedule& schedule, Index inputs, Index units, Comp
                      static_cast<double>(schedule.offset[schedule.steps]), inputs, units, compute);
 }
 
+// How threads share what copies so many bytes.
+Plan packing_plan(Index bytes) {
+  constexpr Index kWorthSharing = Index{1} << 20;
+  Plan plan;
+  plan.row_groups = bytes < kWorthSharing ? 1 : max_threads();
+  return plan;
+}
+
 }  // namespace
 
 template <class T>
@@ -40,11 +48,8 @@ PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, Pass 
   const auto& kernels = pass_kernels<T>(cell, compute);
   const auto& panels = pass == Pass::forward ? kernels.forward_panels : kernels.backward_panels;
   const Index bytes = panels.bytes(parameters, with_input);
-  constexpr Index kWorthSharing = Index{1} << 20;
-  Plan plan;
-  plan.row_groups = bytes < kWorthSharing ? 1 : max_threads();
   bytes_ = AlignedBytes(bytes);
-  run_team(plan, [&](const Worker& worker) {
+  run_team(packing_plan(bytes), [&](const Worker& worker) {
     panels.pack(parameters, with_input, worker, bytes_.get());
   });
 }
@@ -58,14 +63,15 @@ bool PackedWeights<T>::fits(int cell, Index inputs, Index units, Pass pass, bool
 
 template <class T>
 Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c,
-                    bool narrow, Compute compute)
+                    bool narrow, Compute compute, bool by_token)
     : kernels_(narrow || compute == Compute::bfloat16
                    ? chosen_backend().backend->kernels<T>().cells[cell].narrow_step
                    : chosen_backend().backend->kernels<T>().cells[cell].step) {
   if (!kernels_.run) throw std::invalid_argument("narrow weights are for float32 alone");
   Index scratch = 0;
   const T* below = nullptr;
-  for (const auto& layer : layers) {
+  for (std::size_t k = 0; k < layers.size(); ++k) {
+    const auto& layer = layers[k];
     problems_.push_back({.inputs = layer.inputs,
                          .units = layer.units,
                          .batch = batch,
@@ -77,7 +83,8 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
                          .round_operands = compute == Compute::bfloat16,
                          .back = false});
     packed_.emplace_back(kernels_.packed_bytes(layer));
-    kernels_.pack(layer, packed_.back().get());
+    const bool with_input = !by_token || k > 0;
+    kernels_.pack(layer, with_input, packed_.back().get());
     flops_ += 2.0 * static_cast<double>(all_cells()[static_cast<std::size_t>(cell)].gates * batch *
                                         layer.units * (layer.units + layer.inputs));
     scratch = std::max(scratch, kernels_.scratch(problems_.back()));
@@ -86,11 +93,17 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
     if (c) c += batch * layer.units;
   }
   scratch_ = AlignedBytes(scratch);
+  if (by_token) first_ = layers[0], seen_.resize(static_cast<std::size_t>(layers[0].inputs));
 }
 
 template <class T>
 void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
   back_ = !back_;
+  for (Index b = 0; by_token() && b < batch(); ++b) {
+    const auto token = static_cast<std::size_t>(tokens[b]);
+    if (!seen_[token]) kernels_.pack_token(first_, tokens[b], packed_[0].get());
+    seen_[token] = true;
+  }
   for (std::size_t k = 0; k < problems_.size(); ++k) {
     StepProblem<T> problem = problems_[k];
     if (k == 0) problem.x = x, problem.x_row = problem.inputs, problem.tokens = tokens;
@@ -165,6 +178,37 @@ void backward(int cell, const BackwardProblem<T>& problem, Compute compute,
 }
 
 template <class T>
+PackedMatrix<T>::PackedMatrix(const T* matrix, const T* bias, Index rows, Index columns)
+    : problem_{.rows = 0,
+               .columns = rows,
+               .depth = columns,
+               .a = nullptr,
+               .a_row = columns,
+               .a_depth = 1,
+               .b = matrix,
+               .b_depth = 1,
+               .b_column = columns,
+               .bias = bias,
+               .c = nullptr,
+               .c_row = rows,
+               .accumulate = false} {
+  const auto& kernels = chosen_backend().backend->kernels<T>();
+  const Index bytes = kernels.matmul_packed_bytes(problem_);
+  bytes_ = AlignedBytes(bytes);
+  run_team(packing_plan(bytes),
+           [&](const Worker& worker) { kernels.matmul_pack(problem_, worker, bytes_.get()); });
+  problem_.packed = bytes_.get();
+  problem_.b = problem_.bias = nullptr;
+}
+
+template <class T>
+void PackedMatrix<T>::times(const T* x, Index count, T* y) const {
+  MatmulProblem<T> problem = problem_;
+  problem.a = x, problem.rows = count, problem.c = y;
+  matmul(problem);
+}
+
+template <class T>
 void matmul(const MatmulProblem<T>& problem) {
   const auto& kernels = chosen_backend().backend->kernels<T>();
   const double flops = 2.0 * static_cast<double>(problem.rows) *
@@ -178,6 +222,8 @@ void matmul(const MatmulProblem<T>& problem) {
 
 template class PackedWeights<float>;
 template class PackedWeights<double>;
+template class PackedMatrix<float>;
+template class PackedMatrix<double>;
 template class Stepper<float>;
 template class Stepper<double>;
 template Plan plan_for<float>(int, Index, Index, double, Index, Index, Compute);

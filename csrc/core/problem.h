@@ -120,6 +120,7 @@ struct MatmulProblem {
   T* c;
   Index c_row;
   bool accumulate;
+  std::byte* packed = nullptr;  // B and the bias, as matmul_pack left them; null to pack them now
 };
 
 // One step of Adam over `size` numbers, in place:

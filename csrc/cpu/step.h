@@ -31,16 +31,14 @@ struct StepPanels {
     }
   }
 
-  void pack(const Parameters<T>& parameters) const {
-    const Index units = parameters.units, inputs = parameters.inputs;
+  void pack(const Parameters<T>& parameters, bool with_input) const {
+    const Index units = parameters.units;
     for (int p = 0; p < kPhases; ++p) {
       const int first = Cell::phases[p].first;
       pack_start(input[p], 0, input[p].groups(), [&](int gate) {
         return parameters.bias ? parameters.bias + (first + gate) * units : nullptr;
       });
-      pack_columns(input[p], 0, input[p].groups(), [&](int gate, Index unit) {
-        return parameters.w_ih + ((first + gate) * units + unit) * inputs;
-      });
+      if (with_input) pack_columns(input[p], 0, input[p].groups(), input_row(parameters, first));
       pack_start(recurrent[p], 0, recurrent[p].groups(), [&](int gate) {
         return first + gate == Cell::gates - 1 ? parameters.bias_hn : nullptr;
       });
@@ -48,6 +46,18 @@ struct StepPanels {
         return parameters.w_hh + ((first + gate) * units + unit) * units;
       });
     }
+  }
+
+  void pack_token(const Parameters<T>& parameters, Index token) const {
+    for (int p = 0; p < kPhases; ++p)
+      pack_row(input[p], token, input_row(parameters, Cell::phases[p].first));
+  }
+
+ private:
+  // Row of W_ih of a unit and a gate, counted from the first of a phase.
+  static auto input_row(const Parameters<T>& parameters, int first) {
+    return [=, units = parameters.units, inputs = parameters.inputs, w_ih = parameters.w_ih](
+               int gate, Index unit) { return w_ih + ((first + gate) * units + unit) * inputs; };
   }
 };
 
@@ -67,9 +77,14 @@ class Step {
     return measure.used();
   }
 
-  static void pack(const Parameters<T>& parameters, std::byte* packed) {
+  static void pack(const Parameters<T>& parameters, bool with_input, std::byte* packed) {
     Arena arena(packed);
-    Panels(parameters.inputs, parameters.units, arena).pack(parameters);
+    Panels(parameters.inputs, parameters.units, arena).pack(parameters, with_input);
+  }
+
+  static void pack_token(const Parameters<T>& parameters, Index token, std::byte* packed) {
+    Arena arena(packed);
+    Panels(parameters.inputs, parameters.units, arena).pack_token(parameters, token);
   }
 
   static Index scratch_bytes(const StepProblem<T>& problem) {

@@ -3,7 +3,7 @@
 from rnnkern.clip import clip_grad_norm, clip_grad_value
 from rnnkern.frozen import Frozen
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
-from rnnkern.linear import Linear
+from rnnkern.linear import FrozenLinear, Linear
 from rnnkern.losses import softmax_cross_entropy
 from rnnkern.machine import get_num_threads, info, set_num_threads
 from rnnkern.optim import SGD, Adam
@@ -23,6 +23,7 @@ __all__ = [
     "Checkpoint",
     "FormatError",
     "Frozen",
+    "FrozenLinear",
     "Linear",
     "Parameters",
     "Recurrent",

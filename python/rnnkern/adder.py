@@ -42,6 +42,7 @@ _QUICK_SAMPLE = 1_000  # pairs answered now and then during a run
 _ANSWER_BATCH = 2048  # pairs answered at once
 _EXAMPLES = 10  # wrong answers that a score keeps
 _LOSS_DECAY = 0.99  # of the running mean that is shown
+_EXTREME, _CHOICE = 4, 16  # of the questions that training draws, see ``Pairs.batch``
 _WARM_UP = 0.02  # share of the run in which the learning rate rises
 
 
@@ -175,10 +176,23 @@ class Pairs:
         return a, b
 
     def batch(self, size: int, seed: int, step: int) -> tuple[Ints, Ints]:
-        """Pairs to learn from; the same for the same seed and step."""
+        """Pairs to learn from; the same for the same seed and step.
+
+        Most are drawn evenly. One in ``_EXTREME`` is chosen of ``_CHOICE``: for half of them the
+        pair with the smallest number, for the others the one whose numbers are both large. Numbers
+        with fewer digits are rare, and so are carries all the way, and what a trained model gets
+        wrong are sums of these.
+        """
+        chosen = size // _EXTREME
+        even = size - chosen
         key = np.array([seed, step], np.uint64)
-        bits = np.random.Philox(key=key).random_raw(size)
-        return self.at((bits % np.uint64(self.trained)).astype(np.int64))
+        bits = np.random.Philox(key=key).random_raw(even + _CHOICE * chosen)
+        a, b = self.at((bits % np.uint64(self.trained)).astype(np.int64))
+        smaller = np.minimum(a, b)[even:].reshape(chosen, _CHOICE)
+        half = chosen // 2
+        choice = np.append(smaller[:half].argmin(axis=1), smaller[half:].argmax(axis=1))
+        taken = np.append(np.arange(even), even + _CHOICE * np.arange(chosen) + choice)
+        return a[taken], b[taken]
 
     def held_out(self, size: int) -> tuple[Ints, Ints]:
         """``size`` different held-out pairs, or all there are when those are fewer."""

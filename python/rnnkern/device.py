@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -206,6 +207,13 @@ class Device(ABC):
         """The product a @ b + bias of contiguous 2-D arrays."""
 
     @abstractmethod
+    def affine(self, weight: Array, bias: Array | None) -> Callable[[Array], Array]:
+        """``rows @ weight.T + bias`` as a function of contiguous rows, for many calls.
+
+        It has copies of the weight and the bias, packed where that helps.
+        """
+
+    @abstractmethod
     def adam(
         self,
         p: Array,
@@ -234,8 +242,13 @@ class Device(ABC):
         bias: Array | None,
         bias_hn: Array | None,
         compute: str | None,
+        *,
+        with_input: bool,
     ) -> Any:
-        """The weights as many calls of ``forward`` want them, or None where that gains nothing."""
+        """The weights as many calls of ``forward`` want them, or None where that gains nothing.
+
+        Without `with_input` their x must be tokens.
+        """
 
     @abstractmethod
     def stepper(
@@ -247,8 +260,13 @@ class Device(ABC):
         compute: str | None,
         *,
         narrow: bool,
+        by_token: bool,
     ) -> _core.Stepper | None:
-        """One step of all layers as one kernel, or None where ``forward`` serves better."""
+        """One step of all layers as one kernel, or None where ``forward`` serves better.
+
+        With `by_token` x is tokens alone, and the first layer's weight_ih must stay as it is: no
+        more of it is packed than the columns of tokens that come.
+        """
 
     @abstractmethod
     def plan(
@@ -405,6 +423,9 @@ class Cpu(Device):
     ) -> Array:
         return _core.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b, bias=bias)
 
+    def affine(self, weight: Array, bias: Array | None) -> Callable[[Array], Array]:
+        return _core.PackedMatrix(weight, bias).times
+
     def adam(
         self,
         p: Array,
@@ -438,8 +459,12 @@ class Cpu(Device):
         bias: Array | None,
         bias_hn: Array | None,
         compute: str | None,
+        *,
+        with_input: bool,
     ) -> _core.Packed:
-        return _core.Packed(cell, weight_ih, weight_hh, bias, bias_hn, compute)
+        return _core.Packed(
+            cell, weight_ih, weight_hh, bias, bias_hn, compute, with_input=with_input
+        )
 
     def stepper(
         self,
@@ -450,8 +475,9 @@ class Cpu(Device):
         compute: str | None,
         *,
         narrow: bool,
+        by_token: bool,
     ) -> _core.Stepper | None:
-        return _core.Stepper(cell, layers, h, c, narrow, compute)
+        return _core.Stepper(cell, layers, h, c, narrow, compute, by_token)
 
     def plan(
         self,
@@ -606,6 +632,10 @@ class Cuda(Device):
         self.kernels.matmul(a, b, out, transpose_a, transpose_b, bias, False, None, self._stream())
         return out
 
+    def affine(self, weight: Array, bias: Array | None) -> Callable[[Array], Array]:
+        kept = weight.copy(), None if bias is None else bias.copy()
+        return lambda rows: self.matmul(rows, kept[0], transpose_b=True, bias=kept[1])
+
     def adam(
         self,
         p: Array,
@@ -634,6 +664,8 @@ class Cuda(Device):
         bias: Array | None,
         bias_hn: Array | None,
         compute: str | None,
+        *,
+        with_input: bool,
     ) -> None:
         return None
 
@@ -646,6 +678,7 @@ class Cuda(Device):
         compute: str | None,
         *,
         narrow: bool,
+        by_token: bool,
     ) -> None:
         return None
 

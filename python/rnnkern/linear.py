@@ -107,6 +107,13 @@ class Linear(Fixed):
         x = self._device.array("x", x)
         return self(x), LinearTape(self, x)
 
+    def freeze(self) -> FrozenLinear:
+        """A packed snapshot of the parameters as they are now, to be called as this is.
+
+        A call packs the weight anew, since it may have changed: with few rows that is most of it.
+        """
+        return FrozenLinear(self)
+
     def _rows(self, name: str, array: Array, features: int) -> Array:
         """``array`` checked, as contiguous rows of ``features`` numbers."""
         if array.dtype != self.dtype:
@@ -117,6 +124,24 @@ class Linear(Fixed):
         if array.ndim == 0 or array.shape[-1] != features:
             raise ValueError(f"{name} must have shape (..., {features}), got {array.shape}")
         return self._device.contiguous(array).reshape(-1, features)
+
+
+class FrozenLinear:
+    """A packed snapshot of a ``Linear``; it may be called from several threads at once."""
+
+    def __init__(self, layer: Linear) -> None:
+        self._layer = layer
+        self._affine = layer._device.affine(layer.params["weight"], layer.params.get("bias"))
+
+    def __call__(self, x: Any) -> Array:
+        """As ``Linear``'s call: the same results, bit for bit, and errors."""
+        layer = self._layer
+        x = layer._device.array("x", x)
+        y = self._affine(layer._rows("x", x, layer.in_features))
+        return y.reshape(*x.shape[:-1], layer.out_features)
+
+    def __repr__(self) -> str:
+        return f"FrozenLinear({self._layer.config()})"
 
 
 class LinearTape:

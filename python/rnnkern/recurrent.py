@@ -465,10 +465,16 @@ class Recurrent(Fixed):
         vars(twin)["batch_first"] = batch_first
         return twin
 
-    def _panels(self, weights: list[Weights]) -> list[Any]:
-        """Parameters as the kernels of whole sequences want them, by layer and direction."""
-        pack = self._device.pack
-        return [pack(self._cell, **vars(w), compute=self.compute) for w in weights]
+    def _panels(self, weights: list[Weights], *, by_token: bool = False) -> list[Any]:
+        """Parameters as the kernels of whole sequences want them, by layer and direction.
+
+        With `by_token` x will be tokens.
+        """
+        pack, inputs = self._device.pack, self.num_directions if by_token else 0
+        return [
+            pack(self._cell, **vars(w), compute=self.compute, with_input=index >= inputs)
+            for index, w in enumerate(weights)
+        ]
 
     def _layers_per_call(self, given: Input, *, backward: bool) -> list[int]:
         """How many layers each call of the device's takes, from the first up."""

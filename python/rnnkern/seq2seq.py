@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -15,6 +15,7 @@ from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.linear import Linear, LinearTape
 from rnnkern.parameters import Parameters
 from rnnkern.recurrent import check_dropout_key
+from rnnkern.stream import Stream
 
 _CELLS: dict[str, type[Any]] = {
     "RNN": RNN,
@@ -224,19 +225,19 @@ class Seq2Seq(Fixed):
         xp, source = self._device.xp, _tokens(self._device, "source", source)
         if source.shape[1] == 0:
             return xp.zeros((0, 0), np.int64), xp.zeros(0, np.int64)
-        _, encoded = self.encoder(source, None, source_lengths)
-        state = self._bridge(encoded)
-        rows = source.shape[1]
-        token = xp.full(rows, self.bos, np.int64)
-        ended = xp.zeros(rows, np.bool_)
+        stream, head = self._decoding(source, source_lengths, 1)
+        token = xp.full(source.shape[1], self.bos, np.int64)
+        ended = xp.zeros(source.shape[1], np.bool_)
         tokens: list[NDArray[np.int64]] = []
-        while len(tokens) < max_length and not ended.all():
-            y, state = self.decoder(token[np.newaxis], state)
-            token = xp.where(ended, self.eos, self.output(y[0]).argmax(axis=-1))
+        while len(tokens) < max_length and xp.count_nonzero(ended) < len(ended):
+            token = head(stream.step(token)).argmax(axis=-1)
             ended |= token == self.eos
             tokens.append(token)
         answer = xp.stack(tokens)
-        return answer, self._lengths(answer)
+        lengths = self._lengths(answer)
+        # A row that has ended goes on with the others; what it says then is not its answer.
+        past = xp.arange(len(answer))[:, np.newaxis] >= lengths
+        return xp.where(past, self.eos, answer), lengths
 
     def beam(
         self,
@@ -272,37 +273,54 @@ class Seq2Seq(Fixed):
         xp, source = self._device.xp, _tokens(self._device, "source", source)
         if source.shape[1] == 0:
             return xp.zeros((0, 0), np.int64), xp.zeros(0, np.int64), xp.zeros(0)
-        _, encoded = self.encoder(source, None, source_lengths)
-        state = tuple(xp.repeat(s, width, axis=1) for s in _as_tuple(self._bridge(encoded)))
+        stream, head = self._decoding(source, source_lengths, width)
         rows = source.shape[1]
-        first_beam = xp.arange(rows)[:, np.newaxis] * width
-        tokens = xp.empty((0, rows * width), np.int64)
+        first = xp.arange(rows) * width  # each row's leading beam
         token = xp.full(rows * width, self.bos, np.int64)
         # One beam per row is alive at first: equal beams would stay equal.
-        scores = xp.where(xp.arange(width) == 0, 0.0, -np.inf) + xp.zeros((rows, 1))
-        ended = xp.zeros((rows, width), np.bool_)
-        counts = xp.zeros((rows, width), np.int64)
+        scores = xp.where(xp.arange(rows * width) % width == 0, 0.0, -np.inf)
+        ended = xp.zeros(rows * width, np.bool_)
+        counts = xp.zeros(rows * width, np.int64)
+        # Of one beam's continuations the likeliest alone can stay. An ended answer has one: eos
+        # again, free of charge.
+        branches = min(width, self.output.out_features)
+        again = xp.where(xp.arange(branches) == 0, 0.0, -np.inf)
+        taken: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # (from which beam, token)
         # Without a length penalty no answer overtakes an ended one that leads.
-        while len(tokens) < max_length and not (ended if length_penalty else ended[:, :1]).all():
-            y, new_state = self.decoder(token[np.newaxis], _as_state(state))
-            steps = _log_softmax(self.output(y[0])).reshape(rows, width, -1)
-            # An ended answer has one continuation: eos again, free of charge.
-            again = xp.where(xp.arange(steps.shape[-1]) == self.eos, 0.0, -np.inf)
-            steps = xp.where(ended[..., np.newaxis], again, steps)
-            totals = scores[..., np.newaxis] + steps
-            counts += ~ended
-            ranks = totals / np.maximum(counts, 1)[..., np.newaxis] ** length_penalty
-            best = _largest(xp, ranks.reshape(rows, -1), width)
-            parent, chosen = xp.divmod(best, steps.shape[-1])
-            scores = xp.take_along_axis(totals.reshape(rows, -1), best, axis=1)
-            counts = xp.take_along_axis(counts, parent, axis=1)
-            ended = chosen == self.eos
-            token = chosen.reshape(-1)
-            origin = (first_beam + parent).reshape(-1)
-            state = tuple(s[:, origin] for s in _as_tuple(new_state))
-            tokens = xp.concatenate([tokens[:, origin], token[np.newaxis]])
-        answer = xp.ascontiguousarray(tokens[:, ::width])
-        return answer, self._lengths(answer), scores[:, 0]
+        while len(taken) < max_length and not (ended if length_penalty else ended[first]).all():
+            likeliest, steps = _likeliest(xp, head(stream.step(token)), branches)
+            over = ended[:, np.newaxis]
+            chosen = xp.where(over, self.eos, likeliest)
+            totals = scores[:, np.newaxis] + xp.where(over, again, steps)
+            ranks = totals
+            if length_penalty:
+                counts += ~ended
+                ranks = totals / counts[:, np.newaxis] ** length_penalty
+            best = xp.argsort(-ranks.reshape(rows, -1), axis=1, kind="stable")[:, :width]
+            parent, branch = xp.divmod(best, branches)
+            origin, branch = (first[:, np.newaxis] + parent).reshape(-1), branch.reshape(-1)
+            token, scores, counts = chosen[origin, branch], totals[origin, branch], counts[origin]
+            ended = token == self.eos
+            if width > 1:
+                stream._take(origin)
+            taken.append((origin, token))
+        beam = first
+        answer = []
+        for origin, token in reversed(taken):
+            answer.append(token[beam])
+            beam = origin[beam]
+        tokens = xp.stack(answer[::-1])
+        return tokens, self._lengths(tokens), scores[first]
+
+    def _decoding(
+        self, source: Array, source_lengths: Any, width: int
+    ) -> tuple[Stream, Callable[[Array], Array]]:
+        """The decoder after the source, ``width`` rows for each of its rows; the head: packed."""
+        _, encoded = self.encoder(source, None, source_lengths)
+        stream = Stream(self.decoder, source.shape[1] * width, by_token=True)
+        states = _as_tuple(self._bridge(encoded))
+        stream.state = _as_state(tuple(self._device.xp.repeat(s, width, axis=1) for s in states))
+        return stream, self.output.freeze()._affine
 
     def _lengths(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of each column before its first eos."""
@@ -408,19 +426,18 @@ def _like(layer: Any, states: tuple[Array, ...]) -> Any:
     return states if len(states) == 2 else (states[0], layer._device.xp.zeros_like(states[0]))
 
 
-def _log_softmax(logits: Array) -> NDArray[np.float64]:
-    """Over the last axis, in float64."""
-    shifted = logits.astype(np.float64)
+def _likeliest(xp: Any, logits: Array, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The ``count`` likeliest tokens of each row, ties by token, and their log-probabilities.
+
+    Both are (rows, count). The logits are spoilt.
+    """
+    rows = xp.arange(len(logits))
+    top = logits.max(axis=1)
     with np.errstate(all="ignore"):  # what is far from likely vanishes
-        shifted -= shifted.max(axis=-1, keepdims=True)
-        shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
-
-
-def _largest(xp: Any, values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Indices (rows, count) of each row's largest values, the largest first, ties by index."""
-    kept = xp.argpartition(-values, count - 1, axis=1)[:, :count]
-    kept.sort(axis=1)
-    order = xp.argsort(-xp.take_along_axis(values, kept, axis=1), axis=1, kind="stable")
-    largest: NDArray[np.int64] = xp.take_along_axis(kept, order, axis=1)
-    return largest
+        total = top + np.log(np.exp(logits - top[:, np.newaxis]).sum(axis=1, dtype=np.float64))
+    tokens, steps = [], []
+    for _ in range(count):  # of a few rounds each is cheaper than a partition's share
+        tokens.append(logits.argmax(axis=1))
+        steps.append(logits[rows, tokens[-1]] - total)
+        logits[rows, tokens[-1]] = -np.inf
+    return xp.stack(tokens, axis=1), xp.stack(steps, axis=1)

@@ -26,13 +26,23 @@ class Stream:
     copied, and shares nothing with it.
     """
 
-    def __init__(self, layer: Recurrent, batch: int, weights: str | None = None) -> None:
+    def __init__(
+        self,
+        layer: Recurrent,
+        batch: int,
+        weights: str | None = None,
+        *,
+        by_token: bool = False,
+    ) -> None:
         if layer.bidirectional:
             raise ValueError(
                 "stream needs a layer with bidirectional=False, got one whose second direction "
                 "would need the whole sequence first"
             )
-        self._layer = layer._snapshot(batch_first=False)
+        # That of a decoding lives for one call and takes tokens alone: no copies, and of a large
+        # vocabulary no more is packed than the tokens that come.
+        self._by_token = by_token
+        self._layer = layer if by_token else layer._snapshot(batch_first=False)
         if weights is not None:
             choice("weights", weights, ("bfloat16",))
             if not layer._device.has_stepper:
@@ -75,6 +85,7 @@ class Stream:
             self._c,
             layer.compute,
             narrow=narrow,
+            by_token=self._by_token,
         )
 
     def step(self, x: Any, out: Array | None = None) -> Array:
@@ -118,7 +129,7 @@ class Stream:
             )
         result = layer._output(out, given, self._weights)
         if self._panels is None:
-            self._panels = layer._panels(self._weights)
+            self._panels = layer._panels(self._weights, by_token=self._by_token)
         layer._through_layers(given, self._h, self._c, result, self._weights, self._panels)
         return result
 
@@ -138,6 +149,12 @@ class Stream:
         self._h[...] = h
         if self._c is not None:
             self._c[...] = c
+
+    def _take(self, rows: Array) -> None:
+        """Row b goes on from where row ``rows[b]`` is."""
+        for state in (self._h, self._c):
+            if state is not None:
+                state[...] = state[:, rows]
 
     def reset(self, mask: Any = None) -> None:
         """Set the state to zero: all of it, or the rows where `mask` (B,) is true."""
