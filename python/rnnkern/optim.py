@@ -11,6 +11,10 @@ import numpy as np
 from rnnkern._checks import Array, boolean, finite_float
 from rnnkern.device import device_of
 
+# A velocity below the smallest normal number is set to 0 every so many steps: with gradients of 0
+# it would come to rest among the denormal ones, which are slow. (Adam's kernel does so as it goes.)
+_STEPS_TO_TIDY = 32
+
 
 class Optimizer:
     """What the optimizers share: the parameters, arrays of state beside them, steps taken.
@@ -127,6 +131,9 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent: ``v ← momentum·v + g``, ``p ← p - lr·v``.
 
+    A gradient that is infinite or NaN makes its parameter so, for good: see what ``clip_grad_norm``
+    returns before a step.
+
     Args:
         params: Arrays by name, C-contiguous float32 or float64; updated in place.
         lr: Learning rate, at least 0.
@@ -158,6 +165,7 @@ class SGD(Optimizer):
     def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
         """As ``Optimizer.step``."""
         rate = self._begin(grads, lr)
+        tidy = self.steps % _STEPS_TO_TIDY == 0
         for scratch, p, g, *state in self._blocks(grads):
             if self.weight_decay:
                 np.multiply(p, self.weight_decay, out=scratch)
@@ -177,6 +185,9 @@ class SGD(Optimizer):
             else:
                 scratch *= rate
             p -= scratch
+            if state and tidy:
+                np.abs(velocity, out=scratch)
+                velocity *= scratch >= np.finfo(p.dtype).tiny
 
 
 class Adam(Optimizer):
@@ -184,6 +195,10 @@ class Adam(Optimizer):
 
     With m and v the bias-corrected running means of g and g²,
     ``p ← p - lr·weight_decay·p - lr·m / (√v + eps)``.
+
+    A gradient so large that its squares could add up to infinity (2.9e17 in float32 with the usual
+    betas) counts as that large, so that v recovers. One that is infinite or NaN makes its parameter
+    NaN, for good: see what ``clip_grad_norm`` returns before a step.
 
     Args:
         params: Arrays by name, C-contiguous float32 or float64; updated in place.
