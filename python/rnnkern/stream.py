@@ -54,7 +54,7 @@ class Stream:
         self._stepper = self._new_stepper(narrow=weights is not None)
 
     def _new_stepper(self, *, narrow: bool) -> _core.Stepper | None:
-        """None where a step is so much work that threads share it, as they do a block."""
+        """None where a step is so much work that threads share it, as a block, to the same bits."""
         layer = self._layer
         flops = self.batch * sum(2 * (w.weight_ih.size + w.weight_hh.size) for w in self._weights)
         if flops >= _SHARED_STEP_FLOPS and layer.plan(1, self.batch).get("threads", 1) > 1:
