@@ -11,11 +11,15 @@
 
 namespace rnnkern {
 
-// Numbers below the smallest normal one become 0: with gradients of 0 a running sum would come to rest
-// among them, and make every later step slow.
+// Rounded to a multiple of the smallest normal number, which changes nothing but far smaller numbers
+// than matter: with gradients of 0 a running sum would come to rest among the denormal ones, and make
+// every later step slow.
 template <class V>
 [[gnu::always_inline]] inline V without_denormals(V v) {
-  return v - positive(V(std::numeric_limits<typename V::value>::min()) - abs(v), v);
+  using Limits = std::numeric_limits<typename V::value>;
+  // The last digit of this is the smallest normal number.
+  const V round(Limits::min() / Limits::epsilon() * typename V::value(1.5));
+  return (v + round) - round;
 }
 
 template <class V>
@@ -29,7 +33,7 @@ void adam(const AdamProblem<typename V::value>& a) {
   for (Index i = 0; i < a.size; i += V::size) {
     const Index n = a.size - i;
     const V given = load_some<V>(a.g + i, n);
-    const V g = min(max(given, low), high) + (given - given);  // what is not finite is NaN
+    const V g = fma(given, V(T(0)), min(max(given, low), high));  // what is not finite is NaN
     const V first = without_denormals(load_some<V>(a.first + i, n) * first_beta + g);
     const V second = without_denormals(load_some<V>(a.second + i, n) * second_beta + g * g);
     store_some(a.first + i, first, n);

@@ -192,8 +192,8 @@ class Device(ABC):
         ``first ← first_beta·first + grad``, ``second ← second_beta·second + grad²``, then
         ``p ← decay·p - rate·first / (√second + epsilon)``. A gradient counts as at most
         ±√(the largest number · (1 - second_beta))/2, so that no sum of squares overflows, and as
-        NaN where it is not finite. On a CPU, where denormal numbers are slow, sums that are
-        denormal become 0.
+        NaN where it is not finite. On a CPU, where denormal numbers are slow, sums are
+        rounded to multiples of the smallest normal number.
         """
 
     @abstractmethod

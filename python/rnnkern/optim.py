@@ -12,7 +12,7 @@ from rnnkern._checks import Array, boolean, finite_float
 from rnnkern.device import device_of
 
 # A velocity below the smallest normal number is set to 0 every so many steps: with gradients of 0
-# it would come to rest among the denormal ones, which are slow. (Adam's kernel does so as it goes.)
+# it would come to rest among the denormal ones, which are slow. (Adam's kernel keeps none.)
 _STEPS_TO_TIDY = 32
 
 
