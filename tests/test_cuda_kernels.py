@@ -549,6 +549,11 @@ def test_batches_longer_than_a_part_of_the_schedule(side: Any) -> None:
     check(side, Case("rnn_tanh", 3, batch=1001, steps=3, inputs=2, lengths=lengths))
 
 
+@pytest.mark.parametrize("tokens", [False, True])
+def test_more_rows_than_are_summed_at_once(side: Any, tokens: bool) -> None:
+    check(side, Case("gru_after", 3, batch=1001, steps=5, inputs=2, tokens=tokens))
+
+
 def test_inference_and_training_give_the_same_bits(side: Any) -> None:
     for cell in CELLS:
         kinds: dict[str, Any] = {

@@ -257,6 +257,17 @@ def test_a_step_has_the_bits_of_the_whole_call(
         assert_same_bits("state", got, last)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_step_has_the_bits_of_the_whole_call_over_many_inputs(dtype: str) -> None:
+    """More than a product's chains are long, and more than it takes at once."""
+    layer = make("gru_after", 1300, 300, 2, dtype=dtype)
+    x = draw(dtype, 3, 2, 1300)
+    want, _ = layer(x)
+    stream = layer.stream(2)
+    for x_t, want_t in zip(x, want, strict=True):
+        assert_same_bits("y", stream.step(x_t), want_t)
+
+
 def test_threads_share_a_large_step(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make("lstm", 64, 512)
     x = draw("float32", 8, 64)

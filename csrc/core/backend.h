@@ -44,13 +44,15 @@ struct PassKernels {
 template <class T>
 struct Passes {
   PassKernels<T> cells[kMaxCells];
+  StepKernels<T> steps[kMaxCells];
 };
 
 // What every backend has for a cell and a dtype.
 template <class T>
 struct CellKernels {
   PassKernels<T> pass;
-  StepKernels<T> step, narrow_step;  // the second's weights are bfloat16; float32 alone has it
+  // The second's weights alone are bfloat16; float32 alone has it.
+  StepKernels<T> step, narrow_step;
 };
 
 template <class T>
@@ -74,7 +76,7 @@ struct Backend {
   const char* name;
   const Kernels<float>* for_float;
   const Kernels<double>* for_double;
-  // Passes whose products take operands rounded to bfloat16, all else being float32; what multiplies
+  // Passes and steps whose products take operands rounded to bfloat16, all else being float32; what multiplies
   // them, in words; and the kernels for many rows that they use, if any.
   const Passes<float>* for_bfloat16;
   const char* bfloat16_product;

@@ -34,6 +34,17 @@ Plan packing_plan(Index bytes) {
   return plan;
 }
 
+// A layer's own compute has the products of its passes, so that a step has the bits of a block.
+template <class T>
+const StepKernels<T>& step_kernels(int cell, bool narrow, Compute compute) {
+  const Backend& backend = *chosen_backend().backend;
+  if constexpr (std::is_same_v<T, float>) {
+    if (compute == Compute::bfloat16) return backend.for_bfloat16->steps[cell];
+  }
+  const auto& kernels = backend.kernels<T>().cells[cell];
+  return narrow || compute == Compute::bfloat16 ? kernels.narrow_step : kernels.step;
+}
+
 }  // namespace
 
 template <class T>
@@ -64,9 +75,7 @@ bool PackedWeights<T>::fits(int cell, Index inputs, Index units, Pass pass, bool
 template <class T>
 Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c,
                     bool narrow, Compute compute, bool by_token)
-    : kernels_(narrow || compute == Compute::bfloat16
-                   ? chosen_backend().backend->kernels<T>().cells[cell].narrow_step
-                   : chosen_backend().backend->kernels<T>().cells[cell].step) {
+    : kernels_(step_kernels<T>(cell, narrow, compute)) {
   if (!kernels_.run) throw std::invalid_argument("narrow weights are for float32 alone");
   Index scratch = 0;
   const T* below = nullptr;

@@ -58,7 +58,7 @@ constexpr PassKernels<typename V::value> pass_kernels() {
 template <class Product, template <class> class... Cells>
 constexpr Passes<typename Product::Lane::value> make_passes(CellList<Cells...>) {
   using V = typename Product::Lane;
-  return {{pass_kernels<V, Cells<V>, Product>()...}};
+  return {{pass_kernels<V, Cells<V>, Product>()...}, {step_kernels<V, Cells<V>, Product>()...}};
 }
 
 template <class V, template <class> class... Cells>

@@ -317,7 +317,7 @@ void multiply(const PanelMatrix<V, Product>& b, const typename Product::Operand*
               typename V::value* scratch) {
   using T = typename V::value;
   constexpr Index kDepth = 1024;
-  static_assert(kDepth % Product::kDepthMultiple == 0);
+  static_assert(kDepth % Product::kDepthMultiple == 0 && kDepth % kSumDepth == 0);
   const Index panel_columns = b.row_size();
   const typename Product::Tiles tiles(b.width, all_rows);
   const TileCut cut(rows, tiles.height());

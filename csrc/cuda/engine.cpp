@@ -440,7 +440,23 @@ class BackwardCall : Call<T> {
       this->kernels_.matmul(stream, args);
     }
 
-    // Sums over the run's rows: both operands run the other way.
+    // Few enough rows at a time that their sums in float32 lose no digits that matter.
+    constexpr Index kSumRows = 4096;
+    for (Index part = 0; part < rows.count; part += kSumRows) {
+      add_weight_gradients(layer, schedule,
+                           {rows.first + part, std::min(kSumRows, rows.count - part)},
+                           delta + part * this->row_size_, stream);
+    }
+  }
+
+  // Sums over rows: both operands run the other way.
+  void add_weight_gradients(const BackwardLayer<T>& layer, const DeviceSchedule& schedule,
+                            typename Call<T>::Rows rows, const T* delta, void* stream) const {
+    const auto& cell = this->cell_;
+    const Index units = this->shape_.units, inputs = layer.parameters.inputs;
+    const auto gate_units = static_cast<std::int32_t>(cell.gates * units);
+    MatmulArguments<T> args{};
+    args.schedule = schedule, args.accumulate = true;
     args.a_transposed = args.b_transposed = true;
     args.depth = static_cast<std::int32_t>(rows.count);
     args.a = this->matrix(delta, this->row_size_);

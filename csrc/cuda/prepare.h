@@ -152,9 +152,9 @@ struct ColumnSumsKernel {
     });
     block.each([&](int thread) {
       if (thread >= kLanes || first + thread >= args.columns) return;
-      T sum = args.out[first + thread];
+      T sum(0);
       for (int warp = 0; warp < kWarps; ++warp) sum += sums[warp * kLanes + thread];
-      args.out[first + thread] = sum;
+      args.out[first + thread] += sum;
     });
   }
 };

@@ -7,6 +7,7 @@ and for the kernels. NumPy's ufuncs serve both, since CuPy answers them for its 
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -230,7 +231,10 @@ class Device(ABC):
         """One step of Adam in place, over sums of gradients and of their squares.
 
         ``first ← first_beta·first + grad``, ``second ← second_beta·second + grad²``, then
-        ``p ← decay·p - rate·first / (√second + epsilon)``.
+        ``p ← decay·p - rate·first / (√second + epsilon)``. A gradient counts as at most
+        ±√(the largest number · (1 - second_beta))/2, so that no sum of squares overflows, and as
+        NaN where it is not finite. On a CPU, where denormal numbers are slow, sums are
+        rounded to multiples of the smallest normal number.
         """
 
     @abstractmethod
@@ -649,6 +653,8 @@ class Cuda(Device):
         epsilon: float,
         rate: float,
     ) -> None:
+        limit = math.sqrt(float(np.finfo(p.dtype).max) * (1.0 - second_beta)) / 2.0
+        grad = self.xp.clip(grad, -limit, limit) + (grad - grad)  # NaN where it is not finite
         first *= first_beta
         first += grad
         second *= second_beta

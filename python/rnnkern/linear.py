@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from rnnkern._checks import (
 from rnnkern._fixed import Fixed
 from rnnkern.device import get_device
 from rnnkern.parameters import Parameter, Parameters
+
+_SUMMED_ROWS = 8192  # of a gradient, by themselves
 
 
 class Linear(Fixed):
@@ -170,8 +172,27 @@ class LinearTape:
             raise ValueError(f"dy must have shape {expected}, got {dy.shape}")
         dy_rows = layer._rows("dy", dy, layer.out_features)
         x_rows = layer._rows("x", x, layer.in_features)
-        grads = {"weight": device.matmul(dy_rows, x_rows, transpose_a=True)}
+        grads = {
+            "weight": _summed(lambda dy, x: device.matmul(dy, x, transpose_a=True), dy_rows, x_rows)
+        }
         if layer.bias:
             with np.errstate(all="ignore"):  # it may overflow, as a product may
-                grads["bias"] = dy_rows.sum(axis=0)
+                grads["bias"] = _summed(_column_sums, dy_rows)
         return device.matmul(dy_rows, self._weight).reshape(x.shape), grads
+
+
+def _summed(of_rows: Callable[..., Array], *arrays: Array) -> Array:
+    """The sum of `of_rows` over blocks of rows: long sums of float32 lose digits."""
+    total = of_rows(*(a[:_SUMMED_ROWS] for a in arrays))
+    for start in range(_SUMMED_ROWS, len(arrays[0]), _SUMMED_ROWS):
+        total += of_rows(*(a[start : start + _SUMMED_ROWS] for a in arrays))
+    return total
+
+
+def _column_sums(rows: Array) -> Array:
+    """The sums over up to _SUMMED_ROWS rows: of 128 at a time, then of those sums."""
+    whole = len(rows) // 128 * 128
+    sums: Array = rows[whole:].sum(axis=0)
+    if whole:
+        sums += rows[:whole].reshape(-1, 128, rows.shape[1]).sum(axis=1).sum(axis=0)
+    return sums

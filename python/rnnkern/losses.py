@@ -83,10 +83,12 @@ def _unseen(xp: Any, logits: Array, target: Array, mask: Array | None) -> tuple[
     outside = (target < 0) | (target >= classes)
     places = (xp.arange(len(target)), xp.clip(target, 0, classes - 1))
     weight = 1.0 / np.maximum(xp.count_nonzero(counts), 1)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    gradient = np.exp(shifted)
+    top = logits.max(axis=1, keepdims=True)
+    gradient = np.exp(logits - top)
     totals = gradient.sum(axis=1)
-    losses = xp.where(outside, np.nan, np.log(totals) - shifted[places])
+    # In float64: logits may be further apart than their type's numbers reach.
+    below_top = top[:, 0].astype(np.float64) - logits[places]
+    losses = xp.where(outside, np.nan, np.log(totals) + below_top)
     gradient /= totals[:, np.newaxis]
     gradient[places] -= 1.0
     gradient *= weight

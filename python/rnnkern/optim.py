@@ -13,6 +13,10 @@ from rnnkern._checks import FLOATS, Array, boolean, explains_options, finite_flo
 from rnnkern.device import device_of
 from rnnkern.named import named_arrays
 
+# A velocity below the smallest normal number is set to 0 every so many steps: with gradients of 0
+# it would come to rest among the denormal ones, which are slow. (Adam's kernel keeps none.)
+_STEPS_TO_TIDY = 32
+
 
 class Optimizer:
     """What the optimizers share: the parameters, arrays of state beside them, steps taken.
@@ -147,6 +151,9 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent: ``v ← momentum·v + g``, ``p ← p - lr·v``.
 
+    A gradient that is infinite or NaN makes its parameter so, for good: see what ``clip_grad_norm``
+    returns before a step.
+
     Args:
         params: What is learned, as for ``Optimizer``: a layer, arrays by name, a dict of these.
         lr: Learning rate, at least 0.
@@ -180,9 +187,9 @@ class SGD(Optimizer):
         """As ``Optimizer.step``."""
         grads, rate = self._begin(grads, lr)
         with np.errstate(all="ignore"):  # a number may vanish
-            self._descend(grads, rate)
+            self._descend(grads, rate, tidy=self.steps % _STEPS_TO_TIDY == 0)
 
-    def _descend(self, grads: Mapping[str, Array], rate: float) -> None:
+    def _descend(self, grads: Mapping[str, Array], rate: float, *, tidy: bool) -> None:
         for scratch, p, g, *state in self._blocks(grads):
             if self.weight_decay:
                 np.multiply(p, self.weight_decay, out=scratch)
@@ -202,6 +209,9 @@ class SGD(Optimizer):
             else:
                 scratch *= rate
             p -= scratch
+            if state and tidy:
+                np.abs(velocity, out=scratch)
+                velocity *= scratch >= np.finfo(p.dtype).tiny
 
 
 class Adam(Optimizer):
@@ -209,6 +219,10 @@ class Adam(Optimizer):
 
     With m and v the bias-corrected running means of g and g²,
     ``p ← p - lr·weight_decay·p - lr·m / (√v + eps)``.
+
+    A gradient so large that its squares could add up to infinity (2.9e17 in float32 with the usual
+    betas) counts as that large, so that v recovers. One that is infinite or NaN makes its parameter
+    NaN, for good: see what ``clip_grad_norm`` returns before a step.
 
     Args:
         params: What is learned, as for ``Optimizer``: a layer, arrays by name, a dict of these.

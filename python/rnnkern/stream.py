@@ -71,7 +71,7 @@ class Stream:
         self.state = state
 
     def _new_stepper(self, *, narrow: bool) -> _core.Stepper | None:
-        """None where a step is so much work that threads share it, as they do a block."""
+        """None where a step is so much work that threads share it, as a block, to the same bits."""
         layer = self._layer
         if self.batch == 0:
             return None
