@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import pytest
 from hypothesis import settings
 
 import rnnkern as rk
@@ -37,6 +38,27 @@ CLASSES: dict[str, tuple[type[Any], dict[str, str]]] = {
     "gru_after": (rk.GRU, {"reset": "after"}),
     "lstm": (rk.LSTM, {}),
 }
+
+
+def no_gpu(reason: str) -> NoReturn:
+    """Skips a test that needs a GPU; fails it where RNNKERN_REQUIRE_GPU says that there is one."""
+    if os.environ.get("RNNKERN_REQUIRE_GPU"):
+        pytest.fail(f"RNNKERN_REQUIRE_GPU is set: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """After a kernel's crash every call fails: a process of pytest-xdist ends, and is replaced."""
+    if "gpu" not in item.keywords or "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    cupy: Any = sys.modules.get("cupy")
+    try:
+        if cupy is not None and cupy.cuda.runtime.getDeviceCount() > 0:
+            cupy.cuda.runtime.deviceSynchronize()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        sys.stderr.write(f"{item.nodeid}: {error}\n")
+        os._exit(3)
 
 
 @contextmanager

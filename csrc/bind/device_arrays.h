@@ -36,6 +36,8 @@ inline std::string shape_text(const std::vector<Index>& shape) {
 
 // What an array says of itself; strides in bytes.
 struct DeviceArray {
+  static constexpr std::uintptr_t kNowhere = 512;  // aligned as any array is; never read
+
   std::string name, type;
   std::uintptr_t address = 0;
   std::vector<Index> shape, strides;
@@ -51,6 +53,8 @@ struct DeviceArray {
     shape = facts["shape"].cast<std::vector<Index>>();
     const auto data = facts["data"].cast<py::tuple>();
     address = data[0].cast<std::uintptr_t>(), read_only = data[1].cast<bool>();
+    // CuPy's arrays without elements lie at 0, which as a pointer would say that there is no array.
+    if (address == 0 && size() == 0) address = kNowhere;
     if (facts.contains("strides") && !facts["strides"].is_none()) {
       strides = facts["strides"].cast<std::vector<Index>>();
     } else {
