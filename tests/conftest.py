@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -45,6 +46,15 @@ def no_gpu(reason: str) -> NoReturn:
     if os.environ.get("RNNKERN_REQUIRE_GPU"):
         pytest.fail(f"RNNKERN_REQUIRE_GPU is set: {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure goes to bench/gpu's records at once: the end of the run may never come."""
+    path = os.environ.get("RNNKERN_RESULTS")
+    if path and report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        record = {"test": report.nodeid, "detail": report.longreprtext[-2000:]}
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 @pytest.hookimpl(trylast=True)

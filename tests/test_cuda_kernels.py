@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from locate import assert_right
 
 from rnnkern.device import Cuda, get_device
 
 import reference
 from conftest import CELLS, assert_close, assert_same_bits, no_gpu
+from locate import assert_right
 from reference import Array
 
 # Norm-wise relative errors against float64; the operands of the narrow modes are rounded to 11, 8

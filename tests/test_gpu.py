@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from locate import assert_right
 
 import rnnkern as rk
 from rnnkern import device
@@ -17,6 +16,7 @@ from rnnkern.adder import Adder, Settings, Training
 
 import reference
 from conftest import CELLS, assert_close, assert_same_bits, make, no_gpu, run_python
+from locate import assert_right
 from reference import Array
 
 pytestmark = pytest.mark.gpu
