@@ -16,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 import rnnkern as rk
+from rnnkern import device
 
 import reference
 from reference import Array, State
@@ -60,13 +61,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """After a kernel's crash every call fails: a process of pytest-xdist ends, and is replaced."""
-    if "gpu" not in item.keywords or "PYTEST_XDIST_WORKER" not in os.environ:
+    found: Any = device._ready.get("cuda")
+    if type(found) is not device.Cuda or "PYTEST_XDIST_WORKER" not in os.environ:
         return
-    cupy: Any = sys.modules.get("cupy")
     try:
-        if cupy is not None and cupy.cuda.runtime.getDeviceCount() > 0:
-            cupy.cuda.runtime.deviceSynchronize()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
+        found.xp.cuda.runtime.deviceSynchronize()
+    except found.xp.cuda.runtime.CUDARuntimeError as error:
         sys.stderr.write(f"{item.nodeid}: {error}\n")
         os._exit(3)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,7 @@ gpu_measure: Any = pytest.importorskip("gpu_measure")
 gpu_paper: Any = pytest.importorskip("gpu_paper")
 gpu_smoke: Any = pytest.importorskip("gpu_smoke")
 gpu_wheel: Any = pytest.importorskip("gpu_wheel")
+check_sass: Any = pytest.importorskip("check_sass")
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,8 +122,31 @@ def test_a_crash_is_put_on_record_and_passed(tmp_path: Path) -> None:
     errors = [r for r in records if "error" in r]
     assert [r["key"] for r in errors] == [w.key for w in gpu_work.todo("flashrnn", [])[:3]]
     assert errors[0]["error"] == "the process ended with code 7: going"
-    assert records[-1]["detail"] == "3 crashes"
+    assert records[-1]["detail"].startswith("3 crashes; ")
     assert "rnnkern: the process ended with code 7" in path.with_suffix(".md").read_text()
+
+
+def test_what_broke_the_device_is_passed_too(tmp_path: Path) -> None:
+    """It is on record as wrong, and then the process ends: the others are yet to come."""
+    path = tmp_path / "gpu.jsonl"
+    code = (
+        "import sys, gpu_work, pathlib; p = pathlib.Path(sys.argv[1])\n"
+        "done = [r['key'] for r in gpu_work.read(p) if 'key' in r]\n"
+        "for key in 'abc':\n"
+        "  if key in done: continue\n"
+        "  with gpu_work.begun(p, {'key': key}, 9):\n"
+        "    gpu_work.append(p, {'key': key, 'was': 'wrong' if key == 'a' else 'right'})\n"
+        "    if key == 'a': sys.exit('sticky')\n"
+        "print('all done')"
+    )
+    assert not run_of(path).run(gpu_run.Stage("x", python(code, str(path)), 30, listed=True), 0.0)
+    records = gpu_work.read(path)
+    assert [(r["key"], r["was"]) for r in records if "key" in r] == [
+        ("a", "wrong"),
+        ("b", "right"),
+        ("c", "right"),
+    ]
+    assert records[-1]["detail"] == "1 crashes; all done"
 
 
 def test_a_work_that_does_not_end_ends_its_process(tmp_path: Path) -> None:
@@ -150,21 +174,19 @@ def test_a_process_that_cannot_begin_is_not_tried_again(tmp_path: Path) -> None:
 def test_a_stage_out_of_time_is_killed_with_all_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A child of the process holds a lock as long as it lives."""
     monkeypatch.setattr(gpu_run, "_SHORTEST", 0.0)
-    path, late = tmp_path / "gpu.jsonl", tmp_path / "late"
-    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(late)!r}).touch()"
+    path, lock = tmp_path / "gpu.jsonl", tmp_path / "lock"
     code = (
-        "import subprocess, sys, time; print('begun', flush=True);"
-        f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+        f"import fcntl, os, time; file = open({str(lock)!r}, 'w')\n"
+        "if os.fork() == 0: fcntl.flock(file, fcntl.LOCK_EX); print('begun', flush=True)\n"
+        "time.sleep(600)"
     )
-    begin = time.monotonic()
-    run = run_of(path)
-    assert not run.run(gpu_run.Stage("tests", python(code), 1.0), 0.0)
-    assert time.monotonic() - begin < 30
-    assert "not done after 1 s: begun" in gpu_work.read(path)[0]["detail"]
+    assert not run_of(path).run(gpu_run.Stage("tests", python(code), 3.0), 0.0)
+    assert gpu_work.read(path)[0]["detail"] == "not done after 3 s: begun"
     assert "######## tests" in path.with_suffix(".log").read_text()
-    time.sleep(max(0.0, begin + 4.5 - time.monotonic()))
-    assert not late.exists()
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # waits for ever where the child lives on
 
 
 def test_nothing_is_begun_without_time(tmp_path: Path) -> None:
@@ -224,6 +246,29 @@ def test_a_wheel_says_when_it_is_older_than_the_sources(tmp_path: Path) -> None:
         None,
         f"{wheel.name} is older than the sources: python tools/gpu_wheel.py",
     )
+
+
+def test_machine_code_is_held_against_what_it_must_be() -> None:
+    def read(*instructions: str) -> Any:
+        lines = [
+            f"        /*{16 * k:04x}*/                   {i} ;" for k, i in enumerate(instructions)
+        ]
+        (counts,) = check_sass.read([".text._Z3one:", *lines]).values()
+        return counts
+
+    good = read("@!P0 LDS.128 R4, [R2]", "HMMA.16816.F32 R8, R4, R6, R8", "LDG.E R1, [R2.64]")
+    assert good == {"all": 3, "LDS.128": 1, "mma": 1, "LDG": 1}
+    assert list(check_sass.faults("Forward, tensor 16x32", good)) == []
+    bad = read("LD.E R4, [R2.64]", "STL [R1], R3", "@P1 ST.E.64 [R2.64], R4", "LDS.64 R4, [R2]")
+    assert list(check_sass.faults("Forward, tensor 16x32", bad)) == [
+        "local: 1",
+        "generic: 2",
+        "0 instructions of the tensor cores",
+        "no loads of 16 bytes from shared memory",
+    ]
+    assert list(check_sass.faults("Zero", bad)) == []
+    usage = " Function _Z3one:\n  REG:157 STACK:8 SHARED:0"
+    assert check_sass.read_usage(usage) == {"_Z3one": (157, 8)}
 
 
 def test_the_smoke_tells_where(tmp_path: Path) -> None:

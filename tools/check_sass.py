@@ -1,13 +1,14 @@
 """What the machine code of the GPU kernels looks like: python tools/check_sass.py FILE...
 
 FILE is a cubin, or the built module (rnnkern/_cuda*.so), of which the code for sm_90 is taken.
-Needs nvdisasm and, for a module, cuobjdump: from the PATH, or of the packages nvidia-cuda-nvdisasm
-and nvidia-cuda-cuobjdump.
+Needs nvdisasm and cuobjdump: from the PATH, or of the packages nvidia-cuda-nvdisasm and
+nvidia-cuda-cuobjdump.
 
-A row counts the instructions of the kernels of one kind, the most of any cell. Exits with status 1
-where a kernel of the time loop, or a product, has what it must not: memory of a thread's own,
-loads and stores that do not say which memory they mean, no loads of 16 bytes from shared memory, or
-no tensor cores where it is built on them.
+A row has the kernels of one kind: the registers of a thread, the least and the most of the cells',
+and how many instructions of each class, the most of any cell. Exits with status 1 where a kernel of
+the time loop, or a product, has what it must not: memory of a thread's own (spills, a stack), loads
+and stores that do not say which memory they mean, no loads of 16 bytes from shared memory, or no
+tensor cores where it is built on them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ptxas_table import kind
 CODE = "sm_90"
 INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)")
 FUNCTION = re.compile(r"\.text\.(\w+):")
+USAGE = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:(\d+)")
 # What an instruction counts as, by its name; the first that matches.
 CLASSES = (
     ("local", re.compile(r"LDL|STL")),
@@ -65,13 +67,18 @@ def read(listing: Iterable[str]) -> dict[str, Counter[str]]:
     return {name: counts for name, counts in kernels.items() if counts}
 
 
+def read_usage(text: str) -> dict[str, tuple[int, int]]:
+    """Mangled kernel -> registers and bytes of stack, as cuobjdump prints them."""
+    return {name: (int(used), int(stack)) for name, used, stack in USAGE.findall(text)}
+
+
 def faults(kernel: str, counts: Counter[str]) -> Iterator[str]:
     """What a kernel of that kind must not have, or lacks."""
     if not kernel.startswith(("Forward", "Backward", "Matmul")):
         return
-    for what in ("local", "generic"):
+    for what in ("local", "generic", "stack"):
         if counts[what]:
-            yield f"{counts[what]} {what} loads and stores"
+            yield f"{what}: {counts[what]}"
     if ("tensor" in kernel) != (counts["mma"] > 0):
         yield f"{counts['mma']} instructions of the tensor cores"
     if not counts["LDS.128"]:
@@ -91,38 +98,47 @@ def tool(name: str) -> str:
     return found or str(inside[0])
 
 
-def listing(file: Path) -> Iterator[str]:
-    """The lines of all machine code in a file."""
+def run(*command: str, folder: str | None = None) -> str:
+    """What a command prints."""
+    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def read_file(file: Path) -> dict[str, Counter[str]]:
+    """As ``read``, of all kernels in a file, with "registers" and "stack"."""
+    kernels: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         cubins = [file.resolve()]
         if file.suffix != ".cubin":
-            command = [tool("cuobjdump"), "-xelf", CODE, str(file.resolve())]
-            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            run(tool("cuobjdump"), "-xelf", CODE, str(file.resolve()), folder=folder)
             cubins = sorted(Path(folder).glob("*.cubin"))
         for cubin in cubins:
-            done = subprocess.run(
-                [tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=True
-            )
-            yield from done.stdout.splitlines()
+            found = read(run(tool("nvdisasm"), "-c", str(cubin)).splitlines())
+            usage = read_usage(run(tool("cuobjdump"), "--dump-resource-usage", str(cubin)))
+            for name, counts in found.items():
+                counts["registers"], counts["stack"] = usage[name]
+            kernels |= found
+    return kernels
 
 
 def main() -> None:
     """Print a line for each kind of kernel, then every fault."""
     kernels: dict[str, Counter[str]] = {}
     for file in sys.argv[1:]:
-        kernels |= read(listing(Path(file)))
+        kernels |= read_file(Path(file))
     of_kind: dict[tuple[str, str], list[Counter[str]]] = defaultdict(list)
     found: list[str] = []
     for name, counts in kernels.items():
         kernel, element = kind(name)
         of_kind[kernel, element].append(counts)
         found += [f"{kernel} {element} ({name}): {fault}" for fault in faults(kernel, counts)]
-    columns = ("all", *(what for what, _ in CLASSES))
-    print("| kernel, tile of a warp | operands | cells | " + " | ".join(columns) + " |")
-    print("|---|---|---|" + "---|" * len(columns))
+    columns = ("stack", "all", *(what for what, _ in CLASSES))
+    print("| kernel, tile of a warp | operands | cells | registers | " + " | ".join(columns) + " |")
+    print("|---|---|---|---|" + "---|" * len(columns))
     for (kernel, element), those in sorted(of_kind.items()):
         most = [str(max(counts[what] for counts in those)) for what in columns]
-        print("| " + " | ".join([kernel, element, str(len(those)), *most]) + " |")
+        used = [counts["registers"] for counts in those]
+        registers = f"{min(used)}-{max(used)}"
+        print("| " + " | ".join([kernel, element, str(len(those)), registers, *most]) + " |")
     print("\n".join(found), file=sys.stderr)
     sys.exit(bool(found) or not kernels)
 
