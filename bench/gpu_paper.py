@@ -5,10 +5,12 @@ The most telling first; each line has its prediction beside it, for an H100 at 1
 
 from __future__ import annotations
 
+import csv
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -335,28 +337,60 @@ layer(cp.zeros((256, 16, 768), np.float32))
 
 
 def profile() -> Iterator[Item]:
-    """Where the warps of a forward launch wait: the whole is in the log."""
+    """Where the warps of a forward launch wait, by instruction: the whole is in the log."""
 
     def run() -> str:
         if shutil.which("ncu") is None:
             return "ncu is not there"
-        command = ["ncu", "--kernel-name", "regex:ForwardKernel", "--launch-count", "1"]
-        command += ["--clock-control", "none"]
-        for section in ("SpeedOfLight", "WarpStateStats", "LaunchStats", "SourceCounters"):
-            command += ["--section", section]
-        done = subprocess.run(
-            [*command, sys.executable, "-c", _PROFILED],
-            capture_output=True,
-            text=True,
-            timeout=_LONGEST - 2,
-            check=False,
-        )
-        print(done.stdout, done.stderr, flush=True)
-        lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
-        kept = [line for line in lines if line.startswith(("Duration", "Registers", "L2 Cache"))]
-        return "; ".join(kept) or f"code {done.returncode}"
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(Path(folder) / "profile.ncu-rep")
+            command = ["ncu", "--kernel-name", "regex:ForwardKernel", "--launch-count", "1"]
+            command += ["--clock-control", "none", "--export", file]
+            for section in ("SpeedOfLight", "WarpStateStats", "SourceCounters"):
+                command += ["--section", section]
+            print(output(*command, sys.executable, "-c", _PROFILED))
+            details = output("ncu", "--import", file, "--page", "details")
+            source = output(
+                "ncu", "--import", file, "--page", "source", "--print-source", "sass", "--csv"
+            )
+        print(details, source, flush=True)
+        lines = [" ".join(line.split()) for line in details.splitlines()]
+        kept = [line for line in lines if line.startswith("Duration")]
+        return "; ".join([*kept, *most_sampled(source)]) or "nothing: see the log"
 
-    yield "8 profile", "ncu of LSTM fp16 768/16/256 forward", "1.4 to 1.7 ms", run
+    predicted = "1.4 to 1.7 ms; a sixth each for schedule, sums and products, see docs/cuda.md"
+    yield "4, 8 profile", "ncu of LSTM fp16 768/16/256 forward", predicted, run
+
+
+def output(*command: str) -> str:
+    """What a command prints."""
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=_LONGEST - 5,
+        check=False,
+    )
+    return done.stdout
+
+
+def most_sampled(table: str, count: int = 12) -> list[str]:
+    """The instructions at which most samples of warps were taken, of ncu's page of the source."""
+    lines = table.splitlines()
+    head = next((k for k, line in enumerate(lines) if "Source" in line and "Sampl" in line), None)
+    if head is None:
+        return []
+    rows = list(csv.DictReader(lines[head:]))
+    (samples, *_) = [name for name in rows[0] if name and "Sampl" in name]
+
+    def number(row: dict[str, str]) -> int:
+        text = (row.get(samples) or "").replace(",", "")
+        return int(text) if text.isdigit() else 0
+
+    total = sum(map(number, rows)) or 1
+    top = sorted(rows, key=number, reverse=True)[:count]
+    return [f"{100 * number(row) / total:.0f}% {row['Source'].strip()}" for row in top]
 
 
 def main() -> None:

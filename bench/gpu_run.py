@@ -27,6 +27,8 @@ SITE = ROOT / "build" / "gpu-site"  # --here: what this interpreter lacks, rnnke
 _MOST_CRASHES = 8  # of a stage that works through a list, before it is left alone
 _LONGEST_DETAIL = 300  # characters of a stage's output in its record
 _SHORTEST = 5.0  # seconds, below which no stage is begun
+# The most telling first: real sizes, then each kernel alone, then all that is Python.
+TESTS = ("test_gpu.py", "test_cuda_kernels.py", "test_device.py")
 SANITIZERS = {"memcheck": "ERROR SUMMARY: 0 errors", "racecheck": r"SUMMARY: 0 hazards"}
 
 
@@ -108,7 +110,7 @@ def stages(python: str, path: Path, *, quick: bool) -> list[Stage]:
         Stage("smoke", script("gpu_smoke.py", file), 60, expects=", 0 do not, 0 are", listed=True),
         Stage(
             "tests",
-            (*pytest, str(ROOT / "tests")),
+            (*pytest, *(str(ROOT / "tests" / name) for name in TESTS)),
             60 if quick else 120,
             expects=r"\b[1-9]\d* passed",
             environment=of_tests,

@@ -297,11 +297,17 @@ def test_what_is_measured_beside_its_prediction() -> None:
     items = list(gpu_paper.items(None))
     names = [(group, name) for group, name, _, _ in items]
     assert len(set(names)) == len(names)
-    assert {group.split()[0] for group, _ in names} == {*"1235678"}
+    assert {group.split()[0].rstrip(",") for group, _ in names} == {*"1235678", "4"}
     assert all(predicted for _, _, predicted, _ in items)
     assert gpu_paper.in_words({64: 0.5, 1024: 2.42}) == (
         "2.00 us a step, 0.372 ms beside (2.420 ms at 1024)"
     )
+    table = (
+        '==PROF== x\n"#","Address","Source","Warp Stall Sampling (All Samples)","Live"\n'
+        '"0","7f","HMMA.16816 R1","30","9"\n"1","80","LDS R2, [R3]","1,970","8"\n'
+    )
+    assert gpu_paper.most_sampled(table) == ["98% LDS R2, [R3]", "2% HMMA.16816 R1"]
+    assert gpu_paper.most_sampled("ncu: unknown option") == []
     record = {"paper": "2 sketch", "name": "LSTM", "measured": "0.7 us", "predicted": "0.63"}
     assert "| 2 sketch | LSTM | 0.7 us | 0.63 |" in gpu_work.report([record])
 
@@ -382,6 +388,9 @@ def test_the_time_that_a_run_takes(quick: bool, most: int) -> None:
     found = gpu_run.stages("python", Path("x"), quick=quick)
     assert sum(stage.seconds for stage in found if not stage.fills) <= most
     assert [s.name for s in found][:4] == ["smoke", "tests", "ratios", "memcheck"]
+    here = Path(__file__).parent
+    marked = {path.name for path in here.glob("test_*.py") if "mark.gpu" in path.read_text()}
+    assert marked == {*gpu_run.TESTS} | {Path(__file__).name}
     assert sum(part.seconds for name, part in gpu_work.PARTS.items() if name == "ratios") <= 90
 
 

@@ -281,8 +281,9 @@ def test_a_graph_of_launches_that_need_different_shared_memory(gpu: device.Cuda)
     assert_same_bits("y", gpu.get(y), want)
 
 
-def test_the_first_call_of_a_process_in_a_capture() -> None:
-    """The kernels are loaded then; CuPy's pool alone must have the memory already."""
+@pytest.mark.usefixtures("gpu")
+def test_the_first_call_of_a_kernel_in_a_capture() -> None:
+    """It is loaded then. CuPy's own kernels and its pool's memory are there before."""
     done = run_python(
         """
         import numpy as np, cupy as cp, rnnkern as rk
@@ -290,7 +291,10 @@ def test_the_first_call_of_a_process_in_a_capture() -> None:
         host = np.ones((8, 5, 64), np.float32)
         x, pool = cp.asarray(host), cp.cuda.MemoryPool()
         with cp.cuda.using_allocator(pool.malloc), cp.cuda.Stream(non_blocking=True) as stream:
-            del (room := [cp.empty(1 << 24, np.uint8) for _ in range(8)])[:]
+            rk.GRU(64, 64, device="cuda", seed=0)(x)
+            room = [cp.empty(1 << 24, np.uint8) for _ in range(8)]
+            del room
+            stream.synchronize()
             stream.begin_capture()
             y = layer(x)[0]
             graph = stream.end_capture()
