@@ -290,7 +290,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="about 4 minutes")
     parser.add_argument("--minutes", type=float, default=9.0, help="of all stages together (9)")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the results that there are"
+        "--resume",
+        action="store_true",
+        help="go on with the results that there are; what went wrong is tried again",
     )
     parser.add_argument("--dry-run", action="store_true", help="list what would run, and end")
     parser.add_argument(
@@ -323,6 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if path.exists() and not options.resume:
         path.replace(path.with_suffix(".previous.jsonl"))
         path.with_suffix(".log").unlink(missing_ok=True)
+    if options.resume:
+        forget_failures(path)
     if options.here:
         shutil.rmtree(SITE, ignore_errors=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what runs is ended too
@@ -346,6 +350,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(" | ".join(row))
     print(f"all tables: {path.with_suffix('.md')}")
     return 0 if all(latest(records).values()) else 1
+
+
+def forget_failures(path: Path) -> None:
+    """What went wrong is tried again, for something was mended meanwhile."""
+    kept = [r for r in read(path) if not {"error", "test", "begun"} & r.keys()]
+    path.unlink(missing_ok=True)
+    for record in kept:
+        append(path, record)
 
 
 def latest(records: list[dict[str, Any]]) -> dict[str, bool]:

@@ -293,6 +293,21 @@ def test_the_smoke_tells_where(tmp_path: Path) -> None:
     assert len(gpu_work.read(path)) == 2
 
 
+def test_what_went_wrong_is_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.jsonl"
+    right = [{"key": "smoke a", "smoke": "a"}, {"stage": "tests", "ok": False, "seconds": 1.0}]
+    wrong = [
+        {"begun": "smoke b", "about": {}},
+        {"key": "smoke b", "smoke": "b", "error": "y 0"},
+        {"test": "t", "detail": "y"},
+    ]
+    gpu_run.forget_failures(path)
+    for record in [*wrong, *right]:
+        gpu_work.append(path, record)
+    gpu_run.forget_failures(path)
+    assert gpu_work.read(path) == right
+
+
 def test_what_is_measured_beside_its_prediction() -> None:
     items = list(gpu_paper.items(None))
     names = [(group, name) for group, name, _, _ in items]
