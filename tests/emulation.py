@@ -35,10 +35,15 @@ class DeviceArray(np.ndarray[Any, Any]):
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
-            "data": (self.ctypes.data, False),
+            "data": (self.ctypes.data if self.size else 0, False),  # as CuPy says it
             "strides": self.strides,
             "version": 3,
         }
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """The same, for the emulated kernels."""
+        return self.__cuda_array_interface__
 
     def __dlpack_device__(self) -> tuple[Any, Any]:
         return (2, 0)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -31,6 +31,7 @@ from conftest import (
     assert_same_bits,
     cast,
     make,
+    no_gpu,
     random_state,
 )
 from emulation import EmulatedCuda, Looks, StandIn, emulated_kernels
@@ -51,7 +52,7 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dev
         try:
             found = device.get_device("cuda")
         except ValueError as error:
-            pytest.skip(str(error))
+            no_gpu(str(error))
     else:
         kernels = StandIn() if request.param == "stand-in" else emulated_kernels()
         found = EmulatedCuda(kernels)
@@ -370,18 +371,19 @@ def test_state_gradients_are_refused(cuda: device.Cuda) -> None:
 def test_linear(cuda: device.Cuda) -> None:
     for bias in (True, False):
         layer, twin = rk.Linear(5, 3, bias=bias), rk.Linear(5, 3, bias=bias, device="cuda")
-        move(cuda, layer, twin)
-        x = np.random.default_rng(0).standard_normal((2, 4, 5), dtype=np.float32)
-        y, tape = layer.forward(x)
-        got, got_tape = twin.forward(cuda.put(x))
-        agree(cuda, "y", got, y, 1e-5)
-        frozen = twin.freeze()
-        move(cuda, rk.Linear(5, 3, bias=bias), twin)
-        agree(cuda, "frozen y", frozen(cuda.put(x)), y, 1e-5)
-        dx, grads = tape.backward(y)
-        got_dx, got_grads = got_tape.backward(cuda.put(y))
-        agree(cuda, "dx", got_dx, dx, 1e-5)
-        agree_by_name(cuda, got_grads, grads)
+        for shape in ((2, 4, 5), (0, 5), (3, 0, 5)):
+            move(cuda, layer, twin)
+            x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+            y, tape = layer.forward(x)
+            got, got_tape = twin.forward(cuda.put(x))
+            agree(cuda, "y", got, y, 1e-5)
+            frozen = twin.freeze()
+            move(cuda, rk.Linear(5, 3, bias=bias), twin)
+            agree(cuda, "frozen y", frozen(cuda.put(x)), y, 1e-5)
+            dx, grads = tape.backward(y)
+            got_dx, got_grads = got_tape.backward(cuda.put(y))
+            agree(cuda, "dx", got_dx, dx, 1e-5)
+            agree_by_name(cuda, got_grads, grads)
 
 
 def test_loss(cuda: device.Cuda) -> None:
@@ -637,6 +639,30 @@ def test_a_driver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
     with pytest.raises(ValueError, match=r"does not answer .driver version is insufficient"):
         rk.LSTM(2, 3, device="cuda")
+
+
+def test_the_memory_of_a_tensor_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch is told which stream reads it; a stand-in, for there is no GPU to hold a tensor."""
+
+    class Tensor(emulation.DeviceArray):
+        device: Any = "cuda:0"
+        recorded: ClassVar[list[Any]] = []
+
+        def record_stream(self, stream: Any) -> None:
+            self.recorded.append(stream)
+
+    def stream(pointer: int, device: Any) -> tuple[int, Any]:
+        return (pointer, device)
+
+    torch = SimpleNamespace(Tensor=Tensor, cuda=SimpleNamespace(ExternalStream=stream))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    cuda = EmulatedCuda(StandIn())
+    monkeypatch.setattr(cuda.xp, "ndarray", SimpleNamespace)  # a tensor is no array of CuPy's
+    monkeypatch.setattr(cuda.xp, "from_dlpack", lambda a: a, raising=False)
+    monkeypatch.setattr(cuda, "_stream", lambda: 77)
+    x = np.zeros((2, 3), np.float32).view(Tensor)
+    assert cuda.array("x", x) is x
+    assert Tensor.recorded == [(77, "cuda:0")]
 
 
 def test_info_names_the_device(cuda: device.Cuda) -> None:

@@ -39,6 +39,8 @@ inline std::string shape_text(const std::vector<Index>& shape) {
 
 // What an array says of itself; strides in bytes.
 struct DeviceArray {
+  static constexpr std::uintptr_t kNowhere = 512;  // aligned as any array is; never read
+
   std::string name, type;
   std::uintptr_t address = 0;
   Index item_size = 0;
@@ -56,6 +58,8 @@ struct DeviceArray {
       shape = facts["shape"].cast<std::vector<Index>>();
       const auto data = facts["data"].cast<py::tuple>();
       address = data[0].cast<std::uintptr_t>(), read_only = data[1].cast<bool>();
+      // CuPy's arrays without elements lie at 0, which as a pointer would say that there is no array.
+      if (address == 0 && size() == 0) address = kNowhere;
       item_size = std::stoll(type.substr(2));
       strides = dense_strides();
       if (facts.contains("strides") && !facts["strides"].is_none())

@@ -14,6 +14,7 @@
 #include "cuda/kernels.h"
 
 #ifdef RNNKERN_EMULATION
+#include "cuda/block.h"
 #include "cuda/emulation.h"
 #endif
 
@@ -410,7 +411,8 @@ py::dict facts(const std::string& cell) {
 }
 
 #ifdef RNNKERN_EMULATION
-void set_device_facts(int multiprocessors, int shared_bytes, Index run_bytes, bool descending) {
+void set_device_facts(int multiprocessors, int shared_bytes, Index run_bytes, bool descending,
+                      std::uint32_t most_polls) {
   cuda::set_device({.name = "emulation",
                     .major = 9,
                     .minor = 0,
@@ -418,7 +420,7 @@ void set_device_facts(int multiprocessors, int shared_bytes, Index run_bytes, bo
                     .shared_bytes = shared_bytes,
                     .memory_bytes = Index{1} << 30,
                     .run_bytes = run_bytes},
-                   descending);
+                   descending, most_polls);
 }
 #endif
 
@@ -460,16 +462,20 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
         "dweight_hh, dbias, dbias_hn as in _core.backward. Directions may share dx. Of stacked "
         "layers the first alone has dx and the last alone dy; the x of each other is the y below "
         "it, times the mask.");
+  m.def("force_groups", cuda::force_groups, py::arg("groups"),
+        "To measure with: the groups of the batch that every later plan must have; 0 as is best.");
   m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("transpose_a"),
         py::arg("transpose_b"), py::arg("bias"), py::arg("accumulate"), py::arg("compute"),
         py::arg("stream"),
         "out = a @ b + bias for C-contiguous 2-D arrays; with accumulate, out += a @ b.");
 #ifdef RNNKERN_EMULATION
-  m.def("set_device_facts", set_device_facts, py::arg("multiprocessors") = 8,
-        py::arg("shared_bytes") = 227 << 10, py::arg("run_bytes") = Index{256} << 20,
-        py::arg("descending") = false,
-        "The device that is made up: its size, what the buffers of a run of steps may take, and "
-        "whether a block's threads run from the last to the first.");
+  m.def(
+      "set_device_facts", set_device_facts, py::arg("multiprocessors") = 8,
+      py::arg("shared_bytes") = 227 << 10, py::arg("run_bytes") = Index{256} << 20,
+      py::arg("descending") = false, py::arg("most_polls") = cuda::kMostPolls,
+      "The device that is made up: its size, what the buffers of a run of steps may take, whether "
+      "a block's threads run from the last to the first, and how often a block asks for a flag "
+      "before the launch is given up.");
 #endif
 }
 

@@ -1,6 +1,7 @@
 #include "cuda/engine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -113,6 +114,8 @@ struct Workspace {
   T* scratch[kMaxPasses];  // (B, saved, H) where the caller keeps nothing
 };
 
+std::atomic<int> forced_groups = 0;
+
 template <class T>
 PlanRequest request_of(const Shape& shape, bool backward) {
   const auto& cell = cell_shape(shape.cell);
@@ -124,7 +127,8 @@ PlanRequest request_of(const Shape& shape, bool backward) {
                       .field_bytes = sizeof(T),
                       .units = shape.units,
                       .batch = shape.batch,
-                      .passes = shape.passes};
+                      .passes = shape.passes,
+                      .groups = forced_groups};
   for (int p = 0; p < cell.phases; ++p) {
     const int gates = cell.phase[p].count;
     request.weights[p] =
@@ -513,6 +517,8 @@ ChosenPlan plan_of(const Shape& shape, bool backward) {
   if (!plan) refuse_plan(request);
   return *plan;
 }
+
+void force_groups(int groups) { forced_groups = groups; }
 
 template <class T>
 LayerSplit layer_split(const Shape& shape, int layers, bool backward) {

@@ -72,6 +72,9 @@ struct BackwardLayer {
 template <class T>
 ChosenPlan plan_of(const Shape& shape, bool backward);
 
+// To measure with: the groups of the batch that every later plan must have; 0 as plans choose them.
+void force_groups(int groups);
+
 template <class T>
 Index forward_workspace(const Shape& shape);
 template <class T>

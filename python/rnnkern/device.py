@@ -536,9 +536,20 @@ class Cuda(Device):
                 )
             # DLPack first: it orders the two libraries' streams without waiting.
             take = self.xp.from_dlpack if hasattr(value, "__dlpack__") else self.xp.asarray
+            self._keep_from_reuse(value)
             value = from_dlpack(name, value, take)
         array: Array = value
         return array
+
+    def _keep_from_reuse(self, value: Any) -> None:
+        """Have PyTorch give a tensor's memory to no one else before our stream is done with it.
+
+        Once nothing holds the tensor PyTorch reuses its memory at once, in the order of its own
+        stream, of which work that we have only queued knows nothing.
+        """
+        torch: Any = sys.modules.get("torch")
+        if torch is not None and isinstance(value, torch.Tensor):
+            value.record_stream(torch.cuda.ExternalStream(self._stream(), device=value.device))
 
     def put(self, array: Any) -> Array:
         moved: Array = self.xp.asarray(array)
