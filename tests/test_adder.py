@@ -262,6 +262,26 @@ def test_the_learning_rate_rises_then_falls_to_nothing(monkeypatch: pytest.Monke
     assert 0 <= rates[-1] < 0.0005
 
 
+def joint_norm(arrays: Any) -> float:
+    return float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in arrays)))
+
+
+def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = {}
+    for clip in (1e-3, 1e3):
+        training = Training(Adder(replace(TINY, clip=clip)))
+        given: list[float] = []
+        monkeypatch.setattr(
+            training.optimizer,
+            "step",
+            lambda grads, lr, given=given: given.append(joint_norm(grads.values())),
+        )
+        training.advance()
+        (norms[clip],) = given
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-5)
+    assert 1e-2 < norms[1e3] < 1e3, "within the larger bound"
+
+
 def test_a_diverged_run_stops() -> None:
     training = Training(Adder(TINY))
     training.adder.model.params["output.bias"][0] = np.nan
