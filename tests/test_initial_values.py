@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -34,18 +32,6 @@ def assert_uniform(name: str, array: Array, bound: float) -> None:
     assert array.var() == pytest.approx(bound**2 / 3, rel=0.2), name
 
 
-@pytest.mark.parametrize(("kind", "gates"), [(rk.RNN, 1), (rk.GRU, 3), (rk.LSTM, 4)])
-def test_orthogonal_matrices_are_one_for_each_gate(kind: Any, gates: int) -> None:
-    layer = kind(5, 16, 2, dtype="float64", seed=0, recurrent_init="orthogonal")
-    blocks = []
-    for name in ("weight_hh_l0", "weight_hh_l1"):
-        blocks += np.split(layer.params[name], gates)
-    for block in blocks:
-        np.testing.assert_allclose(block @ block.T, np.eye(16), atol=1e-12)
-    assert len({block.tobytes() for block in blocks}) == 2 * gates
-    assert_uniform("weight_ih_l1", layer.params["weight_ih_l1"], 0.25)
-
-
 def test_orthogonal_matrices_are_of_either_sign() -> None:
     """A QR factorisation alone gives a 1 x 1 matrix one sign, not both alike."""
     signs = [
@@ -54,16 +40,6 @@ def test_orthogonal_matrices_are_of_either_sign() -> None:
     ]
     assert set(signs) == {-1.0, 1.0}
     assert 16 <= signs.count(1.0) <= 48
-
-
-def test_the_forget_bias_is_the_forget_gates() -> None:
-    plain = rk.LSTM(3, 4, 2, bidirectional=True, seed=0)
-    layer = rk.LSTM(3, 4, 2, bidirectional=True, seed=0, forget_bias=1.5)
-    for name, array in layer.params.items():
-        expected = plain.params[name].copy()
-        if name.startswith("bias"):
-            expected[4:8] = 1.5
-        np.testing.assert_array_equal(array, expected)
 
 
 def test_a_seed_repeats_and_none_does_not() -> None:
