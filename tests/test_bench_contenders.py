@@ -21,6 +21,7 @@ from rnnkern.bench import adder, command, cost, layers, memory, native, peers, s
 from rnnkern.bench.peers import Contender, DisagreementError, contenders, make_case
 from rnnkern.bench.problems import Problem
 from rnnkern.bench.timing import Spread
+from rnnkern.cli import main
 
 from conftest import using_threads
 
@@ -89,6 +90,9 @@ class FakeLibrary:
 
     def peer_delete(self, *_: Any) -> None:
         self.calls.append("delete")
+
+    def peer_version(self) -> bytes:
+        return b"2.6.3"
 
 
 @contextmanager
@@ -214,6 +218,19 @@ def test_onnxruntime_has_the_threads_asked_for(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(runtime, "InferenceSession", noted)
     contenders(make_case(SMALL), threads=2)
     assert seen == [2]
+
+
+def test_records_name_the_libraries_versions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(native, "_load", lambda name: FakeLibrary() if name == "onednn" else None)
+    path = tmp_path / "numbers.json"
+    with using_threads(1):
+        assert main(["bench", "memory", "--quick", "--json", str(path)]) == 0
+    versions = json.loads(path.read_text())["facts"]["versions"]
+    assert versions["onednn"] == "2.6.3"
+    assert versions["onnxruntime"]
+    assert "libxsmm" not in versions
 
 
 def test_libraries_have_the_threads_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

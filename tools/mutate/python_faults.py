@@ -785,6 +785,27 @@ _PROGRAMS = [
         "test_serialize.py::test_every_altered_byte_is_noticed",
     ),
     _fault(
+        f"{_BENCH}/command.py",
+        "a-record-names-no-version-of-the-libraries",
+        '    facts["versions"].update(native.versions())\n',
+        "",
+        "test_bench_contenders.py::test_records_name_the_libraries_versions",
+    ),
+    _fault(
+        f"{_BENCH}/documents.py",
+        "a-document-is-not-made-from-its-record",
+        'return f"{begin}{make(*records)}\\n{end}"',
+        "return match.group()",
+        "test_documents.py::test_the_command_makes_a_table_anew",
+    ),
+    _fault(
+        f"{_BENCH}/documents.py",
+        "a-span-is-its-median-and-its-greatest",
+        "(min(numbers), max(numbers))",
+        "(sorted(numbers)[len(numbers) // 2], max(numbers))",
+        "test_documents.py::test_tables_of_layers",
+    ),
+    _fault(
         f"{_PACKAGE}/record.py",
         "a-record-names-no-commit",
         '        "build": build(),\n',

@@ -13,7 +13,7 @@ from typing import Any
 
 from rnnkern import get_num_threads, record, set_num_threads
 from rnnkern._checks import positive_int
-from rnnkern.bench import adder, cost, documents, layers, memory, report, stream
+from rnnkern.bench import adder, cost, documents, layers, memory, native, report, stream
 from rnnkern.bench.problems import CELLS, grid
 from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress
@@ -77,6 +77,7 @@ def _run(options: argparse.Namespace) -> None:
             path.touch()
     set_peer_threads(options.threads)
     facts = record.facts()
+    facts["versions"].update(native.versions())
     run = _Run(options)
     with Progress() as run.progress:
         print(
