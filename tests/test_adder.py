@@ -42,6 +42,7 @@ def test_questions_and_answers_are_encoded_as_documented() -> None:
     encoding = Encoding(3)
     # 061+535 from its end; 0596 from its end.
     assert encoding.questions(numbers(61), numbers(535))[:, 0].tolist() == [5, 3, 5, 10, 1, 6, 0]
+    assert encoding.questions(numbers(12), numbers(345))[:, 0].tolist() == [5, 4, 3, 10, 2, 1, 0]
     answers = encoding.answers(numbers(596))
     assert answers[:, 0].tolist() == [6, 9, 5, 0]
     assert encoding.fed(answers)[:, 0].tolist() == [10, 6, 9, 5]

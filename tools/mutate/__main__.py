@@ -110,7 +110,7 @@ class Copy:
             "cmake", "-S", str(self._folder), "-B", str(self._build), "-G", "Ninja",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
+            "-DCMAKE_BUILD_TYPE=Faults", "-DCMAKE_CXX_FLAGS_FAULTS=-O0",  # compiled soonest
             "-DRNNKERN_ISAS=avx2", "-DRNNKERN_CUDA=OFF",
         )  # fmt: skip
 
