@@ -332,6 +332,20 @@ def test_a_line_is_of_medians(monkeypatch: pytest.MonkeyPatch, training: bool) -
     assert line["intensity"] == pytest.approx(problem.flops / (reads * problem.recurrent_bytes))
 
 
+def test_steps_and_blocks_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "alternate", alternated)
+    line = stream.measure("lstm", 8, 0.0)
+    assert line["step_ms"] == {**dict.fromkeys(line["step_ms"], 6000.0), "rnnkern": 2000.0}
+    assert line["block_ms"] == {**dict.fromkeys(line["block_ms"], 6000.0), "rnnkern": 2000.0}
+
+
+def test_costs_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "make_case", lambda problem: None)
+    monkeypatch.setattr(cost, "rnnkern_contender", lambda case: SimpleNamespace(run=None))
+    monkeypatch.setattr(cost, "alternate", alternated)
+    assert {line["ms"] for line in cost.measure_cost("lstm", 0.0)} == {6000.0}
+
+
 def test_tables_of_the_adder_and_of_streams_have_the_peers_time_over_ours() -> None:
     times = {"rnnkern": {"ms": 2.0}, "torch": {"ms": 5.0}}
     line = {"cell": "lstm", "threads": 1, "results": times, "shares": {"Adam": 1.0}}

@@ -163,6 +163,27 @@ _CONTENDERS = [
         "test_bench_contenders.py::test_a_line_is_of_medians",
     ),
     _fault(
+        f"{_BENCH}/stream.py",
+        "a-streams-steps-are-told-by-their-best",
+        '"step_ms": {n: s.median',
+        '"step_ms": {n: s.low',
+        "test_bench_contenders.py::test_steps_and_blocks_are_medians",
+    ),
+    _fault(
+        f"{_BENCH}/stream.py",
+        "a-streams-blocks-are-told-by-their-best",
+        '"block_ms": {n: s.median',
+        '"block_ms": {n: s.low',
+        "test_bench_contenders.py::test_steps_and_blocks_are_medians",
+    ),
+    _fault(
+        f"{_BENCH}/cost.py",
+        "costs-are-told-by-their-best",
+        '"ms": times[f"{what} {problem}"].median * 1e3',
+        '"ms": times[f"{what} {problem}"].low * 1e3',
+        "test_bench_contenders.py::test_costs_are_medians",
+    ),
+    _fault(
         f"{_BENCH}/layers.py",
         "a-training-step-reads-the-weights-once",
         "passes = 2 if problem.training else 1",
