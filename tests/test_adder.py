@@ -43,6 +43,7 @@ def test_questions_and_answers_are_encoded_as_documented() -> None:
     encoding = Encoding(3)
     # 061+535 from its end; 0596 from its end.
     assert encoding.questions(numbers(61), numbers(535))[:, 0].tolist() == [5, 3, 5, 10, 1, 6, 0]
+    assert encoding.questions(numbers(12), numbers(345))[:, 0].tolist() == [5, 4, 3, 10, 2, 1, 0]
     answers = encoding.answers(numbers(596))
     assert answers[:, 0].tolist() == [6, 9, 5, 0]
     assert encoding.fed(answers)[:, 0].tolist() == [10, 6, 9, 5]
@@ -278,6 +279,26 @@ def test_the_learning_rate_rises_then_falls_to_nothing(monkeypatch: pytest.Monke
     assert np.all(np.diff(rates[:peak]) > 0)
     assert np.all(np.diff(rates[peak:]) < 0)
     assert 0 <= rates[-1] < 0.0005
+
+
+def joint_norm(arrays: Any) -> float:
+    return float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in arrays)))
+
+
+def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = {}
+    for clip in (1e-3, 1e3):
+        training = Training(Adder(replace(TINY, clip=clip)))
+        given: list[float] = []
+        monkeypatch.setattr(
+            training.optimizer,
+            "step",
+            lambda grads, lr, given=given: given.append(joint_norm(grads.values())),
+        )
+        training.advance()
+        (norms[clip],) = given
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-5)
+    assert 1e-2 < norms[1e3] < 1e3, "within the larger bound"
 
 
 def test_a_diverged_run_stops() -> None:

@@ -216,6 +216,21 @@ def test_only_operands_are_rounded(cell: str) -> None:
         assert_close("state", got, want, NEAR if cell == "gru_before" else 1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 40])
+def test_operands_are_rounded_to_the_nearest_ties_to_even(rows: int) -> None:
+    """A layer that gives its input back, rounded: half way between two bfloat16 above all."""
+    layer = rk.RNN(16, 16, nonlinearity="relu", compute="bfloat16")
+    for name, array in layer.params.items():
+        array[...] = np.eye(16) if name == "weight_ih_l0" else 0.0
+    step = np.float32(2.0**-7)  # between bfloat16 of 1 to 2
+    places = np.arange(16, dtype=np.float32)
+    below, above, even = places, places + 1, places + places % 2
+    for share, nearest in ((0.49, below), (0.51, above), (0.5, even)):
+        x = np.broadcast_to(1 + (places + np.float32(share)) * step, (3, rows, 16))
+        y, _ = layer(x.astype(np.float32))
+        np.testing.assert_array_equal(y, np.broadcast_to(1 + nearest * step, y.shape))
+
+
 def test_numbers_that_are_not_finite_stay_so() -> None:
     layer = make("rnn_relu", 1, 3, compute="bfloat16")
     layer.params["weight_ih_l0"][:, 0] = [np.inf, np.nan, np.finfo(np.float32).max]

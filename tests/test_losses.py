@@ -56,6 +56,10 @@ def test_masked_places_do_not_matter() -> None:
     again, again_dlogits = rk.softmax_cross_entropy(logits, targets, mask)
     assert again == loss
     assert again_dlogits.tobytes() == dlogits.tobytes()
+    # The mean is that of the places that count, as if there were no others.
+    alone, alone_dlogits = rk.softmax_cross_entropy(logits[mask], targets[mask])
+    assert loss == pytest.approx(alone, rel=1e-6)
+    np.testing.assert_allclose(dlogits[mask], alone_dlogits, rtol=1e-6)
 
 
 def test_huge_logits_neither_overflow_nor_vanish() -> None:

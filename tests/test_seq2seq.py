@@ -118,6 +118,21 @@ def test_dropout_follows_its_key() -> None:
         model.forward(*arguments)
 
 
+def test_no_two_keys_drop_the_same_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither do encoder and decoder: at every key each has a key of its own."""
+    model = make("stacked", dropout=0.5)
+    forward, keys = rk.LSTM.forward, []
+
+    def noted(self: Any, *arguments: Any, **options: Any) -> Any:
+        keys.append(options["dropout_key"])
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(rk.LSTM, "forward", noted)
+    for key in range(3):
+        model.forward(tokens((4, 3), SOURCE), None, tokens((3, 3), TARGET), dropout_key=key)
+    assert len(set(keys)) == len(keys) == 6
+
+
 def log_probability(model: Any, source: Any, answer: tuple[int, ...]) -> float:
     """Of ``answer``, its eos included if it has one, by teacher forcing in float64."""
     fed = np.array([BOS, *answer[:-1]])[:, np.newaxis]

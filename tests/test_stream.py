@@ -328,6 +328,16 @@ def rounded(array: Array) -> Array:
     return np.ldexp(np.round(fraction * 256) / 256, exponent).astype(np.float32)
 
 
+def test_bfloat16_weights_half_way_between_two_are_rounded_to_the_even_one() -> None:
+    layer = make("rnn_relu", 16, 16)
+    places = np.arange(16, dtype=np.float32)
+    for name, array in layer.params.items():
+        half_way = np.diag(1 + (places + np.float32(0.5)) * np.float32(2.0**-7))
+        array[...] = half_way if name == "weight_ih_l0" else 0.0
+    y = layer.stream(weights="bfloat16").step(np.ones((1, 16), np.float32))
+    np.testing.assert_array_equal(y[0], 1 + (places + places % 2) * np.float32(2.0**-7))
+
+
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("hidden", [1, 16, 33])
 @pytest.mark.parametrize("cell", CELLS)

@@ -235,8 +235,8 @@ class Adam(Optimizer):
         TypeError: As for ``Optimizer``.
         ValueError: As for ``Optimizer``, or a hyper-parameter out of range.
 
-    Source: Kingma and Ba, "Adam: a method for stochastic optimization" (2015); Loshchilov and
-    Hutter, "Decoupled weight decay regularization" (2019).
+    Source: Kingma and Ba, "Adam: a method for stochastic optimization" (2015), whose defaults
+    these are; Loshchilov and Hutter, "Decoupled weight decay regularization" (2019).
 
     """
 
