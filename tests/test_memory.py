@@ -225,9 +225,10 @@ def test_indices_may_change_meanwhile(what: str) -> None:
     """A child checks them, releases the GIL, and must not look at them again."""
     lines = [line[8:] for line in RACES[what].splitlines()]
     code = """
-import threading, time
+import sys, threading, time
 import numpy as np, rnnkern as rk
 from rnnkern import _core
+sys.setswitchinterval(1e-5)
 {}
 done = threading.Event()
 def scribble():
