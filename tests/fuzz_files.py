@@ -63,6 +63,7 @@ def play(case: Any) -> None:
 
     with folder() as path, warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "dropout=", UserWarning)  # the layer's own advice
         path.write_bytes(mutant)
         case.call(f"load_checkpoint of a file, {change.__name__}, of {len(mutant)} bytes", check)
 
@@ -211,11 +212,11 @@ def hostile(rng: random.Random, content: bytes, other: bytes) -> bytes:
 def change(rng: random.Random, header: Any, other: Any) -> None:
     """One change somewhere in ``header``."""
     places = list(nodes(header))
-    if isinstance(header.get("__metadata__"), dict) and rng.random() < 0.5:
+    if isinstance(header.get("__metadata__"), dict) and rng.random() < 0.7:
         places = list(nodes(header["__metadata__"])) or places  # few, but they decide most
     holder, key = rng.choice(places)
     value = holder[key]
-    kind = rng.randrange(8)
+    kind = rng.randrange(14)  # half of them put another value there
     if kind == 0:
         del holder[key]
     elif kind == 1 and isinstance(holder, dict):
@@ -236,7 +237,8 @@ def change(rng: random.Random, header: Any, other: Any) -> None:
             nested = rng.choice([[nested], {"a": nested}])
         holder[key] = nested
     else:
-        holder[key] = rng.choice(TEXTS if rng.random() < 0.5 else NUMBERS)
+        same = TEXTS if isinstance(value, str) else NUMBERS
+        holder[key] = rng.choice(same if rng.random() < 0.8 else [*TEXTS, *NUMBERS])
 
 
 def nodes(tree: Any) -> Any:
