@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from test_threads import run_all
 import rnnkern as rk
 from rnnkern import _core
 from rnnkern.adder import Adder, Settings, Training
+from rnnkern.stream import _SHARED_STEP_FLOPS
 
 import reference
 from conftest import (
     CELLS,
+    CLASSES,
     as_layer_state,
     as_tuple,
     assert_close,
@@ -99,7 +102,7 @@ def check_threads(cell: str, size: tuple[int, int, int, int]) -> None:
 
 
 def check_stream(cell: str) -> None:
-    """Steps and blocks take rounded operands too: on some instruction sets in another order."""
+    """Steps and blocks take rounded operands too."""
     layer = make(cell, 6, 33, 2, compute="bfloat16")
     for x in (draw(5, 3, 6), np.arange(15).reshape(5, 3) % 6):
         want, last = layer(x)
@@ -108,6 +111,22 @@ def check_stream(cell: str) -> None:
         for got, state in zip(as_tuple(steps.state), as_tuple(last), strict=True):
             assert_close("state", got, state, STACKED)
         assert_same_bits("block", blocks.block(x), want)
+
+
+def check_steps(cell: str) -> None:
+    """A step has the bits of a block of one, whatever the sizes and who takes it."""
+    sizes = [(1, 6, 33), (3, 1, 1), (15, 35, 8), (16, 35, 64), (19, 300, 9)]
+    for batch, inputs, hidden in sizes:
+        layer = make(cell, inputs, hidden, 2, compute="bfloat16")
+        dense = draw(4, batch, inputs)
+        tokens = np.random.default_rng(0).integers(0, inputs, (4, batch))
+        for x in (dense, tokens):
+            steps, blocks = layer.stream(batch), layer.stream(batch)
+            assert steps._stepper is not None
+            for x_t in x:
+                assert_same_bits(f"{batch}", steps.step(x_t), blocks.block(x_t[None])[0])
+            for got, want in zip(as_tuple(steps.state), as_tuple(blocks.state), strict=True):
+                assert_same_bits("state", got, want)
 
 
 def check_everything() -> None:
@@ -120,6 +139,7 @@ def check_everything() -> None:
             check_threads(cell, size)
         check_one_step(cell, DEEP)
         check_stream(cell)
+        check_steps(cell)
     print(_core.isa())
 
 
@@ -128,6 +148,30 @@ def test_every_instruction_set(isa: str) -> None:
     done = run_python("import test_bfloat16; test_bfloat16.check_everything()", RNNKERN_ISA=isa)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [isa]
+
+
+def check_large_steps() -> None:
+    """Of so many flops that a second thread joins in, if there is one. Run in a child."""
+    for cell in CELLS:
+        for compute, batch in ((None, 1), ("bfloat16", 1), ("bfloat16", 16)):
+            gates = len(CLASSES[cell][0].gates)
+            hidden = math.isqrt(int(_SHARED_STEP_FLOPS) // (2 * batch * gates)) + 1
+            layer = make(cell, 40, hidden, compute=compute)
+            x = draw(3, batch, 40)
+            results = []
+            for threads in (1, 2):
+                with using_threads(threads):
+                    stream = layer.stream(batch)
+                    results.append([*(stream.step(x_t) for x_t in x), *as_tuple(stream.state)])
+            for got, want in zip(*results, strict=True):
+                assert_same_bits(f"{cell} {compute} {batch}", got, want)
+
+
+@pytest.mark.parametrize("isa", _core.supported_isas())
+def test_threads_change_no_bit_of_a_large_step(isa: str) -> None:
+    code = "import test_bfloat16; test_bfloat16.check_large_steps()"
+    done = run_python(code, RNNKERN_ISA=isa)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("dtype", ["float64", np.float64])

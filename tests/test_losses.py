@@ -71,6 +71,13 @@ def test_huge_logits_neither_overflow_nor_vanish() -> None:
     np.testing.assert_allclose(dlogits[1], [(1 - p) / 2, (p - 1) / 2, 0.0], rtol=1e-6)
 
 
+def test_logits_further_apart_than_float32_reaches() -> None:
+    logits = np.array([[3e38, -3e38], [-3e38, 3e38]], np.float32)
+    loss, gradient = rk.softmax_cross_entropy(logits, [1, 1])
+    assert loss == pytest.approx(3e38, rel=1e-6)
+    np.testing.assert_array_equal(gradient, [[0.5, -0.5], [0.0, 0.0]])
+
+
 def test_a_class_ruled_out() -> None:
     logits = np.array([[0.0, -np.inf, 0.0]])
     loss, dlogits = rk.softmax_cross_entropy(logits, np.array([0]))

@@ -157,6 +157,56 @@ def test_gradients_are_left_alone_and_the_rate_of_a_step_is_its_own() -> None:
         assert params["big"].tobytes() != arrays(0, "float32")["big"].tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("rule", "options"), RULES)
+def test_no_state_rests_among_the_denormal_numbers(
+    rule: str, options: dict[str, Any], dtype: str
+) -> None:
+    params = {"p": np.ones(40, dtype)}
+    optimizer = getattr(rk, rule)(params, **options)
+    optimizer.step({"p": np.logspace(-3, 3, 40, dtype=dtype)})
+    state = optimizer.state_dict()
+    tiny = np.finfo(dtype).tiny
+    for name, array in state.items():
+        if name != "steps":  # as many steps later
+            array *= tiny * 4
+    optimizer.load_state_dict(state)
+    for _ in range(400):
+        optimizer.step({"p": np.zeros(40, dtype)})
+    for name, array in optimizer.state_dict().items():
+        if name != "steps":
+            assert not np.any((array != 0.0) & (np.abs(array) < tiny)), name
+
+
+def test_adam_gets_over_a_gradient_whose_square_is_infinite() -> None:
+    p = {"p": np.zeros(2, np.float32)}
+    adam = rk.Adam(p, lr=0.01, betas=(0.9, 0.99))
+    adam.step({"p": np.array([2e19, -np.finfo(np.float32).max], np.float32)})
+    np.testing.assert_allclose(p["p"], [-0.01, 0.01], rtol=1e-5)
+    for _ in range(100):  # as large, so that the sum of the squares grows
+        adam.step({"p": np.array([2e19, -2e19], np.float32)})
+    for array in (*p.values(), *adam.state_dict().values()):
+        assert np.all(np.isfinite(array))
+    before = p["p"].copy()
+    for _ in range(12_000):  # until what was so large is forgotten
+        adam.step({"p": np.array([1.0, 1.0], np.float32)})
+    assert np.all(p["p"] < before - 1.0)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize(("rule", "options"), RULES)
+def test_a_gradient_that_is_not_finite_shows(
+    rule: str, options: dict[str, Any], bad: float
+) -> None:
+    params = {"p": np.ones(9, np.float32)}
+    optimizer = getattr(rk, rule)(params, **options)
+    for _ in range(2):
+        with np.errstate(invalid="ignore"):
+            optimizer.step({"p": np.array([1.0] * 8 + [bad], np.float32)})
+        assert np.all(np.isfinite(params["p"][:8]))
+        assert not np.isfinite(params["p"][8])
+
+
 @pytest.mark.parametrize("bad", [-1e-3, np.nan, np.inf])
 @pytest.mark.parametrize(
     ("rule", "name"),

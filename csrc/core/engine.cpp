@@ -19,6 +19,32 @@ const PassKernels<T>& pass_kernels(int cell, Compute compute) {
   }
 }
 
+// The plan of a call.
+template <class T>
+Plan plan_of(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute) {
+  return plan_for<T>(cell, schedule.steps, schedule.batch,
+                     static_cast<double>(schedule.offset[schedule.steps]), inputs, units, compute);
+}
+
+// How threads share what copies so many bytes.
+Plan packing_plan(Index bytes) {
+  constexpr Index kWorthSharing = Index{1} << 20;
+  Plan plan;
+  plan.row_groups = bytes < kWorthSharing ? 1 : max_threads();
+  return plan;
+}
+
+// A layer's own compute has the products of its passes, so that a step has the bits of a block.
+template <class T>
+const StepKernels<T>& step_kernels(int cell, bool narrow, Compute compute) {
+  const Backend& backend = *chosen_backend().backend;
+  if constexpr (std::is_same_v<T, float>) {
+    if (compute == Compute::bfloat16) return backend.for_bfloat16->steps[cell];
+  }
+  const auto& kernels = backend.kernels<T>().cells[cell];
+  return narrow || compute == Compute::bfloat16 ? kernels.narrow_step : kernels.step;
+}
+
 }  // namespace
 
 template <class T>
@@ -33,11 +59,8 @@ PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, Pass 
   const auto& kernels = pass_kernels<T>(cell, compute);
   const auto& panels = pass == Pass::forward ? kernels.forward_panels : kernels.backward_panels;
   const Index bytes = panels.bytes(parameters, with_input);
-  constexpr Index kWorthSharing = Index{1} << 20;
-  Plan plan;
-  plan.row_groups = bytes < kWorthSharing ? 1 : max_threads();
   bytes_ = AlignedBytes(bytes);
-  run_team(plan, [&](const Worker& worker) {
+  run_team(packing_plan(bytes), [&](const Worker& worker) {
     panels.pack(parameters, with_input, worker, bytes_.get());
   });
 }
@@ -51,14 +74,13 @@ bool PackedWeights<T>::fits(int cell, Index inputs, Index units, Pass pass, bool
 
 template <class T>
 Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c,
-                    bool narrow, Compute compute)
-    : kernels_(narrow || compute == Compute::bfloat16
-                   ? chosen_backend().backend->kernels<T>().cells[cell].narrow_step
-                   : chosen_backend().backend->kernels<T>().cells[cell].step) {
+                    bool narrow, Compute compute, bool by_token)
+    : kernels_(step_kernels<T>(cell, narrow, compute)) {
   if (!kernels_.run) throw std::invalid_argument("narrow weights are for float32 alone");
   Index scratch = 0;
   const T* below = nullptr;
-  for (const auto& layer : layers) {
+  for (std::size_t k = 0; k < layers.size(); ++k) {
+    const auto& layer = layers[k];
     problems_.push_back({.inputs = layer.inputs,
                          .units = layer.units,
                          .batch = batch,
@@ -70,7 +92,8 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
                          .round_operands = compute == Compute::bfloat16,
                          .back = false});
     packed_.emplace_back(kernels_.packed_bytes(layer));
-    kernels_.pack(layer, packed_.back().get());
+    const bool with_input = !by_token || k > 0;
+    kernels_.pack(layer, with_input, packed_.back().get());
     flops_ += 2.0 * static_cast<double>(all_cells()[static_cast<std::size_t>(cell)].gates * batch *
                                         layer.units * (layer.units + layer.inputs));
     scratch = std::max(scratch, kernels_.scratch(problems_.back()));
@@ -79,11 +102,17 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
     if (c) c += batch * layer.units;
   }
   scratch_ = AlignedBytes(scratch);
+  if (by_token) first_ = layers[0], seen_.resize(static_cast<std::size_t>(layers[0].inputs));
 }
 
 template <class T>
 void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
   back_ = !back_;
+  for (Index b = 0; by_token() && b < batch(); ++b) {
+    const auto token = static_cast<std::size_t>(tokens[b]);
+    if (!seen_[token]) kernels_.pack_token(first_, tokens[b], packed_[0].get());
+    seen_[token] = true;
+  }
   for (std::size_t k = 0; k < problems_.size(); ++k) {
     StepProblem<T> problem = problems_[k];
     if (k == 0) problem.x = x, problem.x_row = problem.inputs, problem.tokens = tokens;
@@ -95,20 +124,21 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
 }
 
 template <class T>
-Plan plan_for(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute) {
+Plan plan_for(int cell, Index steps, Index batch, double live, Index inputs, Index units,
+              Compute compute) {
   const double gates = all_cells()[static_cast<std::size_t>(cell)].gates;
-  const double columns = static_cast<double>(inputs + units),
+  const double columns = static_cast<double>(inputs) + static_cast<double>(units),
                per_unit = 2 * gates * static_cast<double>(units);
   const double per_row = per_unit * static_cast<double>(units);
-  const Index live = schedule.offset[schedule.steps];
+  constexpr double kMostBytes = 1e18;
   const double element = compute == Compute::exact ? sizeof(T) : sizeof(Bfloat16);
   return make_plan(
-      {.steps = schedule.steps,
-       .batch = schedule.batch,
+      {.steps = steps,
+       .batch = batch,
        .units = units,
-       .step_flops = per_row * static_cast<double>(live) / static_cast<double>(schedule.steps),
-       .total_flops = static_cast<double>(live) * per_unit * columns,
-       .weight_bytes = static_cast<Index>(per_row / 2 * element)},
+       .step_flops = per_row * live / static_cast<double>(steps),
+       .total_flops = live * per_unit * columns,
+       .weight_bytes = static_cast<Index>(std::min(per_row / 2 * element, kMostBytes))},
       max_threads());
 }
 
@@ -119,7 +149,7 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
   ForwardProblem<T> problem = given;
   const auto& [inputs, units, w_ih, w_hh, bias, bias_hn] = problem.parameters;
   const auto& schedule = problem.schedule;
-  const Plan plan = plan_for<T>(cell, schedule, inputs, units, compute);
+  const Plan plan = plan_of<T>(cell, schedule, inputs, units, compute);
   // So few rows are one run of steps: every panel of W_ih is used once, and need not be kept.
   constexpr Index kWorthKeeping = 512;
   const bool worth_keeping = schedule.offset[schedule.steps] > kWorthKeeping;
@@ -149,11 +179,42 @@ void backward(int cell, const BackwardProblem<T>& problem, Compute compute,
                    compute))
     throw std::invalid_argument("packed must be of these weights, for this pass and compute");
   const auto& kernels = pass_kernels<T>(cell, compute);
-  const Plan plan = plan_for<T>(cell, problem.schedule, problem.inputs, problem.units, compute);
+  const Plan plan = plan_of<T>(cell, problem.schedule, problem.inputs, problem.units, compute);
   const AlignedBytes scratch(kernels.backward_scratch(problem, plan.threads()));
   run_team(plan, [&](const Worker& worker) {
     kernels.backward(problem, worker, packed.data(), scratch.get());
   });
+}
+
+template <class T>
+PackedMatrix<T>::PackedMatrix(const T* matrix, const T* bias, Index rows, Index columns)
+    : problem_{.rows = 0,
+               .columns = rows,
+               .depth = columns,
+               .a = nullptr,
+               .a_row = columns,
+               .a_depth = 1,
+               .b = matrix,
+               .b_depth = 1,
+               .b_column = columns,
+               .bias = bias,
+               .c = nullptr,
+               .c_row = rows,
+               .accumulate = false} {
+  const auto& kernels = chosen_backend().backend->kernels<T>();
+  const Index bytes = kernels.matmul_packed_bytes(problem_);
+  bytes_ = AlignedBytes(bytes);
+  run_team(packing_plan(bytes),
+           [&](const Worker& worker) { kernels.matmul_pack(problem_, worker, bytes_.get()); });
+  problem_.packed = bytes_.get();
+  problem_.b = problem_.bias = nullptr;
+}
+
+template <class T>
+void PackedMatrix<T>::times(const T* x, Index count, T* y) const {
+  MatmulProblem<T> problem = problem_;
+  problem.a = x, problem.rows = count, problem.c = y;
+  matmul(problem);
 }
 
 template <class T>
@@ -170,10 +231,12 @@ void matmul(const MatmulProblem<T>& problem) {
 
 template class PackedWeights<float>;
 template class PackedWeights<double>;
+template class PackedMatrix<float>;
+template class PackedMatrix<double>;
 template class Stepper<float>;
 template class Stepper<double>;
-template Plan plan_for<float>(int, const Schedule&, Index, Index, Compute);
-template Plan plan_for<double>(int, const Schedule&, Index, Index, Compute);
+template Plan plan_for<float>(int, Index, Index, double, Index, Index, Compute);
+template Plan plan_for<double>(int, Index, Index, double, Index, Index, Compute);
 template void forward(int, const ForwardProblem<float>&, Compute, const PackedWeights<float>*);
 template void forward(int, const ForwardProblem<double>&, Compute, const PackedWeights<double>*);
 template void backward(int, const BackwardProblem<float>&, Compute, const PackedWeights<float>&);

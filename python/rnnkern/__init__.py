@@ -3,13 +3,14 @@
 from rnnkern.clip import clip_grad_norm, clip_grad_value
 from rnnkern.frozen import Frozen
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
-from rnnkern.linear import Linear
+from rnnkern.linear import FrozenLinear, Linear
 from rnnkern.losses import softmax_cross_entropy
 from rnnkern.machine import get_num_threads, info, set_num_threads
 from rnnkern.optim import SGD, Adam
+from rnnkern.parameters import Parameters
 from rnnkern.recurrent import Recurrent
 from rnnkern.seq2seq import Seq2Seq
-from rnnkern.serialize import FormatError, load, save
+from rnnkern.serialize import Checkpoint, FormatError, load, load_checkpoint, save
 from rnnkern.stream import Stream
 from rnnkern.tape import StateGradients, Tape
 
@@ -19,9 +20,12 @@ __all__ = [
     "RNN",
     "SGD",
     "Adam",
+    "Checkpoint",
     "FormatError",
     "Frozen",
+    "FrozenLinear",
     "Linear",
+    "Parameters",
     "Recurrent",
     "Seq2Seq",
     "SimplifiedGRU",
@@ -33,6 +37,7 @@ __all__ = [
     "get_num_threads",
     "info",
     "load",
+    "load_checkpoint",
     "save",
     "set_num_threads",
     "softmax_cross_entropy",

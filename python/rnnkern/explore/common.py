@@ -22,6 +22,7 @@ from rnnkern.clip import clip_grad_norm
 from rnnkern.linear import Linear
 from rnnkern.losses import softmax_cross_entropy
 from rnnkern.optim import Adam
+from rnnkern.parameters import Parameters
 from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress
 from rnnkern.record import facts
@@ -292,7 +293,9 @@ class Model:
         self.recurrent = make(input_size, hidden_size, dtype=dtype, seed=own, **options)
         features = self.recurrent.num_directions * hidden_size
         self.head = Linear(features, outputs, dtype=dtype, seed=of_head)
-        self.params = _joined(self.recurrent.params, self.head.params)
+        self.params = Parameters.joined(
+            {"recurrent": self.recurrent.params, "head": self.head.params}
+        )
         self.clip = clip
         self.optimizer = Adam(self.params, lr)
 
