@@ -35,7 +35,7 @@ import numpy as np
 
 from reference import Array
 
-SUBJECTS = ("api", "core", "device")
+SUBJECTS = ("api", "core", "device", "files")
 REFUSALS = (TypeError, ValueError, MemoryError)  # what a call may answer with
 _GUARD = 256  # bytes around every array
 _HANG = 60.0  # seconds that no case takes

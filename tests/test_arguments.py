@@ -567,3 +567,24 @@ def test_copies_of_other_tapes() -> None:
             assert_same_bits(name, gradient, want[name])
     with pytest.raises(TypeError, match="Tape cannot be pickled"):
         pickle.dumps(seq_tape)
+
+
+def test_a_frozen_linear_can_be_copied() -> None:
+    layer = rk.Linear(3, 2, seed=0)
+    frozen = layer.freeze()
+    x = np.ones((4, 3), np.float32)
+    want = layer(x)
+    layer.params["weight"][...] = 0.0
+    for twin in (copy.copy(frozen), copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen))):
+        np.testing.assert_array_equal(twin(x), want)
+
+
+@pytest.mark.parametrize("text", ["f4,f4", "(", "1(", "float32 if"])
+def test_text_that_is_no_dtype(text: str) -> None:
+    with pytest.raises((TypeError, ValueError), match="dtype must be 'float32' or 'float64'"):
+        rk.Linear(1, 1, dtype=text)
+
+
+def test_a_number_beyond_every_float() -> None:
+    with pytest.raises(ValueError, match="max_norm must be a finite number above 0"):
+        rk.clip_grad_norm({"p": np.ones(1)}, 10**400)

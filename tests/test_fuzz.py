@@ -1,8 +1,7 @@
-"""Some seconds of each fuzzer, from new cases each day; ``tools/fuzz`` plays for longer."""
+"""Some seconds of each fuzzer, always the same cases; ``tools/fuzz`` plays new ones for longer."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ SECONDS = 8.0
 def test_hostile_calls(subject: str) -> None:
     if subject == "device" and emulated_kernels() is None:
         pytest.skip("built without the emulation")
-    last, finding = fuzz(subject, SECONDS, seed=int(time.time()) // 86400)
+    last, finding = fuzz(subject, SECONDS, seed=1)
     assert finding is None, finding
     assert last >= 0
 

@@ -182,21 +182,23 @@ void pack_columns(const PanelMatrix<V, Product>& m, Index begin, Index end, Sour
   }
 }
 
-// Row k alone, as pack_columns would: for the few that are wanted of many.
+// The block of row k alone, as pack_columns would: for the few that are wanted of many.
 template <class V, class Product, class Source>
 void pack_row(const PanelMatrix<V, Product>& m, Index k, Source source) {
-  constexpr int kWide = Product::kWidthStep;
-  static_assert(Product::kDepthStep == 1);
+  constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
+  k -= k % kDeep;
   for (Index panel = 0; panel < m.count(); ++panel) {
     for (int w = 0; w < m.width; w += kWide) {
-      V lanes[kWide];
-      for (int i = 0; i < kWide; ++i) {
-        typename V::value column[V::size] = {};
-        const int lane = static_cast<int>(panel % m.panels()) * m.width + w + i;
-        const Index unit = m.first_unit(panel / m.panels(), lane);
-        for (Index j = 0; w + i < m.width && j < V::size && unit + j < m.units; ++j)
-          column[j] = source(m.gate(lane), unit + j)[k];
-        lanes[i] = V::load(column);
+      V lanes[kDeep * kWide];
+      for (int i = 0; i < kDeep * kWide; ++i) {
+        typename V::value row[V::size] = {};
+        const int across = w + i % kWide;
+        const int lane = static_cast<int>(panel % m.panels()) * m.width + across;
+        const Index unit = m.first_unit(panel / m.panels(), lane), at = k + i / kWide;
+        for (Index j = 0; across < m.width && at < m.depth && j < V::size && unit + j < m.units;
+             ++j)
+          row[j] = source(m.gate(lane), unit + j)[at];
+        lanes[i] = V::load(row);
       }
       Product::store_block(m.block(panel, k, w), lanes);
     }

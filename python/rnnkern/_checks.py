@@ -52,7 +52,10 @@ def finite_float(
     """The finite number `value` within its bounds; `exclusive` leaves the bounds themselves out."""
     is_number = not isinstance(value, (bool, np.bool_, str)) and hasattr(value, "__float__")
     if is_number:
-        result = float(value)
+        try:
+            result = float(value)
+        except OverflowError:  # an integer beyond every float
+            result = math.inf
         low = minimum is not None and (result <= minimum if exclusive else result < minimum)
         high = maximum is not None and (result >= maximum if exclusive else result > maximum)
         if math.isfinite(result) and not (low or high):
@@ -81,7 +84,7 @@ def float_dtype(name: str, value: Any) -> np.dtype[Any]:
         raise TypeError(f"{wanted}, got None")
     try:
         dtype: np.dtype[Any] = np.dtype(value)
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # the last of text that NumPy takes for a tuple
         raise TypeError(f"{wanted}, got {value!r}") from None
     if dtype not in FLOATS:
         raise ValueError(f"{wanted}, got {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -132,8 +133,13 @@ class FrozenLinear:
     """A packed snapshot of a ``Linear``; it may be called from several threads at once."""
 
     def __init__(self, layer: Linear) -> None:
-        self._layer = layer
-        self._affine = layer._device.affine(layer.params["weight"], layer.params.get("bias"))
+        self._layer = layer = deepcopy(layer)
+        bias = None if layer._bias is None else layer._bias.own
+        self._affine = layer._device.affine(layer._weight.own, bias)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and pickles: weights are packed anew."""
+        return type(self), (self._layer,)
 
     def __call__(self, x: Any) -> Array:
         """As ``Linear``'s call: the same results, bit for bit, and errors."""
