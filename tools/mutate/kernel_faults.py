@@ -150,8 +150,8 @@ _TRAINING = [
     _fault(
         "cpu/training.h",
         "adam-squares-no-gradient",
-        "* second_beta + g * g;",
-        "* second_beta + g;",
+        "* second_beta + g * g)",
+        "* second_beta + g)",
         _PASSES,
     ),
     _fault(
@@ -216,7 +216,7 @@ _LOOPS = [
     _fault(
         "cpu/backward.h",
         "the-candidates-own-bias-has-no-gradient",
-        "out = problem_.dbias_hn + unit;",
+        "out = sums_.dbias_hn + unit;",
         "out = nullptr;",
         _GRADIENTS,
     ),
