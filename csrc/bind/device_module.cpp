@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bind/device_arrays.h"
+#include "bind/gil.h"
 #include "core/backend.h"
 #include "core/schedule.h"
 #include "cuda/engine.h"
@@ -211,7 +212,7 @@ void run_forward(const std::string& cell, const std::vector<py::dict>& passes,
       layers.push_back(layer);
     }
     std::byte* const memory = read_workspace(workspace, cuda::forward_workspace<T>(shape));
-    const py::gil_scoped_release release;
+    const GilReleased release;
     cuda::forward(shape, layers, memory, reinterpret_cast<void*>(stream));
   });
 }
@@ -254,7 +255,7 @@ void run_backward(const std::string& cell, const std::vector<py::dict>& passes,
       layers.push_back(layer);
     }
     std::byte* const memory = read_workspace(workspace, cuda::backward_workspace<T>(shape));
-    const py::gil_scoped_release release;
+    const GilReleased release;
     cuda::backward(shape, layers, memory, reinterpret_cast<void*>(stream));
   });
 }
@@ -351,7 +352,7 @@ void run_matmul(const py::object& a, const py::object& b, const py::object& out,
         .accumulate = accumulate};
     if (!problem.c) throw std::invalid_argument("out must be given");
     const Compute mode = read_compute(compute);
-    const py::gil_scoped_release release;
+    const GilReleased release;
     cuda::matmul(problem, mode, reinterpret_cast<void*>(stream));
   });
 }

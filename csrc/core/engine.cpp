@@ -1,6 +1,7 @@
 #include "core/engine.h"
 
 #include <algorithm>
+#include <functional>
 #include <stdexcept>
 #include <type_traits>
 
@@ -19,6 +20,15 @@ const PassKernels<T>& pass_kernels(int cell, Compute compute) {
   }
 }
 
+// Equal shares, where the work is worth it.
+std::function<Plan(int)> shared_if(bool worth_sharing) {
+  return [=](int threads) {
+    Plan plan;
+    if (worth_sharing) plan.row_groups = threads;
+    return plan;
+  };
+}
+
 }  // namespace
 
 template <class T>
@@ -34,12 +44,11 @@ PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, Pass 
   const auto& panels = pass == Pass::forward ? kernels.forward_panels : kernels.backward_panels;
   const Index bytes = panels.bytes(parameters, with_input);
   constexpr Index kWorthSharing = Index{1} << 20;
-  Plan plan;
-  plan.row_groups = bytes < kWorthSharing ? 1 : max_threads();
   bytes_ = AlignedBytes(bytes);
-  run_team(plan, [&](const Worker& worker) {
-    panels.pack(parameters, with_input, worker, bytes_.get());
-  });
+  Call(static_cast<double>(bytes))
+      .run(shared_if(bytes >= kWorthSharing), [&](const Worker& worker) {
+        panels.pack(parameters, with_input, worker, bytes_.get());
+      });
 }
 
 template <class T>
@@ -95,22 +104,39 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
 }
 
 template <class T>
-Plan plan_for(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute) {
+Work work_of(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute) {
   const double gates = all_cells()[static_cast<std::size_t>(cell)].gates;
   const double columns = static_cast<double>(inputs + units),
                per_unit = 2 * gates * static_cast<double>(units);
   const double per_row = per_unit * static_cast<double>(units);
   const Index live = schedule.offset[schedule.steps];
   const double element = compute == Compute::exact ? sizeof(T) : sizeof(Bfloat16);
-  return make_plan(
-      {.steps = schedule.steps,
-       .batch = schedule.batch,
-       .units = units,
-       .step_flops = per_row * static_cast<double>(live) / static_cast<double>(schedule.steps),
-       .total_flops = static_cast<double>(live) * per_unit * columns,
-       .weight_bytes = static_cast<Index>(per_row / 2 * element)},
-      max_threads());
+  return {.steps = schedule.steps,
+          .batch = schedule.batch,
+          .units = units,
+          .step_flops = per_row * static_cast<double>(live) / static_cast<double>(schedule.steps),
+          .total_flops = static_cast<double>(live) * per_unit * columns,
+          .weight_bytes = static_cast<Index>(per_row / 2 * element)};
 }
+
+namespace {
+
+// The whole of a pass, by one team after another.
+template <class Segment>
+void run_segments(Call& call, const Work& work, Segment segment) {
+  const auto plan_for = [&](int threads) { return make_plan(work, threads); };
+  Progress at;
+  while (!at.done) {
+    Progress reached;
+    call.run(plan_for, [&](const Worker& worker) {
+      const Progress here = segment(worker, at);
+      if (worker.id == 0) reached = here;
+    });
+    at = reached;
+  }
+}
+
+}  // namespace
 
 template <class T>
 void forward(int cell, const ForwardProblem<T>& given, Compute compute,
@@ -119,7 +145,7 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
   ForwardProblem<T> problem = given;
   const auto& [inputs, units, w_ih, w_hh, bias, bias_hn] = problem.parameters;
   const auto& schedule = problem.schedule;
-  const Plan plan = plan_for<T>(cell, schedule, inputs, units, compute);
+  const Work work = work_of<T>(cell, schedule, inputs, units, compute);
   // So few rows are one run of steps: every panel of W_ih is used once, and need not be kept.
   constexpr Index kWorthKeeping = 512;
   const bool worth_keeping = schedule.offset[schedule.steps] > kWorthKeeping;
@@ -132,13 +158,14 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
     own = AlignedBytes(kernels.forward_panels.bytes(problem.parameters, problem.input_packed));
     panels = own.get();
   }
-  const AlignedBytes scratch(kernels.forward_scratch(problem, plan.threads()));
-  run_team(plan, [&](const Worker& worker) {
-    if (!packed) {
+  Call call(work.total_flops);
+  const AlignedBytes scratch(kernels.forward_scratch(problem, call.most_threads()));
+  run_segments(call, work, [&](const Worker& worker, Progress at) {
+    if (!packed && at.steps == 0 && !at.inside) {
       kernels.forward_panels.pack(problem.parameters, problem.input_packed, worker, panels);
       worker.wait_team();
     }
-    kernels.forward(problem, worker, panels, scratch.get());
+    return kernels.forward(problem, worker, at, panels, scratch.get());
   });
 }
 
@@ -149,10 +176,11 @@ void backward(int cell, const BackwardProblem<T>& problem, Compute compute,
                    compute))
     throw std::invalid_argument("packed must be of these weights, for this pass and compute");
   const auto& kernels = pass_kernels<T>(cell, compute);
-  const Plan plan = plan_for<T>(cell, problem.schedule, problem.inputs, problem.units, compute);
-  const AlignedBytes scratch(kernels.backward_scratch(problem, plan.threads()));
-  run_team(plan, [&](const Worker& worker) {
-    kernels.backward(problem, worker, packed.data(), scratch.get());
+  const Work work = work_of<T>(cell, problem.schedule, problem.inputs, problem.units, compute);
+  Call call(2 * work.total_flops);
+  const AlignedBytes scratch(kernels.backward_scratch(problem, call.most_threads()));
+  run_segments(call, work, [&](const Worker& worker, Progress at) {
+    return kernels.backward(problem, worker, at, packed.data(), scratch.get());
   });
 }
 
@@ -162,18 +190,18 @@ void matmul(const MatmulProblem<T>& problem) {
   const double flops = 2.0 * static_cast<double>(problem.rows) *
                        static_cast<double>(problem.columns) * static_cast<double>(problem.depth);
   constexpr double kWorthSharing = 1e6;  // flops
-  Plan plan;
-  plan.row_groups = flops < kWorthSharing ? 1 : max_threads();
-  const AlignedBytes scratch(kernels.matmul_scratch(problem, plan.threads()));
-  run_team(plan, [&](const Worker& worker) { kernels.matmul(problem, worker, scratch.get()); });
+  Call call(flops);
+  const AlignedBytes scratch(kernels.matmul_scratch(problem, call.most_threads()));
+  call.run(shared_if(flops >= kWorthSharing),
+           [&](const Worker& worker) { kernels.matmul(problem, worker, scratch.get()); });
 }
 
 template class PackedWeights<float>;
 template class PackedWeights<double>;
 template class Stepper<float>;
 template class Stepper<double>;
-template Plan plan_for<float>(int, const Schedule&, Index, Index, Compute);
-template Plan plan_for<double>(int, const Schedule&, Index, Index, Compute);
+template Work work_of<float>(int, const Schedule&, Index, Index, Compute);
+template Work work_of<double>(int, const Schedule&, Index, Index, Compute);
 template void forward(int, const ForwardProblem<float>&, Compute, const PackedWeights<float>*);
 template void forward(int, const ForwardProblem<double>&, Compute, const PackedWeights<double>*);
 template void backward(int, const BackwardProblem<float>&, Compute, const PackedWeights<float>&);

@@ -60,11 +60,13 @@ class Stepper {
   bool back_ = false;
 };
 
+// The sizes that the plan of a pass depends on.
 template <class T>
-Plan plan_for(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute);
+Work work_of(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute);
 
 // `packed` null: the weights are packed within the call. These throw std::invalid_argument where the
-// dtype does not have that compute, or `packed` does not fit.
+// dtype does not have that compute, or `packed` does not fit; and Interrupted, after which what they
+// write holds nothing of use.
 template <class T>
 void forward(int cell, const ForwardProblem<T>& problem, Compute compute,
              const PackedWeights<T>* packed = nullptr);
