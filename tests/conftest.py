@@ -42,7 +42,7 @@ CLASSES: dict[str, tuple[type[Any], dict[str, str]]] = {
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
-    """Within, calls use up to ``count`` threads, as if there were as many cores, all of them free."""
+    """Within, calls use up to ``count`` threads, as if there were as many cores, all free."""
     before = _core.process_threads()
     _core.pretend_cores(count)
     _core.set_process_threads(count)
@@ -55,7 +55,7 @@ def using_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def using_teams(sizes: list[int]) -> Iterator[None]:
-    """Within, calls go on with another team wherever they can, of these numbers of threads in turns."""
+    """Within, calls go on with another team wherever they can, of so many threads in turns."""
     with using_threads(max(sizes)):
         _core.pretend_teams(sizes)
         try:

@@ -1,8 +1,9 @@
-"""How many threads a call may use: what was asked for, what the machine allows, and who may say so."""
+"""How many threads a call may use: what was asked for, and what the machine allows."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -93,7 +94,7 @@ def test_a_threads_own_limit() -> None:
                 assert rk.get_num_threads() == 1
                 assert rk.LSTM(64, 256).plan(5, 16)["threads"] == 1
             assert rk.get_num_threads() == 3
-            with pytest.raises(KeyError), rk.threads(99):
+            with suppress(KeyError), rk.threads(99):
                 assert rk.get_num_threads() == 4
                 raise KeyError
             assert rk.get_num_threads() == 3

@@ -34,8 +34,9 @@ Nanoseconds now() {
 }
 
 // Spinning beats sleeping while every thread has a core; who has waited longer probably waits for one
-// that has none. Between calls a thread spins somewhat longer, for the next may follow at once.
-constexpr Nanoseconds kSpin = 50 * kMicrosecond, kSpinIdle = 100 * kMicrosecond;
+// that has none. To be woken takes up to 150 us on a virtual machine: with less spinning than that, who is
+// woken late would make the others sleep, step after step.
+constexpr Nanoseconds kWake = 150 * kMicrosecond, kSpin = 200 * kMicrosecond;
 
 void pause_briefly() {
 #if defined(__x86_64__)
@@ -100,23 +101,27 @@ struct Member {
     if (sleepers.load() > 0) wake_all(state);
   }
   bool change(int from, State to) { return state.compare_exchange_strong(from, to); }
-  void wait_while(State s, Nanoseconds spin) {
-    if (spin_until(spin, [&] { return state.load(std::memory_order_acquire) != s; })) return;
-    sleepers.fetch_add(1);
-    while (state.load() == s) sleep_while(state, s);
-    sleepers.fetch_sub(1);
+  void wait_while(State s) {
+    while (!spin_until(kSpin, [&] { return state.load(std::memory_order_acquire) != s; })) {
+      sleepers.fetch_add(1);
+      if (state.load() == s) sleep_while(state, s);
+      sleepers.fetch_sub(1);
+    }
   }
 
   void live();
 };
 
-// After threads had to wait for one that had no core, calls do with fewer for a while; longer and longer
-// while that goes on.
+// Where threads have to wait for one that has no core more than what teams do in between is worth, calls go
+// on with fewer for a while; longer and longer while that is so.
 struct Retreat {
   static constexpr Nanoseconds kShortest = 10 * kMillisecond, kLongest = 1000 * kMillisecond;
+  // The time that teams worked is their credit, up to so much; a wait costs so many times its length.
+  static constexpr Nanoseconds kMostCredit = 20 * kMillisecond, kPrice = 3;
 
   std::atomic<Nanoseconds> until{0};
   std::atomic<int> threads{0};
+  std::atomic<Nanoseconds> credit{0};
   Nanoseconds interval = 0;  // under the lock
 };
 
@@ -156,16 +161,26 @@ bool is_stall(Nanoseconds waited, Nanoseconds since) {
   return waited > 400 * kMicrosecond && 3 * waited > since;
 }
 
-void note_stall(int threads) {
+// A team of so many `threads` worked, then had to wait. Whether calls shall do with fewer.
+bool note_stall(int threads, Nanoseconds worked, Nanoseconds waited) {
   const std::lock_guard lock(shared.mutex);
   auto& retreat = shared.retreat;
-  const Nanoseconds time = now(), until = retreat.until.load(std::memory_order_relaxed);
-  const bool again = time < until + std::max(retreat.interval, 100 * kMillisecond);
-  if (again && time < until && retreat.threads.load(std::memory_order_relaxed) < threads) return;
-  retreat.interval = again ? std::min(4 * retreat.interval, Retreat::kLongest) : Retreat::kShortest;
+  const Nanoseconds time = now();
+  const bool under_way = time < retreat.until.load(std::memory_order_relaxed) &&
+                         retreat.threads.load(std::memory_order_relaxed) < threads;
+  if (under_way) return true;
+  Nanoseconds credit = std::min(retreat.credit.exchange(0) + worked, Retreat::kMostCredit);
+  if (credit == Retreat::kMostCredit) retreat.interval = 0;
+  credit -= Retreat::kPrice * waited;
+  if (credit > 0) {
+    retreat.credit.fetch_add(credit);
+    return false;
+  }
+  retreat.interval = std::clamp(8 * retreat.interval, Retreat::kShortest, Retreat::kLongest);
   retreat.threads.store(std::max(std::min(threads - 1, threads * 3 / 4), 1),
                         std::memory_order_relaxed);
   retreat.until.store(time + retreat.interval, std::memory_order_relaxed);
+  return true;
 }
 
 }  // namespace
@@ -219,7 +234,8 @@ class Team {
   const int wanted;
   const Plan plan;
   const Nanoseconds formed_at;
-  std::atomic<bool> breaks_up;  // at the next place where it can
+  std::atomic<Nanoseconds> uncounted_since{formed_at};  // its work, among that of teams
+  std::atomic<bool> breaks_up;                          // at the next place where it can
   std::atomic<bool> stopped{false};
   Barrier all;
   std::deque<Barrier> groups;
@@ -244,8 +260,10 @@ class Team {
 
   void note_wait(Nanoseconds since, Nanoseconds waited) {
     if (pretends_cores() || !is_stall(waited, now() - since)) return;
-    note_stall(plan.threads());
-    breaks_up.store(true, std::memory_order_relaxed);
+    const Nanoseconds time = now();
+    const Nanoseconds worked = time - uncounted_since.exchange(time) - waited;
+    if (note_stall(plan.threads(), std::max<Nanoseconds>(worked, 0), waited))
+      breaks_up.store(true, std::memory_order_relaxed);
   }
 
   static void check_interrupt(Call& call, Nanoseconds time) {
@@ -361,9 +379,9 @@ namespace {
 
 void Member::live() {
   for (;;) {
-    wait_while(parked, kSpinIdle);
+    wait_while(parked);
     if (!change(offered, taken)) continue;
-    wait_while(taken, kSpin);
+    wait_while(taken);
     if (state.load(std::memory_order_acquire) != working) continue;
     try {
       team->work(id);
@@ -422,6 +440,7 @@ class Recruits {
         if (!member) break;
       }
       follow(*member, mask);
+      any_asleep_ = any_asleep_ || member->sleepers.load() > 0;
       members_.push_back(member);
       if (known) member->set(Member::offered);
     }
@@ -441,6 +460,7 @@ class Recruits {
   int turned_up(Nanoseconds patience) {
     // A new thread takes its time.
     if (any_new_) patience = std::max(patience, 5 * kMillisecond);
+    if (hurried(patience)) patience = 0;
     const auto all = [&] {
       return std::all_of(members_.begin(), members_.end(), [](Member* member) {
         return member->state.load(std::memory_order_acquire) == Member::taken;
@@ -454,6 +474,10 @@ class Recruits {
     return present_;
   }
 
+  // Whether the work is done sooner than one that sleeps is there. It is woken all the same: another call
+  // may follow.
+  bool hurried(Nanoseconds patience) const { return any_asleep_ && patience < kWake; }
+
   void start(Team& team) {
     working_ = team.plan.threads() - 1;
     for (int i = 0; i < present_; ++i) {
@@ -466,8 +490,11 @@ class Recruits {
 
   void join(Team& team) {
     const Nanoseconds since = now();
-    for (int i = 0; i < working_; ++i) at(i).wait_while(Member::working, kSpin);
-    if (working_ > 0) team.note_wait(team.formed_at, now() - since);
+    for (int i = 0; i < working_; ++i) at(i).wait_while(Member::working);
+    if (working_ == 0) return;
+    const Nanoseconds time = now();
+    team.note_wait(team.formed_at, time - since);
+    shared.retreat.credit.fetch_add(time - team.uncounted_since, std::memory_order_relaxed);
   }
 
   // They are the threads of another process, which this one was forked from.
@@ -487,7 +514,7 @@ class Recruits {
 
   std::vector<Member*> members_;
   int present_ = 0, working_ = 0;
-  bool any_new_ = false, forgotten_ = false;
+  bool any_new_ = false, any_asleep_ = false, forgotten_ = false;
 };
 
 }  // namespace
@@ -530,7 +557,7 @@ void Call::run(const std::function<Plan(int)>& plan_for,
   if (plan.threads() > 1) {
     const int present = recruits.turned_up(patience_) + 1;
     if (present < plan.threads()) {
-      note_stall(plan.threads());
+      if (!recruits.hurried(patience_)) note_stall(plan.threads(), 0, patience_);
       plan = plan_for(present);
     }
   }

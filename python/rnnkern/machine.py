@@ -42,7 +42,7 @@ def set_num_threads(count: int) -> None:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Within, calls from this Python thread use up to `count` threads, whatever the process's limit.
+    """Within, calls from this Python thread use up to `count` threads, whatever the process may.
 
     ::
 
