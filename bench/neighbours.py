@@ -1,11 +1,11 @@
-"""How calls fare beside others: busy cores, other processes, other threads, too many threads asked for.
+"""How calls fare beside others: busy cores, other processes and threads, too many threads asked.
 
     python bench/neighbours.py [--builds NAME=INTERPRETER ...] [--record FILE.json]
 
 Each way of running is a process of its own that waits for its turn; all ways, works and builds (of
 rnnkern, by the interpreter that has it installed; "this" alone if none is named) come up in every
-round, so that what else goes on in the machine meets them alike. Prints a table in Markdown with the
-ratios that docs/speed.md has, and their bounds; the record holds the times themselves.
+round, so that what else goes on in the machine meets them alike. Prints tables in Markdown: ratios
+and their bounds; the record holds the times themselves.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def serve(way: dict[str, Any]) -> None:
         for thread in threads:
             thread.join()
         took = time.perf_counter() - began
-        print(json.dumps({"times": sum(times, []), "seconds": took}), flush=True)
+        print(json.dumps({"times": [t for ts in times for t in ts], "seconds": took}), flush=True)
 
 
 class Server:
@@ -164,7 +164,9 @@ class Busy:
 Measured = dict[str, list[float]]
 
 
-def measure(builds: dict[str, str], works: list[str], rounds: int, seconds: float) -> dict[str, Any]:
+def measure(
+    builds: dict[str, str], works: list[str], rounds: int, seconds: float
+) -> dict[str, Any]:
     """By build, work and scene: the times of calls, and calls a second of each round."""
     times: Any = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     rates: Any = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
@@ -184,7 +186,7 @@ def measure(builds: dict[str, str], works: list[str], rounds: int, seconds: floa
                         if "busy" in ways:
                             busy.go()
                         for server in here:
-                            server.ask(work, seconds)
+                            server.ask(work, seconds * (3 if "busy" in ways else 1))
                         answers = [server.answer() for server in here]
                         busy.stop()
                         for answer in answers:
@@ -255,7 +257,12 @@ def main() -> None:
     parser.add_argument("--builds", nargs="+", default=[], metavar="NAME=INTERPRETER")
     parser.add_argument("--works", nargs="+", type=int, default=range(len(WORKS)), metavar="N")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=0.3, help="of a scene in a round")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0.3,
+        help="of a scene in a round; a busy neighbour gets three times as long",
+    )
     parser.add_argument("--record", type=Path, metavar="FILE")
     parser.add_argument("--serve", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()

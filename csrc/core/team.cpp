@@ -117,7 +117,7 @@ struct Member {
 struct Retreat {
   static constexpr Nanoseconds kShortest = 10 * kMillisecond, kLongest = 1000 * kMillisecond;
   // The time that teams worked is their credit, up to so much; a wait costs so many times its length.
-  static constexpr Nanoseconds kMostCredit = 20 * kMillisecond, kPrice = 3;
+  static constexpr Nanoseconds kMostCredit = 12 * kMillisecond, kPrice = 3;
 
   std::atomic<Nanoseconds> until{0};
   std::atomic<int> threads{0};
@@ -165,12 +165,12 @@ bool is_stall(Nanoseconds waited, Nanoseconds since) {
 bool note_stall(int threads, Nanoseconds worked, Nanoseconds waited) {
   const std::lock_guard lock(shared.mutex);
   auto& retreat = shared.retreat;
-  const Nanoseconds time = now();
-  const bool under_way = time < retreat.until.load(std::memory_order_relaxed) &&
-                         retreat.threads.load(std::memory_order_relaxed) < threads;
-  if (under_way) return true;
+  const Nanoseconds time = now(), until = retreat.until.load(std::memory_order_relaxed);
+  if (time < until && retreat.threads.load(std::memory_order_relaxed) < threads) return true;
   Nanoseconds credit = std::min(retreat.credit.exchange(0) + worked, Retreat::kMostCredit);
-  if (credit == Retreat::kMostCredit) retreat.interval = 0;
+  const bool quiet = time > until + retreat.interval;
+  if (quiet || credit == Retreat::kMostCredit) retreat.interval = 0;
+  if (quiet) credit = Retreat::kMostCredit;
   credit -= Retreat::kPrice * waited;
   if (credit > 0) {
     retreat.credit.fetch_add(credit);
