@@ -1,4 +1,4 @@
-"""Times works on a GPU: python bench/gpu_measure.py FILE [--scale S]; bench/gpu runs it.
+"""Times works on a GPU: python bench/gpu_measure.py FILE [PART...]; bench/gpu runs it.
 
 All contenders of a work first give their answers, which must agree, and are then run in turn in one
 process. Times are CUDA events' on one stream, medians; a first call is timed apart, by the clock.
@@ -27,6 +27,7 @@ from rnnkern.device import get_device
 Array = NDArray[Any]
 
 _SECONDS = 0.4  # of measuring, a work
+_LONGEST = 40.0  # seconds for a work, first calls included; then the process ends
 _FAILURES = (RuntimeError, ValueError, MemoryError)  # of a contender, kept in the record
 _ROUNDS = 3  # at least, in which each contender has its turn
 _RUNS = 3  # in one turn, after one that is not timed
@@ -343,11 +344,13 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def run_parts(path: Path, scale: float) -> None:
-    """All parts, each for its seconds, whatever is on record left out."""
+def run_parts(path: Path, names: list[str]) -> None:
+    """Some parts, each for its share of the seconds, whatever is on record left out."""
     clock = Events()
-    for name, part in gpu_work.PARTS.items():
-        end = time.perf_counter() + part.seconds * scale
+    wanted = sum(gpu_work.PARTS[name].seconds for name in names)
+    scale = gpu_work.seconds_allowed(wanted) / wanted
+    for name in names:
+        end = time.perf_counter() + gpu_work.PARTS[name].seconds * scale
         works = gpu_work.todo(name, gpu_work.read(path))
         for index, work in enumerate(works):
             if time.perf_counter() >= end:
@@ -355,16 +358,17 @@ def run_parts(path: Path, scale: float) -> None:
             if sys.stderr.isatty():
                 sys.stderr.write(f"\r\x1b[K{name} {index + 1} of {len(works)}: {work.key}")
                 sys.stderr.flush()
-            gpu_work.append(path, {"begun": work.key})
-            try:
-                case = make_case(work)
-                record = measure(case, *contenders(case), clock)
-            except _FAILURES as error:
-                record = {**gpu_work.describe(work), "error": str(error)}
-            gpu_work.append(path, record)
-            # A broken context fails every later call: bench/gpu then goes on in a new process.
-            clock.synchronize()
-            free_memory()
+            about = gpu_work.describe(work)
+            with gpu_work.begun(path, about, _LONGEST):
+                try:
+                    case = make_case(work)
+                    record = measure(case, *contenders(case), clock)
+                except _FAILURES as error:
+                    record = {**about, "error": str(error)}
+                gpu_work.append(path, record)
+                # A broken context fails every later call: bench/gpu then goes on in a new process.
+                clock.synchronize()
+                free_memory()
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[K")
 
@@ -373,8 +377,9 @@ def main() -> None:
     """Measure, on one stream that all libraries share."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--scale", type=float, default=1.0, help="of every part's seconds")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(gpu_work.PARTS)}")
     options = parser.parse_args()
+    names = options.parts or list(gpu_work.PARTS)
     cupy = get_device("cuda").xp
     gpu_work.append(options.file, {"machine": machine()})
     try:
@@ -383,10 +388,10 @@ def main() -> None:
         stream = torch.cuda.Stream()
     except (ImportError, RuntimeError):
         with cupy.cuda.Stream(non_blocking=True):
-            run_parts(options.file, options.scale)
+            run_parts(options.file, names)
     else:
         with torch.cuda.stream(stream), cupy.cuda.ExternalStream(stream.cuda_stream):
-            run_parts(options.file, options.scale)
+            run_parts(options.file, names)
 
 
 if __name__ == "__main__":

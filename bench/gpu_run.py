@@ -1,123 +1,242 @@
-"""The stages of bench/gpu, one after another; each leaves a record, and a resumed run skips it."""
+"""The stages of bench/gpu, most valuable first; each leaves a record that a resumed run skips."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gpu_work
-from gpu_work import PARTS, QUICK, append, minutes, read, todo
+from gpu_work import QUICK, append, minutes, read, todo
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
-ENVIRONMENT = ROOT / "build" / "gpu-environment"
-_MOST_CRASHES = 5  # of the measuring process, before it is left alone
-_LONGEST_DETAIL = 300  # characters of a failed stage's output in its record
+ENVIRONMENT = ROOT / "build" / "gpu-environment"  # made with pip, where there is a registry
+SITE = ROOT / "build" / "gpu-site"  # --here: what this interpreter lacks, rnnkern alone
+_MOST_CRASHES = 8  # of a stage that works through a list, before it is left alone
+_LONGEST_DETAIL = 300  # characters of a stage's output in its record
+_SHORTEST = 5.0  # seconds, below which no stage is begun
+# The most telling first: real sizes, then each kernel alone, then all that is Python.
+TESTS = ("test_gpu.py", "test_cuda_kernels.py", "test_device.py")
+SANITIZERS = {"memcheck": "ERROR SUMMARY: 0 errors", "racecheck": r"SUMMARY: 0 hazards"}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Some commands, run in turn until one fails, within some seconds; `needs` must be found."""
+    """A command with a limit of its own.
+
+    Attributes:
+        name: For the record.
+        command: What runs.
+        seconds: At most; whatever it has started is killed then.
+        needs: A program that must be found.
+        expects: A pattern that the output of a stage that went well has.
+        listed: It works through a list that is on record, so that it can go on behind a crash.
+        fills: It takes whatever time there is, but for the stages behind it.
+        environment: Variables of its own.
+
+    """
 
     name: str
-    commands: tuple[tuple[str, ...], ...]
+    command: tuple[str, ...]
     seconds: float
     needs: str | None = None
+    expects: str = ""
+    listed: bool = False
+    fills: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def stages(python: str | None, code: str, *, quick: bool) -> list[Stage]:
-    """What comes before the measuring; `python` is an interpreter that has all there is to have.
+def environment_stages(code: str) -> list[Stage]:
+    """An environment of its own, from a registry: PyTorch, CuPy and rnnkern built for `code`."""
+    python = str(ENVIRONMENT / "bin" / "python")
+    pip = (python, "-m", "pip", "install", "--quiet")
+    cmake = "--config-settings=cmake.define."
+    flags = (f"{cmake}RNNKERN_CUDA=ON", f"{cmake}RNNKERN_CUDA_CODE={code}")
+    return [
+        Stage("environment", (sys.executable, "-m", "venv", str(ENVIRONMENT)), 60),
+        Stage("peers", (*pip, "torch", "pytest-xdist", "pytest-timeout"), 900),
+        Stage("build", (*pip, *flags, f"{ROOT}[test,cuda13]"), 900),
+    ]
 
-    `code` names the GPUs to make machine code for.
-    """
-    found: list[Stage] = []
-    if python is None:
-        pip = (str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet")
-        cmake = "--config-settings=cmake.define."
-        flags = (f"{cmake}RNNKERN_CUDA=ON", f"{cmake}RNNKERN_CUDA_CODE={code}")
-        create = (sys.executable, "-m", "venv", str(ENVIRONMENT))
-        found += [
-            Stage("peers", (create, (*pip, "torch")), 900),
-            Stage("build", ((*pip, *flags, f"{ROOT}[test,cuda13]"),), 900),
-        ]
-    interpreter = python or str(ENVIRONMENT / "bin" / "python")
+
+def here_stages(code: str) -> list[Stage]:
+    """This interpreter, and a wheel made beforehand; where it is of other sources, one made now."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    import gpu_wheel
+
+    made, what = gpu_wheel.find()
+    print(what, flush=True)
+    found = []
+    if made is None:
+        # The one instruction set that compiles in seconds.
+        options = ("--code", code, "--isas", "avx2")
+        tool = str(ROOT / "tools" / "gpu_wheel.py")
+        found.append(Stage("build", (sys.executable, tool, *options), 120))
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps")
+    pip += ("--no-compile", "--disable-pip-version-check", "--find-links", str(gpu_wheel.FOLDER))
+    return [*found, Stage("install", (*pip, "--target", str(SITE), "rnnkern"), 30)]
+
+
+def stages(python: str, path: Path, *, quick: bool) -> list[Stage]:
+    """What follows once `python` has all there is to have; records go to `path`."""
+
+    def script(name: str, *arguments: str) -> tuple[str, ...]:
+        return (python, str(BENCH / name), *arguments)
+
+    scale = QUICK if quick else 1.0
     # What another library warns of on some machine is no failure of ours.
-    pytest = (interpreter, "-m", "pytest", "-q", "-W", "default", "-m", "gpu", str(ROOT / "tests"))
-    found.append(Stage("tests", (pytest,), 60 if quick else 100))
-    for tool in ("memcheck",) if quick else ("memcheck", "racecheck", "synccheck"):
-        command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
-        script = (interpreter, str(BENCH / "gpu_sanitize.py"))
-        found.append(Stage(tool, ((*command, *script),), 35, "compute-sanitizer"))
+    pytest = (python, "-m", "pytest", "-v", "--no-header", "-W", "default", "-m", "gpu")
+    pytest += ("-p", "no:cacheprovider", "--tb=short", "-rfE")
+    if python != sys.executable or find_spec("xdist"):
+        pytest += ("-n", str(min(8, os.cpu_count() or 1)))
+    if python != sys.executable or find_spec("pytest_timeout"):
+        # By a thread, which ends the process: a kernel that does not end cannot be interrupted.
+        pytest += ("--timeout=40", "--timeout-method=thread")
+    of_tests = {"RNNKERN_RESULTS": str(path), "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    file = str(path)
+    found = [
+        Stage("smoke", script("gpu_smoke.py", file), 60, expects=", 0 do not, 0 are", listed=True),
+        Stage(
+            "tests",
+            (*pytest, *(str(ROOT / "tests" / name) for name in TESTS)),
+            60 if quick else 120,
+            expects=r"\b[1-9]\d* passed",
+            environment=of_tests,
+        ),
+        Stage("ratios", script("gpu_measure.py", file, "ratios"), 90 * scale, listed=True),
+    ]
+    for tool in ("memcheck",) if quick else SANITIZERS:
+        sanitizer = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
+        sanitizer += ("--print-limit", "5", "--kernel-name", "kns=rnnkern")
+        command = (*sanitizer, *script("gpu_sanitize.py"))
+        found.append(Stage(tool, command, 30, "compute-sanitizer", SANITIZERS[tool]))
+    if not quick:
+        found.append(Stage("paper", script("gpu_paper.py", file), 75, listed=True))
+    parts = tuple(name for name in gpu_work.PARTS if name != "ratios")
+    command = script("gpu_measure.py", file, *parts)
+    found.append(Stage("grid", command, 600 * scale, listed=True, fills=True))
+    if not quick:
+        found.append(Stage("scaling", script("cpu_scaling.py", file), 60, listed=True))
     return found
 
 
-def run_stage(stage: Stage) -> dict[str, Any]:
-    """Its record: whether all went well, how long it took, and the end of what it said if not."""
-    begin = time.perf_counter()
-    ok, detail = True, ""
-    if stage.needs is not None and shutil.which(stage.needs) is None:
+class Run:
+    """One run: where its results go, and how long it may still take."""
+
+    def __init__(self, path: Path, seconds: float, environment: Mapping[str, str]) -> None:
+        self.path, self.log = path, path.with_suffix(".log")
+        self._end = time.monotonic() + seconds
+        self._environment = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "RNNKERN_REQUIRE_GPU": "1",  # green although nothing ran would be the worst of results
+            **environment,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def left(self) -> float:
+        """Seconds."""
+        return self._end - time.monotonic()
+
+    def write_report(self) -> None:
+        """The tables, as far as there are records."""
+        text = gpu_work.report(read(self.path))
+        self.path.with_suffix(".md").write_text(text, encoding="utf-8")
+
+    def run(self, stage: Stage, reserved: float) -> bool:
+        """Run it within its limit and what is left but `reserved`; whether it went well."""
+        seconds = min(stage.seconds, self.left() - reserved)
+        if seconds < _SHORTEST:
+            print(f"{stage.name}: no time left", flush=True)
+            return False
+        print(f"{stage.name} ...", end=" ", flush=True)
+        begin = time.monotonic()
         ok, detail = False, f"{stage.needs} is not there"
-    for command in stage.commands if ok else ():
-        left = stage.seconds - (time.perf_counter() - begin)
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=max(left, 1.0),
-                cwd=ROOT,
-                check=False,
-            )
-            output, ok = done.stdout + done.stderr, done.returncode == 0
-        except subprocess.TimeoutExpired:
-            output, ok = f"not done after {stage.seconds:.0f} s", False
-        except OSError as error:
-            output, ok = str(error), False
-        lines = output.strip().splitlines()
-        detail = lines[-1] if ok and lines else output.strip()[-_LONGEST_DETAIL:]
-        if not ok:
-            break
-    return {
-        "stage": stage.name,
-        "ok": ok,
-        "seconds": time.perf_counter() - begin,
-        "detail": detail,
-    }
+        if stage.needs is None or shutil.which(stage.needs) is not None:
+            ok, detail = self._attempts(stage, begin + seconds)
+        took = time.monotonic() - begin
+        append(self.path, {"stage": stage.name, "ok": ok, "seconds": took, "detail": detail})
+        print(f"{'ok' if ok else 'FAILED'}, {took:.0f} s: {detail}", flush=True)
+        self.write_report()
+        return ok
 
+    def _attempts(self, stage: Stage, end: float) -> tuple[bool, str]:
+        """Run it, and where it is listed again behind each crash."""
+        crashes = 0
+        while True:
+            before = len(read(self.path))
+            code, output = self._once(stage, end)
+            end_of_it = output.strip()[-_LONGEST_DETAIL:]
+            if code is None:
+                return False, f"not done after {stage.seconds:.0f} s: {end_of_it}"
+            if code == 0 and not re.search(stage.expects, output):
+                return False, f"without {stage.expects!r}: {end_of_it}"
+            if code == 0:
+                last = output.strip().splitlines()[-1:] or [""]
+                return crashes == 0, f"{crashes} crashes; {last[0]}" if crashes else last[0]
+            if not stage.listed or not self._pass_over(before, code, end_of_it):
+                return False, end_of_it or f"code {code}"
+            crashes += 1
+            if crashes == _MOST_CRASHES or end - time.monotonic() < _SHORTEST:
+                return False, f"given up after {crashes} crashes: {end_of_it}"
 
-def measure(path: Path, command: Sequence[str]) -> None:
-    """Run the measuring process; when it crashes, put that on record and go on behind."""
-    for _ in range(_MOST_CRASHES):
-        before = len(read(path))
-        done = subprocess.run(command, cwd=ROOT, check=False)
-        if done.returncode == 0:
-            return
-        records = read(path)
-        begun = [record["begun"] for record in records[before:] if "begun" in record]
+    def _pass_over(self, before: int, code: int, said: str) -> bool:
+        """Put what a crash has cut short on record as done; whether anything had been begun."""
+        records = read(self.path)
+        begun = [record for record in records[before:] if "begun" in record]
         finished = {record["key"] for record in records if "key" in record}
-        if not begun:
-            append(path, _failure(done.returncode))
-            return
-        if begun[-1] not in finished:
-            (work,) = [
-                work for part in PARTS for work in todo(part, records) if work.key == begun[-1]
-            ][:1]
-            reason = f"the process ended with code {done.returncode}"
-            append(path, {**gpu_work.describe(work), "error": reason})
-    append(path, _failure(None))
+        # What has left a device that fails every later call is on record already.
+        if begun and begun[-1]["begun"] not in finished:
+            reason = f"the process ended with code {code}: {said[-200:]}"
+            append(self.path, {**begun[-1]["about"], "error": reason})
+        return bool(begun)
 
-
-def _failure(code: int | None) -> dict[str, Any]:
-    why = f"could not begin, code {code}" if code else f"given up after {_MOST_CRASHES} crashes"
-    return {"stage": "measuring", "ok": False, "seconds": 0.0, "detail": why}
+    def _once(self, stage: Stage, end: float) -> tuple[int | None, str]:
+        """The exit code, None when it was killed at `end`, and the output, which is in the log."""
+        environment = {**self._environment, **stage.environment}
+        environment["RNNKERN_SECONDS"] = f"{max(end - time.monotonic() - 2.0, 1.0):.0f}"
+        with self.log.open("ab") as log:
+            log.write(f"\n######## {stage.name}: {' '.join(stage.command)}\n".encode())
+            log.flush()
+            begin = log.tell()
+            try:
+                process = subprocess.Popen(
+                    stage.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=ROOT,
+                    env=environment,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                return 127, str(error)
+            code: int | None
+            try:
+                code = process.wait(max(end - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                # Whatever it has started goes with it: on the GPU it would slow all others down.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        with self.log.open("rb") as log:
+            log.seek(begin)
+            return code, log.read().decode(errors="replace")
 
 
 def first_gpu() -> tuple[str, str]:
@@ -125,88 +244,120 @@ def first_gpu() -> tuple[str, str]:
     query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        name, capability = done.stdout.splitlines()[0].rsplit(",", 1)
+    except (OSError, subprocess.CalledProcessError, IndexError, ValueError):
         return "none", "sm_90"
-    name, capability = done.stdout.splitlines()[0].rsplit(",", 1)
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return slug, f"sm_{capability.strip().replace('.', '')}"
 
 
-def show_plan(before: list[Stage], path: Path, scale: float) -> None:
+def show_plan(all_of_them: list[Stage], path: Path) -> None:
     """What a run would do."""
-    print(f"results: {path} and {path.with_suffix('.md')}")
-    for stage in before:
+    print(f"results: {path}, {path.with_suffix('.log').name} and {path.with_suffix('.md').name}")
+    for stage in all_of_them:
         needs = f", if there is a {stage.needs}" if stage.needs else ""
-        print(f"\n{stage.name}, at most {minutes(stage.seconds)}{needs}:")
-        for command in stage.commands:
-            print(f"  {' '.join(command)}")
-    total = 0.0
-    for name, part in PARTS.items():
-        works, seconds = todo(name, read(path)), part.seconds * scale
-        total += seconds
-        print(f"\n{name}: {len(works)} works, as many as {seconds:.0f} s allow:")
+        most = "whatever is left" if stage.fills else f"at most {minutes(stage.seconds)}"
+        print(f"\n{stage.name}, {most}{needs}:\n  {' '.join(stage.command)}")
+    for name, part in gpu_work.PARTS.items():
+        works = todo(name, read(path))
+        print(f"\n{name}: {len(works)} works, as many as {part.seconds:.0f} s allow:")
         for work in works[:3]:
             print(f"  {work.key}")
         if len(works) > 3:
             print("  ...")
-    print(f"\nmeasuring: {minutes(total)}")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="bench/gpu",
+        description="Installs rnnkern for this machine's GPU, tries every cell and mode, runs the "
+        "tests marked gpu and compute-sanitizer, times every benchmark against cuDNN (PyTorch) and "
+        "FlashRNN, and writes tables with the ratios that must be reached.",
+    )
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
+        "--here",
+        action="store_true",
+        help="use the interpreter that runs this and a wheel of tools/gpu_wheel.py, no registry; "
+        "without one of these sources it is built first",
+    )
+    place.add_argument(
+        "--python",
+        metavar="FILE",
+        help="an interpreter that has rnnkern, CuPy, pytest and the peers: nothing is installed",
+    )
+    parser.add_argument("--quick", action="store_true", help="about 4 minutes")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of all stages together (9)")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the results that there are; what went wrong is tried again",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list what would run, and end")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR/FILE",
+        help="where FILE.jsonl, FILE.log and FILE.md go (bench/results/gpu-NAME)",
+    )
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 when every stage went well."""
-    parser = argparse.ArgumentParser(
-        prog="bench/gpu",
-        description="Builds rnnkern for this machine's GPU, runs the tests marked gpu and "
-        "compute-sanitizer, times every benchmark against cuDNN (PyTorch) and FlashRNN, and writes "
-        "tables with the ratios that must be reached.",
-    )
-    parser.add_argument("--quick", action="store_true", help="about 3 minutes, not 10, once built")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the results that there are"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="list what would run, and end")
-    parser.add_argument(
-        "--python",
-        metavar="FILE",
-        help="an interpreter that has rnnkern, CuPy, pytest and the peers: nothing is built",
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        metavar="FILE",
-        help="where records go (bench/results/gpu-NAME.jsonl)",
-    )
-    options = parser.parse_args(arguments)
-    scale = QUICK if options.quick else 1.0
+    options = parse(arguments)
     name, code = first_gpu()
-    path = options.results or BENCH / "results" / f"gpu-{name}.jsonl"
-    before = stages(options.python, code, quick=options.quick)
+    path = (options.results or BENCH / "results" / f"gpu-{name}").with_suffix(".jsonl").absolute()
+    before: list[Stage] = []
+    python, environment = options.python or str(ENVIRONMENT / "bin" / "python"), {}
+    if options.here:
+        python = sys.executable
+        both = (str(SITE), os.environ.get("PYTHONPATH", ""))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, both))
+        before = here_stages(code)
+    elif options.python is None:
+        before = environment_stages(code)
+    after = stages(python, path, quick=options.quick)
     if options.dry_run:
-        show_plan(before, path, scale)
+        show_plan([*before, *after], path)
         return 0
     if path.exists() and not options.resume:
         path.replace(path.with_suffix(".previous.jsonl"))
+        path.with_suffix(".log").unlink(missing_ok=True)
+    if options.resume:
+        forget_failures(path)
+    if options.here:
+        shutil.rmtree(SITE, ignore_errors=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what runs is ended too
+    # The wait for a registry does not count.
+    seconds = 60.0 * options.minutes + (0 if options.here else sum(s.seconds for s in before))
+    run = Run(path, seconds, environment)
     passed = {record["stage"] for record in read(path) if record.get("ok")}
     for stage in before:
-        if stage.name in passed:
-            continue
-        print(f"{stage.name} ...", end=" ", flush=True)
-        record = run_stage(stage)
-        append(path, record)
-        print(
-            f"{'ok' if record['ok'] else 'FAILED'}, {record['seconds']:.0f} s: {record['detail']}"
-        )
-        if stage.name == "build" and not record["ok"]:
+        again = options.here or stage.name not in passed  # SITE is made anew
+        if again and not run.run(stage, 0.0):
             return 1
-    interpreter = options.python or str(ENVIRONMENT / "bin" / "python")
-    script = (str(BENCH / "gpu_measure.py"), str(path), "--scale", str(scale))
-    measure(path, (interpreter, *script))
+    for index, stage in enumerate(after):
+        # What works through a list may have had no time for all of it.
+        if stage.name in passed and not stage.listed:
+            continue
+        reserved = sum(later.seconds for later in after[index + 1 :]) if stage.fills else 0.0
+        run.run(stage, reserved)
+    run.write_report()
     records = read(path)
-    path.with_suffix(".md").write_text(gpu_work.report(records), encoding="utf-8")
     for row in gpu_work.requirement_rows(records):
         print(" | ".join(row))
     print(f"all tables: {path.with_suffix('.md')}")
     return 0 if all(latest(records).values()) else 1
+
+
+def forget_failures(path: Path) -> None:
+    """What went wrong is tried again, for something was mended meanwhile."""
+    kept = [r for r in read(path) if not {"error", "test", "begun"} & r.keys()]
+    path.unlink(missing_ok=True)
+    for record in kept:
+        append(path, record)
 
 
 def latest(records: list[dict[str, Any]]) -> dict[str, bool]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import math
+import os
 import random
 import statistics
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -52,6 +55,37 @@ class Work:
         columns = self.inputs + above + self.hidden * self.layers
         forward = 2.0 * GATES[self.cell] * self.hidden * columns * self.batch * self.steps
         return forward * self.directions * (3 if self.training else 1)
+
+
+def ratios() -> Iterator[Work]:
+    """Some rows for every line of the table of required ratios, the most telling first."""
+
+    def work(
+        cell: str, hidden: int, batch: int, steps: int, compute: str, *, training: bool
+    ) -> Work:
+        return Work("ratios", cell, hidden, batch, steps, compute, training, hidden)
+
+    for training in (False, True):
+        yield work("lstm", 768, 16, 1024, "float16", training=training)
+    for cell in ("gru_after", "gru_before"):
+        yield work(cell, 512, 32, 256, "float16", training=True)
+    yield work("lstm", 512, 32, 256, "bfloat16", training=True)
+    yield replace(work("lstm", 512, 32, 256, "float16", training=True), layers=2, directions=2)
+    yield work("lstm", 512, 32, 256, "float32", training=True)
+    yield replace(work("lstm", 256, 64, 512, "float16", training=True), ragged=True)
+    yield work("lstm", 1024, 64, 128, "float16", training=True)
+    yield work("lstm", 256, 1, 512, "float16", training=False)
+    for training in (False, True):
+        yield work("lstm", 768, 16, 1024, "bfloat16", training=training)
+    for cell, training in product(("gru_after", "gru_before"), (False, True)):
+        yield work(cell, 1024, 64, 128, "float16", training=training)
+        yield work(cell, 256, 16, 512, "bfloat16", training=training)
+    for layers, directions in ((2, 1), (4, 1), (1, 2)):
+        deep = work("lstm", 256, 32, 256, "float16", training=True)
+        yield replace(deep, layers=layers, directions=directions)
+    for cell, hidden in (("lstm", 512), ("gru_after", 512), ("rnn", 1024)):
+        yield work(cell, hidden, 32, 256, "float32", training=False)
+    yield replace(work("gru_after", 1024, 64, 128, "float16", training=True), ragged=True)
 
 
 def flashrnn() -> Iterator[Work]:
@@ -123,6 +157,7 @@ class Part:
 
 
 PARTS = {
+    "ratios": Part(ratios, 85.0),
     "flashrnn": Part(flashrnn, 30.0),
     "required": Part(required, 70.0),
     "layers": Part(layers, 50.0),
@@ -167,6 +202,26 @@ def append(path: Path, record: Record) -> None:
     cut = path.exists() and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8") as file:
         file.write(("\n" if cut else "") + json.dumps(record) + "\n")
+
+
+@contextmanager
+def begun(path: Path, about: Record, seconds: float) -> Iterator[None]:
+    """Something of a list, known by its "key": on record before it is begun.
+
+    Whoever reads the records after a crash knows what it was. A kernel that does not end cannot be
+    interrupted: after so many seconds the process ends.
+    """
+    append(path, {"begun": about["key"], "about": about})
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def seconds_allowed(otherwise: float) -> float:
+    """What bench/gpu gives the process, which is killed soon after."""
+    return float(os.environ.get("RNNKERN_SECONDS", otherwise))
 
 
 def describe(work: Work) -> Record:
@@ -316,6 +371,7 @@ def report(records: list[Record]) -> str:
             for r in stages
         ],
     )
+    lines += _tried(records)
     lines += ["", "## What must be reached", ""]
     lines += [
         "Ratios are the peer's time over ours in the same run: above 1 rnnkern is faster.",
@@ -325,6 +381,7 @@ def report(records: list[Record]) -> str:
         ("work", "against", "at least", "worst", "median", "rows", "verdict"),
         requirement_rows(records),
     )
+    lines += _paper(records) + _scaling(records)
     for part in PARTS:
         rows = [r for r in records if r.get("part") == part]
         left = len(todo(part, records))
@@ -342,6 +399,45 @@ def report(records: list[Record]) -> str:
             [_row(r, peers) for r in sorted(rows, key=lambda r: r["key"])],
         )
     return "\n".join(lines) + "\n"
+
+
+def _tried(records: list[Record]) -> list[str]:
+    """What the smoke and the tests found wrong."""
+    smoke = [r for r in records if "smoke" in r]
+    bad = [(r["smoke"], r["error"]) for r in smoke if "error" in r]
+    lines = [
+        "",
+        "## Wrong",
+        "",
+        f"{len(smoke) - len(bad)} of {len(smoke)} cases of the smoke agree.",
+    ]
+    bad += [(r["test"], r["detail"]) for r in records if "test" in r]
+    return [*lines, "", *_table(("case", "what"), bad)] if bad else lines
+
+
+def _paper(records: list[Record]) -> list[str]:
+    rows = [
+        (r["paper"], r["name"], r.get("measured", r.get("error", "")), r.get("predicted", ""))
+        for r in records
+        if "paper" in r
+    ]
+    head = ("what", "of it", "measured", "predicted")
+    return ["", "## Measured beside what was predicted on paper", "", *_table(head, rows)]
+
+
+def _scaling(records: list[Record]) -> list[str]:
+    rows = [r for r in records if "scaling" in r]
+    cells = [
+        (
+            r["scaling"],
+            str(r["threads"]),
+            *(f"{r[name]:.3f}" if name in r else "–" for name in ("rnnkern_ms", "torch_ms")),
+            r.get("error", ""),
+        )
+        for r in rows
+    ]
+    head = ("work on the CPU", "threads", "rnnkern ms", "PyTorch ms", "notes")
+    return ["", "## CPU, by threads", "", *_table(head, cells)]
 
 
 def _row(record: Record, peers: list[str]) -> tuple[str, ...]:

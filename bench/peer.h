@@ -20,6 +20,9 @@ PEER_EXPORT int peer_run(void* peer, const float* x, const float* dy, float* y, 
 
 PEER_EXPORT void peer_delete(void* peer);
 
+// Of the library, as 2.6.3.
+PEER_EXPORT const char* peer_version();
+
 // For peer_new: what make() gives, or the words of what it throws.
 template <class F>
 void* make_peer(char* error, std::int64_t error_bytes, F make) {

@@ -257,3 +257,5 @@ int peer_run(void* peer, const float* x, const float* dy, float* y, float* dx) {
 }
 
 void peer_delete(void* peer) { delete static_cast<Network*>(peer); }
+
+const char* peer_version() { return LIBXSMM_CONFIG_VERSION; }

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <dnnl.hpp>
 #include <stdexcept>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -170,3 +171,11 @@ int peer_run(void* peer, const float* x, const float* dy, float* y, float* dx) {
 }
 
 void peer_delete(void* peer) { delete static_cast<Gru*>(peer); }
+
+const char* peer_version() {
+  static const std::string text = [] {
+    const dnnl_version_t& v = *dnnl_version();
+    return std::to_string(v.major) + "." + std::to_string(v.minor) + "." + std::to_string(v.patch);
+  }();
+  return text.c_str();
+}

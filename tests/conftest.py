@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import pytest
 from hypothesis import settings
 
 import rnnkern as rk
-from rnnkern import _core
+from rnnkern import _core, device
 
 import reference
 from reference import Array, State
@@ -38,6 +40,35 @@ CLASSES: dict[str, tuple[type[Any], dict[str, str]]] = {
     "gru_after": (rk.GRU, {"reset": "after"}),
     "lstm": (rk.LSTM, {}),
 }
+
+
+def no_gpu(reason: str) -> NoReturn:
+    """Skips a test that needs a GPU; fails it where RNNKERN_REQUIRE_GPU says that there is one."""
+    if os.environ.get("RNNKERN_REQUIRE_GPU"):
+        pytest.fail(f"RNNKERN_REQUIRE_GPU is set: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure goes to bench/gpu's records at once: the end of the run may never come."""
+    path = os.environ.get("RNNKERN_RESULTS")
+    if path and report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        record = {"test": report.nodeid, "detail": report.longreprtext[-2000:]}
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """After a kernel's crash every call fails: a process of pytest-xdist ends, and is replaced."""
+    found: Any = device._ready.get("cuda")
+    if type(found) is not device.Cuda or "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    try:
+        found.xp.cuda.runtime.deviceSynchronize()
+    except found.xp.cuda.runtime.CUDARuntimeError as error:
+        sys.stderr.write(f"{item.nodeid}: {error}\n")
+        os._exit(3)
 
 
 @contextmanager

@@ -35,10 +35,15 @@ class DeviceArray(np.ndarray[Any, Any]):
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
-            "data": (self.ctypes.data, False),
+            "data": (self.ctypes.data if self.size else 0, False),  # as CuPy says it
             "strides": self.strides,
             "version": 3,
         }
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """The same, for the emulated kernels."""
+        return self.__cuda_array_interface__
 
     def __dlpack_device__(self) -> tuple[Any, Any]:
         return (2, 0)
@@ -329,8 +334,8 @@ class EmulatedCuda(Cuda):
     def __init__(self, kernels: Any) -> None:
         super().__init__(_xp(), kernels)
 
-    def aligned(self, array: Array) -> bool:
-        return array.flags.aligned
+    def address(self, array: Array) -> int:
+        return array.ctypes.data
 
     def _workspace(self, size: int) -> Array:
         room = np.full(size + 256, 255, np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import pytest
 import rnnkern as rk
 from rnnkern.adder import CELLS, Adder, Encoding, Pairs, Score, Settings, Training, train
 from rnnkern.progress import Progress
-from rnnkern.serialize import load_checkpoint
 
+import files_of_0_1
 from conftest import using_threads
 
 TINY = Settings(digits=1, hidden=16, batch=32, steps=40, share=0.5)
@@ -42,6 +43,7 @@ def test_questions_and_answers_are_encoded_as_documented() -> None:
     encoding = Encoding(3)
     # 061+535 from its end; 0596 from its end.
     assert encoding.questions(numbers(61), numbers(535))[:, 0].tolist() == [5, 3, 5, 10, 1, 6, 0]
+    assert encoding.questions(numbers(12), numbers(345))[:, 0].tolist() == [5, 4, 3, 10, 2, 1, 0]
     answers = encoding.answers(numbers(596))
     assert answers[:, 0].tolist() == [6, 9, 5, 0]
     assert encoding.fed(answers)[:, 0].tolist() == [10, 6, 9, 5]
@@ -111,6 +113,23 @@ def test_batches_follow_seed_and_step_alone() -> None:
     assert len(set(kept.values())) == 6
     for (seed, step), content in kept.items():
         assert again.batch(64, seed, step)[0].tobytes() == content
+
+
+def test_batches_have_more_of_the_extremes() -> None:
+    pairs = Pairs(3, 0.2)
+    a, b = (
+        np.concatenate(n) for n in zip(*(pairs.batch(256, 0, t) for t in range(200)), strict=True)
+    )
+    assert a.shape == b.shape == (200 * 256,)
+    smaller = np.minimum(a, b)
+    # 2% of all pairs have a number of one digit, and 28% of those that are the smallest of 16.
+    assert 0.045 < np.mean(smaller < 10) < 0.06
+    # 0.25% of all pairs have two numbers from 950 on, and 4% of those that are the largest of 16.
+    assert 0.005 < np.mean(smaller >= 950) < 0.009
+    # Three in four are drawn evenly.
+    middle = np.mean((smaller >= 250) & (smaller < 500))
+    assert 0.75 < middle / 0.3125 < 0.9
+    assert len(pairs.batch(3, 0, 0)[0]) == 3
 
 
 def test_the_split_is_the_same_for_ever() -> None:
@@ -262,6 +281,26 @@ def test_the_learning_rate_rises_then_falls_to_nothing(monkeypatch: pytest.Monke
     assert 0 <= rates[-1] < 0.0005
 
 
+def joint_norm(arrays: Any) -> float:
+    return float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in arrays)))
+
+
+def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = {}
+    for clip in (1e-3, 1e3):
+        training = Training(Adder(replace(TINY, clip=clip)))
+        given: list[float] = []
+        monkeypatch.setattr(
+            training.optimizer,
+            "step",
+            lambda grads, lr, given=given: given.append(joint_norm(grads.values())),
+        )
+        training.advance()
+        (norms[clip],) = given
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-5)
+    assert 1e-2 < norms[1e3] < 1e3, "within the larger bound"
+
+
 def test_a_diverged_run_stops() -> None:
     training = Training(Adder(TINY))
     training.adder.model.params["output.bias"][0] = np.nan
@@ -316,20 +355,139 @@ def test_a_share_too_small_is_refused() -> None:
         Pairs(1, 1e-3)
 
 
+def test_a_run_of_version_0_1_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.write_bytes(files_of_0_1.content(files_of_0_1.HALF))
+    half = Training.load(path)
+    assert half.history == [(3.0, 1.5, half.loss, 0.25)]
+    half.save(path)
+    path.with_name("whole").write_bytes(files_of_0_1.content(files_of_0_1.WHOLE))
+    whole = Training.load(path.with_name("whole"))
+    for run in (half, Training.load(path)):
+        while run.fraction < 1.0:
+            run.advance()
+        # Whatever an instruction set adds in another order.
+        for name, p in whole.adder.model.params.items():
+            np.testing.assert_allclose(run.adder.model.params[name], p, rtol=1e-4, atol=1e-5)
+        assert run.optimizer.steps == whole.optimizer.steps == 6
+
+
 def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "model"
     rk.save(path, rk.Linear(2, 2))
-    with pytest.raises(rk.FormatError, match="model: is not a checkpoint of an adder"):
-        Training.load(path)
+    refused(path)
+    rk.save(path, rk.Linear(2, 2), notes={"adder": "{}"})
+    refused(path)
     training = Training(Adder(TINY))
+    training.advance()
     training.save(path)
     assert isinstance(rk.load(path), rk.Seq2Seq)
-    model, extra, notes = load_checkpoint(path)
-    for damage in ("run", "history", "adam.steps"):
-        rk.save(path, model, extra={n: a for n, a in extra.items() if n != damage}, notes=notes)
-        with pytest.raises(rk.FormatError, match="is not a checkpoint of an adder"):
-            Training.load(path)
-    for settings in ("{}}", "[]", '{"digits": 0}', '{"colour": 1}'):
-        rk.save(path, model, extra=extra, notes={"adder": settings})
-        with pytest.raises(rk.FormatError, match="is not a checkpoint of an adder"):
-            Training.load(path)
+    model, _, extra, notes = rk.load_checkpoint(path)
+
+    def save(*, adam: Any = training.optimizer, notes: Any = notes, **extras: Any) -> None:
+        given = {n: a for n, a in {**extra, **extras}.items() if a is not None}
+        rk.save(path, model, optimizer=adam, extra=given, notes=notes)
+
+    save()
+    Training.load(path)
+    for damaged in (
+        {"run": None},
+        {"history": None},
+        {"adam": None},
+        {"adam": {"a": rk.SGD({"p": np.zeros(1)}, 0)}},
+    ):
+        save(**damaged)
+        refused(path)
+    # More than a step of floats, no number of them, or steps that the optimizer has not taken.
+    for run in (
+        [np.nan, 0, 0],
+        [np.inf, 0, 0],
+        [1e300, 0, 0],
+        [-1, 0, 0],
+        [0, 0, 0],
+        [1.5, 0, 0],
+        [1, -1, 0],
+        [1, np.nan, 0],
+        [1, np.inf, 0],
+        [1, 1],
+        1,
+    ):
+        save(run=np.array(run, float))
+        refused(path)
+    for history in (np.zeros(4), np.zeros((1, 3)), np.array(1.0)):
+        save(history=history)
+        refused(path)
+    state = training.optimizer.state_dict()
+    training.optimizer.steps = -1
+    save(run=np.array([-1.0, 0, 0]))
+    refused(path)
+    training.optimizer.load_state_dict(state)
+    changes = {"lr": 10**400, "digits": 10**400, "minutes": float("nan"), "cell": [], "batch": {}}
+    mine = json.loads(notes["adder"])
+    for settings in (
+        "{}}",
+        "[]",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "9" * 5000,
+        '{"colour": 1}',
+        json.dumps({"\ud800\x1b": 1}),
+        *(json.dumps({**mine, name: value}) for name, value in changes.items()),
+    ):
+        save(notes={"adder": settings})
+        refused(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cell", "gru"),
+        ("cell", "gru-after"),
+        ("hidden", 17),
+        ("hidden", 10**12),
+        ("layers", 2),
+        ("layers", 10**9),
+        ("bidirectional", True),
+        ("compute", "bfloat16"),
+        ("seed", 1),
+    ],
+)
+def test_settings_that_contradict_the_model_are_refused(
+    name: str, value: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "model"
+    training = Training(Adder(TINY))
+    training.save(path)
+    model, _, extra, _ = rk.load_checkpoint(path)
+    settings = replace(TINY, **{name: value})
+    with pytest.raises(ValueError, match=r"model must have .*, as the settings say"):
+        Adder(settings, model)
+    notes = {"adder": json.dumps(vars(settings))}
+    rk.save(path, model, optimizer=training.optimizer, extra=extra, notes=notes)
+    refused(path, "model must have")
+
+
+def test_other_models_are_no_adders() -> None:
+    sizes: Any = {"source_vocab": 11, "target_vocab": 11, "hidden_size": 16, "bos": 10, "eos": 10}
+    Adder(TINY, rk.Seq2Seq(**sizes, cell_options={}, seed=0))
+    for other in (
+        {"target_vocab": 12},
+        {"source_vocab": 12},
+        {"bos": 0},
+        {"eos": 0},
+        {"dropout": 0.1, "num_layers": 2},
+        {"dtype": "float64"},
+        {"decoder_cell": "LSTM"},
+    ):
+        with pytest.raises(ValueError, match="model must have"):
+            Adder(TINY, rk.Seq2Seq(**{"cell_options": {}, "seed": 0, **sizes, **other}))
+
+
+def refused(path: Path, why: str = "") -> None:
+    """The file loads, if at all, as something else than an adder."""
+    for load in (Training.load, Adder.load):
+        with pytest.raises(
+            rk.FormatError, match=f"model: is not a checkpoint of an adder.*{why}"
+        ) as e:
+            load(path)
+        assert str(e.value).isprintable()

@@ -253,7 +253,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     captured = capsys.readouterr()
     assert captured.err == "", "no bar where there is no terminal"
     written = json.loads(numbers.read_text())
-    assert written["isa"].startswith(_core.isa())
+    assert written["facts"]["isa"].startswith(_core.isa())
     assert [p["cell"] for p in written["layers"]] == ["rnn"] * len(list(grid(("rnn",))))
     for row in tables.read_text().splitlines():
         assert row in captured.out

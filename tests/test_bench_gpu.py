@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import json
 import subprocess
 import sys
@@ -14,12 +16,18 @@ import pytest
 
 from rnnkern import device
 
-from conftest import using_threads
+import conftest
+from conftest import CELLS, no_gpu, using_threads
 from emulation import EmulatedCuda, StandIn
+from test_cuda_kernels import Emulation, Spoiled
 
 gpu_work: Any = pytest.importorskip("gpu_work", reason="bench is not in an sdist")
 gpu_run: Any = pytest.importorskip("gpu_run")
 gpu_measure: Any = pytest.importorskip("gpu_measure")
+gpu_paper: Any = pytest.importorskip("gpu_paper")
+gpu_smoke: Any = pytest.importorskip("gpu_smoke")
+gpu_wheel: Any = pytest.importorskip("gpu_wheel")
+check_sass: Any = pytest.importorskip("check_sass")
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,26 +99,249 @@ def test_records_resume(tmp_path: Path) -> None:
     assert gpu_work.todo("flashrnn", records) == [works[1], *works[3:]]
 
 
+def run_of(path: Path, seconds: float = 60.0) -> Any:
+    return gpu_run.Run(path, seconds, {"PYTHONPATH": str(ROOT / "bench")})
+
+
+def python(code: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code, *arguments)
+
+
 def test_a_crash_is_put_on_record_and_passed(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
     crash = (
-        "import sys, gpu_work, pathlib; p = pathlib.Path(sys.argv[1]);"
+        "import os, sys, gpu_work, pathlib; p = pathlib.Path(sys.argv[1]);"
         "left = gpu_work.todo('flashrnn', gpu_work.read(p));"
-        "sys.exit(0) if len(left) < 14 else gpu_work.append(p, {'begun': left[0].key});"
-        "sys.exit(7)"
+        "about = gpu_work.describe(left[0]);"
+        "sys.exit(0) if len(left) < 14 else None\n"
+        "with gpu_work.begun(p, about, 9): print('going', flush=True); os._exit(7)"
     )
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'bench')!r}); {crash}"
-    gpu_run.measure(path, [sys.executable, "-c", code, str(path)])
-    errors = [r for r in gpu_work.read(path) if "error" in r]
+    stage = gpu_run.Stage("flashrnn", python(crash, str(path)), 60, listed=True)
+    assert not run_of(path).run(stage, 0.0)
+    records = gpu_work.read(path)
+    errors = [r for r in records if "error" in r]
     assert [r["key"] for r in errors] == [w.key for w in gpu_work.todo("flashrnn", [])[:3]]
-    assert errors[0]["error"] == "the process ended with code 7"
+    assert errors[0]["error"] == "the process ended with code 7: going"
+    assert records[-1]["detail"].startswith("3 crashes; ")
+    assert "rnnkern: the process ended with code 7" in path.with_suffix(".md").read_text()
+
+
+def test_what_broke_the_device_is_passed_too(tmp_path: Path) -> None:
+    """It is on record as wrong, and then the process ends: the others are yet to come."""
+    path = tmp_path / "gpu.jsonl"
+    code = (
+        "import sys, gpu_work, pathlib; p = pathlib.Path(sys.argv[1])\n"
+        "done = [r['key'] for r in gpu_work.read(p) if 'key' in r]\n"
+        "for key in 'abc':\n"
+        "  if key in done: continue\n"
+        "  with gpu_work.begun(p, {'key': key}, 9):\n"
+        "    gpu_work.append(p, {'key': key, 'was': 'wrong' if key == 'a' else 'right'})\n"
+        "    if key == 'a': sys.exit('sticky')\n"
+        "print('all done')"
+    )
+    assert not run_of(path).run(gpu_run.Stage("x", python(code, str(path)), 30, listed=True), 0.0)
+    records = gpu_work.read(path)
+    assert [(r["key"], r["was"]) for r in records if "key" in r] == [
+        ("a", "wrong"),
+        ("b", "right"),
+        ("c", "right"),
+    ]
+    assert records[-1]["detail"] == "1 crashes; all done"
+
+
+def test_a_work_that_does_not_end_ends_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.jsonl"
+    hang = (
+        "import sys, time, gpu_work, pathlib; p = pathlib.Path(sys.argv[1]);"
+        "done = [r['key'] for r in gpu_work.read(p) if 'key' in r]\n"
+        "if 'one' not in done:\n"
+        "  with gpu_work.begun(p, {'key': 'one'}, 0.5): time.sleep(60)"
+    )
+    assert not run_of(path).run(gpu_run.Stage("x", python(hang, str(path)), 30, listed=True), 0.0)
+    (error,) = [r for r in gpu_work.read(path) if "error" in r]
+    assert error["key"] == "one"
+    assert "time.sleep" in path.with_suffix(".log").read_text() or "Timeout" in error["error"]
 
 
 def test_a_process_that_cannot_begin_is_not_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
-    gpu_run.measure(path, [sys.executable, "-c", "raise SystemExit(3)"])
-    assert gpu_run.latest(gpu_work.read(path)) == {"measuring": False}
-    assert "code 3" in gpu_work.read(path)[0]["detail"]
+    stage = gpu_run.Stage("ratios", python("raise SystemExit('no CUDA device')"), 60, listed=True)
+    run_of(path).run(stage, 0.0)
+    assert gpu_run.latest(gpu_work.read(path)) == {"ratios": False}
+    assert gpu_work.read(path)[0]["detail"] == "no CUDA device"
+
+
+def test_a_stage_out_of_time_is_killed_with_all_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child of the process holds a lock as long as it lives."""
+    monkeypatch.setattr(gpu_run, "_SHORTEST", 0.0)
+    path, lock = tmp_path / "gpu.jsonl", tmp_path / "lock"
+    code = (
+        f"import fcntl, os, time; file = open({str(lock)!r}, 'w')\n"
+        "if os.fork() == 0: fcntl.flock(file, fcntl.LOCK_EX); print('begun', flush=True)\n"
+        "time.sleep(600)"
+    )
+    assert not run_of(path).run(gpu_run.Stage("tests", python(code), 3.0), 0.0)
+    assert gpu_work.read(path)[0]["detail"] == "not done after 3 s: begun"
+    assert "######## tests" in path.with_suffix(".log").read_text()
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # waits for ever where the child lives on
+
+
+def test_nothing_is_begun_without_time(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.jsonl"
+    stage = gpu_run.Stage("grid", python("print('went')"), 600, fills=True)
+    assert not run_of(path, 64.0).run(stage, 60.0)
+    assert gpu_work.read(path) == []  # so that a resumed run does it
+    assert run_of(path, 66.0).run(stage, 60.0)
+
+
+def test_green_although_nothing_ran_is_not_green(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.jsonl"
+    for said, ok in (("12 passed, 3 skipped", True), ("900 skipped", False)):
+        stage = gpu_run.Stage("tests", python(f"print({said!r})"), 60, expects=r"\b[1-9]\d* passed")
+        assert run_of(path).run(stage, 0.0) == ok
+
+
+def test_a_missing_gpu_fails_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RNNKERN_REQUIRE_GPU", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no CuPy"):
+        no_gpu("no CuPy")
+    monkeypatch.setenv("RNNKERN_REQUIRE_GPU", "1")
+    with pytest.raises(pytest.fail.Exception, match="RNNKERN_REQUIRE_GPU is set: no CuPy"):
+        no_gpu("no CuPy")
+
+
+def test_failures_of_tests_are_on_record_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "gpu.jsonl"
+    monkeypatch.setenv("RNNKERN_RESULTS", str(path))
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    for failed in (True, False):
+        report = SimpleNamespace(failed=failed, nodeid="a::b[gpu]", longreprtext="y 0: step 3")
+        conftest.pytest_runtest_logreport(report)  # type: ignore[arg-type]
+    assert gpu_work.read(path) == [{"test": "a::b[gpu]", "detail": "y 0: step 3"}]
+    assert "| a::b[gpu] | y 0: step 3 |" in gpu_work.report(gpu_work.read(path))
+
+
+def test_a_wheel_says_when_it_is_older_than_the_sources(tmp_path: Path) -> None:
+    root, folder = tmp_path / "tree", tmp_path / "wheel"
+    for path in ("CMakeLists.txt", "pyproject.toml", "csrc/a/b.cu", "python/rnnkern/c.py"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(path)
+    folder.mkdir()
+    assert "no wheel for cp3" in gpu_wheel.find(folder, root)[1]
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    wheel = folder / f"rnnkern-0.1.0-{tag}-{tag}-linux_x86_64.whl"
+    wheel.touch()
+    assert "is older than the sources" in gpu_wheel.find(folder, root)[1]
+    (folder / "sources.sha256").write_text(gpu_wheel.source_hash(root) + "\n")
+    assert gpu_wheel.find(folder, root)[0] == wheel
+    (root / "csrc" / "a" / "b.o").write_text("no source")
+    assert gpu_wheel.find(folder, root)[0] == wheel
+    (root / "csrc" / "a" / "b.cu").write_text("changed")
+    assert gpu_wheel.find(folder, root) == (
+        None,
+        f"{wheel.name} is older than the sources: python tools/gpu_wheel.py",
+    )
+
+
+def test_machine_code_is_held_against_what_it_must_be() -> None:
+    def read(*instructions: str) -> Any:
+        lines = [
+            f"        /*{16 * k:04x}*/                   {i} ;" for k, i in enumerate(instructions)
+        ]
+        (counts,) = check_sass.read([".text._Z3one:", *lines]).values()
+        return counts
+
+    good = read("@!P0 LDS.128 R4, [R2]", "HMMA.16816.F32 R8, R4, R6, R8", "LDG.E R1, [R2.64]")
+    assert good == {"all": 3, "LDS.128": 1, "mma": 1, "LDG": 1}
+    assert list(check_sass.faults("Forward, tensor 16x32", good)) == []
+    bad = read("LD.E R4, [R2.64]", "STL [R1], R3", "@P1 ST.E.64 [R2.64], R4", "LDS.64 R4, [R2]")
+    assert list(check_sass.faults("Forward, tensor 16x32", bad)) == [
+        "local: 1",
+        "generic: 2",
+        "0 instructions of the tensor cores",
+        "no loads of 16 bytes from shared memory",
+    ]
+    assert list(check_sass.faults("Zero", bad)) == []
+    usage = " Function _Z3one:\n  REG:157 STACK:8 SHARED:0"
+    assert check_sass.read_usage(usage) == {"_Z3one": (157, 8)}
+
+
+def test_the_smoke_tells_where(tmp_path: Path) -> None:
+    emulation = Emulation()
+    checks = list(gpu_smoke.checks())
+    names = [name for name, _ in checks]
+    assert len(set(names)) == len(names)
+    for cell, compute in itertools.product(CELLS, ("float32", "tfloat32", "bfloat16", "float16")):
+        for way in ("forward", "backward"):
+            assert f"{cell} {compute} B7 {way}" in names
+    path = tmp_path / "gpu.jsonl"
+    one = [check for check in checks if check[0] == "lstm float16 B7 forward"]
+    spoiled = Spoiled(emulation, 1, (3, 2, 5))
+    assert gpu_smoke.run(path, spoiled, one, lambda: None) == 1
+    (record,) = [r for r in gpu_work.read(path) if "smoke" in r]
+    assert "forward: y 0: " in record["error"]
+    assert "first step 3, row 2, unit 5" in record["error"]
+    assert "plan: path resident" in record["error"]
+    assert "| lstm float16 B7 forward | Case(cell='lstm'" in gpu_work.report([record])
+    # On record, and so not done again.
+    assert gpu_smoke.run(path, emulation, one, lambda: None) == 0
+    assert len(gpu_work.read(path)) == 2
+
+
+def test_what_went_wrong_is_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.jsonl"
+    right = [{"key": "smoke a", "smoke": "a"}, {"stage": "tests", "ok": False, "seconds": 1.0}]
+    wrong = [
+        {"begun": "smoke b", "about": {}},
+        {"key": "smoke b", "smoke": "b", "error": "y 0"},
+        {"test": "t", "detail": "y"},
+    ]
+    gpu_run.forget_failures(path)
+    for record in [*wrong, *right]:
+        gpu_work.append(path, record)
+    gpu_run.forget_failures(path)
+    assert gpu_work.read(path) == right
+
+
+def test_what_is_measured_beside_its_prediction() -> None:
+    items = list(gpu_paper.items(None))
+    names = [(group, name) for group, name, _, _ in items]
+    assert len(set(names)) == len(names)
+    assert {group.split()[0].rstrip(",") for group, _ in names} == {*"1235678", "4"}
+    assert all(predicted for _, _, predicted, _ in items)
+    assert gpu_paper.in_words({64: 0.5, 1024: 2.42}) == (
+        "2.00 us a step, 0.372 ms beside (2.420 ms at 1024)"
+    )
+    table = (
+        '==PROF== x\n"#","Address","Source","Warp Stall Sampling (All Samples)","Live"\n'
+        '"0","7f","HMMA.16816 R1","30","9"\n"1","80","LDS R2, [R3]","1,970","8"\n'
+    )
+    assert gpu_paper.most_sampled(table) == ["98% LDS R2, [R3]", "2% HMMA.16816 R1"]
+    assert gpu_paper.most_sampled("ncu: unknown option") == []
+    record = {"paper": "2 sketch", "name": "LSTM", "measured": "0.7 us", "predicted": "0.63"}
+    assert "| 2 sketch | LSTM | 0.7 us | 0.63 |" in gpu_work.report([record])
+
+
+def test_the_sketch_by_numpy_takes_weights_as_the_tensor_cores_do() -> None:
+    """One weight: member 3, warp 5, step 1, tile 2, rows 8 to 15, lane 9, value 6."""
+    w = np.zeros((64, 8, 4, 3, 2, 32, 8), np.float16)
+    w[3, 5, 1, 2, 1, 9, 6] = 1.0
+    row, slot = 2 * 16 + 8 + 2, (5 * 4 + 1) * 32 + 8 + 6
+    gate, unit, column = row // 12, 3 * 12 + row % 12, slot // 4 * 3 + slot % 4
+    x = np.zeros((2, 2, 8, 4, 768), np.float32)
+    x[0, 1, 4, :, column] = 3.0
+    y = gpu_paper.sketch_by_numpy(w, x)
+    assert gate == 3
+    # The output gate of that unit is all that it changes, and its cell is 0.
+    x[1, 1, 4, 2, unit] = 1.0
+    y = gpu_paper.sketch_by_numpy(w, x)
+    h = np.float64(np.float16(y[0, 1, 4, column]))
+    assert y[1, 1, 4, unit] == pytest.approx(np.tanh(np.tanh(1) / 2) / (1 + np.exp(-h)))
 
 
 def test_ratios_and_verdicts() -> None:
@@ -145,28 +376,37 @@ def test_ratios_and_verdicts() -> None:
     assert {line.count("|") for line in text.splitlines() if line.startswith("| LSTM")} == {8}
 
 
-def test_the_dry_run_lists_what_would_run() -> None:
+@pytest.mark.parametrize("options", [(), ("--here",), ("--python", sys.executable)])
+def test_the_dry_run_lists_what_would_run(options: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [ROOT / "bench" / "gpu", "--dry-run"],
+        [sys.executable, ROOT / "bench" / "gpu", "--dry-run", *options],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "RNNKERN_CUDA=ON" in done.stdout
-    assert "RNNKERN_CUDA_CODE=sm_" in done.stdout
-    assert "-m pytest -q -W default -m gpu" in done.stdout
-    for name in ("memcheck", "racecheck", "synccheck", *gpu_work.PARTS):
+    if not options:
+        assert "RNNKERN_CUDA=ON" in done.stdout
+        assert "RNNKERN_CUDA_CODE=sm_" in done.stdout
+    if "--here" in options:
+        assert "--no-index --no-deps" in done.stdout
+        assert ("gpu_wheel.py --code sm_" in done.stdout) != ("of these sources" in done.stdout)
+    assert "-W default -m gpu" in done.stdout
+    for name in ("smoke", "tests", "memcheck", "racecheck", "paper", "scaling", *gpu_work.PARTS):
         assert f"\n{name}" in done.stdout
     assert "lstm H768 B16 T1024" in done.stdout
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize(("quick", "most"), [(False, 480), (True, 180)])
+@pytest.mark.parametrize(("quick", "most"), [(False, 500), (True, 180)])
 def test_the_time_that_a_run_takes(quick: bool, most: int) -> None:
-    """Ten minutes and three, of which the build may have two; quick runs find it built."""
-    before = sum(stage.seconds for stage in gpu_run.stages("python", "sm_90", quick=quick))
-    measuring = sum(part.seconds for part in gpu_work.PARTS.values())
-    assert before + measuring * (gpu_work.QUICK if quick else 1.0) <= most
+    """Of nine minutes, so that a build and some of the grid have room too."""
+    found = gpu_run.stages("python", Path("x"), quick=quick)
+    assert sum(stage.seconds for stage in found if not stage.fills) <= most
+    assert [s.name for s in found][:4] == ["smoke", "tests", "ratios", "memcheck"]
+    here = Path(__file__).parent
+    marked = {path.name for path in here.glob("test_*.py") if "mark.gpu" in path.read_text()}
+    assert marked == {*gpu_run.TESTS} | {Path(__file__).name}
+    assert sum(part.seconds for name, part in gpu_work.PARTS.items() if name == "ratios") <= 90
 
 
 def test_a_run_without_a_gpu_says_what_failed(
@@ -175,29 +415,28 @@ def test_a_run_without_a_gpu_says_what_failed(
     monkeypatch.setattr(
         gpu_run,
         "stages",
-        lambda python, code, quick: [
-            gpu_run.Stage("tests", ((python, "-c", "print('fine')"),), 60),
-            gpu_run.Stage("memcheck", ((python, "-c", "print('bad'); raise SystemExit(9)"),), 60),
-            gpu_run.Stage("racecheck", (("true",),), 60, "no-such-tool"),
-            gpu_run.Stage("synccheck", ((python, "-c", "import time; time.sleep(60)"),), 0.2),
+        lambda python, path, quick: [
+            gpu_run.Stage("tests", (python, "-c", "print('fine')"), 60),
+            gpu_run.Stage("memcheck", (python, "-c", "print('bad'); raise SystemExit(9)"), 60),
+            gpu_run.Stage("racecheck", ("true",), 60, "no-such-tool"),
+            gpu_run.Stage("grid", ("/no/such/program",), 60),
         ],
     )
-    monkeypatch.setattr(gpu_run, "BENCH", tmp_path)  # where there is nothing to measure with
-    path = tmp_path / "gpu.jsonl"
-    arguments = ["--python", sys.executable, "--results", str(path)]
+    path = tmp_path / "results" / "gpu.jsonl"
+    arguments = ["--python", sys.executable, "--results", str(path.with_suffix(""))]
     assert gpu_run.main(arguments) == 1
     first = {r["stage"]: r for r in gpu_work.read(path)}
     assert (first["tests"]["ok"], first["tests"]["detail"]) == (True, "fine")
     assert (first["memcheck"]["ok"], first["memcheck"]["detail"]) == (False, "bad")
     assert first["racecheck"]["detail"] == "no-such-tool is not there"
-    assert "not done after" in first["synccheck"]["detail"]
-    assert not first["measuring"]["ok"]
+    assert "/no/such/program" in first["grid"]["detail"]
     assert "| tests | ok |" in path.with_suffix(".md").read_text()
     capsys.readouterr()
     assert gpu_run.main([*arguments, "--resume"]) == 1
     assert "tests ..." not in capsys.readouterr().out
     assert gpu_run.main(arguments) == 1
     assert path.with_suffix(".previous.jsonl").exists()
+    assert len(list(path.parent.iterdir())) <= 8
 
 
 class HostClock:

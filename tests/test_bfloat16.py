@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from test_threads import run_all
 import rnnkern as rk
 from rnnkern import _core
 from rnnkern.adder import Adder, Settings, Training
+from rnnkern.stream import _SHARED_STEP_FLOPS
 
 import reference
 from conftest import (
     CELLS,
+    CLASSES,
     as_layer_state,
     as_tuple,
     assert_close,
@@ -99,7 +102,7 @@ def check_threads(cell: str, size: tuple[int, int, int, int]) -> None:
 
 
 def check_stream(cell: str) -> None:
-    """Steps and blocks take rounded operands too: on some instruction sets in another order."""
+    """Steps and blocks take rounded operands too."""
     layer = make(cell, 6, 33, 2, compute="bfloat16")
     for x in (draw(5, 3, 6), np.arange(15).reshape(5, 3) % 6):
         want, last = layer(x)
@@ -108,6 +111,22 @@ def check_stream(cell: str) -> None:
         for got, state in zip(as_tuple(steps.state), as_tuple(last), strict=True):
             assert_close("state", got, state, STACKED)
         assert_same_bits("block", blocks.block(x), want)
+
+
+def check_steps(cell: str) -> None:
+    """A step has the bits of a block of one, whatever the sizes and who takes it."""
+    sizes = [(1, 6, 33), (3, 1, 1), (15, 35, 8), (16, 35, 64), (19, 300, 9)]
+    for batch, inputs, hidden in sizes:
+        layer = make(cell, inputs, hidden, 2, compute="bfloat16")
+        dense = draw(4, batch, inputs)
+        tokens = np.random.default_rng(0).integers(0, inputs, (4, batch))
+        for x in (dense, tokens):
+            steps, blocks = layer.stream(batch), layer.stream(batch)
+            assert steps._stepper is not None
+            for x_t in x:
+                assert_same_bits(f"{batch}", steps.step(x_t), blocks.block(x_t[None])[0])
+            for got, want in zip(as_tuple(steps.state), as_tuple(blocks.state), strict=True):
+                assert_same_bits("state", got, want)
 
 
 def check_everything() -> None:
@@ -120,6 +139,7 @@ def check_everything() -> None:
             check_threads(cell, size)
         check_one_step(cell, DEEP)
         check_stream(cell)
+        check_steps(cell)
     print(_core.isa())
 
 
@@ -128,6 +148,30 @@ def test_every_instruction_set(isa: str) -> None:
     done = run_python("import test_bfloat16; test_bfloat16.check_everything()", RNNKERN_ISA=isa)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [isa]
+
+
+def check_large_steps() -> None:
+    """Of so many flops that a second thread joins in, if there is one. Run in a child."""
+    for cell in CELLS:
+        for compute, batch in ((None, 1), ("bfloat16", 1), ("bfloat16", 16)):
+            gates = len(CLASSES[cell][0].gates)
+            hidden = math.isqrt(int(_SHARED_STEP_FLOPS) // (2 * batch * gates)) + 1
+            layer = make(cell, 40, hidden, compute=compute)
+            x = draw(3, batch, 40)
+            results = []
+            for threads in (1, 2):
+                with using_threads(threads):
+                    stream = layer.stream(batch)
+                    results.append([*(stream.step(x_t) for x_t in x), *as_tuple(stream.state)])
+            for got, want in zip(*results, strict=True):
+                assert_same_bits(f"{cell} {compute} {batch}", got, want)
+
+
+@pytest.mark.parametrize("isa", _core.supported_isas())
+def test_threads_change_no_bit_of_a_large_step(isa: str) -> None:
+    code = "import test_bfloat16; test_bfloat16.check_large_steps()"
+    done = run_python(code, RNNKERN_ISA=isa)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("dtype", ["float64", np.float64])
@@ -170,6 +214,21 @@ def test_only_operands_are_rounded(cell: str) -> None:
     ):
         # The reset gate's product with h is an operand that has more bits.
         assert_close("state", got, want, NEAR if cell == "gru_before" else 1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_operands_are_rounded_to_the_nearest_ties_to_even(rows: int) -> None:
+    """A layer that gives its input back, rounded: half way between two bfloat16 above all."""
+    layer = rk.RNN(16, 16, nonlinearity="relu", compute="bfloat16")
+    for name, array in layer.params.items():
+        array[...] = np.eye(16) if name == "weight_ih_l0" else 0.0
+    step = np.float32(2.0**-7)  # between bfloat16 of 1 to 2
+    places = np.arange(16, dtype=np.float32)
+    below, above, even = places, places + 1, places + places % 2
+    for share, nearest in ((0.49, below), (0.51, above), (0.5, even)):
+        x = np.broadcast_to(1 + (places + np.float32(share)) * step, (3, rows, 16))
+        y, _ = layer(x.astype(np.float32))
+        np.testing.assert_array_equal(y, np.broadcast_to(1 + nearest * step, y.shape))
 
 
 def test_numbers_that_are_not_finite_stay_so() -> None:

@@ -100,6 +100,16 @@ def test_a_model_in_the_way_is_set_aside(here: Path, capsys: pytest.CaptureFixtu
     assert Training.load("adder.safetensors").step == 2
 
 
+def test_a_link_in_the_way_stays(here: Path) -> None:
+    (here / "away").mkdir()
+    (here / "adder.safetensors").symlink_to("away/mine.safetensors")
+    for steps in ("1", "2"):
+        assert main(["adder", "train", *TINY, "--steps", steps]) == 0
+    assert (here / "adder.safetensors").is_symlink()
+    assert Training.load("away/mine.previous.safetensors").step == 1
+    assert Training.load("away/mine.safetensors").step == 2
+
+
 def test_resume(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adder", "train", *TINY, "--steps", "4"]) == 0
     before = Training.load("adder.safetensors")

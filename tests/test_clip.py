@@ -18,7 +18,8 @@ def gradients(dtype: str, scale: float = 1.0) -> dict[str, Any]:
 
 def joint_norm(grads: dict[str, Any]) -> float:
     flat = np.concatenate([g.reshape(-1).astype(np.float64) for g in grads.values()])
-    return float(np.linalg.norm(flat))
+    largest = float(np.abs(flat).max())
+    return largest * float(np.linalg.norm(flat / largest))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -37,12 +38,24 @@ def test_agrees_with_pytorch(dtype: str, max_norm: float) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-14)])
-@pytest.mark.parametrize("scale", [1.0, 1e-22, 1e-30, 1e30])
-def test_the_norm_is_bounded_at_any_size(dtype: str, tolerance: float, scale: float) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1e-22, 1e-30, 1e30, 1e-200, 1e200])
+@pytest.mark.parametrize("share", [0.25, 0.99])
+def test_the_norm_is_bounded_at_any_size(
+    dtype: str, tolerance: float, scale: float, share: float
+) -> None:
+    if dtype == "float32" and not 1e-38 < scale < 1e38:
+        pytest.skip("beyond float32")
     grads = gradients(dtype, scale)
     before = joint_norm(grads)
-    assert rk.clip_grad_norm(grads, before / 4) == pytest.approx(before, rel=tolerance, abs=0.0)
-    assert joint_norm(grads) == pytest.approx(before / 4, rel=tolerance, abs=0.0)
+    given = rk.clip_grad_norm(grads, share * before)
+    assert given == pytest.approx(before, rel=tolerance, abs=0.0)
+    assert joint_norm(grads) == pytest.approx(share * before, rel=tolerance, abs=0.0)
+
+
+def test_a_norm_beyond_the_largest_number_is_bounded_all_the_same() -> None:
+    grads = {"p": np.full(100, 1e308), "q": np.array([-1e308, 0.0])}
+    assert rk.clip_grad_norm(grads, 2.0) == np.inf
+    assert joint_norm(grads) == pytest.approx(2.0)
 
 
 def test_small_gradients_are_left_alone() -> None:

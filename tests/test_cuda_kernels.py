@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rnnkern.device import Cuda, get_device
+
 import reference
-from conftest import CELLS, assert_close, assert_same_bits
+from conftest import CELLS, assert_close, assert_same_bits, no_gpu
+from locate import assert_right
 from reference import Array
 
 # Norm-wise relative errors against float64; the operands of the narrow modes are rounded to 11, 8
@@ -74,14 +77,12 @@ class Gpu:
     name = "gpu"
 
     def __init__(self) -> None:
-        self.module = pytest.importorskip("rnnkern._cuda", reason="built without CUDA")
-        self.cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
         try:
-            devices = self.module.devices()
-        except RuntimeError as error:
-            pytest.skip(f"no GPU: {error}")
-        if not devices:
-            pytest.skip("no GPU")
+            found = get_device("cuda")
+        except ValueError as error:
+            no_gpu(str(error))
+        assert isinstance(found, Cuda)
+        self.module, self.cupy = found.kernels, found.xp
         self.stream = self.cupy.cuda.get_current_stream().ptr
 
     def put(self, array: Array) -> Any:
@@ -252,11 +253,23 @@ def check(side: Any, case: Case) -> Results:
     """The kernels agree with the reference; returns what they gave."""
     got, want = run_stack(side, case) if isinstance(case, Stack) else run(side, case)
     assert got.keys() == want.keys()
-    for name, a in want.items():
-        # A relu whose input rounds to the other side of zero has another derivative: not an error.
-        if case.cell == "rnn_relu" and name.startswith("d") and case.compute is not None:
-            continue
-        assert_close(name, got[name], a, TOLERANCE[case.dtype, case.compute])
+    # A relu whose input rounds to the other side of zero has another derivative: not an error.
+    unsure = case.cell == "rnn_relu" and case.compute is not None
+    stacked = isinstance(case, Stack)
+    way = case.reverse * case.layers if isinstance(case, Stack) else case.reverse
+    assert_right(
+        str(case),
+        got,
+        {name: a for name, a in want.items() if not (unsure and name.startswith("d"))},
+        TOLERANCE[case.dtype, case.compute],
+        case.units,
+        side.module.plan(
+            *(case.cell, case.inputs, case.units, case.steps, case.batch),
+            *(1 if stacked else len(way), case.dtype, case.compute, True),
+            len(way) if stacked else 1,
+        ),
+        {name: way[0 if name == "dx" else int(name[-1])] for name in want},
+    )
     return got
 
 
@@ -549,6 +562,11 @@ def test_batches_longer_than_a_part_of_the_schedule(side: Any) -> None:
     check(side, Case("rnn_tanh", 3, batch=1001, steps=3, inputs=2, lengths=lengths))
 
 
+@pytest.mark.parametrize("tokens", [False, True])
+def test_more_rows_than_are_summed_at_once(side: Any, tokens: bool) -> None:
+    check(side, Case("gru_after", 3, batch=1001, steps=5, inputs=2, tokens=tokens))
+
+
 def test_inference_and_training_give_the_same_bits(side: Any) -> None:
     for cell in CELLS:
         kinds: dict[str, Any] = {
@@ -666,6 +684,74 @@ def test_how_layers_share_launches(side: Any) -> None:
     side.device(multiprocessors=1)
     split = ("lstm", 64, 256, 32, 3, "float32", "float16", False)
     assert side.module.layers_per_launch(*split) == [1, 1, 1]
+
+
+def test_a_wait_in_vain_ends(side: Any) -> None:
+    """Of many blocks and phases some are always early: they are to give up at once."""
+    case = Case("lstm", 40, batch=6, steps=50, keep=False)
+    side.device(multiprocessors=8, most_polls=0)
+    assert side.module.plan("lstm", 4, 40, 50, 6, 1, "float32", None, False)["groups"] >= 1
+    with pytest.raises(RuntimeError, match="a block waited in vain for another's flag"):
+        run(side, case)
+    side.device()
+    check(side, case)
+
+
+def test_groups_can_be_forced(side: Any) -> None:
+    """To measure with; the plan's own choice is another."""
+    side.device(multiprocessors=48)
+    case = Case("lstm", 70, batch=9)
+    size = ("lstm", 4, 70, 5, 9, 1, "float32", None, True)
+    chosen = side.module.plan(*size)["groups"]
+    try:
+        for groups in (1, 2, 3):
+            side.module.force_groups(groups)
+            plan = side.module.plan(*size)
+            assert (plan["groups"], plan["backward"]["groups"]) == (groups, groups)
+            check(side, case)
+        side.module.force_groups(50)
+        with pytest.raises(ValueError, match="groups: no plan has 50 of them"):
+            side.module.plan(*size)
+    finally:
+        side.module.force_groups(0)
+    assert side.module.plan(*size)["groups"] == chosen
+
+
+class Spoiled:
+    """A side on which a number is added to one of a result, as it is fetched."""
+
+    def __init__(self, side: Any, at: int, where: tuple[Any, ...]) -> None:
+        self._side, self._at, self._where, self._fetched = side, at, where, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._side, name)
+
+    def get(self, array: Any) -> Array:
+        self._fetched += 1
+        got: Array = self._side.get(array).copy()
+        if self._fetched == self._at:
+            got[self._where] += 1.0
+        return got
+
+
+def test_a_failure_tells_where(side: Any) -> None:
+    case = Case("lstm", 33, batch=7, compute="float16", reverse=(True,), lengths=(5,) * 6 + (4,))
+    plan = r"; plan: path \w+, groups \d+, blocks_per_group \d+, .*shared memory"
+    # y comes first, then h, c, dx, dh, dc, and the weights.
+    for at, where, says in (
+        (
+            1,
+            (2, slice(3, 5), 7),
+            r", forward: y 0: .* 2 of 1155 numbers .* first step 2, row 3, unit 7",
+        ),
+        (1, (slice(1, 4), 3, 7), r"first step 3, row 3, unit 7: .*in steps 1-3 of 5, rows 3 of 7"),
+        (3, (6, 0), r", forward: c_n 0: .* first row 6, unit 0"),
+        (4, (slice(1, 4), 3, 2), r", backward: dx: .* first step 1, row 3, input 2"),
+        (5, (1, 2), r", backward: dh_0 0: .* first row 1, unit 2"),
+        (8, (33 + 5, 9), r", backward: dweight_hh 0: .* first gate 1, unit 5, column 9"),
+    ):
+        with pytest.raises(AssertionError, match=f"cell='lstm'.*compute='float16'.*{says}.*{plan}"):
+            check(Spoiled(side, at, where), case)
 
 
 def test_devices_and_facts(side: Any) -> None:

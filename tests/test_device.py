@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import rnnkern as rk
 from rnnkern import device, philox
 from rnnkern.adder import Adder, Settings, Training
 from rnnkern.cli import main
+from rnnkern.parameters import undrawn
 
 import emulation
 import reference
@@ -28,6 +31,7 @@ from conftest import (
     assert_same_bits,
     cast,
     make,
+    no_gpu,
     random_state,
 )
 from emulation import EmulatedCuda, Looks, StandIn, emulated_kernels
@@ -48,7 +52,7 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dev
         try:
             found = device.get_device("cuda")
         except ValueError as error:
-            pytest.skip(str(error))
+            no_gpu(str(error))
     else:
         kernels = StandIn() if request.param == "stand-in" else emulated_kernels()
         found = EmulatedCuda(kernels)
@@ -341,7 +345,7 @@ def test_arrays_must_be_where_the_layer_is(cuda: device.Cuda) -> None:
         "x": lambda: twin(x),
         r"state\['h'\]": lambda: twin(cuda.put(x), (h, h)),
         "dy": lambda: tape.backward(x),
-        r"params\['bias_l0'\]": lambda: spoiled(twin)(cuda.put(x)),
+        r"params\['bias_l0'\]": lambda: twin.params.__setitem__("bias_l0", layer.params["bias_l0"]),
     }
     for name, call in calls.items():
         with pytest.raises(TypeError, match=f"{name} {there}"):
@@ -358,13 +362,6 @@ def test_arrays_must_be_where_the_layer_is(cuda: device.Cuda) -> None:
         rk.softmax_cross_entropy(cuda.put(x), np.zeros((STEPS, BATCH), np.int64))
 
 
-def spoiled(layer: Any) -> Any:
-    """The layer with one parameter in host memory."""
-    copy = type(layer)(**layer.config())
-    copy.params["bias_l0"] = np.zeros(copy.params["bias_l0"].shape, np.float32)
-    return copy
-
-
 def test_state_gradients_are_refused(cuda: device.Cuda) -> None:
     _, _, tape = rk.LSTM(2, 3, device="cuda").forward(cuda.xp.zeros((2, 1, 2), np.float32))
     with pytest.raises(ValueError, match="state_gradients needs device='cpu', got"):
@@ -374,15 +371,19 @@ def test_state_gradients_are_refused(cuda: device.Cuda) -> None:
 def test_linear(cuda: device.Cuda) -> None:
     for bias in (True, False):
         layer, twin = rk.Linear(5, 3, bias=bias), rk.Linear(5, 3, bias=bias, device="cuda")
-        move(cuda, layer, twin)
-        x = np.random.default_rng(0).standard_normal((2, 4, 5), dtype=np.float32)
-        y, tape = layer.forward(x)
-        got, got_tape = twin.forward(cuda.put(x))
-        agree(cuda, "y", got, y, 1e-5)
-        dx, grads = tape.backward(y)
-        got_dx, got_grads = got_tape.backward(cuda.put(y))
-        agree(cuda, "dx", got_dx, dx, 1e-5)
-        agree_by_name(cuda, got_grads, grads)
+        for shape in ((2, 4, 5), (0, 5), (3, 0, 5)):
+            move(cuda, layer, twin)
+            x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+            y, tape = layer.forward(x)
+            got, got_tape = twin.forward(cuda.put(x))
+            agree(cuda, "y", got, y, 1e-5)
+            frozen = twin.freeze()
+            move(cuda, rk.Linear(5, 3, bias=bias), twin)
+            agree(cuda, "frozen y", frozen(cuda.put(x)), y, 1e-5)
+            dx, grads = tape.backward(y)
+            got_dx, got_grads = got_tape.backward(cuda.put(y))
+            agree(cuda, "dx", got_dx, dx, 1e-5)
+            agree_by_name(cuda, got_grads, grads)
 
 
 def test_loss(cuda: device.Cuda) -> None:
@@ -640,6 +641,30 @@ def test_a_driver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         rk.LSTM(2, 3, device="cuda")
 
 
+def test_the_memory_of_a_tensor_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch is told which stream reads it; a stand-in, for there is no GPU to hold a tensor."""
+
+    class Tensor(emulation.DeviceArray):
+        device: Any = "cuda:0"
+        recorded: ClassVar[list[Any]] = []
+
+        def record_stream(self, stream: Any) -> None:
+            self.recorded.append(stream)
+
+    def stream(pointer: int, device: Any) -> tuple[int, Any]:
+        return (pointer, device)
+
+    torch = SimpleNamespace(Tensor=Tensor, cuda=SimpleNamespace(ExternalStream=stream))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    cuda = EmulatedCuda(StandIn())
+    monkeypatch.setattr(cuda.xp, "ndarray", SimpleNamespace)  # a tensor is no array of CuPy's
+    monkeypatch.setattr(cuda.xp, "from_dlpack", lambda a: a, raising=False)
+    monkeypatch.setattr(cuda, "_stream", lambda: 77)
+    x = np.zeros((2, 3), np.float32).view(Tensor)
+    assert cuda.array("x", x) is x
+    assert Tensor.recorded == [(77, "cuda:0")]
+
+
 def test_info_names_the_device(cuda: device.Cuda) -> None:
     assert rk.info()["cuda"].startswith("yes (")
     assert re.search(r"compute capability \d+\.\d+, \d+ multiproc.*GiB", rk.info()["cuda"])
@@ -649,3 +674,94 @@ def test_cupy_has_what_stands_for_it() -> None:
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     missing = [name for name in emulation.FUNCTIONS if not hasattr(cupy, name)]
     assert not missing
+
+
+# --- Parameters and odd arguments -----------------------------------------------------------------
+
+
+def test_parameters_are_written_in_place(cuda: device.Cuda, no_looks: None) -> None:
+    layer, twin = twins(cuda, "gru_after", INPUTS, HIDDEN)
+    arrays = dict(twin.params)
+    values = {name: cuda.put(2 * p) for name, p in layer.params.items()}
+    twin.params["bias_l0"] = values["bias_l0"]
+    twin.params.update(values)
+    twin.params["weight_hh_l0"] -= cuda.put(layer.params["weight_hh_l0"])
+    for name, array in arrays.items():
+        assert twin.params[name] is array
+    with pytest.raises(ValueError, match=r"params\['bias_l0'\] must have shape"):
+        twin.params["bias_l0"] = values["bias_hn_l0"]
+    with pytest.raises(TypeError, match="names are fixed"):
+        del twin.params["bias_l0"]
+
+
+def test_parameters_can_be_copied(cuda: device.Cuda) -> None:
+    layer, twin = twins(cuda, "gru_after", INPUTS, HIDDEN)
+    assert twin.params == layer.params
+    for copied in (copy.deepcopy(twin), pickle.loads(pickle.dumps(twin))):
+        assert copied.params == layer.params
+        assert copied._device is cuda
+        assert isinstance(copied.params["bias_l0"], cuda.xp.ndarray)
+        copied.params["bias_l0"] += 1
+        assert twin.params == layer.params
+    kept = twin.params.copy()
+    twin.params["bias_l0"][...] = 0
+    twin.params.update(kept)
+    assert twin.params == layer.params
+    bare = undrawn(type(twin), twin.config())
+    bare.params.fill(layer.params)  # from the host, as a file's
+    x = np.random.default_rng(0).standard_normal((STEPS, BATCH, INPUTS), np.float32)
+    assert_same_bits("y", cuda.get(bare(cuda.put(x))[0]), cuda.get(twin(cuda.put(x))[0]))
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(0, BATCH), (STEPS, 0)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_to_compute(cuda: device.Cuda, cell: str, steps: int, batch: int) -> None:
+    layer = make(cell, INPUTS, HIDDEN, 2)
+    twin = type(layer)(**{**layer.config(), "device": "cuda"})
+    state = cast(random_state(cell, (2, batch, HIDDEN)), "float32")
+    given = put(cuda, as_layer_state(state))
+    for x in (np.zeros((steps, batch, INPUTS), np.float32), np.zeros((steps, batch), np.int64)):
+        y, last, tape = twin.forward(cuda.put(x), given)
+        assert y.shape == (steps, batch, HIDDEN)
+        for got, want in zip(as_tuple(last), state, strict=True):
+            assert_same_bits("state", cuda.get(got), want)
+        dx, _, grads = tape.backward(y, given)
+        assert (dx is None) if x.ndim == 2 else (dx.shape == x.shape)
+        assert not any(cuda.get(g).any() for g in grads.values())
+        assert twin.stream(BATCH).block(cuda.xp.zeros((0, BATCH, INPUTS), np.float32)).shape[0] == 0
+
+
+def test_padding_of_unsigned_tokens(cuda: device.Cuda) -> None:
+    _, twin = twins(cuda, "lstm", INPUTS, HIDDEN)
+    tokens = np.random.default_rng(0).integers(0, INPUTS, (STEPS, BATCH))
+    padded = tokens.astype(np.uint64)
+    padded[np.arange(STEPS)[:, None] >= LENGTHS] = 2**64 - 1
+    got, want = (twin(cuda.put(t), None, LENGTHS)[0] for t in (padded, tokens))
+    assert_same_bits("y", cuda.get(got), cuda.get(want))
+
+
+def test_half_of_a_state(cuda: device.Cuda) -> None:
+    layer, twin = twins(cuda, "lstm", INPUTS, HIDDEN)
+    x = np.random.default_rng(0).standard_normal((STEPS, BATCH, INPUTS), np.float32)
+    h = np.ones((1, BATCH, HIDDEN), np.float32)
+    _, _, tape = layer.forward(x, (h, None))
+    _, _, twin_tape = twin.forward(cuda.put(x), (cuda.put(h), None))
+    want, got = tape.backward(dstate=(None, h)), twin_tape.backward(dstate=(None, cuda.put(h)))
+    agree(cuda, "dx", got[0], want[0], 1e-5)
+    agree_by_name(cuda, got[2], want[2])
+
+
+def test_optimizers_take_several_layers(cuda: device.Cuda, no_looks: None) -> None:
+    twin, head = rk.LSTM(INPUTS, HIDDEN, device="cuda"), rk.Linear(HIDDEN, 2, device="cuda")
+    owners: dict[str, Any] = {"lstm": twin, "head": head}
+    grads = {
+        part: {name: cuda.xp.ones(p.shape, p.dtype) for name, p in owner.params.items()}
+        for part, owner in owners.items()
+    }
+    rk.clip_grad_norm(grads, 1.0)
+    rk.clip_grad_value(grads, 1.0)
+    for optimizer in (rk.Adam(owners), rk.SGD(owners, 0.1, momentum=0.9)):
+        optimizer.step(grads)
+        optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(TypeError, match=r"grads\['head\.bias'\] must be on the GPU"):
+        optimizer.step({**grads, "head": {**grads["head"], "bias": np.ones(2, np.float32)}})

@@ -136,5 +136,6 @@ def test_only_what_goes_between_layers_is_dropped(cell: str) -> None:
     for got, want in zip(as_tuple(last), as_tuple(plain_last), strict=True):
         assert_same_bits("the first layer's state", got[0], want[0])
 
-    single = make(cell, 5, HIDDEN, 1, dropout=0.5)
+    with pytest.warns(UserWarning, match="dropout=0.5 does nothing with num_layers=1"):
+        single = make(cell, 5, HIDDEN, 1, dropout=0.5)
     assert_same_bits("one layer", single.forward(x, dropout_key=3)[0], single(x)[0])

@@ -75,6 +75,15 @@ def test_without_a_mask_the_live_steps_count() -> None:
     assert masked == whole
 
 
+def test_the_mean_is_over_the_live_steps() -> None:
+    model = Model("rnn", 5, 4, 3, readout="mean", dtype="float64")
+    x, lengths = small_batch("mean", "cross-entropy").x, np.array([6, 3, 1, 5])
+    whole = model.predict(x, lengths)
+    for row, n in enumerate(lengths):
+        alone = model.predict(x[:n, row : row + 1], lengths[row : row + 1])
+        np.testing.assert_allclose(whole[row], alone[0], rtol=1e-12)
+
+
 def test_squared_error() -> None:
     outputs, targets = np.array([[1.0, 2.0], [5.0, 5.0]]), np.zeros((2, 2))
     loss, gradient = squared_error(outputs, targets, np.array([True, False]))
@@ -97,6 +106,34 @@ def test_training_learns_and_is_the_same_again() -> None:
     assert runs[0] == runs[1]
     assert losses[-1] < 0.2 * losses[0]
     assert model.accuracy(draw(np.random.default_rng(6))) == 1.0
+
+
+def test_the_rate_falls_in_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model("rnn", 5, 4, 3, readout="last", lr=0.5)
+    rates: list[float] = []
+
+    def noted(batch: Batch, lr: float) -> float:
+        rates.append(lr)
+        return 0.0
+
+    monkeypatch.setattr(model, "step", noted)
+    batch, rng = small_batch("last", "cross-entropy"), np.random.default_rng(0)
+    train(model, lambda _: batch, 10, rng=rng, decay=0.4)
+    assert rates == pytest.approx([0.5] * 7 + [0.375, 0.25, 0.125])
+
+
+def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = []
+    for clip in (1e-3, 1e3):
+        model = Model("rnn", 5, 4, 3, readout="last", clip=clip)
+        monkeypatch.setattr(
+            model.optimizer,
+            "step",
+            lambda grads, lr: norms.append(np.sqrt(sum((g**2).sum() for g in grads.values()))),
+        )
+        model.step(small_batch("last", "cross-entropy"))
+    assert norms[0] == pytest.approx(1e-3, rel=1e-5)
+    assert norms[1] > 1e-2
 
 
 def test_a_diverged_step_is_an_error_and_changes_nothing() -> None:

@@ -72,12 +72,17 @@ def test_tokens(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_it_is_a_snapshot(cell: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, 2, batch_first=True)
-    x = draw("float32", BATCH, STEPS, INPUTS)
-    before, _ = layer(x)
+    # W_ih of tokens is read where it stands, not from what was packed.
+    inputs = (
+        draw("float32", BATCH, STEPS, INPUTS),
+        np.arange(BATCH * STEPS).reshape(BATCH, -1) % 5,
+    )
+    before = [layer(x)[0] for x in inputs]
     frozen = layer.freeze()
     for array in layer.params.values():
         array[...] = np.nan
-    assert_same_bits("y", frozen(x)[0], before)
+    for x, y in zip(inputs, before, strict=True):
+        assert_same_bits("y", frozen(x)[0], y)
 
 
 def test_an_output_is_written_where_it_is_asked_for() -> None:
@@ -100,9 +105,6 @@ def test_errors_are_those_of_the_layer() -> None:
     layer = make("gru_after", INPUTS, HIDDEN)
     with pytest.raises(ValueError, match=r"x must have input_size = 5 features"):
         layer.freeze()(np.zeros((STEPS, BATCH, INPUTS + 1), np.float32))
-    layer.params["bias_l0"] = np.zeros(3, np.float32)
-    with pytest.raises(ValueError, match=r"params\['bias_l0'\] must have shape"):
-        layer.freeze()
 
 
 def test_its_text_names_the_layer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,8 @@ from rnnkern import device
 from rnnkern.adder import Adder, Settings, Training
 
 import reference
-from conftest import CELLS, assert_close, assert_same_bits, make
+from conftest import CELLS, assert_close, assert_same_bits, make, no_gpu, run_python
+from locate import assert_right
 from reference import Array
 
 pytestmark = pytest.mark.gpu
@@ -26,11 +28,11 @@ TOLERANCE = {"tfloat32": 4e-3, "bfloat16": 4e-2, "float16": 4e-3, None: 1e-5}
 
 @pytest.fixture
 def gpu() -> device.Cuda:
-    """The device, or a skip that says why there is none."""
+    """The device."""
     try:
         found = device.get_device("cuda")
     except ValueError as error:
-        pytest.skip(str(error))
+        no_gpu(str(error))
     assert isinstance(found, device.Cuda)
     return found
 
@@ -86,6 +88,19 @@ def step(layer: Any, x: Any, lengths: Any = None) -> list[Any]:
     return [y, *([] if dx is None else [dx]), *grads.values()]
 
 
+def agree(gpu: device.Cuda, layer: Any, got: Any, want: Any, tolerance: float) -> None:
+    """y, dx and the gradients by name are those wanted; a failure tells where they are not."""
+    (y, dx, grads), (want_y, want_dx, want_grads) = got, want
+    assert_right(
+        f"{layer.config()}",
+        {"y": gpu.get(y), "dx": gpu.get(dx)} | {n: gpu.get(g) for n, g in grads.items()},
+        {"y": want_y, "dx": want_dx} | want_grads,
+        tolerance,
+        layer.hidden_size,
+        layer.plan(*y.shape[:2], training=True),
+    )
+
+
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("compute", COMPUTES)
@@ -104,10 +119,7 @@ def test_odd_sizes(
     oracle = reference.Tape(cell, source.params, x, None, lengths)
     want_dx, _, want_grads = oracle.backward(dy)
     assert want_dx is not None
-    assert_close("y", gpu.get(y), oracle.y, TOLERANCE[compute])
-    assert_close("dx", gpu.get(dx), want_dx, TOLERANCE[compute])
-    for name, want in want_grads.items():
-        assert_close(name, gpu.get(grads[name]), want, TOLERANCE[compute])
+    agree(gpu, layer, (y, dx, grads), (oracle.y, want_dx, want_grads), TOLERANCE[compute])
 
 
 @pytest.mark.usefixtures("poison")
@@ -131,10 +143,7 @@ def test_stacked_layers(
     assert want_dx is not None
     # Each layer rounds what it hands on.
     tolerance = TOLERANCE[compute] * (1 if compute is None else layers)
-    assert_close("y", gpu.get(y), oracle.y, tolerance)
-    assert_close("dx", gpu.get(dx), want_dx, tolerance)
-    for name, want in want_grads.items():
-        assert_close(name, gpu.get(grads[name]), want, tolerance)
+    agree(gpu, layer, (y, dx, grads), (oracle.y, want_dx, want_grads), tolerance)
 
 
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 4}])
@@ -166,6 +175,26 @@ def test_torch_is_not_copied(gpu: device.Cuda) -> None:
         layer(x.cpu())
     with pytest.raises(TypeError, match="x must be in host memory"):
         rk.LSTM(5, 8)(x)
+
+
+def test_the_memory_of_a_tensor_is_kept(gpu: device.Cuda, spin: Any) -> None:
+    """Its owner lets go of it while the work that reads it waits, and takes the memory anew."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no CUDA device")
+    layer = rk.LSTM(64, 64, device="cuda", seed=0)
+    host = numbers(64, 16, 64)
+    want = gpu.get(layer(gpu.put(host))[0])
+    x = torch.from_numpy(host).cuda()
+    torch.cuda.synchronize()
+    with gpu.xp.cuda.Stream(non_blocking=True) as stream:
+        spin()
+        y = layer(x)[0]
+        del x
+        others = [torch.full((64, 16, 64), float("nan"), device="cuda") for _ in range(8)]
+        stream.synchronize()
+    assert_same_bits("y", gpu.get(y), want)
+    assert len(others) == 8
 
 
 def test_the_array_interface_is_not_copied(gpu: device.Cuda) -> None:
@@ -235,6 +264,88 @@ def test_graphs(gpu: device.Cuda, bidirectional: bool) -> None:
         stream.synchronize()
         for got, want in zip(captured, step(layer, x, lengths), strict=True):
             assert_same_bits("replayed", gpu.get(got), gpu.get(want))
+
+
+def test_a_graph_of_launches_that_need_different_shared_memory(gpu: device.Cuda) -> None:
+    layer = rk.LSTM(300, 300, 5, device="cuda", seed=0)
+    assert len(set(layer.plan(16, 17)["layers_per_launch"])) > 1
+    x, pool = gpu.put(numbers(16, 17, 300)), gpu.xp.cuda.MemoryPool()
+    with gpu.xp.cuda.using_allocator(pool.malloc), gpu.xp.cuda.Stream(non_blocking=True) as stream:
+        want = gpu.get(layer(x)[0])
+        stream.begin_capture()
+        y = layer(x)[0]
+        graph = stream.end_capture()
+        layer(x[:, :5])  # another plan of the same kernel, between capture and launch
+        graph.launch(stream)
+        stream.synchronize()
+    assert_same_bits("y", gpu.get(y), want)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_first_call_of_a_kernel_in_a_capture() -> None:
+    """It is loaded then. CuPy's own kernels and its pool's memory are there before."""
+    done = run_python(
+        """
+        import numpy as np, cupy as cp, rnnkern as rk
+        layer, want = rk.LSTM(64, 64, device="cuda", seed=0), rk.LSTM(64, 64, seed=0)
+        host = np.ones((8, 5, 64), np.float32)
+        x, pool = cp.asarray(host), cp.cuda.MemoryPool()
+        with cp.cuda.using_allocator(pool.malloc), cp.cuda.Stream(non_blocking=True) as stream:
+            rk.GRU(64, 64, device="cuda", seed=0)(x)
+            room = [cp.empty(1 << 24, np.uint8) for _ in range(8)]
+            del room
+            stream.synchronize()
+            stream.begin_capture()
+            y = layer(x)[0]
+            graph = stream.end_capture()
+            graph.launch(stream)
+            stream.synchronize()
+        np.testing.assert_allclose(cp.asnumpy(y), want(host)[0], rtol=1e-4, atol=1e-5)
+        """.replace("\n        ", "\n")
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("batches", [(16, 16), (16, 128), (1, 64)])
+def test_two_grids_at_once(gpu: device.Cuda, batches: tuple[int, int]) -> None:
+    """Their blocks wait for each other, and two threads launch them: none is ever half there."""
+    failures: list[BaseException] = []
+
+    def work(batch: int) -> None:
+        try:
+            with gpu.xp.cuda.Stream(non_blocking=True) as stream:
+                layer = rk.LSTM(512, 512, compute="float16", device="cuda", seed=0)
+                x = gpu.put(numbers(64, batch, 512))
+                first = [gpu.get(array) for array in step(layer, x)]
+                for _ in range(20):
+                    last = step(layer, x)
+                stream.synchronize()
+                for got, want in zip(last, first, strict=True):
+                    assert_same_bits("again", gpu.get(got), want)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(batch,)) for batch in batches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def test_the_current_device_is_used(gpu: device.Cuda) -> None:
+    count = gpu.xp.cuda.runtime.getDeviceCount()
+    if count < 2:
+        pytest.skip("there is one GPU")
+    x = numbers(8, 5, 64)
+    want = rk.LSTM(64, 64, seed=0)(x)[0]
+    for number in (1, 0, 1):
+        with gpu.xp.cuda.Device(number):
+            layer = rk.LSTM(64, 64, device="cuda", seed=0)
+            y = layer(gpu.put(x))[0]
+            assert y.device.id == number  # type: ignore[attr-defined]
+            assert_close("y", gpu.get(y), want, 1e-5)
 
 
 def test_the_adder_learns_as_well(gpu: device.Cuda) -> None:

@@ -57,7 +57,7 @@ def test_sizes(cls: Any, name: str, value: Any, error: type[Exception]) -> None:
     [
         *(((2**k, 4, 1), ["input_size", 2**k]) for k in (40, 62, 63, 64, 100)),
         *(((3, 2**k, 1), ["hidden_size", 2**k]) for k in (31, 40, 62, 63, 64, 100)),
-        *(((3, 4, 2**k), ["num_layers", 2**k]) for k in (40, 62, 63, 64, 100)),
+        *(((3, 4, 2**k), ["num_layers", 2**k]) for k in (17, 31, 40, 62, 63, 64, 100)),
         ((2**30, 2**30, 1), ["hidden_size", "input_size", 2**30]),
         ((3, 2**15, 2**20), ["hidden_size", "num_layers", 2**15, 2**20]),
     ],
@@ -150,8 +150,6 @@ CASES: dict[str, tuple[type[Exception], list[object], Callable[[Any], Any]]] = {
     "x too narrow": (ValueError, ["x", 4, 5], lambda f: f(x(7, 3, 4))),
     "x too wide": (ValueError, ["x", 6, 5], lambda f: f(x(7, 3, 6))),
     "x unbatched, too wide": (ValueError, ["x", 6, 5], lambda f: f(x(7, 6))),
-    "x without steps": (ValueError, ["x", 0], lambda f: f(x(0, 3, 5))),
-    "x without rows": (ValueError, ["x", 0], lambda f: f(x(7, 0, 5))),
     "x without features": (ValueError, ["x", 0, 5], lambda f: f(x(7, 3, 0))),
     "x of float64": (TypeError, ["x", "float64", "float32"], lambda f: f(x(dtype="float64"))),
     "x of float16": (TypeError, ["x", "float16", "float32"], lambda f: f(x(dtype="float16"))),
@@ -162,8 +160,6 @@ CASES: dict[str, tuple[type[Exception], list[object], Callable[[Any], Any]]] = {
     "x is None": (TypeError, ["x", "NoneType"], lambda f: f(None)),
     "tokens of rank 3": (ValueError, ["x", "(7, 3, 5)"], lambda f: f(x(dtype="int64"))),
     "tokens of rank 0": (ValueError, ["x", "()"], lambda f: f(np.int64(1))),
-    "tokens without steps": (ValueError, ["x", 0], lambda f: f(x(0, 3, dtype="int64"))),
-    "tokens without rows": (ValueError, ["x", 0], lambda f: f(x(7, 0, dtype="int64"))),
     "a token too large": (ValueError, ["x", 5], lambda f: f(np.full((7, 3), 5))),
     "a token far too large": (ValueError, ["x", 2**40], lambda f: f(np.full((7, 3), 2**40))),
     "a token that wraps to a good one": (
@@ -327,9 +323,8 @@ def test_a_parameter_put_in_the_place_of_another(
     value: Any, error: type[Exception], parts: list[object]
 ) -> None:
     layer = make("lstm", INPUTS, HIDDEN)
-    layer.params["weight_hh_l0"] = value
     with pytest.raises(error, match=says("weight_hh_l0", *parts)):
-        layer(x())
+        layer.params["weight_hh_l0"] = value
 
 
 # --- Tapes ----------------------------------------------------------------------------------------
@@ -378,10 +373,10 @@ def test_backward(case: str) -> None:
 # --- Streams and plans ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("batch", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError)])
+@pytest.mark.parametrize(("batch", "error"), [(-1, ValueError), (1.5, TypeError)])
 def test_batch_of_a_stream(batch: Any, error: type[Exception]) -> None:
     layer = make("lstm", INPUTS, HIDDEN)
-    with pytest.raises(error, match=says("batch", "positive integer", str(batch).strip("-"))):
+    with pytest.raises(error, match=says("batch", "integer of at least 0", str(batch).strip("-"))):
         layer.stream(batch=batch)
 
 
@@ -402,7 +397,6 @@ STREAM_CASES: dict[str, tuple[Any, list[object], Callable[[Any], Any]]] = {
         lambda s: s.step(x(3, 5), out=x(3, 9)),
     ),
     "block of other rows": (ValueError, ["x", "(7, 4, 5)", 3], lambda s: s.block(x(7, 4, 5))),
-    "block without steps": (ValueError, ["x", 0], lambda s: s.block(x(0, 3, 5))),
     "state of other rows": (
         ValueError,
         ["(2, 4, 8)", "(2, 3, 8)"],
@@ -482,7 +476,7 @@ def test_misaligned_arrays_are_copied() -> None:
     x = np.random.default_rng(0).standard_normal((7, 3, 5)).astype(np.float32)
     state = (np.ones((1, 3, 8), np.float32), np.ones((1, 3, 8), np.float32))
     want = layer(x, state)[0]
-    layer.params = {name: misaligned(array) for name, array in layer.params.items()}
+    layer.params.update({name: misaligned(array) for name, array in layer.params.items()})
     got = layer(misaligned(x), (misaligned(state[0]), misaligned(state[1])))[0]
     assert np.array_equal(got, want)
 

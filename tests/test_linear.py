@@ -9,6 +9,8 @@ import pytest
 
 import rnnkern as rk
 
+from conftest import using_threads
+
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("lead", [(), (4,), (3, 5), (2, 3, 4), (0,), (3, 0)])
@@ -24,6 +26,36 @@ def test_is_the_affine_map(dtype: str, lead: tuple[int, ...], bias: bool) -> Non
     assert y.shape == (*lead, 3)
     np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-6)
     assert lin.forward(x)[0].tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("lead", [(), (1,), (3, 5), (0,), (200,)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_frozen_one_gives_the_same_bits(
+    dtype: str, bias: bool, lead: tuple[int, ...], threads: int
+) -> None:
+    """From the parameters of when it was made; of the largest size threads share the product."""
+    lin = rk.Linear(67, 129, bias=bias, dtype=dtype, seed=1)
+    x = np.random.default_rng(0).standard_normal((*lead, 67)).astype(dtype)
+    with using_threads(threads):
+        want = lin(x)
+        frozen = lin.freeze()
+        for array in lin.params.values():
+            array[...] = np.nan
+        got = frozen(x)
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
+    assert got.tobytes() == want.tobytes()
+
+
+def test_a_frozen_one_refuses_what_a_call_refuses() -> None:
+    frozen = rk.Linear(4, 3).freeze()
+    with pytest.raises(TypeError, match="x must be float32, got float64"):
+        frozen(np.zeros((2, 4)))
+    with pytest.raises(ValueError, match=r"x must have shape \(..., 4\), got \(2, 3\)"):
+        frozen(np.zeros((2, 3), np.float32))
+    assert repr(frozen).startswith("FrozenLinear(")
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -56,6 +56,10 @@ def test_masked_places_do_not_matter() -> None:
     again, again_dlogits = rk.softmax_cross_entropy(logits, targets, mask)
     assert again == loss
     assert again_dlogits.tobytes() == dlogits.tobytes()
+    # The mean is that of the places that count, as if there were no others.
+    alone, alone_dlogits = rk.softmax_cross_entropy(logits[mask], targets[mask])
+    assert loss == pytest.approx(alone, rel=1e-6)
+    np.testing.assert_allclose(dlogits[mask], alone_dlogits, rtol=1e-6)
 
 
 def test_huge_logits_neither_overflow_nor_vanish() -> None:
@@ -65,6 +69,13 @@ def test_huge_logits_neither_overflow_nor_vanish() -> None:
     np.testing.assert_allclose(dlogits[0], 0.0)
     p = 1.0 / (1.0 + np.e)
     np.testing.assert_allclose(dlogits[1], [(1 - p) / 2, (p - 1) / 2, 0.0], rtol=1e-6)
+
+
+def test_logits_further_apart_than_float32_reaches() -> None:
+    logits = np.array([[3e38, -3e38], [-3e38, 3e38]], np.float32)
+    loss, gradient = rk.softmax_cross_entropy(logits, [1, 1])
+    assert loss == pytest.approx(3e38, rel=1e-6)
+    np.testing.assert_array_equal(gradient, [[0.5, -0.5], [0.0, 0.0]])
 
 
 def test_a_class_ruled_out() -> None:

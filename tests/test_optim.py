@@ -1,4 +1,4 @@
-"""SGD and Adam against PyTorch, their exact resumption, and their refusals."""
+"""SGD and Adam against a plain reference and PyTorch, their resumption, and their refusals."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ RULES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"lr": 0.1, "weight_decay": 0.1}),
     ("SGD", {"lr": 0.1, "momentum": 0.9}),
     ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    ("Adam", {}),
     ("Adam", {"lr": 0.01}),
     ("Adam", {"lr": 0.01, "betas": (0.5, 0.9), "eps": 1e-3}),
     ("Adam", {"lr": 0.01, "betas": (0.0, 0.0)}),
@@ -28,6 +29,64 @@ RULES: list[tuple[str, dict[str, Any]]] = [
 def arrays(seed: int, dtype: str) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     return {name: np.array(rng.standard_normal(s), dtype) for name, s in SHAPES.items()}
+
+
+class PlainSGD:
+    """As PyTorch writes it, in float64: for one parameter at a time."""
+
+    def __init__(
+        self, lr: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+    ) -> None:
+        self.lr, self.momentum, self.nesterov, self.decay = lr, momentum, nesterov, weight_decay
+        self.velocity: Any = 0.0
+
+    def stepped(self, p: Any, g: Any) -> Any:
+        g = g + self.decay * p
+        self.velocity = self.momentum * self.velocity + g
+        return p - self.lr * (g + self.momentum * self.velocity if self.nesterov else self.velocity)
+
+
+class PlainAdam:
+    """Algorithm 1 of Kingma and Ba (2015), the decay of Loshchilov and Hutter (2019)."""
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.lr, self.betas, self.eps, self.decay = lr, betas, eps, weight_decay
+        self.m: Any = 0.0
+        self.v: Any = 0.0
+        self.t = 0
+
+    def stepped(self, p: Any, g: Any) -> Any:
+        self.t += 1
+        one, two = self.betas
+        self.m = one * self.m + (1 - one) * g
+        self.v = two * self.v + (1 - two) * g**2
+        m, v = self.m / (1 - one**self.t), self.v / (1 - two**self.t)
+        return p - self.lr * self.decay * p - self.lr * m / (np.sqrt(v) + self.eps)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-7], ids=["usual", "tiny"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-13)])
+@pytest.mark.parametrize(("rule", "options"), RULES)
+def test_agrees_with_a_plain_reference(
+    rule: str, options: dict[str, Any], dtype: str, tolerance: float, scale: float
+) -> None:
+    """Gradients of 1e-7 are those that an epsilon of 1e-8 is not lost beside."""
+    params = arrays(0, dtype)
+    expected = {name: p.astype(np.float64) for name, p in params.items()}
+    plain = {name: (PlainSGD if rule == "SGD" else PlainAdam)(**options) for name in params}
+    ours = getattr(rk, rule)(params, **options)
+    for step in range(1, 8):
+        grads = {name: np.asarray(scale * g, dtype) for name, g in arrays(step, dtype).items()}
+        ours.step(grads)
+        for name, p in params.items():
+            expected[name] = plain[name].stepped(expected[name], grads[name].astype(np.float64))
+            np.testing.assert_allclose(p, expected[name], tolerance, tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-13)])
@@ -96,6 +155,56 @@ def test_gradients_are_left_alone_and_the_rate_of_a_step_is_its_own() -> None:
             assert grads[name].tobytes() == arrays(1, "float32")[name].tobytes()
         optimizer.step(grads)
         assert params["big"].tobytes() != arrays(0, "float32")["big"].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("rule", "options"), RULES)
+def test_no_state_rests_among_the_denormal_numbers(
+    rule: str, options: dict[str, Any], dtype: str
+) -> None:
+    params = {"p": np.ones(40, dtype)}
+    optimizer = getattr(rk, rule)(params, **options)
+    optimizer.step({"p": np.logspace(-3, 3, 40, dtype=dtype)})
+    state = optimizer.state_dict()
+    tiny = np.finfo(dtype).tiny
+    for name, array in state.items():
+        if name != "steps":  # as many steps later
+            array *= tiny * 4
+    optimizer.load_state_dict(state)
+    for _ in range(400):
+        optimizer.step({"p": np.zeros(40, dtype)})
+    for name, array in optimizer.state_dict().items():
+        if name != "steps":
+            assert not np.any((array != 0.0) & (np.abs(array) < tiny)), name
+
+
+def test_adam_gets_over_a_gradient_whose_square_is_infinite() -> None:
+    p = {"p": np.zeros(2, np.float32)}
+    adam = rk.Adam(p, lr=0.01, betas=(0.9, 0.99))
+    adam.step({"p": np.array([2e19, -np.finfo(np.float32).max], np.float32)})
+    np.testing.assert_allclose(p["p"], [-0.01, 0.01], rtol=1e-5)
+    for _ in range(100):  # as large, so that the sum of the squares grows
+        adam.step({"p": np.array([2e19, -2e19], np.float32)})
+    for array in (*p.values(), *adam.state_dict().values()):
+        assert np.all(np.isfinite(array))
+    before = p["p"].copy()
+    for _ in range(12_000):  # until what was so large is forgotten
+        adam.step({"p": np.array([1.0, 1.0], np.float32)})
+    assert np.all(p["p"] < before - 1.0)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize(("rule", "options"), RULES)
+def test_a_gradient_that_is_not_finite_shows(
+    rule: str, options: dict[str, Any], bad: float
+) -> None:
+    params = {"p": np.ones(9, np.float32)}
+    optimizer = getattr(rk, rule)(params, **options)
+    for _ in range(2):
+        with np.errstate(invalid="ignore"):
+            optimizer.step({"p": np.array([1.0] * 8 + [bad], np.float32)})
+        assert np.all(np.isfinite(params["p"][:8]))
+        assert not np.isfinite(params["p"][8])
 
 
 @pytest.mark.parametrize("bad", [-1e-3, np.nan, np.inf])

@@ -87,3 +87,19 @@ def test_a_backward_pass_refuses_other_weights(how: dict[str, Any], says: str) -
             None,
             None,
         )
+
+
+def test_a_packed_matrix_refuses_what_does_not_fit() -> None:
+    matrix = np.arange(10, dtype=np.float32).reshape(5, 2)
+    for bad in (matrix[0], matrix[:0], np.float32(1)):
+        with pytest.raises(ValueError, match="matrix must have 2 axes and at least one row"):
+            _core.PackedMatrix(np.asarray(bad), None)
+    with pytest.raises(ValueError, match=r"bias must be a float32 array of shape \(5,\)"):
+        _core.PackedMatrix(matrix, np.zeros(2, np.float32))
+    packed = _core.PackedMatrix(matrix, np.ones(5, np.float32))
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    np.testing.assert_array_equal(packed.times(x), x @ matrix.T + 1.0)
+    assert packed.times(x[:0]).shape == (0, 5)
+    for wrong in (x.T, x[0], x.astype(np.float64), x[:, ::-1]):
+        with pytest.raises(ValueError, match="x must be"):
+            packed.times(wrong)

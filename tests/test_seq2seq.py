@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import rnnkern as rk
+from rnnkern import _core
+
+from conftest import using_threads
 
 BOS, EOS, SOURCE, TARGET = 0, 1, 5, 4
 MODELS: dict[str, dict[str, Any]] = {
@@ -115,6 +118,21 @@ def test_dropout_follows_its_key() -> None:
         model.forward(*arguments)
 
 
+def test_no_two_keys_drop_the_same_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither do encoder and decoder: at every key each has a key of its own."""
+    model = make("stacked", dropout=0.5)
+    forward, keys = rk.LSTM.forward, []
+
+    def noted(self: Any, *arguments: Any, **options: Any) -> Any:
+        keys.append(options["dropout_key"])
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(rk.LSTM, "forward", noted)
+    for key in range(3):
+        model.forward(tokens((4, 3), SOURCE), None, tokens((3, 3), TARGET), dropout_key=key)
+    assert len(set(keys)) == len(keys) == 6
+
+
 def log_probability(model: Any, source: Any, answer: tuple[int, ...]) -> float:
     """Of ``answer``, its eos included if it has one, by teacher forcing in float64."""
     fed = np.array([BOS, *answer[:-1]])[:, np.newaxis]
@@ -151,6 +169,104 @@ def test_greedy_takes_the_likeliest_token_of_each_step(name: str) -> None:
         body = fed[1:-1] if fed[-1] == EOS else fed[1:]
         assert decoded[: decoded_lengths[row], row].tolist() == body
         assert np.all(decoded[decoded_lengths[row] :, row] == EOS)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("compute", [None, "bfloat16"])
+@pytest.mark.parametrize(("hidden", "batch"), [(16, 1), (20, 5), (128, 64)])
+def test_greedy_is_a_loop_over_the_stream(
+    hidden: int, batch: int, compute: str | None, threads: int
+) -> None:
+    """Bit for bit; of the largest size threads share a step."""
+    model = rk.Seq2Seq(SOURCE, 300, hidden, bos=BOS, eos=EOS, compute=compute, seed=0)
+    model.params["output.bias"][EOS] = -1e9
+    source = tokens((4, batch), SOURCE)
+    with using_threads(threads):
+        decoded, lengths = model.greedy(source, None, 12)
+        _, state = model.encoder(source)
+        stream = model.decoder.stream(batch)
+        stream.state = state
+        fed = np.full(batch, BOS)
+        for step in decoded:
+            fed = model.output(stream.step(fed)).argmax(axis=-1)
+            np.testing.assert_array_equal(step, fed)
+    np.testing.assert_array_equal(lengths, 12)
+
+
+@pytest.mark.parametrize("cell", ["RNN", "SimplifiedGRU", "GRU", "LSTM"])
+@pytest.mark.parametrize("compute", [None, "bfloat16"])
+@pytest.mark.parametrize("batch", [1, 16])
+def test_logits_of_decoding_are_those_of_teacher_forcing(
+    cell: str, compute: str | None, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = rk.Seq2Seq(
+        *(SOURCE, 40, 24), bos=BOS, eos=EOS, cell=cell, num_layers=2, compute=compute, seed=3
+    )
+    model.params["output.bias"][EOS] = -1e9
+    source = tokens((4, batch), SOURCE)
+    heard: list[Any] = []
+    decoding = model._decoding
+
+    def listening(*arguments: Any) -> Any:
+        stream, head = decoding(*arguments)
+
+        def heard_head(y: Any) -> Any:
+            heard.append(head(y))
+            return heard[-1]
+
+        return stream, heard_head
+
+    monkeypatch.setattr(model, "_decoding", listening)
+    decoded, _ = model.greedy(source, None, 9)
+    fed = np.concatenate([np.full_like(decoded[:1], BOS), decoded[:-1]])
+    want, _ = model.forward(source, None, fed)
+    np.testing.assert_allclose(np.stack(heard), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("decode", ["greedy", "beam"])
+def test_decoding_packs_the_weights_once(decode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("both", "float32")
+    model.params["output.bias"][EOS] = -1e9
+    calls: dict[str, int] = {}
+
+    def counted(name: str) -> Any:
+        real = getattr(_core, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[name] = calls.get(name, 0) + 1
+            return real(*arguments, **options)
+
+        return call
+
+    for name in ("forward", "matmul", "Packed", "PackedMatrix", "Stepper"):
+        monkeypatch.setattr(_core, name, counted(name))
+    source = tokens((4, 3), SOURCE)
+    made = []
+    for length in (1, 50):
+        calls.clear()
+        if decode == "greedy":
+            model.greedy(source, None, length)
+        else:
+            model.beam(source, None, length, 3)
+        made.append(dict(calls))
+    # The encoder's calls, two layers both ways, and one packing each of decoder and head.
+    assert made == [{"forward": 4, "Stepper": 1, "PackedMatrix": 1}] * 2
+
+
+@pytest.mark.parametrize("decode", ["greedy", "beam"])
+def test_decoding_sees_the_parameters_of_its_moment(decode: str) -> None:
+    model, again = make("stacked"), make("stacked")
+    source = tokens((4, 8), SOURCE)
+
+    def answer(of: rk.Seq2Seq) -> Any:
+        return of.greedy(source, None, 5) if decode == "greedy" else of.beam(source, None, 5, 2)
+
+    answer(model)
+    for name, p in model.params.items():
+        p *= -0.7
+        again.params[name][...] = p
+    for got, want in zip(answer(model), answer(again), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_greedy_stops_early_when_every_row_has_ended() -> None:

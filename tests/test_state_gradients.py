@@ -122,3 +122,20 @@ def test_an_unbatched_sequence_is_traced_unbatched() -> None:
     *_, (traced,) = tape.backward(np.ones_like(y), state_gradients=True)
     assert traced.h.shape == y.shape
     assert tape.gates()[0]["u"].shape == y.shape
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_rows_of_a_large_batch_keep_their_places(cell: str) -> None:
+    """Forty rows of three lengths: a sort that is not stable mixes those of one length up."""
+    layer = make(cell, INPUTS, HIDDEN, dtype="float64")
+    x = np.random.default_rng(1).standard_normal((3, 40, INPUTS))
+    lengths = np.random.default_rng(2).integers(1, 4, 40)
+    y, _, tape = layer.forward(x, None, lengths)
+    *_, (traced,) = tape.backward(y, state_gradients=True)
+    (gates,) = tape.gates()
+    for b, n in enumerate(lengths):
+        y_alone, _, alone = layer.forward(x[:n, b : b + 1])
+        *_, (traced_alone,) = alone.backward(y_alone, state_gradients=True)
+        assert_close("h", traced.h[:n, b], traced_alone.h[:, 0], TOLERANCE)
+        for name, values in alone.gates()[0].items():
+            assert_close(name, gates[name][:n, b], values[:, 0], TOLERANCE)

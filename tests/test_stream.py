@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rnnkern.stream import Stream
+
 from conftest import (
     CELLS,
     DTYPES,
@@ -17,6 +19,7 @@ from conftest import (
     cast,
     make,
     random_state,
+    using_threads,
 )
 from reference import Array
 
@@ -80,6 +83,44 @@ def test_tokens(cell: str) -> None:
     stream = layer.stream(batch=BATCH)
     y = np.stack([stream.step(x_t) for x_t in x])
     assert_close("y", y, want, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("compute", [None, "bfloat16"])
+@pytest.mark.parametrize("hidden", [7, 17, 64])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_stream_by_token_gives_the_same_bits(
+    cell: str, hidden: int, compute: str | None, threads: int
+) -> None:
+    """What decodes packs a token's weights when it comes; nothing else of it is different."""
+    layer = make(cell, 50, hidden, LAYERS, compute=compute)
+    x = np.random.default_rng(0).integers(0, 50, (STEPS, 128))
+    with using_threads(threads):
+        want, got = layer.stream(batch=128), Stream(layer, 128, by_token=True)
+        for x_t in x:
+            assert_same_bits("y", got.step(x_t), want.step(x_t))
+        assert_same_bits("block", got.block(x), want.block(x))
+
+
+def test_a_stream_by_token_takes_tokens_alone() -> None:
+    layer = make("lstm", INPUTS, HIDDEN)
+    stepper = Stream(layer, BATCH, by_token=True)._stepper
+    assert stepper is not None
+    assert stepper.step(draw("float32", BATCH, INPUTS), None) is None
+    for token in (-1, INPUTS):
+        assert stepper.step(np.full(BATCH, token), None) is None
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_rows_are_taken(cell: str) -> None:
+    layer = make(cell, INPUTS, HIDDEN, LAYERS)
+    x = draw("float32", STEPS, BATCH, INPUTS)
+    stream, want = layer.stream(BATCH), layer.stream(BATCH)
+    stream.block(x)
+    want.block(x[:, [2, 0, 2]])
+    stream._take(np.array([2, 0, 2]))
+    for got, of_its_own in zip(as_tuple(stream.state), as_tuple(want.state), strict=True):
+        assert_close("state", got, of_its_own, 1e-6)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -216,6 +257,17 @@ def test_a_step_has_the_bits_of_the_whole_call(
         assert_same_bits("state", got, last)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_step_has_the_bits_of_the_whole_call_over_many_inputs(dtype: str) -> None:
+    """More than a product's chains are long, and more than it takes at once."""
+    layer = make("gru_after", 1300, 300, 2, dtype=dtype)
+    x = draw(dtype, 3, 2, 1300)
+    want, _ = layer(x)
+    stream = layer.stream(2)
+    for x_t, want_t in zip(x, want, strict=True):
+        assert_same_bits("y", stream.step(x_t), want_t)
+
+
 def test_threads_share_a_large_step(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make("lstm", 64, 512)
     x = draw("float32", 8, 64)
@@ -274,6 +326,16 @@ def rounded(array: Array) -> Array:
     """To the nearest bfloat16: 8 significant bits, ties to even."""
     fraction, exponent = np.frexp(array.astype(np.float64))
     return np.ldexp(np.round(fraction * 256) / 256, exponent).astype(np.float32)
+
+
+def test_bfloat16_weights_half_way_between_two_are_rounded_to_the_even_one() -> None:
+    layer = make("rnn_relu", 16, 16)
+    places = np.arange(16, dtype=np.float32)
+    for name, array in layer.params.items():
+        half_way = np.diag(1 + (places + np.float32(0.5)) * np.float32(2.0**-7))
+        array[...] = half_way if name == "weight_ih_l0" else 0.0
+    y = layer.stream(weights="bfloat16").step(np.ones((1, 16), np.float32))
+    np.testing.assert_array_equal(y[0], 1 + (places + places % 2) * np.float32(2.0**-7))
 
 
 @pytest.mark.parametrize("batch", [1, 5])

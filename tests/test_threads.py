@@ -28,8 +28,9 @@ from conftest import (
 from reference import Array
 
 # steps, batch, inputs, hidden: sizes that are shared by rows, shared by units and not at all; rows
-# and units that tiles divide and do not.
+# and units that tiles divide and do not; rows so many that they are summed part by part.
 SIZES = [(9, 37, 24, 65), (8, 15, 10, 129), (4, 64, 16, 64), (12, 1, 7, 33), (5, 3, 40, 129)]
+MANY_ROWS = (35, 1000, 3, 5)
 
 
 def run_all(layer: Any, cell: str, x: Array, lengths: Array | None, key: int | None) -> list[Array]:
@@ -65,7 +66,7 @@ def problem(cell: str, size: tuple[int, int, int, int], dtype: str) -> tuple[Any
     return layer, x, rng.integers(0, steps + 1, batch)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", [*SIZES, MANY_ROWS], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_same_bits_for_any_number_of_threads(

@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <stdexcept>
@@ -16,6 +17,8 @@
 namespace rnnkern {
 
 namespace py = pybind11;
+
+inline constexpr Index kMostBytes = Index{1} << 60;  // more than any memory has
 
 #ifdef RNNKERN_EMULATION
 inline constexpr const char* kArrayInterface = "__array_interface__";
@@ -36,8 +39,11 @@ inline std::string shape_text(const std::vector<Index>& shape) {
 
 // What an array says of itself; strides in bytes.
 struct DeviceArray {
+  static constexpr std::uintptr_t kNowhere = 512;  // aligned as any array is; never read
+
   std::string name, type;
   std::uintptr_t address = 0;
+  Index item_size = 0;
   std::vector<Index> shape, strides;
   bool read_only = false;
 
@@ -46,19 +52,36 @@ struct DeviceArray {
       throw py::type_error(name + " must be an array with " + kArrayInterface + ", got " +
                            py::str(py::type::of(object)).cast<std::string>());
     }
-    const auto facts = py::dict(object.attr(kArrayInterface));
-    type = py::str(facts["typestr"]).cast<std::string>();
-    shape = facts["shape"].cast<std::vector<Index>>();
-    const auto data = facts["data"].cast<py::tuple>();
-    address = data[0].cast<std::uintptr_t>(), read_only = data[1].cast<bool>();
-    if (facts.contains("strides") && !facts["strides"].is_none()) {
-      strides = facts["strides"].cast<std::vector<Index>>();
-    } else {
-      strides = dense_strides(item_size());
+    try {
+      const auto facts = py::dict(object.attr(kArrayInterface));
+      type = py::str(facts["typestr"]).cast<std::string>();
+      shape = facts["shape"].cast<std::vector<Index>>();
+      const auto data = facts["data"].cast<py::tuple>();
+      address = data[0].cast<std::uintptr_t>(), read_only = data[1].cast<bool>();
+      // CuPy's arrays without elements lie at 0, which as a pointer would say that there is no array.
+      if (address == 0 && size() == 0) address = kNowhere;
+      item_size = std::stoll(type.substr(2));
+      strides = dense_strides();
+      if (facts.contains("strides") && !facts["strides"].is_none())
+        strides = facts["strides"].cast<std::vector<Index>>();
+    } catch (const std::exception& error) {
+      throw std::invalid_argument(name + " must have an " + kArrayInterface +
+                                  " of its form: " + error.what());
+    }
+    if (strides.size() != shape.size()) {
+      throw std::invalid_argument(name + " must have a stride for each axis, got " +
+                                  shape_text(strides) + " for shape " + shape_text(shape));
+    }
+    for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+      const Index last = shape[axis] - 1;
+      if (last > 0 && (strides[axis] > kMostBytes / last || strides[axis] < -kMostBytes / last)) {
+        throw std::invalid_argument(name + " must have an extent within memory, got strides " +
+                                    shape_text(strides) + " for shape " + shape_text(shape));
+      }
     }
   }
 
-  Index item_size() const { return std::stoll(type.substr(2)); }
+  // Numbers, of which there are no more than memory has bytes.
   Index size() const {
     Index size = 1;
     for (const Index n : shape) size *= n;
@@ -81,7 +104,7 @@ struct DeviceArray {
   }
 
   void check_contiguous() const {
-    const auto dense = dense_strides(item_size());
+    const auto dense = dense_strides();
     for (std::size_t axis = 0; axis < shape.size(); ++axis) {
       if (shape[axis] > 1 && strides[axis] != dense[axis] && size() > 0) {
         throw std::invalid_argument(name + " must be C-contiguous, got strides " +
@@ -91,9 +114,14 @@ struct DeviceArray {
   }
 
  private:
-  std::vector<Index> dense_strides(Index item) const {
+  std::vector<Index> dense_strides() const {
     std::vector<Index> dense(shape.size());
-    for (std::size_t axis = shape.size(); axis-- > 0; item *= shape[axis]) dense[axis] = item;
+    Index stride = item_size;
+    for (std::size_t axis = shape.size(); axis-- > 0;) {
+      if (stride < 1 || shape[axis] < 0 || shape[axis] > kMostBytes / stride)
+        throw std::invalid_argument("a size below 0 or beyond any memory");
+      dense[axis] = stride, stride *= std::max<Index>(shape[axis], 1);
+    }
     return dense;
   }
 };
@@ -125,6 +153,10 @@ Sequence<T> device_sequence(const py::object& object, const char* name, Index st
     const Index stride = array.strides[axis];
     if (stride % item != 0 || (axis == 2 && stride != item && inner > 1)) {
       throw std::invalid_argument(array.name + " must have a contiguous last axis, got strides " +
+                                  shape_text(array.strides));
+    }
+    if (!std::is_const_v<T> && stride == 0 && array.shape[axis] > 1) {
+      throw std::invalid_argument(array.name + " must have elements of its own, got strides " +
                                   shape_text(array.strides));
     }
   }

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <string>
@@ -10,11 +11,11 @@
 #include "bind/device_arrays.h"
 #include "bind/gil.h"
 #include "core/backend.h"
-#include "core/schedule.h"
 #include "cuda/engine.h"
 #include "cuda/kernels.h"
 
 #ifdef RNNKERN_EMULATION
+#include "cuda/block.h"
 #include "cuda/emulation.h"
 #endif
 
@@ -44,12 +45,25 @@ auto by_type(const std::string& type, const char* name, F f) {
 }
 
 // Lengths lie on the host, for the work is laid out there.
-std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index batch) {
+std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index steps,
+                                               Index batch) {
   if (lengths.is_none()) return std::nullopt;
-  auto values = lengths.cast<std::vector<Index>>();
+  std::vector<Index> values;
+  try {
+    values = lengths.cast<std::vector<Index>>();
+  } catch (const py::cast_error&) {
+    throw py::type_error("lengths must be integers, got " +
+                         py::str(py::type::of(lengths)).cast<std::string>());
+  }
   if (static_cast<Index>(values.size()) != batch) {
     throw std::invalid_argument("lengths must have " + std::to_string(batch) + " entries, got " +
                                 std::to_string(values.size()));
+  }
+  for (const Index length : values) {
+    if (length < 0 || length > steps) {
+      throw std::invalid_argument("lengths must lie in 0.." + std::to_string(steps) + ", got " +
+                                  std::to_string(length));
+    }
   }
   return values;
 }
@@ -57,14 +71,21 @@ std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index 
 Shape make_shape(const std::string& cell, Index passes, bool stacked, Index inputs, Index units,
                  Index steps, Index batch, const py::object& lengths, bool tokens,
                  const std::optional<std::string>& compute) {
-  const auto positive = [](const char* name, Index value) {
-    if (value < 1) {
-      throw std::invalid_argument(std::string(name) + " must be at least 1, got " +
+  // The kernels count in 32 bits.
+  constexpr Index most = std::numeric_limits<std::int32_t>::max();
+  const auto check = [](const char* name, Index value, Index end) {
+    if (value < 1 || value >= end) {
+      const auto wanted = value < 1 ? "at least 1" : "below " + std::to_string(end);
+      throw std::invalid_argument(std::string(name) + " must be " + wanted + ", got " +
                                   std::to_string(value));
     }
   };
-  positive("inputs", inputs), positive("units", units);
-  positive("steps", steps), positive("batch", batch);
+  check("inputs", inputs, most), check("units", units, most / 64);
+  check("steps", steps, most), check("batch", batch, most);
+  if (steps * batch >= most) {
+    throw std::invalid_argument("x has too many elements for one call: " + std::to_string(steps) +
+                                " steps of " + std::to_string(batch) + " rows");
+  }
   if (passes < 1 || passes > (stacked ? cuda::kMaxPasses : 2)) {
     const auto allowed = stacked ? "1 to " + std::to_string(cuda::kMaxPasses) + " stacked layers"
                                  : std::string("1 or 2");
@@ -79,7 +100,7 @@ Shape make_shape(const std::string& cell, Index passes, bool stacked, Index inpu
           .stacked = stacked && passes > 1,
           .tokens = tokens,
           .compute = read_compute(compute),
-          .lengths = read_lengths(lengths, batch)};
+          .lengths = read_lengths(lengths, steps, batch)};
 }
 
 // A pass's argument of that name, None where it is absent.
@@ -94,7 +115,10 @@ py::object require(const py::dict& pass, const char* name) {
 }
 
 bool is_reverse(const py::dict& pass) {
-  return pass.contains("reverse") && pass["reverse"].cast<bool>();
+  const auto reverse = get(pass, "reverse");
+  if (!reverse.is_none() && !py::isinstance<py::bool_>(reverse))
+    throw py::type_error("reverse must be True or False");
+  return !reverse.is_none() && reverse.cast<bool>();
 }
 
 // What stacked layers hand each other is no argument; what they hand on may have a mask.
@@ -153,18 +177,14 @@ Parameters<T> read_parameters(const Shape& shape, const py::dict& pass, Index in
       .bias_hn = device_pointer<const T>(get(pass, "bias_hn"), "bias_hn", {shape.units})};
 }
 
-// The live steps of all rows.
-Index live_rows(const Shape& shape) {
-  return ScheduleStorage(shape.steps, shape.batch, shape.lengths).live_rows();
-}
-
 std::byte* read_workspace(const py::object& workspace, Index bytes) {
   const DeviceArray array(workspace, "workspace");
   array.check_contiguous();
-  if (array.size() * array.item_size() < bytes || array.address % 64 != 0 || array.read_only) {
-    throw std::invalid_argument("workspace must be writable, aligned to 64 bytes and have " +
-                                std::to_string(bytes) + " of them, got " +
-                                std::to_string(array.size() * array.item_size()));
+  if (array.shape.size() != 1 || array.size() * array.item_size < bytes ||
+      array.address % 64 != 0 || array.read_only) {
+    throw std::invalid_argument(
+        "workspace must be writable, of one axis, aligned to 64 bytes and have " +
+        std::to_string(bytes) + " of them, got " + std::to_string(array.size() * array.item_size));
   }
   return reinterpret_cast<std::byte*>(array.address);
 }
@@ -194,7 +214,7 @@ void run_forward(const std::string& cell, const std::vector<py::dict>& passes,
                  const py::object& workspace, std::uintptr_t stream, bool stacked) {
   const Shape shape = call_shape(cell, passes, lengths, compute, stacked, false);
   const auto& facts = cell_facts(shape.cell);
-  const Index batch = shape.batch, units = shape.units, live = live_rows(shape);
+  const Index batch = shape.batch, units = shape.units, live = shape.live_rows();
   const DeviceArray weights(require(passes[0], "weight_hh"), "weight_hh");
   by_type(weights.type, "weight_hh", [&]<class T>(T) {
     std::vector<cuda::ForwardLayer<T>> layers;
@@ -222,7 +242,7 @@ void run_backward(const std::string& cell, const std::vector<py::dict>& passes,
                   const py::object& workspace, std::uintptr_t stream, bool stacked) {
   const Shape shape = call_shape(cell, passes, lengths, compute, stacked, true);
   const auto& facts = cell_facts(shape.cell);
-  const Index batch = shape.batch, units = shape.units, live = live_rows(shape);
+  const Index batch = shape.batch, units = shape.units, live = shape.live_rows();
   const Index rows = facts.gates * units;
   const DeviceArray weights(require(passes[0], "weight_hh"), "weight_hh");
   by_type(weights.type, "weight_hh", [&]<class T>(T) {
@@ -273,8 +293,11 @@ Index workspace(const std::string& cell, Index passes, Index inputs, Index units
 
 cuda::LayerSplit split_of(const Shape& shape, const std::string& dtype, Index layers,
                           bool backward) {
-  if (layers < 1 || layers > std::numeric_limits<int>::max())
-    throw std::invalid_argument("layers must be at least 1, got " + std::to_string(layers));
+  constexpr Index most = 1 << 20;  // each has its place in what is told
+  if (layers < 1 || layers > most) {
+    const auto wanted = layers < 1 ? "at least 1" : "at most " + std::to_string(most);
+    throw std::invalid_argument("layers must be " + wanted + ", got " + std::to_string(layers));
+  }
   if (layers > 1 && shape.passes > 1) {
     return {std::vector<int>(static_cast<std::size_t>(layers), 1),
             "a launch for each layer: it takes both directions of the one below"};
@@ -351,6 +374,12 @@ void run_matmul(const py::object& a, const py::object& b, const py::object& out,
         .c_row = columns,
         .accumulate = accumulate};
     if (!problem.c) throw std::invalid_argument("out must be given");
+    constexpr Index most = std::numeric_limits<std::int32_t>::max();
+    if (std::max({rows, columns, depth}) > most) {
+      throw std::invalid_argument("a and b must have at most " + std::to_string(most) +
+                                  " rows and columns, got shapes " + shape_text(left.shape) +
+                                  " and " + shape_text(right.shape));
+    }
     const Compute mode = read_compute(compute);
     const GilReleased release;
     cuda::matmul(problem, mode, reinterpret_cast<void*>(stream));
@@ -383,7 +412,8 @@ py::dict facts(const std::string& cell) {
 }
 
 #ifdef RNNKERN_EMULATION
-void set_device_facts(int multiprocessors, int shared_bytes, Index run_bytes, bool descending) {
+void set_device_facts(int multiprocessors, int shared_bytes, Index run_bytes, bool descending,
+                      std::uint32_t most_polls) {
   cuda::set_device({.name = "emulation",
                     .major = 9,
                     .minor = 0,
@@ -391,7 +421,7 @@ void set_device_facts(int multiprocessors, int shared_bytes, Index run_bytes, bo
                     .shared_bytes = shared_bytes,
                     .memory_bytes = Index{1} << 30,
                     .run_bytes = run_bytes},
-                   descending);
+                   descending, most_polls);
 }
 #endif
 
@@ -433,16 +463,20 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
         "dweight_hh, dbias, dbias_hn as in _core.backward. Directions may share dx. Of stacked "
         "layers the first alone has dx and the last alone dy; the x of each other is the y below "
         "it, times the mask.");
+  m.def("force_groups", cuda::force_groups, py::arg("groups"),
+        "To measure with: the groups of the batch that every later plan must have; 0 as is best.");
   m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("transpose_a"),
         py::arg("transpose_b"), py::arg("bias"), py::arg("accumulate"), py::arg("compute"),
         py::arg("stream"),
         "out = a @ b + bias for C-contiguous 2-D arrays; with accumulate, out += a @ b.");
 #ifdef RNNKERN_EMULATION
-  m.def("set_device_facts", set_device_facts, py::arg("multiprocessors") = 8,
-        py::arg("shared_bytes") = 227 << 10, py::arg("run_bytes") = Index{256} << 20,
-        py::arg("descending") = false,
-        "The device that is made up: its size, what the buffers of a run of steps may take, and "
-        "whether a block's threads run from the last to the first.");
+  m.def(
+      "set_device_facts", set_device_facts, py::arg("multiprocessors") = 8,
+      py::arg("shared_bytes") = 227 << 10, py::arg("run_bytes") = Index{256} << 20,
+      py::arg("descending") = false, py::arg("most_polls") = cuda::kMostPolls,
+      "The device that is made up: its size, what the buffers of a run of steps may take, whether "
+      "a block's threads run from the last to the first, and how often a block asks for a flag "
+      "before the launch is given up.");
 #endif
 }
 

@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <memory>
 #include <optional>
 #include <string>
 #include <variant>
@@ -18,19 +20,48 @@ namespace {
 
 std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index batch) {
   if (lengths.is_none()) return std::nullopt;
-  const auto* data = read<std::int64_t>(lengths, "lengths", {batch});
-  return std::vector<Index>(data, data + batch);
+  return copied(read<std::int64_t>(lengths, "lengths", {batch}), batch);
 }
+
+// The object that was built by its class's constructor: pybind11 gives the memory of one that has only
+// seen __new__ out as if it had been.
+template <class C>
+C& built(const py::handle& object, const char* name) {
+  if (!py::isinstance<C>(object) || !reinterpret_cast<py::detail::instance*>(object.ptr())
+                                         ->get_value_and_holder()
+                                         .holder_constructed()) {
+    throw py::type_error(std::string(name) + " must be a " +
+                         py::str(py::type::of<C>().attr("__name__")).template cast<std::string>() +
+                         " that was built by its constructor, got " +
+                         py::str(py::type::handle_of(object)).template cast<std::string>());
+  }
+  return py::cast<C&>(object);
+}
+
+// Sizes of a layer, from the arrays that must have them.
+struct Sizes {
+  Index inputs, units;
+
+  Sizes(const py::array& weight_ih, const py::array& weight_hh, const std::string& kind) {
+    if (weight_ih.ndim() != 2 || weight_hh.ndim() != 2) {
+      throw std::invalid_argument(kind + "_ih and " + kind + "_hh must have 2 axes, got shapes " +
+                                  shape_text(weight_ih) + " and " + shape_text(weight_hh));
+    }
+    inputs = weight_ih.shape(1), units = weight_hh.shape(1);
+    if (inputs < 1 || units < 1) {
+      throw std::invalid_argument(kind + "_ih and " + kind +
+                                  "_hh must have at least one column, got shapes " +
+                                  shape_text(weight_ih) + " and " + shape_text(weight_hh));
+    }
+  }
+};
 
 template <class T>
 Parameters<T> read_parameters(const CellFacts& facts, const py::array& weight_ih,
                               const py::array& weight_hh, const py::object& bias,
                               const py::object& bias_hn) {
-  if (weight_ih.ndim() != 2 || weight_hh.ndim() != 2) {
-    throw std::invalid_argument("weight_ih and weight_hh must have 2 axes, got shapes " +
-                                shape_text(weight_ih) + " and " + shape_text(weight_hh));
-  }
-  const Index units = weight_hh.shape(1), inputs = weight_ih.shape(1), rows = facts.gates * units;
+  const auto [inputs, units] = Sizes(weight_ih, weight_hh, "weight");
+  const Index rows = facts.gates * units;
   return {.inputs = inputs,
           .units = units,
           .w_ih = read<T>(weight_ih, "weight_ih", {rows, inputs}),
@@ -47,7 +78,7 @@ struct Input {
   std::optional<TokenStorage> tokens;
   Sequence<const T> dense;
 
-  Input(py::array& x, const py::object& lengths, Index inputs)
+  Input(const py::array& x, const py::object& lengths, Index inputs)
       : steps(shape(x, 0)),
         batch(shape(x, 1)),
         schedule(steps, batch, read_lengths(lengths, batch)) {
@@ -77,6 +108,11 @@ struct Input {
 
 template <class T>
 py::object new_array(std::vector<Index> shape) {
+  auto most = kMostBytes / static_cast<Index>(sizeof(T));
+  for (const Index n : shape) {
+    if (n > most) throw std::invalid_argument("the sizes give an array beyond any memory");
+    most /= std::max<Index>(n, 1);
+  }
   return py::array_t<T>(std::move(shape));
 }
 
@@ -124,10 +160,12 @@ class Packed {
 class BoundStepper {
  public:
   BoundStepper(const std::string& cell, const std::vector<py::tuple>& layers, py::array h,
-               py::object c, bool narrow, const std::optional<std::string>& compute)
+               py::object c, bool narrow, const std::optional<std::string>& compute, bool by_token)
       : h_(std::move(h)), c_(std::move(c)), stepper_(by_dtype(h_, "h", [&]<class T>(T) -> Any {
-          return make<T>(find_cell(cell), layers, narrow, read_compute(compute));
-        })) {}
+          return make<T>(find_cell(cell), layers, narrow, read_compute(compute), by_token);
+        })) {
+    if (by_token) first_ = layers[0];
+  }
 
   // y (B, H), or None when x or out is not what can be taken as it stands: native, contiguous, of
   // the right shape. The caller then checks and converts at leisure.
@@ -139,15 +177,20 @@ class BoundStepper {
   using Any = std::variant<Stepper<float>, Stepper<double>>;
 
   template <class T>
-  Stepper<T> make(int id, const std::vector<py::tuple>& layers, bool narrow,
-                  Compute compute) const {
+  Stepper<T> make(int id, const std::vector<py::tuple>& layers, bool narrow, Compute compute,
+                  bool by_token) const {
     if (layers.empty() || h_.ndim() != 3)
       throw std::invalid_argument("layers must not be empty, and h must have 3 axes");
     const auto& facts = all_cells()[static_cast<std::size_t>(id)];
     const Index batch = h_.shape(1), units = h_.shape(2);
+    if (batch < 1)
+      throw std::invalid_argument("h must have at least one row, got shape " + shape_text(h_));
     std::vector<Parameters<T>> parameters;
     for (const auto& layer : layers) {
-      parameters.push_back(read_parameters<T>(facts, layer[0], layer[1], layer[2], layer[3]));
+      if (layer.size() != 4)
+        throw std::invalid_argument("layers must be (weight_ih, weight_hh, bias, bias_hn) each");
+      parameters.push_back(read_parameters<T>(facts, as_array(layer[0], "weight_ih"),
+                                              as_array(layer[1], "weight_hh"), layer[2], layer[3]));
       const auto& p = parameters.back();
       if (p.units != units || (parameters.size() > 1 && p.inputs != units))
         throw std::invalid_argument("layers must fit each other and h, of shape " + shape_text(h_));
@@ -156,7 +199,7 @@ class BoundStepper {
     T* const h = write<T>(h_, "h", {count, batch, units});
     T* const c = facts.cell_state ? write<T>(c_, "c", {count, batch, units}) : nullptr;
     if (facts.cell_state && !c) throw std::invalid_argument("c must be given for an LSTM");
-    return Stepper<T>(id, parameters, batch, h, c, narrow, compute);
+    return Stepper<T>(id, parameters, batch, h, c, narrow, compute, by_token);
   }
 
   template <class T>
@@ -175,13 +218,14 @@ class BoundStepper {
   template <class T>
   static py::object step_with(Stepper<T>& stepper, const py::handle& x, const py::handle& out) {
     const Index batch = stepper.batch(), units = stepper.units(), inputs = stepper.inputs();
-    const bool dense = plain<T>(x, batch, inputs);
+    const bool dense = !stepper.by_token() && plain<T>(x, batch, inputs);
     if (!dense && !plain<std::int64_t>(x, batch, 0)) return py::none();
     if (!out.is_none() && !plain<T>(out, batch, units)) return py::none();
     const void* data = py::detail::array_proxy(x.ptr())->data;
-    const auto* tokens = dense ? nullptr : static_cast<const std::int64_t*>(data);
-    for (Index b = 0; tokens && b < batch; ++b) {
-      if (tokens[b] < 0 || tokens[b] >= inputs) return py::none();
+    std::vector<Index> tokens;
+    if (!dense) tokens = copied(static_cast<const std::int64_t*>(data), batch);
+    for (const Index token : tokens) {
+      if (token < 0 || token >= inputs) return py::none();
     }
     py::object y =
         out.is_none() ? new_array<T>({batch, units}) : py::reinterpret_borrow<py::object>(out);
@@ -189,7 +233,7 @@ class BoundStepper {
     if (!(y_array.flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) return py::none();
     std::optional<GilReleased> release;
     if (stepper.flops() > kWorthReleasing) release.emplace();
-    stepper.step(dense ? static_cast<const T*>(data) : nullptr, tokens,
+    stepper.step(dense ? static_cast<const T*>(data) : nullptr, dense ? nullptr : tokens.data(),
                  reinterpret_cast<T*>(y_array.data));
     release.reset();
     return y;
@@ -203,13 +247,47 @@ class BoundStepper {
 
   py::array h_;
   py::object c_;
+  py::tuple first_;  // the first layer's arrays, where they are read by token
   Any stepper_;
 };
 
-py::tuple run_forward(const std::string& cell, py::array x, const py::object& h,
+// A matrix and a bias, packed for many products with them.
+class BoundMatrix {
+ public:
+  BoundMatrix(const py::array& matrix, const py::object& bias)
+      : matrix_(by_dtype(matrix, "matrix", [&]<class T>(T) -> Any {
+          if (matrix.ndim() != 2 || matrix.shape(0) < 1) {
+            throw std::invalid_argument("matrix must have 2 axes and at least one row, got shape " +
+                                        shape_text(matrix));
+          }
+          const Index rows = matrix.shape(0), columns = matrix.shape(1);
+          return PackedMatrix<T>(read<T>(matrix, "matrix", {rows, columns}),
+                                 read<T>(bias, "bias", {rows}), rows, columns);
+        })) {}
+
+  py::object times(const py::array& x) const {
+    return std::visit(
+        [&]<class T>(const PackedMatrix<T>& matrix) {
+          const Index count = x.ndim() > 0 ? x.shape(0) : 0;
+          const T* const data = read<T>(x, "x", {count, matrix.columns()});
+          py::object y = new_array<T>({count, matrix.rows()});
+          T* const out = write<T>(y, "y", {count, matrix.rows()});
+          if (count > 0) without_gil([&] { matrix.times(data, count, out); });
+          return y;
+        },
+        matrix_);
+  }
+
+ private:
+  using Any = std::variant<PackedMatrix<float>, PackedMatrix<double>>;
+
+  Any matrix_;
+};
+
+py::tuple run_forward(const std::string& cell, const py::array& x, const py::object& h,
                       const py::object& c, const py::array& weight_ih, const py::array& weight_hh,
                       const py::object& bias, const py::object& bias_hn, const py::object& lengths,
-                      bool reverse, py::array y, bool keep, Packed* packed,
+                      bool reverse, const py::array& y, bool keep, const py::object& packed,
                       const std::optional<std::string>& compute_name) {
   const Compute compute = read_compute(compute_name);
   const int id = find_cell(cell);
@@ -219,6 +297,8 @@ py::tuple run_forward(const std::string& cell, py::array x, const py::object& h,
     const Index units = parameters.units;
     const Input<T> input(x, lengths, parameters.inputs);
     const Index live = input.schedule.live_rows();
+    const PackedWeights<T>* ready =
+        packed.is_none() ? nullptr : &built<Packed>(packed, "packed").of_dtype<T>();
     py::object saved = py::none(), cells = py::none();
     if (keep && facts.saved > 0) saved = new_array<T>({live, facts.saved, units});
     if (keep && facts.cell_state) cells = new_array<T>({live, units});
@@ -235,7 +315,6 @@ py::tuple run_forward(const std::string& cell, py::array x, const py::object& h,
     if (!problem.h || (facts.cell_state && !problem.c)) {
       throw std::invalid_argument("h (and c for an LSTM) must be given");
     }
-    const PackedWeights<T>* ready = packed ? &packed->of_dtype<T>() : nullptr;
     without_gil([&] {
       for (Index b = 0; b < input.batch && input.schedule.ragged(); ++b) {
         for (Index t = input.schedule.length(b); t < input.steps; ++t) {
@@ -248,23 +327,19 @@ py::tuple run_forward(const std::string& cell, py::array x, const py::object& h,
   });
 }
 
-void run_backward(const std::string& cell, py::array x, const py::object& h_0,
-                  const py::object& c_0, const Packed& packed, const py::object& lengths,
-                  bool reverse, py::array y, const py::object& saved, const py::object& cells,
-                  const py::object& dy, const py::object& dh, const py::object& dc,
-                  const py::object& dx, const py::array& dweight_ih, const py::array& dweight_hh,
-                  const py::object& dbias, const py::object& dbias_hn,
+void run_backward(const std::string& cell, const py::array& x, const py::object& h_0,
+                  const py::object& c_0, const py::object& packed, const py::object& lengths,
+                  bool reverse, const py::array& y, const py::object& saved,
+                  const py::object& cells, const py::object& dy, const py::object& dh,
+                  const py::object& dc, const py::object& dx, const py::array& dweight_ih,
+                  const py::array& dweight_hh, const py::object& dbias, const py::object& dbias_hn,
                   const py::object& state_gradients,
                   const std::optional<std::string>& compute_name) {
   const Compute compute = read_compute(compute_name);
   const int id = find_cell(cell);
   const auto& facts = all_cells()[static_cast<std::size_t>(id)];
   by_dtype(dweight_hh, "dweight_hh", [&]<class T>(T) {
-    if (dweight_ih.ndim() != 2 || dweight_hh.ndim() != 2) {
-      throw std::invalid_argument("dweight_ih and dweight_hh must have 2 axes, got shapes " +
-                                  shape_text(dweight_ih) + " and " + shape_text(dweight_hh));
-    }
-    const Index units = dweight_hh.shape(1), inputs = dweight_ih.shape(1);
+    const auto [inputs, units] = Sizes(dweight_ih, dweight_hh, "dweight");
     const Index rows = facts.gates * units;
     const Input<T> input(x, lengths, inputs);
     const Index live = input.schedule.live_rows(), batch = input.batch;
@@ -293,15 +368,10 @@ void run_backward(const std::string& cell, py::array x, const py::object& h_0,
         (facts.cell_state && (!problem.c_0 || !problem.dc || !problem.cells))) {
       throw std::invalid_argument("h_0, dh and what the forward pass kept must be given");
     }
-    if (!dy.is_none()) {
-      auto array = py::cast<py::array>(dy);
-      problem.dy = sequence<const T>(array, "dy", input.steps, batch, units);
-    }
-    if (!dx.is_none() && !input.tokens) {
-      auto array = py::cast<py::array>(dx);
-      problem.dx = sequence<T>(array, "dx", input.steps, batch, inputs);
-    }
-    const auto& weights = packed.of_dtype<T>();
+    if (!dy.is_none()) problem.dy = sequence<const T>(dy, "dy", input.steps, batch, units);
+    if (!dx.is_none() && !input.tokens)
+      problem.dx = sequence<T>(dx, "dx", input.steps, batch, inputs);
+    const auto& weights = built<Packed>(packed, "packed").of_dtype<T>();
     without_gil([&] { backward(id, problem, compute, weights); });
   });
 }
@@ -335,6 +405,11 @@ py::array run_matmul(const py::array& a, const py::array& b, const py::object& o
                                    .c = write<T>(result, "out", {rows, columns}),
                                    .c_row = columns,
                                    .accumulate = accumulate};
+    const auto apart = [&](const py::array& read) {
+      const auto* from = static_cast<const T*>(read.data());
+      return problem.c + rows * columns <= from || from + read.size() <= problem.c;
+    };
+    if (!apart(a) || !apart(b)) throw std::invalid_argument("out must share no memory with a or b");
     if (rows > 0 && columns > 0) without_gil([&] { matmul(problem); });
     return py::cast<py::array>(result);
   });
@@ -385,6 +460,16 @@ double sum_of_squares(const py::array& x) {
   });
 }
 
+// Like the targets, what decides whether a target is looked at; a byte that is not 0 is true.
+std::unique_ptr<bool[]> copied_mask(const py::object& mask, Index rows) {
+  if (mask.is_none()) return nullptr;
+  const auto* bytes = static_cast<const volatile unsigned char*>(
+      static_cast<const void*>(read<bool>(mask, "mask", {rows})));
+  std::unique_ptr<bool[]> copy(new bool[static_cast<std::size_t>(rows)]);
+  std::transform(bytes, bytes + rows, copy.get(), [](unsigned char byte) { return byte != 0; });
+  return copy;
+}
+
 double run_softmax_cross_entropy(const py::array& logits, const py::array& targets,
                                  const py::object& mask, double weight, const py::array& gradient) {
   if (logits.ndim() != 2) {
@@ -392,18 +477,20 @@ double run_softmax_cross_entropy(const py::array& logits, const py::array& targe
   }
   return by_dtype(logits, "logits", [&]<class T>(T) {
     const Index rows = logits.shape(0), classes = logits.shape(1);
+    const auto target = copied(read<std::int64_t>(targets, "targets", {rows}), rows);
+    const auto counts = copied_mask(mask, rows);
     const SoftmaxProblem<T> problem{.rows = rows,
                                     .classes = classes,
                                     .logits = read<T>(logits, "logits", {rows, classes}),
-                                    .targets = read<std::int64_t>(targets, "targets", {rows}),
-                                    .mask = read<bool>(mask, "mask", {rows}),
+                                    .targets = target.data(),
+                                    .mask = counts.get(),
                                     .weight = static_cast<T>(weight),
                                     .gradient = write<T>(gradient, "gradient", {rows, classes})};
     for (Index i = 0; i < rows; ++i) {
-      const auto target = problem.targets[i];
-      if ((!problem.mask || problem.mask[i]) && (target < 0 || target >= classes)) {
+      const Index wanted = problem.targets[i];
+      if ((!problem.mask || problem.mask[i]) && (wanted < 0 || wanted >= classes)) {
         throw std::invalid_argument("targets must be in 0.." + std::to_string(classes - 1) +
-                                    ", got " + std::to_string(target));
+                                    ", got " + std::to_string(wanted));
       }
     }
     const GilReleased release;
@@ -415,10 +502,19 @@ py::tuple plan(const std::string& cell, Index inputs, Index units, Index steps, 
                bool float64, const std::optional<std::string>& compute_name) {
   const Compute compute = read_compute(compute_name);
   const int id = find_cell(cell);
-  const ScheduleStorage storage(steps, batch, std::nullopt);
+  const auto positive = [](const char* name, Index value) {
+    if (value < 1) {
+      throw std::invalid_argument(std::string(name) + " must be at least 1, got " +
+                                  std::to_string(value));
+    }
+  };
+  positive("inputs", inputs), positive("units", units);
+  positive("steps", steps), positive("batch", batch);
   const auto with = [&]<class T>(T) {
-    return make_plan(work_of<T>(id, storage.schedule(false), inputs, units, compute),
-                     thread_limit(cores_now()));
+    return make_plan(
+        work_of<T>(id, steps, batch, static_cast<double>(steps) * static_cast<double>(batch),
+                   inputs, units, compute),
+        thread_limit(cores_now()));
   };
   const Plan chosen = float64 ? with(double{}) : with(float{});
   return py::make_tuple(chosen.row_groups, chosen.unit_groups, chosen.reason);
@@ -461,19 +557,35 @@ PYBIND11_MODULE(_core, m) {
   py::class_<BoundStepper>(m, "Stepper", "Layers upon each other that go one step at a time.")
       .def(
           py::init<const std::string&, const std::vector<py::tuple>&, py::array, py::object, bool,
-                   const std::optional<std::string>&>(),
+                   const std::optional<std::string>&, bool>(),
           py::arg("cell"), py::arg("layers"), py::arg("h"), py::arg("c"), py::arg("narrow"),
-          py::arg("compute") = py::none(),
+          py::arg("compute") = py::none(), py::arg("by_token") = false,
           "layers: (weight_ih, weight_hh, bias, bias_hn) of each, packed here and now; h and c (L, "
           "B, H) are the state, which step() advances in place. narrow keeps the weights as "
-          "bfloat16.")
-      .def("step", &BoundStepper::step, py::arg("x"), py::arg("out"),
-           "y (B, H) of x (B, I) or tokens (B,); None where x or out would need converting.");
+          "bfloat16. With by_token x is tokens alone, and the first weight_ih must stay as it is: "
+          "of it a column is packed when its token comes first.")
+      .def(
+          "step",
+          [](const py::handle& self, const py::handle& x, const py::handle& out) {
+            return built<BoundStepper>(self, "self").step(x, out);
+          },
+          py::arg("x"), py::arg("out"),
+          "y (B, H) of x (B, I) or tokens (B,); None where x or out would need converting.");
+
+  py::class_<BoundMatrix>(m, "PackedMatrix", "A matrix and a bias, packed for many products.")
+      .def(py::init<const py::array&, const py::object&>(), py::arg("matrix"), py::arg("bias"),
+           "matrix (N, K) and bias (N,) or None.")
+      .def(
+          "times",
+          [](const py::handle& self, const py::array& x) {
+            return built<BoundMatrix>(self, "self").times(x);
+          },
+          py::arg("x"), "x @ matrix.T + bias of x (M, K).");
 
   m.def("forward", run_forward, py::arg("cell"), py::arg("x"), py::arg("h"), py::arg("c"),
         py::arg("weight_ih"), py::arg("weight_hh"), py::arg("bias"), py::arg("bias_hn"),
         py::arg("lengths"), py::arg("reverse"), py::arg("y"), py::arg("keep"),
-        py::arg("packed") = nullptr, py::arg("compute") = py::none(),
+        py::arg("packed") = py::none(), py::arg("compute") = py::none(),
         "One layer in one direction. h and c go in as h_0, c_0 and come out as h_n, c_n; y is "
         "written. Returns (saved, cells), what backward() needs when keep is true. compute None is "
         "the weights' dtype; 'bfloat16' rounds the operands of products.");

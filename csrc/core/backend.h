@@ -12,11 +12,13 @@ namespace rnnkern {
 
 inline constexpr int kMaxCells = 16;
 
-// One step of a cell, over weights in panels of its own.
+// One step of a cell, over weights in panels of its own. Without W_ih's columns only tokens can be
+// taken, each after its column was packed.
 template <class T>
 struct StepKernels {
   Index (*packed_bytes)(const Parameters<T>&);
-  void (*pack)(const Parameters<T>&, std::byte* packed);
+  void (*pack)(const Parameters<T>&, bool with_input, std::byte* packed);
+  void (*pack_token)(const Parameters<T>&, Index token, std::byte* packed);
   Index (*scratch)(const StepProblem<T>&);
   void (*run)(const StepProblem<T>&, std::byte* packed, std::byte* scratch);
 };
@@ -53,18 +55,22 @@ struct PassKernels {
 template <class T>
 struct Passes {
   PassKernels<T> cells[kMaxCells];
+  StepKernels<T> steps[kMaxCells];
 };
 
 // What every backend has for a cell and a dtype.
 template <class T>
 struct CellKernels {
   PassKernels<T> pass;
-  StepKernels<T> step, narrow_step;  // the second's weights are bfloat16; float32 alone has it
+  // The second's weights alone are bfloat16; float32 alone has it.
+  StepKernels<T> step, narrow_step;
 };
 
 template <class T>
 struct Kernels {
   CellKernels<T> cells[kMaxCells];
+  Index (*matmul_packed_bytes)(const MatmulProblem<T>&);
+  void (*matmul_pack)(const MatmulProblem<T>&, const Worker&, std::byte* packed);
   Index (*matmul_scratch)(const MatmulProblem<T>&, int threads);
   void (*matmul)(const MatmulProblem<T>&, const Worker&, std::byte* scratch);
   void (*tanh)(const T* in, T* out, Index n);
@@ -81,7 +87,7 @@ struct Backend {
   const char* name;
   const Kernels<float>* for_float;
   const Kernels<double>* for_double;
-  // Passes whose products take operands rounded to bfloat16, all else being float32; what multiplies
+  // Passes and steps whose products take operands rounded to bfloat16, all else being float32; what multiplies
   // them, in words; and the kernels for many rows that they use, if any.
   const Passes<float>* for_bfloat16;
   const char* bfloat16_product;

@@ -29,6 +29,29 @@ std::function<Plan(int)> shared_if(bool worth_sharing) {
   };
 }
 
+// Runs body(worker) on all threads that what copies so many bytes is worth.
+void run_packing(Index bytes, const std::function<void(const Worker&)>& body) {
+  constexpr Index kWorthSharing = Index{1} << 20;
+  Call(static_cast<double>(bytes)).run(shared_if(bytes >= kWorthSharing), body);
+}
+
+template <class T>
+Work work_of(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute) {
+  return work_of<T>(cell, schedule.steps, schedule.batch,
+                    static_cast<double>(schedule.offset[schedule.steps]), inputs, units, compute);
+}
+
+// A layer's own compute has the products of its passes, so that a step has the bits of a block.
+template <class T>
+const StepKernels<T>& step_kernels(int cell, bool narrow, Compute compute) {
+  const Backend& backend = *chosen_backend().backend;
+  if constexpr (std::is_same_v<T, float>) {
+    if (compute == Compute::bfloat16) return backend.for_bfloat16->steps[cell];
+  }
+  const auto& kernels = backend.kernels<T>().cells[cell];
+  return narrow || compute == Compute::bfloat16 ? kernels.narrow_step : kernels.step;
+}
+
 }  // namespace
 
 template <class T>
@@ -43,12 +66,10 @@ PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, Pass 
   const auto& kernels = pass_kernels<T>(cell, compute);
   const auto& panels = pass == Pass::forward ? kernels.forward_panels : kernels.backward_panels;
   const Index bytes = panels.bytes(parameters, with_input);
-  constexpr Index kWorthSharing = Index{1} << 20;
   bytes_ = AlignedBytes(bytes);
-  Call(static_cast<double>(bytes))
-      .run(shared_if(bytes >= kWorthSharing), [&](const Worker& worker) {
-        panels.pack(parameters, with_input, worker, bytes_.get());
-      });
+  run_packing(bytes, [&](const Worker& worker) {
+    panels.pack(parameters, with_input, worker, bytes_.get());
+  });
 }
 
 template <class T>
@@ -60,14 +81,13 @@ bool PackedWeights<T>::fits(int cell, Index inputs, Index units, Pass pass, bool
 
 template <class T>
 Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c,
-                    bool narrow, Compute compute)
-    : kernels_(narrow || compute == Compute::bfloat16
-                   ? chosen_backend().backend->kernels<T>().cells[cell].narrow_step
-                   : chosen_backend().backend->kernels<T>().cells[cell].step) {
+                    bool narrow, Compute compute, bool by_token)
+    : kernels_(step_kernels<T>(cell, narrow, compute)) {
   if (!kernels_.run) throw std::invalid_argument("narrow weights are for float32 alone");
   Index scratch = 0;
   const T* below = nullptr;
-  for (const auto& layer : layers) {
+  for (std::size_t k = 0; k < layers.size(); ++k) {
+    const auto& layer = layers[k];
     problems_.push_back({.inputs = layer.inputs,
                          .units = layer.units,
                          .batch = batch,
@@ -79,7 +99,8 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
                          .round_operands = compute == Compute::bfloat16,
                          .back = false});
     packed_.emplace_back(kernels_.packed_bytes(layer));
-    kernels_.pack(layer, packed_.back().get());
+    const bool with_input = !by_token || k > 0;
+    kernels_.pack(layer, with_input, packed_.back().get());
     flops_ += 2.0 * static_cast<double>(all_cells()[static_cast<std::size_t>(cell)].gates * batch *
                                         layer.units * (layer.units + layer.inputs));
     scratch = std::max(scratch, kernels_.scratch(problems_.back()));
@@ -88,11 +109,17 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
     if (c) c += batch * layer.units;
   }
   scratch_ = AlignedBytes(scratch);
+  if (by_token) first_ = layers[0], seen_.resize(static_cast<std::size_t>(layers[0].inputs));
 }
 
 template <class T>
 void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
   back_ = !back_;
+  for (Index b = 0; by_token() && b < batch(); ++b) {
+    const auto token = static_cast<std::size_t>(tokens[b]);
+    if (!seen_[token]) kernels_.pack_token(first_, tokens[b], packed_[0].get());
+    seen_[token] = true;
+  }
   for (std::size_t k = 0; k < problems_.size(); ++k) {
     StepProblem<T> problem = problems_[k];
     if (k == 0) problem.x = x, problem.x_row = problem.inputs, problem.tokens = tokens;
@@ -104,19 +131,20 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
 }
 
 template <class T>
-Work work_of(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute) {
+Work work_of(int cell, Index steps, Index batch, double live, Index inputs, Index units,
+             Compute compute) {
   const double gates = all_cells()[static_cast<std::size_t>(cell)].gates;
-  const double columns = static_cast<double>(inputs + units),
+  const double columns = static_cast<double>(inputs) + static_cast<double>(units),
                per_unit = 2 * gates * static_cast<double>(units);
   const double per_row = per_unit * static_cast<double>(units);
-  const Index live = schedule.offset[schedule.steps];
+  constexpr double kMostBytes = 1e18;
   const double element = compute == Compute::exact ? sizeof(T) : sizeof(Bfloat16);
-  return {.steps = schedule.steps,
-          .batch = schedule.batch,
+  return {.steps = steps,
+          .batch = batch,
           .units = units,
-          .step_flops = per_row * static_cast<double>(live) / static_cast<double>(schedule.steps),
-          .total_flops = static_cast<double>(live) * per_unit * columns,
-          .weight_bytes = static_cast<Index>(per_row / 2 * element)};
+          .step_flops = per_row * live / static_cast<double>(steps),
+          .total_flops = live * per_unit * columns,
+          .weight_bytes = static_cast<Index>(std::min(per_row / 2 * element, kMostBytes))};
 }
 
 namespace {
@@ -185,6 +213,37 @@ void backward(int cell, const BackwardProblem<T>& problem, Compute compute,
 }
 
 template <class T>
+PackedMatrix<T>::PackedMatrix(const T* matrix, const T* bias, Index rows, Index columns)
+    : problem_{.rows = 0,
+               .columns = rows,
+               .depth = columns,
+               .a = nullptr,
+               .a_row = columns,
+               .a_depth = 1,
+               .b = matrix,
+               .b_depth = 1,
+               .b_column = columns,
+               .bias = bias,
+               .c = nullptr,
+               .c_row = rows,
+               .accumulate = false} {
+  const auto& kernels = chosen_backend().backend->kernels<T>();
+  const Index bytes = kernels.matmul_packed_bytes(problem_);
+  bytes_ = AlignedBytes(bytes);
+  run_packing(bytes,
+              [&](const Worker& worker) { kernels.matmul_pack(problem_, worker, bytes_.get()); });
+  problem_.packed = bytes_.get();
+  problem_.b = problem_.bias = nullptr;
+}
+
+template <class T>
+void PackedMatrix<T>::times(const T* x, Index count, T* y) const {
+  MatmulProblem<T> problem = problem_;
+  problem.a = x, problem.rows = count, problem.c = y;
+  matmul(problem);
+}
+
+template <class T>
 void matmul(const MatmulProblem<T>& problem) {
   const auto& kernels = chosen_backend().backend->kernels<T>();
   const double flops = 2.0 * static_cast<double>(problem.rows) *
@@ -198,10 +257,12 @@ void matmul(const MatmulProblem<T>& problem) {
 
 template class PackedWeights<float>;
 template class PackedWeights<double>;
+template class PackedMatrix<float>;
+template class PackedMatrix<double>;
 template class Stepper<float>;
 template class Stepper<double>;
-template Work work_of<float>(int, const Schedule&, Index, Index, Compute);
-template Work work_of<double>(int, const Schedule&, Index, Index, Compute);
+template Work work_of<float>(int, Index, Index, double, Index, Index, Compute);
+template Work work_of<double>(int, Index, Index, double, Index, Index, Compute);
 template void forward(int, const ForwardProblem<float>&, Compute, const PackedWeights<float>*);
 template void forward(int, const ForwardProblem<double>&, Compute, const PackedWeights<double>*);
 template void backward(int, const BackwardProblem<float>&, Compute, const PackedWeights<float>&);

@@ -39,14 +39,17 @@ class Stepper {
  public:
   // h (L, B, H) and c (likewise, or null) are the state: the caller's memory, which step() advances.
   // Narrow rounds the weight matrices to bfloat16 (float32; the biases are kept whole), and so does
-  // a compute of bfloat16, which rounds the other operands too.
+  // a compute of bfloat16, which rounds the other operands too. With by_token there will be tokens
+  // alone, and of the first layer's W_ih, which must stay as it is, a column is packed when its token
+  // comes first.
   Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c, bool narrow,
-          Compute compute);
+          Compute compute, bool by_token);
 
   // x (B, I), or null and tokens (B); y (B, H) gets the last layer's h_t.
   void step(const T* x, const std::int64_t* tokens, T* y);
 
   double flops() const { return flops_; }  // of one step
+  bool by_token() const { return !seen_.empty(); }
   Index inputs() const { return problems_[0].inputs; }
   Index units() const { return problems_[0].units; }
   Index batch() const { return problems_[0].batch; }
@@ -56,13 +59,33 @@ class Stepper {
   std::vector<StepProblem<T>> problems_;
   std::vector<AlignedBytes> packed_;
   AlignedBytes scratch_;
+  Parameters<T> first_{};   // of the first layer, by token
+  std::vector<bool> seen_;  // tokens whose columns are packed; empty unless by token
   double flops_ = 0;
   bool back_ = false;
 };
 
-// The sizes that the plan of a pass depends on.
+// A matrix (rows, columns) and a bias (rows) or null, packed for many products x·matrixᵀ + bias.
 template <class T>
-Work work_of(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute);
+class PackedMatrix {
+ public:
+  PackedMatrix(const T* matrix, const T* bias, Index rows, Index columns);
+
+  // x (count, columns) in, y (count, rows) out.
+  void times(const T* x, Index count, T* y) const;
+
+  Index rows() const { return problem_.columns; }
+  Index columns() const { return problem_.depth; }
+
+ private:
+  MatmulProblem<T> problem_;
+  AlignedBytes bytes_;
+};
+
+// The sizes that the plan of a pass depends on; `live` counts the steps of all rows.
+template <class T>
+Work work_of(int cell, Index steps, Index batch, double live, Index inputs, Index units,
+             Compute compute);
 
 // `packed` null: the weights are packed within the call. These throw std::invalid_argument where the
 // dtype does not have that compute, or `packed` does not fit; and Interrupted, after which what they

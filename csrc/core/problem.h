@@ -120,11 +120,13 @@ struct MatmulProblem {
   T* c;
   Index c_row;
   bool accumulate;
+  std::byte* packed = nullptr;  // B and the bias, as matmul_pack left them; null to pack them now
 };
 
 // One step of Adam over `size` numbers, in place:
-//   first ← first_beta·first + g,  second ← second_beta·second + g²,
+//   first ← first_beta·first + g,  second ← second_beta·second + g²,  neither of them denormal,
 //   p ← decay·p - rate·first / (√second + epsilon)
+// with g held within ±√(the largest number · (1 - second_beta))/2, and NaN where it is not finite.
 template <class T>
 struct AdamProblem {
   Index size;

@@ -42,11 +42,13 @@ TokenStorage::TokenStorage(const Schedule& schedule, Sequence<const std::int64_t
     const Index live = schedule.offset[t + 1] - schedule.offset[t];
     for (Index i = 0; i < live; ++i) {
       const Index b = schedule.order[i];
-      const std::int64_t token = *x.at(t, b);
+      // Read once: it may change meanwhile.
+      const std::int64_t token = *static_cast<const volatile std::int64_t*>(x.at(t, b));
       if (token < 0 || token >= vocabulary) {
         throw std::invalid_argument("x must hold tokens in 0.." + std::to_string(vocabulary - 1) +
                                     ", got " + std::to_string(token) + " at step " +
-                                    std::to_string(t) + " of row " + std::to_string(b));
+                                    std::to_string(t) + " of row " + std::to_string(b) +
+                                    ": integers are tokens, features are floats");
       }
       auto& slot = slot_of[static_cast<std::size_t>(token)];
       if (slot < 0) {

@@ -92,6 +92,16 @@ class Backward {
   }
 
  private:
+  struct Gradients {
+    T *dw_ih, *dw_hh, *dbias, *dbias_hn;
+  };
+
+  // So many rows are summed by themselves: the shorter the sums, the fewer digits they lose. A token's
+  // gradient has one addend a row; the others are sums of the products' sums.
+  static constexpr Index kSumRows = 1 << 14, kTokenSumRows = 1 << 10;
+
+  static bool many_rows(const Schedule& s) { return s.offset[s.steps] > kSumRows; }
+
   struct Scratch {
     // Shared by the team.
     Matrix inputs;             // x of a chunk, (rows, I)
@@ -99,6 +109,7 @@ class Backward {
     T* delta;                  // (rows of a chunk, deltas, H)
     T* boundary;               // (B, deltas, H): the step after the chunk
     T* token_gradient;         // (distinct tokens, G·H)
+    Gradients recent;          // of the latest rows, where there are many
     Operand* packed_delta;     // the chunk's deltas transposed, by tiles of gate rows
     Operand* delta_copies;     // (rows of a chunk, G·H), where operands are rounded
     // This thread's.
@@ -132,6 +143,11 @@ class Backward {
       boundary = arena.take<T>(batch * kDeltas * units);
       token_gradient =
           arena.take<T>(problem.tokens.slot ? problem.tokens.count * kGates * units : 0);
+      const Index recent_rows = many_rows(problem.schedule) ? kGates * units : 0;
+      recent.dw_ih = arena.take<T>(problem.tokens.slot ? 0 : recent_rows * problem.inputs);
+      recent.dw_hh = arena.take<T>(recent_rows * units);
+      recent.dbias = arena.take<T>(recent_rows);
+      recent.dbias_hn = arena.take<T>(many_rows(problem.schedule) ? units : 0);
       packed_delta =
           arena.take<Operand>(kDeltas * units * round_up(chunk, Product::kDepthMultiple));
       delta_copies = take_copies<Product>(arena, problem.dx.data ? chunk : 0, kGates * units);
@@ -165,6 +181,9 @@ class Backward {
         worker_(worker),
         panels_(panels),
         scratch_(scratch),
+        sums_(many_rows(schedule_)
+                  ? scratch.recent
+                  : Gradients{problem.dw_ih, problem.dw_hh, problem.dbias, problem.dbias_hn}),
         cut_(schedule_.batch, tiles_for(panels.recurrent[0]).height(), worker.row_groups) {}
 
   // Of a step's product.
@@ -175,7 +194,7 @@ class Backward {
   // Steps are counted from the end.
   Progress run(Progress at) const {
     [[maybe_unused]] const typename Product::Session session;
-    if (problem_.tokens.slot && at.steps == 0) clear_token_gradients();
+    if (at.steps == 0) clear_sums();
     while (at.chunks < schedule_.steps) {
       const Chunk chunk = chunk_until(schedule_, schedule_.steps - at.chunks);
       const Index steps = schedule_.steps - chunk.begin;
@@ -198,10 +217,11 @@ class Backward {
                          [&](Index begin, Index end) { add_weight_gradients(chunk, begin, end); });
       if (problem_.tokens.slot) add_token_gradients(chunk);
       at.chunks = at.steps;
-      if (worker_.wait_team()) return at;
+      const bool breaks_up = worker_.wait_team();
+      collect_sums(chunk);
+      if (breaks_up) return at;
     }
     run_step({-1, -1, 0, 0}, -1);
-    if (problem_.tokens.slot) scatter_token_gradients();
     at.done = true;
     return at;
   }
@@ -215,9 +235,47 @@ class Backward {
   enum { kInputRows, kWeightTiles };
   static constexpr Index kPieceRows = 64, kPieceTiles = 8;
 
-  void clear_token_gradients() const {
+  // Calls visit(from, to, n) for each array of sums and what it is added to at last; `to` may be null.
+  template <class Visit>
+  [[gnu::always_inline]] void for_recent_sums(Visit visit) const {
+    if (!many_rows(schedule_)) return;
+    const Gradients& recent = scratch_.recent;
+    const Index rows = kGates * units_;
+    if (!problem_.tokens.slot) visit(recent.dw_ih, problem_.dw_ih, rows * problem_.inputs);
+    visit(recent.dw_hh, problem_.dw_hh, rows * units_);
+    visit(recent.dbias, problem_.dbias, rows);
+    visit(recent.dbias_hn, problem_.dbias_hn, units_);
+  }
+
+  void clear_sums() const {
+    for_recent_sums([&](T* from, T*, Index n) {
+      const auto share = worker_.share(n);
+      for (Index j = share.begin; j < share.end; ++j) from[j] = T(0);
+    });
+    if (!problem_.tokens.slot) return;
     const auto share = worker_.share(problem_.tokens.count * kGates * units_);
     for (Index j = share.begin; j < share.end; ++j) scratch_.token_gradient[j] = T(0);
+  }
+
+  // Whether so many rows end with this chunk, counted in the order in which chunks are worked on.
+  bool ends_rows(const Chunk& chunk, Index rows) const {
+    const Index all = schedule_.offset[schedule_.steps];
+    const Index done = schedule_.reverse ? chunk.last_row : all - chunk.first_row;
+    return chunk.begin == 0 || done / rows != (done - chunk.rows()) / rows;
+  }
+
+  void collect_sums(const Chunk& chunk) const {
+    if (ends_rows(chunk, kSumRows)) {
+      for_recent_sums([&](T* from, T* to, Index n) {
+        const auto share = worker_.share(to ? n : 0);
+        for (Index j = share.begin; j < share.end; ++j) to[j] += from[j], from[j] = T(0);
+      });
+    }
+    if (!problem_.tokens.slot) return;
+    // Rarely enough that few rows of the many tokens are gone through for each one added.
+    const Index all_tokens = 4 * problem_.tokens.count;
+    if (ends_rows(chunk, all_tokens > kTokenSumRows ? all_tokens : kTokenSumRows))
+      scatter_token_gradients();
   }
 
   Index packed_row(Index s, Index i) const { return schedule_.offset[schedule_.time(s)] + i; }
@@ -557,17 +615,37 @@ class Backward {
       const Index unit = j % lanes * V::size, n = units_ - unit;
       T* out = nullptr;
       if (d < kGates) {
-        if (problem_.dbias) out = problem_.dbias + d * units_ + unit;
+        if (problem_.dbias) out = sums_.dbias + d * units_ + unit;
       } else if (problem_.dbias_hn) {
-        out = problem_.dbias_hn + unit;
+        out = sums_.dbias_hn + unit;
       }
       if (!out) continue;
-      V sum = load_some<V>(out, n);
-      const T* from = scratch_.delta + d * units_ + unit;
-      for (Index k = 0; k < chunk.rows(); ++k, from += kDeltas * units_)
-        sum = sum + load_some<V>(from, n);
-      store_some(out, sum, n);
+      const V sum = column_sums(scratch_.delta + d * units_ + unit, chunk.rows(), n);
+      store_some(out, load_some<V>(out, n) + sum, n);
     }
+  }
+
+  // Of so many rows of deltas. The several sums side by side are short, and keep the units busy.
+  V column_sums(const T* from, Index rows, Index n) const {
+    constexpr Index kSums = 8, kRows = 128 * kSums;
+    const Index row = kDeltas * units_;
+    V total(T(0));
+    for (Index begin = 0; begin < rows; begin += kRows) {
+      const Index end = begin + kRows < rows ? begin + kRows : rows;
+      V sums[kSums];
+      for (auto& sum : sums) sum = V(T(0));
+      Index k = begin;
+      for (; end - k >= kSums; k += kSums) {
+#pragma GCC unroll 8
+        for (Index i = 0; i < kSums; ++i) sums[i] = sums[i] + load_some<V>(from + (k + i) * row, n);
+      }
+      for (; k < end; ++k) sums[0] = sums[0] + load_some<V>(from + k * row, n);
+      for (Index half = kSums / 2; half > 0; half /= 2) {
+        for (Index i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+      }
+      total = total + sums[0];
+    }
+    return total;
   }
 
   // dW += deltasᵀ · (x or operand) for tiles [begin, end) of the deltas' rows.
@@ -580,13 +658,13 @@ class Backward {
       for (int g = 0; g < kGates; ++g) {
         if (!problem_.tokens.slot && Cell::input_delta[g] == d) {
           multiply_delta(chunk, d, part, scratch_.inputs,
-                         problem_.dw_ih + g * units_ * problem_.inputs, problem_.inputs);
+                         sums_.dw_ih + g * units_ * problem_.inputs, problem_.inputs);
         }
         for (int p = 0; p < kPhases; ++p) {
           const Range phase = Cell::phases[p];
           if (Cell::state_delta[g] != d || g < phase.first || g >= phase.first + phase.count)
             continue;
-          multiply_delta(chunk, d, part, scratch_.operands[p], problem_.dw_hh + g * units_ * units_,
+          multiply_delta(chunk, d, part, scratch_.operands[p], sums_.dw_hh + g * units_ * units_,
                          units_);
         }
       }
@@ -651,12 +729,14 @@ class Backward {
   }
 
   void scatter_token_gradients() const {
-    worker_.wait_team();
     const auto share = worker_.share(kGates * units_);
     for (Index slot = 0; slot < problem_.tokens.count; ++slot) {
-      const T* from = scratch_.token_gradient + slot * kGates * units_;
+      T* from = scratch_.token_gradient + slot * kGates * units_;
       T* column = problem_.dw_ih + problem_.tokens.token[slot];
-      for (Index j = share.begin; j < share.end; ++j) column[j * problem_.inputs] += from[j];
+      for (Index j = share.begin; j < share.end; ++j) {
+        column[j * problem_.inputs] += from[j];
+        from[j] = T(0);
+      }
     }
   }
 
@@ -666,6 +746,7 @@ class Backward {
   const Worker& worker_;
   const Panels panels_;
   const Scratch scratch_;
+  const Gradients sums_;  // what the products over a chunk are added to
   const TileCut cut_;
 };
 

@@ -34,7 +34,7 @@ void exp_negative_array(const typename V::value* in, typename V::value* out, Ind
 template <class V, class Cell, class Product>
 constexpr StepKernels<typename V::value> step_kernels() {
   using S = Step<V, Cell, Product>;
-  return {S::packed_bytes, S::pack, S::scratch_bytes, S::run};
+  return {S::packed_bytes, S::pack, S::pack_token, S::scratch_bytes, S::run};
 }
 
 template <class V, class Cell>
@@ -58,7 +58,7 @@ constexpr PassKernels<typename V::value> pass_kernels() {
 template <class Product, template <class> class... Cells>
 constexpr Passes<typename Product::Lane::value> make_passes(CellList<Cells...>) {
   using V = typename Product::Lane;
-  return {{pass_kernels<V, Cells<V>, Product>()...}};
+  return {{pass_kernels<V, Cells<V>, Product>()...}, {step_kernels<V, Cells<V>, Product>()...}};
 }
 
 template <class V, template <class> class... Cells>
@@ -66,6 +66,8 @@ constexpr Kernels<typename V::value> make_kernels(CellList<Cells...>) {
   return {{CellKernels<typename V::value>{pass_kernels<V, Cells<V>, ExactProduct<V>>(),
                                           step_kernels<V, Cells<V>, ExactProduct<V>>(),
                                           narrow_step_kernels<V, Cells<V>>()}...},
+          Matmul<V>::packed_bytes,
+          Matmul<V>::pack,
           Matmul<V>::scratch_bytes,
           Matmul<V>::run,
           tanh_array<V>,

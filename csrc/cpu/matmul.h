@@ -14,6 +14,26 @@ class Matmul {
   using T = typename V::value;
 
  public:
+  static Index packed_bytes(const MatmulProblem<T>& problem) {
+    return PanelMatrix<V>(problem.depth, problem.columns, 1).size() * static_cast<Index>(sizeof(T));
+  }
+
+  // B and the bias in panels; the team must wait before it reads them.
+  static void pack(const MatmulProblem<T>& problem, const Worker& worker, std::byte* packed) {
+    PanelMatrix<V> b(problem.depth, problem.columns, 1);
+    b.data = reinterpret_cast<T*>(packed);
+    const auto share = worker.share(b.count());
+    pack_start(b, share.begin, share.end, [&](int) { return problem.bias; });
+    if (problem.b_column == 1) {
+      pack_rows(b, share.begin, share.end, [&](Index k, Index column, Index n) {
+        return load_some<V>(problem.b + k * problem.b_depth + column, n);
+      });
+    } else {
+      pack_columns(b, share.begin, share.end,
+                   [&](int, Index column) { return problem.b + column * problem.b_column; });
+    }
+  }
+
   static Index scratch_bytes(const MatmulProblem<T>& problem, int threads) {
     Arena measure(nullptr);
     Scratch(problem, threads, 0, measure);
@@ -23,8 +43,9 @@ class Matmul {
   static void run(const MatmulProblem<T>& problem, const Worker& worker, std::byte* base) {
     Arena arena(base);
     const Scratch scratch(problem, worker.count, worker.id, arena);
-    pack(problem, worker, scratch);
-    worker.wait_team();
+    if (!problem.packed) pack(problem, worker, reinterpret_cast<std::byte*>(scratch.b.data));
+    if (scratch.turned) turn(problem, worker, scratch.turned);
+    if (!problem.packed || scratch.turned) worker.wait_team();
     // Few rows: share the columns instead.
     const bool by_rows = problem.rows >= kMaxRegisterRows * worker.count;
     const auto rows = by_rows ? worker.share(problem.rows) : Worker::Share{0, problem.rows};
@@ -58,7 +79,7 @@ class Matmul {
 
     Scratch(const MatmulProblem<T>& problem, int threads, int id, Arena& arena)
         : b(problem.depth, problem.columns, 1) {
-      b.data = arena.take<T>(b.size());
+      b.data = problem.packed ? reinterpret_cast<T*>(problem.packed) : arena.take<T>(b.size());
       turned = problem.a_depth == 1 ? nullptr : arena.take<T>(problem.rows * problem.depth);
       for (int i = 0; i < threads; ++i) {
         T* tile_i = arena.take<T>(tile_scratch<V>());
@@ -69,27 +90,14 @@ class Matmul {
     }
   };
 
-  static void pack(const MatmulProblem<T>& problem, const Worker& worker, const Scratch& scratch) {
-    const auto share = worker.share(scratch.b.count());
-    pack_start(scratch.b, share.begin, share.end, [&](int) { return problem.bias; });
-    if (problem.b_column == 1) {
-      pack_rows(scratch.b, share.begin, share.end, [&](Index k, Index column, Index n) {
-        return load_some<V>(problem.b + k * problem.b_depth + column, n);
-      });
-    } else {
-      pack_columns(scratch.b, share.begin, share.end,
-                   [&](int, Index column) { return problem.b + column * problem.b_column; });
-    }
-    if (scratch.turned) {
-      constexpr Index kBlock = 16;
-      const auto rows = worker.share(problem.rows);
-      for (Index k0 = 0; k0 < problem.depth; k0 += kBlock) {
-        const Index k1 = k0 + kBlock < problem.depth ? k0 + kBlock : problem.depth;
-        for (Index i = rows.begin; i < rows.end; ++i) {
-          for (Index k = k0; k < k1; ++k) {
-            scratch.turned[i * problem.depth + k] =
-                problem.a[i * problem.a_row + k * problem.a_depth];
-          }
+  static void turn(const MatmulProblem<T>& problem, const Worker& worker, T* turned) {
+    constexpr Index kBlock = 16;
+    const auto rows = worker.share(problem.rows);
+    for (Index k0 = 0; k0 < problem.depth; k0 += kBlock) {
+      const Index k1 = k0 + kBlock < problem.depth ? k0 + kBlock : problem.depth;
+      for (Index i = rows.begin; i < rows.end; ++i) {
+        for (Index k = k0; k < k1; ++k) {
+          turned[i * problem.depth + k] = problem.a[i * problem.a_row + k * problem.a_depth];
         }
       }
     }

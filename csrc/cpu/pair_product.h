@@ -93,6 +93,7 @@ struct PairProduct {
   [[gnu::always_inline]] static void store_block(Bfloat16* p, const V* lanes) {
     V::store_pair(p, round_to_bfloat16(lanes[0]), round_to_bfloat16(lanes[1]));
   }
+  static void load_block(const Bfloat16* p, V* lanes) { V::load_pair(p, lanes[0], lanes[1]); }
   [[gnu::always_inline]] static float rounded(float v) { return round_to_bfloat16(v); }
 
   static const Bfloat16* copy_row(const float* from, Index n, Bfloat16* to) {

@@ -182,6 +182,27 @@ void pack_columns(const PanelMatrix<V, Product>& m, Index begin, Index end, Sour
   }
 }
 
+// Row k alone, as pack_columns would: for the few that are wanted of many.
+template <class V, class Product, class Source>
+void pack_row(const PanelMatrix<V, Product>& m, Index k, Source source) {
+  constexpr int kWide = Product::kWidthStep;
+  static_assert(Product::kDepthStep == 1);
+  for (Index panel = 0; panel < m.count(); ++panel) {
+    for (int w = 0; w < m.width; w += kWide) {
+      V lanes[kWide];
+      for (int i = 0; i < kWide; ++i) {
+        typename V::value column[V::size] = {};
+        const int lane = static_cast<int>(panel % m.panels()) * m.width + w + i;
+        const Index unit = m.first_unit(panel / m.panels(), lane);
+        for (Index j = 0; w + i < m.width && j < V::size && unit + j < m.units; ++j)
+          column[j] = source(m.gate(lane), unit + j)[k];
+        lanes[i] = V::load(column);
+      }
+      Product::store_block(m.block(panel, k, w), lanes);
+    }
+  }
+}
+
 // Bounds of tile t when `rows` are cut as evenly as can be into tiles of at most `height`.
 struct TileCut {
   Index rows, tiles;
@@ -296,7 +317,7 @@ void multiply(const PanelMatrix<V, Product>& b, const typename Product::Operand*
               typename V::value* scratch, const Worker& worker) {
   using T = typename V::value;
   constexpr Index kDepth = 1024;
-  static_assert(kDepth % Product::kDepthMultiple == 0);
+  static_assert(kDepth % Product::kDepthMultiple == 0 && kDepth % kSumDepth == 0);
   const Index panel_columns = b.row_size();
   const typename Product::Tiles tiles(b.width, all_rows);
   const TileCut cut(rows, tiles.height());

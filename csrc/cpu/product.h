@@ -2,7 +2,9 @@
 //
 // A panel is W lanes of columns wide: one row of initial values (a bias, or zeros), then one row
 // of W·V::size elements for each k. The tile's sums run over k in order, one after another, so an
-// element's value does not depend on how rows and columns are cut into tiles or shared by threads.
+// element's value does not depend on how rows and columns are cut into tiles or shared by threads. They
+// begin anew every kSumDepth k, and what they came to is added to what was there: a float32 sum's error
+// grows with the root of its length. A product may be done in parts that are multiples of that deep.
 //
 // A product is a struct that says what is multiplied, how it lies in memory and which kernel does it:
 //   Lane V                      of the sums, and of everything outside products
@@ -14,6 +16,7 @@
 //   Columns                     a register of a panel's lane, kDepthStep deep
 //   for_columns<W>(b, visit), broadcast, multiply_add   the kernel's inner loop; visit(w, column)
 //   store_block(p, lanes)       kDepthStep·kWidthStep lanes, row by row, to a panel
+//   load_block(p, lanes)        and from there
 //   rounded(value)              as an operand would be
 //   copy_row(from, n, to)       n values as a row of A: `to`, or `from` where nothing is rounded
 //   pack_across(from, from_row, depth, height, to)   `height` columns of `depth` rows as rows of A,
@@ -32,6 +35,7 @@ namespace rnnkern {
 inline constexpr int kMaxTileRows = 16;
 inline constexpr int kMaxRegisterRows = 8;
 inline constexpr int kMaxPanels = 4;  // side by side in one tile
+inline constexpr Index kSumDepth = 256;
 
 // Lanes of a panel. Of the shapes that fill 16 registers, 6 rows by 2 lanes ask least of the caches.
 template <class V>
@@ -86,7 +90,7 @@ struct TileProduct {
   Index b_panel;            // from one panel to the next
   Index depth;              // how many k
   const std::byte* ahead;   // a line from here on is fetched at every step over k; null for none
-  const T* start;           // what the sums start from: element (row, panel, column)
+  const T* start;           // what the sums are added to: element (row, panel, column)
   Index start_row, start_panel;
   T* out;  // where they go
   Index out_row, out_panel;
@@ -114,62 +118,72 @@ template <class Product, int M, int W, int P>
 void multiply_tile(const typename Product::Tile& t) {
   using V = typename Product::Lane;
   const typename Product::Operand* a[M];
-  V sum[M][P * W];
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-    a[m] = t.a[m];
-#pragma GCC unroll 16
-    for (int w = 0; w < P * W; ++w) {
-      sum[m][w] = V::load(t.start + m * t.start_row + (w / W) * t.start_panel + (w % W) * V::size);
-    }
-  }
+  for (int m = 0; m < M; ++m) a[m] = t.a[m];
   const auto* b = t.b;
   const Index b_panel = t.b_panel, a_step = t.a_step;
+  const Index out_row = t.out_row, out_panel = t.out_panel;
+  auto* const out = t.out;
   Index at = t.a_begin;
   [[maybe_unused]] const auto* ahead = t.ahead ? t.ahead : reinterpret_cast<const std::byte*>(b);
-  for (Index k = t.depth; k > 0; k -= Product::kDepthStep) {
-    // The shorter side of the tile waits in registers while the longer one passes through one of them:
-    // with both there 12 sums would not fit beside them in 16 registers.
-    using Register = typename Product::Columns;
-    if constexpr (M < P * W) {
-      Register row[M];
+  const auto* start = t.start;
+  Index start_row = t.start_row, start_panel = t.start_panel;
+  Index left = t.depth;
+  do {
+    V sum[M][P * W];
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) row[m] = Product::broadcast(a[m] + at);
-#pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) {
-        Product::template for_columns<W>(b + p * b_panel, [&](int w, Register column) {
-#pragma GCC unroll 8
-          for (int m = 0; m < M; ++m)
-            sum[m][p * W + w] = Product::multiply_add(row[m], column, sum[m][p * W + w]);
-        });
-      }
-    } else {
-      Register column[P * W];
-#pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) {
-        Product::template for_columns<W>(b + p * b_panel,
-                                         [&](int w, Register c) { column[p * W + w] = c; });
-      }
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        const Register row = Product::broadcast(a[m] + at);
+    for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 16
-        for (int w = 0; w < P * W; ++w)
-          sum[m][w] = Product::multiply_add(row, column[w], sum[m][w]);
-      }
-      __builtin_prefetch(ahead, 0, 2);  // into the L2 cache
-      ahead += Ahead::kLineBytes;
+      for (int w = 0; w < P * W; ++w) sum[m][w] = V(0);
     }
-    at += a_step * Product::kDepthStep;
-    b += stored_row<Product>(W) * Product::kDepthStep;
-  }
+    for (Index k = left < kSumDepth ? left : kSumDepth; k > 0; k -= Product::kDepthStep) {
+      // The shorter side of the tile waits in registers while the longer one passes through one of them:
+      // with both there 12 sums would not fit beside them in 16 registers.
+      using Register = typename Product::Columns;
+      if constexpr (M < P * W) {
+        Register row[M];
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
+        for (int m = 0; m < M; ++m) row[m] = Product::broadcast(a[m] + at);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+          Product::template for_columns<W>(b + p * b_panel, [&](int w, Register column) {
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m)
+              sum[m][p * W + w] = Product::multiply_add(row[m], column, sum[m][p * W + w]);
+          });
+        }
+      } else {
+        Register column[P * W];
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+          Product::template for_columns<W>(b + p * b_panel,
+                                           [&](int w, Register c) { column[p * W + w] = c; });
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          const Register row = Product::broadcast(a[m] + at);
 #pragma GCC unroll 16
-    for (int w = 0; w < P * W; ++w) {
-      sum[m][w].store(t.out + m * t.out_row + (w / W) * t.out_panel + (w % W) * V::size);
+          for (int w = 0; w < P * W; ++w)
+            sum[m][w] = Product::multiply_add(row, column[w], sum[m][w]);
+        }
+        __builtin_prefetch(ahead, 0, 2);  // into the L2 cache
+        ahead += Ahead::kLineBytes;
+      }
+      at += a_step * Product::kDepthStep;
+      b += stored_row<Product>(W) * Product::kDepthStep;
     }
-  }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+      for (int w = 0; w < P * W; ++w) {
+        const Index panel = w / W, column = (w % W) * V::size;
+        const V before = V::load(start + m * start_row + panel * start_panel + column);
+        (before + sum[m][w]).store(out + m * out_row + panel * out_panel + column);
+      }
+    }
+    start = out, start_row = out_row, start_panel = out_panel;
+    left -= kSumDepth;
+  } while (left > 0);
 }
 
 // Every tile shape that fits the registers, found by (rows, width, panels).
@@ -280,6 +294,7 @@ struct ExactProduct {
   }
 
   [[gnu::always_inline]] static void store_block(T* p, const V* lanes) { lanes[0].store(p); }
+  static void load_block(const T* p, V* lanes) { lanes[0] = V::load(p); }
   template <class Value>
   [[gnu::always_inline]] static Value rounded(Value v) {
     return v;
@@ -327,6 +342,7 @@ struct WidenedProduct {
   [[gnu::always_inline]] static void store_block(Bfloat16* p, const V* lanes) {
     V::store_pair(p, round_to_bfloat16(lanes[0]), round_to_bfloat16(lanes[1]));
   }
+  static void load_block(const Bfloat16* p, V* lanes) { V::load_pair(p, lanes[0], lanes[1]); }
   template <class Value>
   [[gnu::always_inline]] static Value rounded(Value v) {
     return round_to_bfloat16(v);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "core/cell.h"
 #include "core/problem.h"
@@ -31,16 +32,14 @@ struct StepPanels {
     }
   }
 
-  void pack(const Parameters<T>& parameters) const {
-    const Index units = parameters.units, inputs = parameters.inputs;
+  void pack(const Parameters<T>& parameters, bool with_input) const {
+    const Index units = parameters.units;
     for (int p = 0; p < kPhases; ++p) {
       const int first = Cell::phases[p].first;
       pack_start(input[p], 0, input[p].groups(), [&](int gate) {
         return parameters.bias ? parameters.bias + (first + gate) * units : nullptr;
       });
-      pack_columns(input[p], 0, input[p].groups(), [&](int gate, Index unit) {
-        return parameters.w_ih + ((first + gate) * units + unit) * inputs;
-      });
+      if (with_input) pack_columns(input[p], 0, input[p].groups(), input_row(parameters, first));
       pack_start(recurrent[p], 0, recurrent[p].groups(), [&](int gate) {
         return first + gate == Cell::gates - 1 ? parameters.bias_hn : nullptr;
       });
@@ -49,12 +48,24 @@ struct StepPanels {
       });
     }
   }
+
+  void pack_token(const Parameters<T>& parameters, Index token) const {
+    for (int p = 0; p < kPhases; ++p)
+      pack_row(input[p], token, input_row(parameters, Cell::phases[p].first));
+  }
+
+ private:
+  // Row of W_ih of a unit and a gate, counted from the first of a phase.
+  static auto input_row(const Parameters<T>& parameters, int first) {
+    return [=, units = parameters.units, inputs = parameters.inputs, w_ih = parameters.w_ih](
+               int gate, Index unit) { return w_ih + ((first + gate) * units + unit) * inputs; };
+  }
 };
 
-// The product's rows of A are of T: a panel's elements alone may be narrower.
 template <class V, class Cell, class Product>
 class Step {
   using T = typename V::value;
+  using Operand = typename Product::Operand;
   using Panels = StepPanels<V, Cell, Product>;
   using Matrix = PanelMatrix<V, Product>;
   using Tiles = typename Product::Tiles;
@@ -67,9 +78,14 @@ class Step {
     return measure.used();
   }
 
-  static void pack(const Parameters<T>& parameters, std::byte* packed) {
+  static void pack(const Parameters<T>& parameters, bool with_input, std::byte* packed) {
     Arena arena(packed);
-    Panels(parameters.inputs, parameters.units, arena).pack(parameters);
+    Panels(parameters.inputs, parameters.units, arena).pack(parameters, with_input);
+  }
+
+  static void pack_token(const Parameters<T>& parameters, Index token, std::byte* packed) {
+    Arena arena(packed);
+    Panels(parameters.inputs, parameters.units, arena).pack_token(parameters, token);
   }
 
   static Index scratch_bytes(const StepProblem<T>& problem) {
@@ -79,6 +95,7 @@ class Step {
   }
 
   static void run(const StepProblem<T>& problem, std::byte* packed, std::byte* scratch) {
+    [[maybe_unused]] const typename Product::Session session;
     Arena packed_arena(packed), scratch_arena(scratch);
     Step(problem, Panels(problem.inputs, problem.units, packed_arena),
          Scratch(problem, scratch_arena))
@@ -89,11 +106,11 @@ class Step {
   struct Scratch {
     T* from_input;  // sums of one tile
     T* from_state;
-    T* h;         // (B, H): h_t, while others still read h_{t-1}
-    T* operand;   // (B, H): what a later phase's product takes
-    T* saved;     // (B, saved, H)
-    T* x_copies;  // (rows of a tile, I), where operands are rounded
-    T* h_copies;  // (rows of a tile, H), likewise
+    T* h;               // (B, H): h_t, while others still read h_{t-1}
+    T* operand;         // (B, H): what a later phase's product takes
+    T* saved;           // (B, saved, H)
+    Operand* x_copies;  // (rows of a tile, I), where operands are rounded
+    Operand* h_copies;  // (rows of a tile, H), likewise
 
     Scratch(const StepProblem<T>& problem, Arena& arena) {
       const Index size = problem.batch * problem.units;
@@ -102,9 +119,9 @@ class Step {
       h = arena.take<T>(size);
       operand = arena.take<T>(kPhases > 1 ? size : 0);
       saved = arena.take<T>(kPhases > 1 ? size * Cell::saved : 0);
-      const Index copies = problem.round_operands ? kMaxRegisterRows : 0;
-      x_copies = arena.take<T>(copies * problem.inputs);
-      h_copies = arena.take<T>(copies * problem.units);
+      const Index copies = problem.round_operands ? kMaxTileRows : 0;
+      x_copies = take_copies<Product>(arena, copies, problem.inputs);
+      h_copies = take_copies<Product>(arena, copies, problem.units);
     }
   };
 
@@ -128,15 +145,15 @@ class Step {
     const Index units = problem_.units;
     const auto& matrix = panels_.recurrent[P];
     const Tiles tiles(matrix.width, problem_.batch);
-    const T *x[kMaxRegisterRows], *state[kMaxRegisterRows];
+    const Operand *x[kMaxTileRows], *state[kMaxTileRows];
     for (int r = 0; r < rows; ++r) {
-      const Index i = first + r;
-      x[r] = problem_.x ? problem_.x + i * problem_.x_row : nullptr;
-      state[r] = (P == 0 ? problem_.h : scratch_.operand) + i * units;
-      if (!problem_.round_operands) continue;
-      if (x[r])
-        x[r] = Product::copy_row(x[r], problem_.inputs, scratch_.x_copies + r * problem_.inputs);
-      state[r] = Product::copy_row(state[r], units, scratch_.h_copies + r * units);
+      const Index i = first + r, inputs = problem_.inputs;
+      if (problem_.x) {
+        x[r] = operand_row(problem_.x + i * problem_.x_row, inputs,
+                           scratch_.x_copies + r * copy_size<Product>(inputs));
+      }
+      state[r] = operand_row((P == 0 ? problem_.h : scratch_.operand) + i * units, units,
+                             scratch_.h_copies + r * copy_size<Product>(units));
     }
     const Index most = groups_together(matrix, tiles, rows, matrix.groups());
     sweep(0, matrix.groups(), most, problem_.back, [&](Index p, Index side, Index) {
@@ -159,9 +176,17 @@ class Step {
     });
   }
 
+  // A row as the product takes it: where it stands, unless it is to be rounded.
+  const Operand* operand_row(const T* row, Index n, Operand* copy) const {
+    if constexpr (std::is_same_v<T, Operand>) {
+      if (!problem_.round_operands) return row;
+    }
+    return Product::copy_row(row, n, copy);
+  }
+
   // W_ih x + b; of a one-hot row, the token's column and b.
   template <int P>
-  void sum_input(const T* const* x, Index first, int rows, Index panel, Index count) const {
+  void sum_input(const Operand* const* x, Index first, int rows, Index panel, Index count) const {
     const auto& matrix = panels_.input[P];
     T* out = scratch_.from_input;
     if (problem_.x) {
@@ -172,21 +197,18 @@ class Step {
     for (int r = 0; r < rows; ++r) {
       const Index token = problem_.tokens[first + r];
       for (Index p = panel; p < panel + count; ++p, out += matrix.row_size())
-        add_column(matrix.start(p), matrix.row(p, token), matrix.width, out);
+        add_column(matrix, p, token, out);
     }
   }
 
-  static void add_column(const T* start, const typename Product::Panel* column, int width, T* out) {
-    for (int w = 0; w < width; w += 2) {
-      const auto add = [&](int j, V lane) {
-        const Index at = (w + j) * V::size;
-        (V::load(start + at) + lane).store(out + at);
-      };
-      if (w + 1 < width) {
-        Product::template for_columns<2>(column + w * V::size, add);
-      } else {
-        Product::template for_columns<1>(column + w * V::size, add);
-      }
+  // Row k of panel p, and its initial values.
+  static void add_column(const Matrix& matrix, Index p, Index k, T* out) {
+    constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
+    for (int w = 0; w < matrix.width; ++w) {
+      V lanes[kDeep * kWide];
+      Product::load_block(matrix.block(p, k - k % kDeep, w - w % kWide), lanes);
+      const V start = V::load(matrix.start(p) + w * V::size);
+      (start + lanes[k % kDeep * kWide + w % kWide]).store(out + w * V::size);
     }
   }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "core/activations.h"
 #include "core/problem.h"
@@ -10,15 +11,31 @@
 
 namespace rnnkern {
 
+// Rounded to a multiple of the smallest normal number, which changes nothing but far smaller numbers
+// than matter: with gradients of 0 a running sum would come to rest among the denormal ones, and make
+// every later step slow.
+template <class V>
+[[gnu::always_inline]] inline V without_denormals(V v) {
+  using Limits = std::numeric_limits<typename V::value>;
+  // The last digit of this is the smallest normal number.
+  const V round(Limits::min() / Limits::epsilon() * typename V::value(1.5));
+  return (v + round) - round;
+}
+
 template <class V>
 void adam(const AdamProblem<typename V::value>& a) {
+  using T = typename V::value;
+  // The square of what is larger, or the sum of such squares, may be infinite for ever.
+  const T limit = std::sqrt(std::numeric_limits<T>::max() * (T(1) - a.second_beta)) / T(2);
+  const V low(-limit), high(limit);
   const V decay(a.decay), first_beta(a.first_beta), second_beta(a.second_beta), epsilon(a.epsilon),
       rate(a.rate);
   for (Index i = 0; i < a.size; i += V::size) {
     const Index n = a.size - i;
-    const V g = load_some<V>(a.g + i, n);
-    const V first = load_some<V>(a.first + i, n) * first_beta + g;
-    const V second = load_some<V>(a.second + i, n) * second_beta + g * g;
+    const V given = load_some<V>(a.g + i, n);
+    const V g = fma(given, V(T(0)), min(max(given, low), high));  // what is not finite is NaN
+    const V first = without_denormals(load_some<V>(a.first + i, n) * first_beta + g);
+    const V second = without_denormals(load_some<V>(a.second + i, n) * second_beta + g * g);
     store_some(a.first + i, first, n);
     store_some(a.second + i, second, n);
     const V step = first / (sqrt(second) + epsilon) * rate;
@@ -104,7 +121,9 @@ double softmax_cross_entropy(const SoftmaxProblem<typename V::value>& s) {
     for (Index i = 0; i < s.classes; i += V::size)
       store_some(out + i, load_some<V>(out + i, s.classes - i) * scale, s.classes - i);
     out[s.targets[row]] -= s.weight;
-    loss += static_cast<double>(std::log(total) - (x[s.targets[row]] - top));
+    // In double: logits may be further apart than their type's numbers reach.
+    loss += static_cast<double>(std::log(total)) -
+            (static_cast<double>(x[s.targets[row]]) - static_cast<double>(top));
   }
   return loss;
 }

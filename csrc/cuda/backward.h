@@ -20,12 +20,12 @@ class BackwardKernel {
  public:
   using Arguments = RecurrentProblem<BackwardPass<T>>;
 
-  RNNKERN_KERNEL static void run(const Block& block, const Arguments& problem) {
+  RNNKERN_KERNEL static void run(Block block, const Arguments& problem) {
     BackwardKernel(block, problem).run();
   }
 
  private:
-  RNNKERN_KERNEL BackwardKernel(const Block& block, const Arguments& problem)
+  RNNKERN_KERNEL BackwardKernel(Block block, const Arguments& problem)
       : block_(block),
         problem_(problem),
         plan_(problem.plan),
@@ -167,7 +167,7 @@ class BackwardKernel {
     }
   }
 
-  const Block& block_;
+  const Block block_;
   const Arguments& problem_;
   const RecurrentPlan& plan_;
   const DeviceSchedule& schedule_;

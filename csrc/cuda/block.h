@@ -18,11 +18,16 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 #endif
 
 namespace rnnkern::cuda {
+
+// So often a block asks for a flag: some seconds, where no wait takes milliseconds. Then something is
+// wrong, and the launch ends in an error: a kernel that waits for ever cannot be interrupted.
+inline constexpr std::uint32_t kMostPolls = 1u << 24;
 
 // What shared memory and the operands that blocks exchange are copied in.
 struct alignas(kVectorBytes) Vector {
@@ -55,13 +60,16 @@ RNNKERN_KERNEL void each_lane(F f) {
   f(static_cast<int>(threadIdx.x) % kLanes);
 }
 
+// Passed by value: it holds nothing, so that nothing of it needs an address.
 class Block {
  public:
-  RNNKERN_KERNEL explicit Block(std::byte* shared) : shared_(shared) {}
-
   RNNKERN_KERNEL Index index() const { return blockIdx.x; }
   RNNKERN_KERNEL Index count() const { return gridDim.x; }
-  RNNKERN_KERNEL std::byte* shared() const { return shared_; }
+  // Declared here, not handed in, so that the compiler knows at each use that it is shared memory.
+  RNNKERN_KERNEL std::byte* shared() const {
+    extern __shared__ __align__(16) std::byte memory[];
+    return memory;
+  }
 
   // f(thread) by every thread, f(warp) by every warp; then a barrier.
   template <class F>
@@ -93,8 +101,6 @@ class Block {
   RNNKERN_KERNEL static std::uint32_t address(void* shared) {
     return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
   }
-
-  std::byte* shared_;
 };
 
 // A flag in global memory: what a block wrote before it published a count, all blocks may read that
@@ -103,10 +109,12 @@ RNNKERN_KERNEL void publish(std::uint32_t* flag, std::uint32_t count) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(count) : "memory");
 }
 RNNKERN_KERNEL void await(const std::uint32_t* flag, std::uint32_t count) {
-  std::uint32_t seen;
-  do {
+  for (std::uint32_t polls = 0;; ++polls) {
+    std::uint32_t seen;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
-  } while (seen < count);
+    if (seen >= count) return;
+    if (polls == kMostPolls) __trap();
+  }
 }
 
 #else
@@ -126,11 +134,23 @@ void each_lane(F f) {
   for (int lane = 0; lane < kLanes; ++lane) f(lane);
 }
 
+// A copy to shared memory that was begun.
+struct PendingCopy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+
 class Block {
  public:
   // Descending: within a phase, higher threads run first.
-  Block(Index index, Index count, std::byte* shared, bool descending)
-      : index_(index), count_(count), shared_(shared), descending_(descending) {}
+  Block(Index index, Index count, std::byte* shared, std::vector<PendingCopy>& pending,
+        bool descending)
+      : index_(index),
+        count_(count),
+        shared_(shared),
+        pending_(&pending),
+        descending_(descending) {}
 
   Index index() const { return index_; }
   Index count() const { return count_; }
@@ -147,31 +167,30 @@ class Block {
 
   template <class T>
   void copy(T* shared, const T* global) const {
-    pending_.push_back({shared, global, sizeof(T)});
+    pending_->push_back({shared, global, sizeof(T)});
   }
   void copies_done() const {
-    for (const auto& copy : pending_) std::memcpy(copy.to, copy.from, copy.bytes);
-    pending_.clear();
+    for (const auto& copy : *pending_) std::memcpy(copy.to, copy.from, copy.bytes);
+    pending_->clear();
   }
 
  private:
-  struct Copy {
-    void* to;
-    const void* from;
-    std::size_t bytes;
-  };
-
   Index index_, count_;
   std::byte* shared_;
+  std::vector<PendingCopy>* pending_;
   bool descending_;
-  mutable std::vector<Copy> pending_;
 };
 
 inline void publish(std::uint32_t* flag, std::uint32_t count) {
   std::atomic_ref(*flag).store(count, std::memory_order_release);
 }
+inline std::atomic<std::uint32_t> most_polls = kMostPolls;  // fewer in tests
 inline void await(std::uint32_t* flag, std::uint32_t count) {
-  while (std::atomic_ref(*flag).load(std::memory_order_acquire) < count) std::this_thread::yield();
+  for (std::uint32_t polls = 0;; ++polls) {
+    if (std::atomic_ref(*flag).load(std::memory_order_acquire) >= count) return;
+    if (polls == most_polls) throw std::runtime_error("a block waited in vain for another's flag");
+    std::this_thread::yield();
+  }
 }
 
 #endif

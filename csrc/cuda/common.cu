@@ -78,7 +78,7 @@ std::vector<DeviceFacts> all_devices() {
   return devices;
 }
 
-DeviceFacts current_device() {
+const DeviceFacts& current_device() {
   static const std::vector<DeviceFacts> devices = all_devices();
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
@@ -98,13 +98,14 @@ DeviceFacts emulated{.name = "emulation",
 
 }  // namespace
 
-void set_device(const DeviceFacts& facts, bool descending) {
+void set_device(const DeviceFacts& facts, bool descending, std::uint32_t polls) {
   emulated = facts;
   descending_threads = descending;
+  most_polls = polls;
 }
 
 std::vector<DeviceFacts> all_devices() { return {emulated}; }
-DeviceFacts current_device() { return emulated; }
+const DeviceFacts& current_device() { return emulated; }
 
 #endif
 

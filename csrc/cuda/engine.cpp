@@ -1,6 +1,7 @@
 #include "cuda/engine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -113,6 +114,8 @@ struct Workspace {
   T* scratch[kMaxPasses];  // (B, saved, H) where the caller keeps nothing
 };
 
+std::atomic<int> forced_groups = 0;
+
 template <class T>
 PlanRequest request_of(const Shape& shape, bool backward) {
   const auto& cell = cell_shape(shape.cell);
@@ -124,7 +127,8 @@ PlanRequest request_of(const Shape& shape, bool backward) {
                       .field_bytes = sizeof(T),
                       .units = shape.units,
                       .batch = shape.batch,
-                      .passes = shape.passes};
+                      .passes = shape.passes,
+                      .groups = forced_groups};
   for (int p = 0; p < cell.phases; ++p) {
     const int gates = cell.phase[p].count;
     request.weights[p] =
@@ -164,15 +168,15 @@ Index steps_of_run(const Shape& shape, const RecurrentPlan& plan, bool backward)
   return std::clamp<Index>(current_device().run_bytes / row_bytes / shape.batch, 1, shape.steps);
 }
 
-// A call, forward or backward: what both have in common.
+// How a call, forward or backward, is cut up, and its workspace: arithmetic on sizes.
 template <class T>
-class Call {
+class Layout {
  public:
-  Call(const Shape& shape, bool backward)
+  Layout(const Shape& shape, bool backward)
       : shape_(shape),
         cell_(cell_shape(shape.cell)),
         backward_(backward),
-        storage_(shape.steps, shape.batch, shape.lengths),
+        live_rows_(shape.live_rows()),
         kernels_(kernels_for<T>(shape.compute)),
         recurrent_(recurrent_kernels<T>(shape)),
         plan_(plan_of<T>(shape, backward).plan),
@@ -188,8 +192,8 @@ class Call {
  protected:
   Workspace<T> make_workspace(Arena& arena) const {
     Workspace<T> space{};
-    const Index run_rows = std::min(run_steps_ * shape_.batch, storage_.live_rows());
-    space.schedule = take_schedule(shape_, storage_.live_rows(), arena);
+    const Index run_rows = std::min(run_steps_ * shape_.batch, live_rows_);
+    space.schedule = take_schedule(shape_, live_rows_, arena);
     const Index zeros_begin = arena.used();
     for (int k = 0; k < shape_.passes; ++k) {
       auto& exchange = space.exchange[k];
@@ -219,6 +223,27 @@ class Call {
   bool fed(int k) const { return shape_.stacked && k > 0; }
   // What a row that a layer hands on holds, but for its padding.
   Index handed_units() const { return (backward_ ? cell_.gates : 1) * shape_.units; }
+
+  const Shape& shape_;
+  const CellShape& cell_;
+  const bool backward_;
+  const Index live_rows_;
+  const ComputeKernels<T>& kernels_;
+  const RecurrentKernels<T>& recurrent_;
+  const RecurrentPlan plan_;
+  const Index row_size_, run_steps_;
+};
+
+// A call itself: what both ways have in common.
+template <class T>
+class Call : Layout<T> {
+ protected:
+  using Layout<T>::shape_, Layout<T>::cell_, Layout<T>::backward_, Layout<T>::kernels_,
+      Layout<T>::recurrent_, Layout<T>::plan_, Layout<T>::row_size_, Layout<T>::run_steps_,
+      Layout<T>::make_workspace, Layout<T>::fed;
+
+  Call(const Shape& shape, bool backward)
+      : Layout<T>(shape, backward), storage_(shape.steps, shape.batch, shape.lengths) {}
 
   // The layer that is pass k: backward, the last of stacked ones comes first.
   template <class Layer>
@@ -307,22 +332,13 @@ class Call {
     return m;
   }
 
-  const Shape& shape_;
-  const CellShape& cell_;
-  const bool backward_;
   const ScheduleStorage storage_;
-  const ComputeKernels<T>& kernels_;
-  const RecurrentKernels<T>& recurrent_;
-  const RecurrentPlan plan_;
-  const Index row_size_, run_steps_;
 };
 
 template <class T>
 class ForwardCall : Call<T> {
  public:
   explicit ForwardCall(const Shape& shape) : Call<T>(shape, false) {}
-  using Call<T>::workspace_bytes;
-
   void run(const std::vector<ForwardLayer<T>>& layers, std::byte* workspace, void* stream) const {
     Arena arena(workspace);
     const auto space = this->make_workspace(arena);
@@ -383,8 +399,6 @@ template <class T>
 class BackwardCall : Call<T> {
  public:
   explicit BackwardCall(const Shape& shape) : Call<T>(shape, true) {}
-  using Call<T>::workspace_bytes;
-
   void run(const std::vector<BackwardLayer<T>>& layers, std::byte* workspace, void* stream) const {
     Arena arena(workspace);
     const auto space = this->make_workspace(arena);
@@ -430,7 +444,23 @@ class BackwardCall : Call<T> {
       this->kernels_.matmul(stream, args);
     }
 
-    // Sums over the run's rows: both operands run the other way.
+    // Few enough rows at a time that their sums in float32 lose no digits that matter.
+    constexpr Index kSumRows = 4096;
+    for (Index part = 0; part < rows.count; part += kSumRows) {
+      add_weight_gradients(layer, schedule,
+                           {rows.first + part, std::min(kSumRows, rows.count - part)},
+                           delta + part * this->row_size_, stream);
+    }
+  }
+
+  // Sums over rows: both operands run the other way.
+  void add_weight_gradients(const BackwardLayer<T>& layer, const DeviceSchedule& schedule,
+                            typename Call<T>::Rows rows, const T* delta, void* stream) const {
+    const auto& cell = this->cell_;
+    const Index units = this->shape_.units, inputs = layer.parameters.inputs;
+    const auto gate_units = static_cast<std::int32_t>(cell.gates * units);
+    MatmulArguments<T> args{};
+    args.schedule = schedule, args.accumulate = true;
     args.a_transposed = args.b_transposed = true;
     args.depth = static_cast<std::int32_t>(rows.count);
     args.a = this->matrix(delta, this->row_size_);
@@ -482,17 +512,13 @@ class BackwardCall : Call<T> {
 
 template <class T>
 ChosenPlan plan_of(const Shape& shape, bool backward) {
-  constexpr Index most = std::numeric_limits<std::int32_t>::max();
-  if (shape.steps * shape.batch >= most || shape.units >= most / 64 || shape.inputs >= most) {
-    throw std::invalid_argument(
-        "x has too many elements for one call: " + std::to_string(shape.steps) + " steps of " +
-        std::to_string(shape.batch) + " rows");
-  }
   const auto request = request_of<T>(shape, backward);
   const auto plan = known_plan(request);
   if (!plan) refuse_plan(request);
   return *plan;
 }
+
+void force_groups(int groups) { forced_groups = groups; }
 
 template <class T>
 LayerSplit layer_split(const Shape& shape, int layers, bool backward) {
@@ -518,11 +544,11 @@ LayerSplit layer_split(const Shape& shape, int layers, bool backward) {
 
 template <class T>
 Index forward_workspace(const Shape& shape) {
-  return ForwardCall<T>(shape).workspace_bytes();
+  return Layout<T>(shape, false).workspace_bytes();
 }
 template <class T>
 Index backward_workspace(const Shape& shape) {
-  return BackwardCall<T>(shape).workspace_bytes();
+  return Layout<T>(shape, true).workspace_bytes();
 }
 
 template <class T>

@@ -2,6 +2,7 @@
 // the device or allocates on it, so that calls may be captured in a graph.
 #pragma once
 
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -12,7 +13,7 @@ namespace rnnkern::cuda {
 
 enum class Compute { exact, tfloat32, bfloat16, float16 };
 
-// What a plan and a workspace depend on. Stacked, the passes are layers in one direction from the first
+// What a plan and a workspace depend on; sizes and their products fit 31 bits. Stacked, the passes are layers in one direction from the first
 // up, and inputs and tokens are the first one's; or they are the directions of one layer.
 struct Shape {
   int cell;
@@ -22,6 +23,11 @@ struct Shape {
   bool tokens;
   Compute compute;
   std::optional<std::vector<Index>> lengths;  // one a batch row, on the host
+
+  // The live steps of all rows.
+  Index live_rows() const {
+    return lengths ? std::accumulate(lengths->begin(), lengths->end(), Index{0}) : steps * batch;
+  }
 };
 
 // One direction of a layer; every pointer is the device's. Shapes as in core/problem.h. Of stacked
@@ -65,6 +71,9 @@ struct BackwardLayer {
 
 template <class T>
 ChosenPlan plan_of(const Shape& shape, bool backward);
+
+// To measure with: the groups of the batch that every later plan must have; 0 as plans choose them.
+void force_groups(int groups);
 
 template <class T>
 Index forward_workspace(const Shape& shape);

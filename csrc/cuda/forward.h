@@ -18,12 +18,12 @@ class ForwardKernel {
  public:
   using Arguments = RecurrentProblem<ForwardPass<T>>;
 
-  RNNKERN_KERNEL static void run(const Block& block, const Arguments& problem) {
+  RNNKERN_KERNEL static void run(Block block, const Arguments& problem) {
     ForwardKernel(block, problem).run();
   }
 
  private:
-  RNNKERN_KERNEL ForwardKernel(const Block& block, const Arguments& problem)
+  RNNKERN_KERNEL ForwardKernel(Block block, const Arguments& problem)
       : block_(block),
         problem_(problem),
         plan_(problem.plan),
@@ -178,7 +178,7 @@ class ForwardKernel {
     }
   }
 
-  const Block& block_;
+  const Block block_;
   const Arguments& problem_;
   const RecurrentPlan& plan_;
   const DeviceSchedule& schedule_;

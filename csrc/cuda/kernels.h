@@ -51,7 +51,7 @@ void expand_schedule(void* stream, const DeviceSchedule&);
 void zero(void* stream, const ZeroArguments&);
 
 // Of the calling thread's device, and of all.
-DeviceFacts current_device();
+const DeviceFacts& current_device();
 std::vector<DeviceFacts> all_devices();
 
 }  // namespace rnnkern::cuda

@@ -77,7 +77,7 @@ class MatmulKernel {
   static constexpr int rows = P::rows * kWarpRows, columns = P::columns * kWarpColumns;
   static constexpr int shared_bytes = (rows + columns) * kStride;
 
-  RNNKERN_KERNEL static void run(const Block& block, const Arguments& args) {
+  RNNKERN_KERNEL static void run(Block block, const Arguments& args) {
     const Index tiles = (args.columns + columns - 1) / columns;
     const Index m0 = block.index() / tiles * rows, n0 = block.index() % tiles * columns;
     const Index m_left = args.rows - m0, n_left = args.columns - n0;

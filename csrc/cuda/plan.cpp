@@ -146,6 +146,7 @@ std::optional<ChosenPlan> choose_plan(const PlanRequest& r) {
   for (Index units = 1; units <= std::min(r.units, kMostRowsOfSlice); ++units) {
     const Index most = std::clamp<Index>(budget / ceil_div(r.units, units), 1, r.batch);
     for (Index groups = most; groups >= 1; --groups) {
+      if (r.groups > 0 && groups != r.groups) continue;
       // Fewer groups with no more rows in each are the same work on fewer blocks.
       if (groups > 1 && ceil_div(r.batch, groups - 1) == ceil_div(r.batch, groups)) continue;
       for (Index cuts = 1; cuts <= 64; cuts *= 2) {
@@ -165,6 +166,8 @@ void refuse_plan(const PlanRequest& r) {
                                 " need as many multiprocessors, the device has " +
                                 std::to_string(r.device.multiprocessors));
   }
+  if (r.groups > 0)
+    throw std::invalid_argument("groups: no plan has " + std::to_string(r.groups) + " of them");
   throw std::invalid_argument("units: no plan fits " + std::to_string(r.device.shared_bytes) +
                               " bytes of shared memory a block");
 }
@@ -190,9 +193,10 @@ LayerSplit split_layers(int layers, const std::vector<double>& cycles, double la
   }
 
   LayerSplit split;
-  for (int n = layers; n > 0; n -= split.launches.front()) {
-    split.launches.insert(split.launches.begin(), best[static_cast<std::size_t>(n)].last);
+  for (int n = layers; n > 0; n -= split.launches.back()) {
+    split.launches.push_back(best[static_cast<std::size_t>(n)].last);
   }
+  std::reverse(split.launches.begin(), split.launches.end());
   if (layers == 1) return split;
   const auto hundredths = [](double ratio) {
     const auto text = std::to_string(std::round(ratio * 100) / 100);

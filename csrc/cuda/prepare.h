@@ -16,7 +16,7 @@ inline Grid element_grid(void* stream, Index count) {
 
 // f(i) for this block's share of [0, count).
 template <class F>
-RNNKERN_KERNEL void each_element(const Block& block, Index count, F f) {
+RNNKERN_KERNEL void each_element(Block block, Index count, F f) {
   block.each([&](int thread) {
     for (Index i = block.index() * kThreads + thread; i < count; i += block.count() * kThreads)
       f(i);
@@ -27,7 +27,7 @@ RNNKERN_KERNEL void each_element(const Block& block, Index count, F f) {
 struct FillScheduleKernel {
   using Arguments = SchedulePart;
 
-  RNNKERN_KERNEL static void run(const Block& block, const Arguments& args) {
+  RNNKERN_KERNEL static void run(Block block, const Arguments& args) {
     each_element(block, args.count, [&](Index i) {
       const auto b = args.ragged ? args.order[i] : static_cast<std::int32_t>(args.first + i);
       const auto length = args.ragged ? args.length[i] : args.schedule.steps;
@@ -42,7 +42,7 @@ struct FillScheduleKernel {
 struct OffsetKernel {
   using Arguments = DeviceSchedule;
 
-  RNNKERN_KERNEL static void run(const Block& block, const Arguments& schedule) {
+  RNNKERN_KERNEL static void run(Block block, const Arguments& schedule) {
     each_element(block, schedule.steps + Index{1}, [&](Index t) {
       std::int32_t rows = 0;
       for (Index i = 0; i < schedule.batch; ++i) {
@@ -58,7 +58,7 @@ struct OffsetKernel {
 struct PackedRowsKernel {
   using Arguments = DeviceSchedule;
 
-  RNNKERN_KERNEL static void run(const Block& block, const Arguments& schedule) {
+  RNNKERN_KERNEL static void run(Block block, const Arguments& schedule) {
     each_element(block, Index{schedule.steps} * schedule.batch, [&](Index at) {
       const Index t = at / schedule.batch, i = at % schedule.batch;
       const Index packed = schedule.offset[t] + i;
@@ -72,7 +72,7 @@ struct PackedRowsKernel {
 struct ZeroKernel {
   using Arguments = ZeroArguments;
 
-  RNNKERN_KERNEL static void run(const Block& block, const Arguments& args) {
+  RNNKERN_KERNEL static void run(Block block, const Arguments& args) {
     each_element(block, args.count, [&](Index i) { args.words[i] = 0; });
   }
 };
@@ -85,7 +85,7 @@ struct PackKernel {
   using T = typename E::Sum;
   using Arguments = PackArguments<T>;
 
-  RNNKERN_KERNEL static void run(const Block& block, const Arguments& args) {
+  RNNKERN_KERNEL static void run(Block block, const Arguments& args) {
     const ProductPlan& product = args.plan.product[args.product];
     const Index units = args.units, size = args.plan.units;
     const Index depth = product.chunk_bytes / Index{sizeof(typename E::Storage)};
@@ -110,7 +110,7 @@ template <class T>
 struct GatherKernel {
   using Arguments = GatherArguments<T>;
 
-  RNNKERN_KERNEL static void run(const Block& block, const Arguments& args) {
+  RNNKERN_KERNEL static void run(Block block, const Arguments& args) {
     each_element(block, Index{args.rows} * args.gate_units, [&](Index at) {
       const Index packed = args.first + at / args.gate_units, j = at % args.gate_units;
       const Index token = clamped_token<T>(args.tokens, args.schedule.time[packed],
@@ -125,7 +125,7 @@ template <class T>
 struct ZeroTailKernel {
   using Arguments = ZeroTailArguments<T>;
 
-  RNNKERN_KERNEL static void run(const Block& block, const Arguments& args) {
+  RNNKERN_KERNEL static void run(Block block, const Arguments& args) {
     const Index steps = args.schedule.steps, batch = args.schedule.batch;
     each_element(block, steps * batch * args.units, [&](Index at) {
       const Index unit = at % args.units, b = at / args.units % batch, t = at / args.units / batch;
@@ -140,7 +140,7 @@ struct ColumnSumsKernel {
   using Arguments = ColumnSumsArguments<T>;
   static constexpr int shared_bytes = kThreads * sizeof(T);
 
-  RNNKERN_KERNEL static void run(const Block& block, const Arguments& args) {
+  RNNKERN_KERNEL static void run(Block block, const Arguments& args) {
     T* const sums = reinterpret_cast<T*>(block.shared());
     const Index first = block.index() * kLanes;
     block.each([&](int thread) {
@@ -152,9 +152,9 @@ struct ColumnSumsKernel {
     });
     block.each([&](int thread) {
       if (thread >= kLanes || first + thread >= args.columns) return;
-      T sum = args.out[first + thread];
+      T sum(0);
       for (int warp = 0; warp < kWarps; ++warp) sum += sums[warp * kLanes + thread];
-      args.out[first + thread] = sum;
+      args.out[first + thread] += sum;
     });
   }
 };

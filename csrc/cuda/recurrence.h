@@ -33,7 +33,7 @@ class Recurrence {
   using Sum = typename E::Sum;
   using Storage = typename E::Storage;
 
-  RNNKERN_KERNEL Recurrence(const Block& block, const Problem& problem)
+  RNNKERN_KERNEL Recurrence(Block block, const Problem& problem)
       : block_(block),
         problem_(problem),
         plan_(problem.plan),
@@ -115,16 +115,17 @@ class Recurrence {
           if (!received) await_group(source, at.ahead);
           received = true;
           const Index row_bytes = plan_.product[between].depth_bytes;
-          multiply_tile(*this, between, local, handed_row(source, at.offset + row(first)),
-                        plan_.groups * row_bytes, fed_count);
+          multiply_tile(block_, tile_of(between, local, handed_row(source, at.offset + row(first)),
+                                        plan_.groups * row_bytes, fed_count));
           block_.each(
               [&](int thread) { each_place(local, first, fed_count, at.offset, thread, receive); });
         }
         if (!awaited) await_group(pass(), at.done);
         awaited = true;
-        multiply_tile(*this, at.phase, local,
-                      reinterpret_cast<const std::byte*>(operand(at.phase, at.parity, first)),
-                      plan_.product[at.phase].depth_bytes, count);
+        multiply_tile(
+            block_, tile_of(at.phase, local,
+                            reinterpret_cast<const std::byte*>(operand(at.phase, at.parity, first)),
+                            plan_.product[at.phase].depth_bytes, count));
         block_.each([&](int thread) { each_place(local, first, count, at.offset, thread, after); });
       }
     }
@@ -134,9 +135,11 @@ class Recurrence {
   // Row m of the slice's weights times row n of the tile.
   RNNKERN_KERNEL Sum sum(int p, int n, int m) const {
     const ProductPlan& product = plan_.product[p];
-    Sum total = *partial(product, 0, n, m);
+    const Sum* const first =
+        partial(block_, 0, plan_.partial_at, plan_.tile_rows, product.rows, n, m);
+    Sum total = *first;
     for (int share = 1; share < product.depth_shares; ++share)
-      total += *partial(product, share, n, m);
+      total += first[share * plan_.tile_rows * product.rows];
     return total;
   }
 
@@ -180,56 +183,83 @@ class Recurrence {
             column < count};
   }
 
-  // The sums of product p for a slice and `count` rows of the operand, row_bytes apart. No cell is in
-  // it, so that all of them share its code.
-  RNNKERN_KERNEL_CALLED static void multiply_tile(Recurrence loop, int p, int local,
-                                                  const std::byte* rows, Index row_bytes,
-                                                  int count) {
-    loop.multiply(p, local, rows, row_bytes, count);
-  }
-  RNNKERN_KERNEL void multiply(int p, int local, const std::byte* rows, Index row_bytes,
-                               int count) const {
+  // What the product of a slice and of `count` rows of its operand, row_bytes apart, is made of. By
+  // value: behind a pointer the called function could not tell the kernel's parameters from any other
+  // memory, and would load them anew behind each copy and each flag.
+  struct Tile {
+    ProductPlan product;
+    int staged_at, operand_at, partial_at, tile_rows;
+    int resident;  // of the slice's weight tiles, the first so many
+    int resident_at, count;
+    Index row_bytes;
+    const std::byte *rows, *weights;
+  };
+  RNNKERN_KERNEL Tile tile_of(int p, int local, const std::byte* rows, Index row_bytes,
+                              int count) const {
     const ProductPlan& product = plan_.product[p];
+    const int first = local * product.chunks;
+    return {
+        product,
+        plan_.staged_at,
+        plan_.operand_at,
+        plan_.partial_at,
+        plan_.tile_rows,
+        product.resident - first,
+        product.resident_at + first * product.rows * stride(product),
+        count,
+        row_bytes,
+        rows,
+        pass().exchange.weights[p] + Index{slice(local)} * product.chunks * plan_.tile_bytes(p)};
+  }
+
+  // No cell is in it, so that all of them share its code.
+  RNNKERN_KERNEL_CALLED static void multiply_tile(Block block, Tile tile) {
+    const ProductPlan& product = tile.product;
+    const int tile_bytes = product.rows * product.chunk_bytes;
+    const auto rows_at = [&](int at, int count) {
+      return Rows{block.shared() + at, stride(product), count};
+    };
     Warps<Lanes<typename P::Sums>> sums{};
     for (int chunk = 0; chunk < product.chunks; ++chunk) {
-      const int tile = local * product.chunks + chunk;
       const int begin = chunk * product.chunk_bytes, left = product.depth_bytes - begin;
       const int bytes = left < product.chunk_bytes ? left : product.chunk_bytes;
-      const bool resident = tile < product.resident;
-      block_.each([&](int thread) {
-        if (!resident) copy_weights(p, tile, plan_.staged_at, thread);
-        const int vectors = bytes / kVectorBytes;
-        for (int i = thread; i < count * vectors; i += kThreads) {
-          const int n = i / vectors, v = i % vectors;
-          block_.copy(vector(plan_.operand_at + n * stride(product)) + v,
-                      reinterpret_cast<const Vector*>(rows + n * row_bytes + begin) + v);
+      const bool resident = chunk < tile.resident;
+      block.each([&](int thread) {
+        if (!resident) {
+          copy_weights(block, product, tile.weights + Index{chunk} * tile_bytes, tile.staged_at,
+                       thread);
         }
-        block_.copies_done();
+        const int vectors = bytes / kVectorBytes;
+        for (int i = thread; i < tile.count * vectors; i += kThreads) {
+          const int n = i / vectors, v = i % vectors;
+          block.copy(vector(block, tile.operand_at + n * stride(product)) + v,
+                     reinterpret_cast<const Vector*>(tile.rows + n * tile.row_bytes + begin) + v);
+        }
+        block.copies_done();
       });
-      block_.each_warp([&](int warp) {
-        const Share share = share_of(product, warp, count);
+      block.each_warp([&](int warp) {
+        const Share share = share_of(product, warp, tile.count);
         if (!share.works) return;
         const int steps = bytes / kStepBytes;
-        const int weights_at = resident
-                                   ? product.resident_at + tile * product.rows * stride(product)
-                                   : plan_.staged_at;
+        const int weights_at =
+            resident ? tile.resident_at + chunk * product.rows * stride(product) : tile.staged_at;
         P::multiply(
-            sums[warp],
-            rows_at(weights_at + share.row * stride(product), product, product.rows - share.row),
-            rows_at(plan_.operand_at + share.column * stride(product), product,
-                    count - share.column),
+            sums[warp], rows_at(weights_at + share.row * stride(product), product.rows - share.row),
+            rows_at(tile.operand_at + share.column * stride(product), tile.count - share.column),
             steps * share.depth / product.depth_shares,
             steps * (share.depth + 1) / product.depth_shares);
       });
     }
-    block_.each_warp([&](int warp) {
-      const Share share = share_of(product, warp, count);
+    block.each_warp([&](int warp) {
+      const Share share = share_of(product, warp, tile.count);
       if (!share.works) return;
       P::finish(sums[warp]);
       each_lane([&](int lane) {
         P::visit(sums[warp][lane], lane, [&](int m, int n, Sum sum) {
           m += share.row, n += share.column;
-          if (m < product.rows && n < count) *partial(product, share.depth, n, m) = sum;
+          if (m < product.rows && n < tile.count) {
+            *partial(block, share.depth, tile.partial_at, tile.tile_rows, product.rows, n, m) = sum;
+          }
         });
       });
     });
@@ -246,38 +276,38 @@ class Recurrence {
   RNNKERN_KERNEL static int stride(const ProductPlan& product) {
     return product.chunk_bytes + kRowPadding;
   }
-  RNNKERN_KERNEL Vector* vector(int at) const {
-    return reinterpret_cast<Vector*>(block_.shared() + at);
+  RNNKERN_KERNEL static Vector* vector(Block block, int at) {
+    return reinterpret_cast<Vector*>(block.shared() + at);
   }
-  RNNKERN_KERNEL Rows rows_at(int at, const ProductPlan& product, int count) const {
-    return {block_.shared() + at, stride(product), count};
-  }
-  RNNKERN_KERNEL Sum* partial(const ProductPlan& product, int share, int n, int m) const {
-    return reinterpret_cast<Sum*>(block_.shared() + plan_.partial_at) +
-           (share * plan_.tile_rows + n) * product.rows + m;
+  RNNKERN_KERNEL static Sum* partial(Block block, int share, int partial_at, int tile_rows,
+                                     int rows, int n, int m) {
+    return reinterpret_cast<Sum*>(block.shared() + partial_at) + (share * tile_rows + n) * rows + m;
   }
 
-  RNNKERN_KERNEL void copy_weights(int p, int tile, int at, int thread) const {
-    const ProductPlan& product = plan_.product[p];
-    const int chunk = tile % product.chunks, vectors = product.chunk_bytes / kVectorBytes;
-    const Index index = Index{slice(tile / product.chunks)} * product.chunks + chunk;
-    const auto* from =
-        reinterpret_cast<const Vector*>(pass().exchange.weights[p] + index * plan_.tile_bytes(p));
-    for (int i = thread; i < product.rows * vectors; i += kThreads)
-      block_.copy(vector(at + i / vectors * stride(product)) + i % vectors, from + i);
+  RNNKERN_KERNEL static void copy_weights(Block block, const ProductPlan& product,
+                                          const std::byte* from, int at, int thread) {
+    const int vectors = product.chunk_bytes / kVectorBytes;
+    for (int i = thread; i < product.rows * vectors; i += kThreads) {
+      block.copy(vector(block, at + i / vectors * stride(product)) + i % vectors,
+                 reinterpret_cast<const Vector*>(from) + i);
+    }
   }
 
   RNNKERN_KERNEL void load_resident(int p) const {
     const ProductPlan& product = plan_.product[p];
     const int own = own_slices() * product.chunks;
     block_.each([&](int thread) {
-      for (int tile = 0; tile < product.resident && tile < own; ++tile)
-        copy_weights(p, tile, product.resident_at + tile * product.rows * stride(product), thread);
+      for (int tile = 0; tile < product.resident && tile < own; ++tile) {
+        const Index index =
+            Index{slice(tile / product.chunks)} * product.chunks + tile % product.chunks;
+        copy_weights(block_, product, pass().exchange.weights[p] + index * plan_.tile_bytes(p),
+                     product.resident_at + tile * product.rows * stride(product), thread);
+      }
       block_.copies_done();
     });
   }
 
-  const Block& block_;
+  const Block block_;
   const Problem& problem_;
   const RecurrentPlan& plan_;
   const int pass_index_, group_, member_;

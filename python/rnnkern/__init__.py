@@ -3,7 +3,7 @@
 from rnnkern.clip import clip_grad_norm, clip_grad_value
 from rnnkern.frozen import Frozen
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
-from rnnkern.linear import Linear
+from rnnkern.linear import FrozenLinear, Linear
 from rnnkern.losses import softmax_cross_entropy
 from rnnkern.machine import (
     get_num_threads,
@@ -13,9 +13,10 @@ from rnnkern.machine import (
     threads,
 )
 from rnnkern.optim import SGD, Adam
+from rnnkern.parameters import Parameters
 from rnnkern.recurrent import Recurrent
 from rnnkern.seq2seq import Seq2Seq
-from rnnkern.serialize import FormatError, load, save
+from rnnkern.serialize import Checkpoint, FormatError, load, load_checkpoint, save
 from rnnkern.stream import Stream
 from rnnkern.tape import StateGradients, Tape
 
@@ -25,9 +26,12 @@ __all__ = [
     "RNN",
     "SGD",
     "Adam",
+    "Checkpoint",
     "FormatError",
     "Frozen",
+    "FrozenLinear",
     "Linear",
+    "Parameters",
     "Recurrent",
     "Seq2Seq",
     "SimplifiedGRU",
@@ -39,6 +43,7 @@ __all__ = [
     "get_num_threads",
     "info",
     "load",
+    "load_checkpoint",
     "register_threadpoolctl",
     "save",
     "set_num_threads",

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any, SupportsFloat, SupportsIndex, TypeVar
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, SupportsFloat, SupportsIndex, TypeVar, Union, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 T = TypeVar("T")
+Init = TypeVar("Init", bound="Callable[..., None]")
 
 Array = NDArray[Any]  # NumPy's, or CuPy's of the same kind
+DType = Union[str, "np.dtype[Any]", type]  # one of those that NumPy takes for a dtype
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))  # of parameters
 
 _GPU_MEMORY = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
+_NOT_YET = {"proj_size": "projections of the state are not supported yet"}
 
 
 def positive_int(name: str, value: SupportsIndex, *, minimum: int = 1) -> int:
@@ -40,20 +50,20 @@ def finite_float(
     exclusive: bool = False,
 ) -> float:
     """The finite number `value` within its bounds; `exclusive` leaves the bounds themselves out."""
+    is_number = not isinstance(value, (bool, np.bool_, str)) and hasattr(value, "__float__")
+    if is_number:
+        result = float(value)
+        low = minimum is not None and (result <= minimum if exclusive else result < minimum)
+        high = maximum is not None and (result >= maximum if exclusive else result > maximum)
+        if math.isfinite(result) and not (low or high):
+            return result
     wanted = f"{name} must be a finite number"
     if minimum is not None:
         wanted += f" {'above' if exclusive else 'of at least'} {minimum:g}"
     if maximum is not None:
         wanted += f"{' and' if minimum is not None else ''} {'below' if exclusive else 'at most'}"
         wanted += f" {maximum:g}"
-    if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{wanted}, got {value!r}")
-    result = float(value)
-    low = minimum is not None and (result <= minimum if exclusive else result < minimum)
-    high = maximum is not None and (result >= maximum if exclusive else result > maximum)
-    if not math.isfinite(result) or low or high:
-        raise ValueError(f"{wanted}, got {value!r}")
-    return result
+    raise (ValueError if is_number else TypeError)(f"{wanted}, got {value!r}")
 
 
 def choice(name: str, value: T, options: Sequence[T]) -> T:
@@ -62,6 +72,20 @@ def choice(name: str, value: T, options: Sequence[T]) -> T:
         listed = ", ".join(repr(option) for option in options)
         raise ValueError(f"{name} must be one of {listed}, got {value!r}")
     return value
+
+
+def float_dtype(name: str, value: Any) -> np.dtype[Any]:
+    """float32 or float64, of this machine's byte order, from whatever NumPy takes for it."""
+    wanted = f"{name} must be 'float32' or 'float64'"
+    if value is None:  # NumPy's default is float64, which nobody asked for here
+        raise TypeError(f"{wanted}, got None")
+    try:
+        dtype: np.dtype[Any] = np.dtype(value)
+    except TypeError:
+        raise TypeError(f"{wanted}, got {value!r}") from None
+    if dtype not in FLOATS:
+        raise ValueError(f"{wanted}, got {value!r}")
+    return dtype
 
 
 def boolean(name: str, value: bool) -> bool:
@@ -73,6 +97,8 @@ def boolean(name: str, value: bool) -> bool:
 
 def on_gpu(value: Any) -> bool:
     """Whether `value` is an array in a GPU's memory."""
+    if type(value) is np.ndarray:
+        return False
     if hasattr(value, "__dlpack_device__"):
         return value.__dlpack_device__()[0] in _GPU_MEMORY
     return hasattr(value, "__cuda_array_interface__")
@@ -87,16 +113,71 @@ def host_array(name: str, value: Any) -> Array:
             f"{name} must be in host memory, got {type(value)!r} on the GPU: cupy.asnumpy copies "
             "it to the host, and a layer with device='cuda' takes it where it is"
         )
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must be an array without a mask, got {type(value)!r}: .filled(0) gives one; "
+            "lengths says where a row ends, and the mask of a loss what counts"
+        )
     if isinstance(value, np.ndarray):
-        return value
+        return value.view(np.ndarray)  # a matrix, say, has other rules for its axes
     if hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value)
-    array = np.asarray(value)
+        return from_dlpack(name, value, np.from_dlpack)
+    try:
+        array = np.asarray(value)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must be an array of numbers, got {type(value)!r} ({error})"
+        ) from error
     if array.dtype == object:
         raise TypeError(f"{name} must be an array of numbers, got {type(value)!r}")
     return array
 
 
+def from_dlpack(name: str, value: Any, take: Callable[[Any], Array]) -> Array:
+    """Another library's array as one of ours, by `take`, uncopied."""
+    try:
+        return take(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        if getattr(value, "requires_grad", False):
+            remedy = ".detach() gives the tensor without its gradient"
+        else:
+            remedy = "a float32 or float64 one can be, as .float() makes it in PyTorch"
+        raise TypeError(
+            f"{name} cannot be read from {type(value)!r} ({error}): {remedy}"
+        ) from error
+
+
 def dtype_text(dtype: np.dtype[Any]) -> str:
     """The dtype's name, and its byte order where that is not the machine's."""
     return dtype.name if dtype.isnative else f"{dtype.name} of foreign byte order ({dtype.str})"
+
+
+def conversion(dtype: np.dtype[Any]) -> str:
+    """What makes an array of that dtype."""
+    return f".astype({dtype.name!r}) converts an array, .to(torch.{dtype.name}) a tensor"
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the line that called this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] == "rnnkern":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def explains_options(init: Init) -> Init:
+    """A constructor that says, of an option that it lacks, which one may have been meant."""
+    names = list(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def explained(self: Any, *args: Any, **options: Any) -> None:
+        for name in options:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, 1)
+                remedy = f"did you mean {close[0]!r}?" if close else f"only {', '.join(names)}"
+                raise TypeError(
+                    f"{type(self).__name__} has no argument {name!r}: {_NOT_YET.get(name, remedy)}"
+                )
+        init(self, *args, **options)
+
+    return cast("Init", explained)

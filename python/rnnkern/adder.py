@@ -14,6 +14,7 @@ import os
 import re
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from rnnkern.losses import softmax_cross_entropy
 from rnnkern.optim import Adam
 from rnnkern.progress import Progress
 from rnnkern.seq2seq import Seq2Seq
-from rnnkern.serialize import FormatError, load_checkpoint, save
+from rnnkern.serialize import Checkpoint, load_checkpoint, refusal, save
 
 Ints = NDArray[np.int64]
 
@@ -41,6 +42,7 @@ _QUICK_SAMPLE = 1_000  # pairs answered now and then during a run
 _ANSWER_BATCH = 2048  # pairs answered at once
 _EXAMPLES = 10  # wrong answers that a score keeps
 _LOSS_DECAY = 0.99  # of the running mean that is shown
+_EXTREME, _CHOICE = 4, 16  # of the questions that training draws, see ``Pairs.batch``
 _WARM_UP = 0.02  # share of the run in which the learning rate rises
 
 
@@ -174,10 +176,23 @@ class Pairs:
         return a, b
 
     def batch(self, size: int, seed: int, step: int) -> tuple[Ints, Ints]:
-        """Pairs to learn from; the same for the same seed and step."""
+        """Pairs to learn from; the same for the same seed and step.
+
+        Most are drawn evenly. One in ``_EXTREME`` is chosen of ``_CHOICE``: for half of them the
+        pair with the smallest number, for the others the one whose numbers are both large. Numbers
+        with fewer digits are rare, and so are carries all the way, and what a trained model gets
+        wrong are sums of these.
+        """
+        chosen = size // _EXTREME
+        even = size - chosen
         key = np.array([seed, step], np.uint64)
-        bits = np.random.Philox(key=key).random_raw(size)
-        return self.at((bits % np.uint64(self.trained)).astype(np.int64))
+        bits = np.random.Philox(key=key).random_raw(even + _CHOICE * chosen)
+        a, b = self.at((bits % np.uint64(self.trained)).astype(np.int64))
+        smaller = np.minimum(a, b)[even:].reshape(chosen, _CHOICE)
+        half = chosen // 2
+        choice = np.append(smaller[:half].argmin(axis=1), smaller[half:].argmax(axis=1))
+        taken = np.append(np.arange(even), even + _CHOICE * np.arange(chosen) + choice)
+        return a[taken], b[taken]
 
     def held_out(self, size: int) -> tuple[Ints, Ints]:
         """``size`` different held-out pairs, or all there are when those are fewer."""
@@ -215,29 +230,43 @@ class Adder:
         model: The ``Seq2Seq``; ``device`` is where it runs.
         pairs: The pairs of numbers it is for.
 
+    Raises:
+        ValueError: A model is given that is not as the settings say.
+
     """
 
     def __init__(
         self, settings: Settings, model: Seq2Seq | None = None, *, device: str = "cpu"
     ) -> None:
         cell, options = CELLS[settings.cell]
+        arguments: dict[str, Any] = {
+            "source_vocab": Encoding.VOCABULARY,
+            "target_vocab": Encoding.VOCABULARY,
+            "hidden_size": settings.hidden,
+            "cell": cell,
+            "cell_options": options,
+            "decoder_cell": None,
+            "decoder_options": None,
+            "num_layers": settings.layers,
+            "bidirectional": settings.bidirectional,
+            "dropout": 0.0,
+            "dtype": "float32",
+            "compute": settings.compute,
+            "seed": settings.seed,
+            "bos": Encoding.START,
+            "eos": Encoding.START,
+        }
+        if model is not None:
+            for name, value in arguments.items():
+                if model.config()[name] != value:
+                    raise ValueError(
+                        f"model must have {name}={value!r}, as the settings say, got "
+                        f"{model.config()[name]!r}"
+                    )
         self.settings = settings
         self.encoding = Encoding(settings.digits)
         self.pairs = Pairs(settings.digits, settings.share)
-        self.model = model or Seq2Seq(
-            Encoding.VOCABULARY,
-            Encoding.VOCABULARY,
-            settings.hidden,
-            cell=cell,
-            cell_options=options,
-            num_layers=settings.layers,
-            bidirectional=settings.bidirectional,
-            compute=settings.compute,
-            seed=settings.seed,
-            bos=Encoding.START,
-            eos=Encoding.START,
-            device=device,
-        )
+        self.model = model or Seq2Seq(**arguments, device=device)
         self.device = get_device(self.model.device)
 
     @classmethod
@@ -384,11 +413,16 @@ class Training:
             OSError: The file cannot be written.
 
         """
-        extra = {f"adam.{name}": array for name, array in self.optimizer.state_dict().items()}
-        extra["run"] = np.array([self.step, self.seconds, self.loss])
-        extra["history"] = np.array(self.history).reshape(-1, 4)
-        notes = {"adder": json.dumps(dataclasses.asdict(self.adder.settings))}
-        save(path, self.adder.model, extra=extra, notes=notes)
+        save(
+            path,
+            self.adder.model,
+            optimizer=self.optimizer,
+            extra={
+                "run": np.array([self.step, self.seconds, self.loss]),
+                "history": np.array(self.history).reshape(-1, 4),
+            },
+            notes={"adder": json.dumps(dataclasses.asdict(self.adder.settings))},
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str = "cpu") -> Training:
@@ -400,26 +434,33 @@ class Training:
             OSError: The file cannot be read.
 
         """
-        model, extra, notes = load_checkpoint(path, device=device)
-        if "adder" not in notes:
-            raise FormatError(f"{os.fspath(path)}: is not a checkpoint of an adder")
+        found = load_checkpoint(path, device=device)
+        if "adder" not in found.notes or not isinstance(found.model, Seq2Seq):
+            raise refusal(path, "is not a checkpoint of an adder")
         try:
-            training = cls(Adder(Settings(**json.loads(notes["adder"])), model))
-            run, history = extra.pop("run"), extra.pop("history")
-            training.optimizer.load_state_dict(
-                {name.removeprefix("adam."): array for name, array in extra.items()}
-            )
-            training.step, training.seconds, training.loss = (
-                int(run[0]),
-                float(run[1]),
-                float(run[2]),
-            )
-            training.history = [tuple(point) for point in history.tolist()]
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(
-                f"{os.fspath(path)}: is not a checkpoint of an adder: {error}"
-            ) from error
+            training = cls(Adder(Settings(**json.loads(found.notes["adder"])), found.model))
+            training._resume(found)
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise refusal(path, f"is not a checkpoint of an adder: {error}") from error
         return training
+
+    def _resume(self, found: Checkpoint) -> None:
+        """Be where the run was whose checkpoint this is."""
+        # Version 0.1 kept the optimizer's arrays among the others.
+        state = found.optimizer or {
+            name.removeprefix("adam."): array
+            for name, array in found.extra.items()
+            if name.startswith("adam.")
+        }
+        self.optimizer.load_state_dict(state)
+        step, self.seconds, self.loss = found.extra["run"].tolist()
+        self.step = int(step)
+        if self.step != step or self.optimizer.steps != step:
+            raise ValueError(f"its run is in step {step}, its optimizer in {self.optimizer.steps}")
+        finite_float("seconds", self.seconds, minimum=0.0)
+        self.history = [
+            (s, t, loss, share) for s, t, loss, share in found.extra["history"].tolist()
+        ]
 
 
 def train(

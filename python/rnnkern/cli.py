@@ -192,10 +192,11 @@ def _train(options: argparse.Namespace) -> None:
 def _fresh(path: Path, given: dict[str, Any], device: str) -> Training:
     """A new run; a model that is in its way is set aside, not lost."""
     training = Training(Adder(Settings(**given), device=device))
-    if path.is_file():
-        aside = path.with_suffix(f".previous{path.suffix}")
-        path.replace(aside)
-        print(f"the earlier {path} is now {aside}")
+    target = path.resolve() if path.is_symlink() else path
+    if target.is_file():
+        aside = target.with_suffix(f".previous{target.suffix}")
+        target.replace(aside)
+        print(f"the earlier {target} is now {aside}")
     return training
 
 

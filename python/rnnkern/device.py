@@ -7,15 +7,26 @@ and for the kernels. NumPy's ufuncs serve both, since CuPy answers them for its 
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnnkern import _core, philox
-from rnnkern._checks import Array, choice, dtype_text, host_array, on_gpu
+from rnnkern._checks import (
+    Array,
+    choice,
+    conversion,
+    dtype_text,
+    from_dlpack,
+    host_array,
+    on_gpu,
+)
+from rnnkern._memory import Region
 
 # What a kernel takes for one direction of a layer, by name; None stands for what is absent.
 # Forward: x, h, c, weight_ih, weight_hh, bias, bias_hn, reverse, y. Backward: x, h_0, c_0,
@@ -49,6 +60,10 @@ class Device(ABC):
     block: ClassVar[int]
     xp: Any
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a device is that device; a pickled one is looked up where it is read."""
+        return get_device, (self.name,)
+
     # -- arrays -------------------------------------------------------------------------------
 
     @abstractmethod
@@ -68,18 +83,33 @@ class Device(ABC):
         """float32 in [0, 1) that follow from the two numbers alone, the same on every device."""
 
     @abstractmethod
+    def address(self, array: Array) -> int:
+        """Where the array's first element lies."""
+
     def aligned(self, array: Array) -> bool:
         """Whether the array's elements stand at multiples of their size."""
+        return self.address(array) % array.itemsize == 0
 
     @abstractmethod
     def writeable(self, array: Array) -> bool:
         """Whether the array may be written to."""
 
+    def region(self, array: Array) -> Region:
+        """The memory that the array lies in."""
+        return Region(self.address(array), array.shape, array.strides, array.itemsize)
+
+    def overlap(self, a: Array, b: Array) -> bool:
+        """Whether the arrays share memory."""
+        near = self.xp.may_share_memory(a, b)
+        return bool(near) and self.region(a).overlaps(self.region(b))
+
     def shaped(self, name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """`value` as an array of that very shape and dtype."""
         array = self.array(name, value)
         if array.dtype != dtype:
-            raise TypeError(f"{name} must be {dtype.name}, got {dtype_text(array.dtype)}")
+            raise TypeError(
+                f"{name} must be {dtype.name}, got {dtype_text(array.dtype)}: {conversion(dtype)}"
+            )
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
         return array
@@ -91,16 +121,21 @@ class Device(ABC):
         copy: Array = self.xp.array(array, order="C")
         return copy
 
+    def walkable(self, array: Array) -> Array:
+        """`array`, or a copy where its elements or strides are not aligned."""
+        item = array.itemsize
+        walkable = self.aligned(array)
+        for stride in array.strides:  # a generator would take three times as long
+            walkable &= stride % item == 0
+        if walkable:
+            return array
+        copy: Array = self.xp.array(array, order="C")
+        return copy
+
     def last_axis_contiguous(self, array: Array) -> Array:
         """`array`, or a copy where the kernels could not walk its last axis or its strides."""
-        item = array.itemsize
-        if (
-            not array.flags.c_contiguous
-            and self.aligned(array)
-            and all(stride % item == 0 for stride in array.strides)
-            and (array.shape[-1] == 1 or array.strides[-1] == item)
-        ):
-            return array
+        if array.shape[-1] == 1 or array.strides[-1] == array.itemsize:
+            return self.walkable(array)
         return self.contiguous(array)
 
     # -- kernels ------------------------------------------------------------------------------
@@ -173,6 +208,13 @@ class Device(ABC):
         """The product a @ b + bias of contiguous 2-D arrays."""
 
     @abstractmethod
+    def affine(self, weight: Array, bias: Array | None) -> Callable[[Array], Array]:
+        """``rows @ weight.T + bias`` as a function of contiguous rows, for many calls.
+
+        It has copies of the weight and the bias, packed where that helps.
+        """
+
+    @abstractmethod
     def adam(
         self,
         p: Array,
@@ -189,7 +231,10 @@ class Device(ABC):
         """One step of Adam in place, over sums of gradients and of their squares.
 
         ``first ← first_beta·first + grad``, ``second ← second_beta·second + grad²``, then
-        ``p ← decay·p - rate·first / (√second + epsilon)``.
+        ``p ← decay·p - rate·first / (√second + epsilon)``. A gradient counts as at most
+        ±√(the largest number · (1 - second_beta))/2, so that no sum of squares overflows, and as
+        NaN where it is not finite. On a CPU, where denormal numbers are slow, sums are
+        rounded to multiples of the smallest normal number.
         """
 
     @abstractmethod
@@ -201,8 +246,13 @@ class Device(ABC):
         bias: Array | None,
         bias_hn: Array | None,
         compute: str | None,
+        *,
+        with_input: bool,
     ) -> Any:
-        """The weights as many calls of ``forward`` want them, or None where that gains nothing."""
+        """The weights as many calls of ``forward`` want them, or None where that gains nothing.
+
+        Without `with_input` their x must be tokens.
+        """
 
     @abstractmethod
     def stepper(
@@ -214,8 +264,13 @@ class Device(ABC):
         compute: str | None,
         *,
         narrow: bool,
+        by_token: bool,
     ) -> _core.Stepper | None:
-        """One step of all layers as one kernel, or None where ``forward`` serves better."""
+        """One step of all layers as one kernel, or None where ``forward`` serves better.
+
+        With `by_token` x is tokens alone, and the first layer's weight_ih must stay as it is: no
+        more of it is packed than the columns of tokens that come.
+        """
 
     @abstractmethod
     def plan(
@@ -258,6 +313,10 @@ class Cpu(Device):
     def random(self, key: int, stream: int, shape: tuple[int, ...]) -> Array:
         bits = np.random.Philox(key=np.array([key, stream], np.uint64))
         return np.random.Generator(bits).random(shape, dtype=np.float32)
+
+    def address(self, array: Array) -> int:
+        address: int = array.__array_interface__["data"][0]
+        return address
 
     def aligned(self, array: Array) -> bool:
         return array.flags.aligned
@@ -368,6 +427,9 @@ class Cpu(Device):
     ) -> Array:
         return _core.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b, bias=bias)
 
+    def affine(self, weight: Array, bias: Array | None) -> Callable[[Array], Array]:
+        return _core.PackedMatrix(weight, bias).times
+
     def adam(
         self,
         p: Array,
@@ -401,8 +463,12 @@ class Cpu(Device):
         bias: Array | None,
         bias_hn: Array | None,
         compute: str | None,
+        *,
+        with_input: bool,
     ) -> _core.Packed:
-        return _core.Packed(cell, weight_ih, weight_hh, bias, bias_hn, compute)
+        return _core.Packed(
+            cell, weight_ih, weight_hh, bias, bias_hn, compute, with_input=with_input
+        )
 
     def stepper(
         self,
@@ -413,8 +479,9 @@ class Cpu(Device):
         compute: str | None,
         *,
         narrow: bool,
+        by_token: bool,
     ) -> _core.Stepper | None:
-        return _core.Stepper(cell, layers, h, c, narrow, compute)
+        return _core.Stepper(cell, layers, h, c, narrow, compute, by_token)
 
     def plan(
         self,
@@ -469,9 +536,20 @@ class Cuda(Device):
                 )
             # DLPack first: it orders the two libraries' streams without waiting.
             take = self.xp.from_dlpack if hasattr(value, "__dlpack__") else self.xp.asarray
-            value = take(value)
+            self._keep_from_reuse(value)
+            value = from_dlpack(name, value, take)
         array: Array = value
         return array
+
+    def _keep_from_reuse(self, value: Any) -> None:
+        """Have PyTorch give a tensor's memory to no one else before our stream is done with it.
+
+        Once nothing holds the tensor PyTorch reuses its memory at once, in the order of its own
+        stream, of which work that we have only queued knows nothing.
+        """
+        torch: Any = sys.modules.get("torch")
+        if torch is not None and isinstance(value, torch.Tensor):
+            value.record_stream(torch.cuda.ExternalStream(self._stream(), device=value.device))
 
     def put(self, array: Any) -> Array:
         moved: Array = self.xp.asarray(array)
@@ -484,9 +562,9 @@ class Cuda(Device):
     def random(self, key: int, stream: int, shape: tuple[int, ...]) -> Array:
         return philox.random(self.xp, key, stream, shape)
 
-    def aligned(self, array: Array) -> bool:
+    def address(self, array: Array) -> int:
         address: int = array.data.ptr  # type: ignore[attr-defined]
-        return address % array.itemsize == 0
+        return address
 
     def writeable(self, array: Array) -> bool:
         return True
@@ -569,6 +647,10 @@ class Cuda(Device):
         self.kernels.matmul(a, b, out, transpose_a, transpose_b, bias, False, None, self._stream())
         return out
 
+    def affine(self, weight: Array, bias: Array | None) -> Callable[[Array], Array]:
+        kept = weight.copy(), None if bias is None else bias.copy()
+        return lambda rows: self.matmul(rows, kept[0], transpose_b=True, bias=kept[1])
+
     def adam(
         self,
         p: Array,
@@ -582,6 +664,8 @@ class Cuda(Device):
         epsilon: float,
         rate: float,
     ) -> None:
+        limit = math.sqrt(float(np.finfo(p.dtype).max) * (1.0 - second_beta)) / 2.0
+        grad = self.xp.clip(grad, -limit, limit) + (grad - grad)  # NaN where it is not finite
         first *= first_beta
         first += grad
         second *= second_beta
@@ -597,6 +681,8 @@ class Cuda(Device):
         bias: Array | None,
         bias_hn: Array | None,
         compute: str | None,
+        *,
+        with_input: bool,
     ) -> None:
         return None
 
@@ -609,6 +695,7 @@ class Cuda(Device):
         compute: str | None,
         *,
         narrow: bool,
+        by_token: bool,
     ) -> None:
         return None
 

@@ -19,8 +19,8 @@ class Frozen:
     """
 
     def __init__(self, layer: Recurrent) -> None:
-        self._layer = layer._snapshot()
-        self._weights = self._layer._weights()
+        self._layer = layer._snapshot(batch_first=layer.batch_first)
+        self._weights = self._layer._weights
         self._panels = self._layer._panels(self._weights)
 
     def __call__(
@@ -36,6 +36,10 @@ class Frozen:
             x, state, lengths, out, weights=self._weights, panels=self._panels
         )
         return y, state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and pickles: the panels are packed anew, for the processor that is there."""
+        return type(self), (self._layer,)
 
     def __repr__(self) -> str:
         return f"Frozen({self._layer!r})"

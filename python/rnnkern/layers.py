@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rnnkern._checks import choice, finite_float
+import numpy as np
+
+from rnnkern._checks import (
+    Array,
+    DType,
+    boolean,
+    choice,
+    explains_options,
+    finite_float,
+    float_dtype,
+)
+from rnnkern.parameters import Parameter
 from rnnkern.recurrent import Recurrent
 
 
@@ -16,6 +28,7 @@ class RNN(Recurrent):
 
     gates = ("h",)
 
+    @explains_options
     def __init__(
         self,
         input_size: int,
@@ -23,10 +36,31 @@ class RNN(Recurrent):
         num_layers: int = 1,
         *,
         nonlinearity: str = "tanh",
-        **rest: Any,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: DType = "float32",
+        compute: str | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        recurrent_init: str = "uniform",
     ) -> None:
         self.nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
-        super().__init__(input_size, hidden_size, num_layers, **rest)
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bidirectional=bidirectional,
+            batch_first=batch_first,
+            bias=bias,
+            dropout=dropout,
+            dtype=dtype,
+            compute=compute,
+            device=device,
+            seed=seed,
+            recurrent_init=recurrent_init,
+        )
 
     @property
     def _cell(self) -> str:
@@ -62,6 +96,7 @@ class GRU(Recurrent):
 
     gates = ("r", "u", "n")
 
+    @explains_options
     def __init__(
         self,
         input_size: int,
@@ -69,10 +104,31 @@ class GRU(Recurrent):
         num_layers: int = 1,
         *,
         reset: str = "before",
-        **rest: Any,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: DType = "float32",
+        compute: str | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        recurrent_init: str = "uniform",
     ) -> None:
         self.reset = choice("reset", reset, ("before", "after"))
-        super().__init__(input_size, hidden_size, num_layers, **rest)
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bidirectional=bidirectional,
+            batch_first=batch_first,
+            bias=bias,
+            dropout=dropout,
+            dtype=dtype,
+            compute=compute,
+            device=device,
+            seed=seed,
+            recurrent_init=recurrent_init,
+        )
 
     @property
     def _cell(self) -> str:
@@ -99,6 +155,7 @@ class LSTM(Recurrent):
     gates = ("u", "f", "n", "o")
     _has_cell_state = True
 
+    @explains_options
     def __init__(
         self,
         input_size: int,
@@ -106,22 +163,49 @@ class LSTM(Recurrent):
         num_layers: int = 1,
         *,
         forget_bias: float | None = None,
-        **rest: Any,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: DType = "float32",
+        compute: str | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        recurrent_init: str = "uniform",
     ) -> None:
-        self.forget_bias = None if forget_bias is None else finite_float("forget_bias", forget_bias)
-        super().__init__(input_size, hidden_size, num_layers, **rest)
-        if self.forget_bias is not None:
-            if not self.bias:
-                raise ValueError(
-                    f"forget_bias must be None when bias is False, got {forget_bias!r}"
-                )
-            for name, array in self.params.items():
-                if name.startswith("bias_"):
-                    array[self.hidden_size : 2 * self.hidden_size] = self.forget_bias
+        most = float(np.finfo(float_dtype("dtype", dtype)).max)
+        self.forget_bias = (
+            None
+            if forget_bias is None
+            else finite_float("forget_bias", forget_bias, minimum=-most, maximum=most)
+        )
+        if self.forget_bias is not None and not boolean("bias", bias):
+            raise ValueError(f"forget_bias must be None when bias is False, got {forget_bias!r}")
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bidirectional=bidirectional,
+            batch_first=batch_first,
+            bias=bias,
+            dropout=dropout,
+            dtype=dtype,
+            compute=compute,
+            device=device,
+            seed=seed,
+            recurrent_init=recurrent_init,
+        )
 
     @property
     def _cell(self) -> str:
         return "lstm"
+
+    def _initial_values(self, parameters: Mapping[str, Parameter]) -> Iterator[Array]:
+        values = super()._initial_values(parameters)
+        for name, array in zip(parameters, values, strict=True):
+            if self.forget_bias is not None and name.startswith("bias_"):
+                array[self.hidden_size : 2 * self.hidden_size] = self.forget_bias
+            yield array
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, from which an equal layer can be built."""

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from rnnkern._checks import Array, boolean, choice, positive_int
+from rnnkern._checks import (
+    Array,
+    DType,
+    boolean,
+    conversion,
+    dtype_text,
+    explains_options,
+    float_dtype,
+    positive_int,
+)
+from rnnkern._fixed import Fixed
 from rnnkern.device import get_device
+from rnnkern.parameters import Parameter, Parameters
+
+_SUMMED_ROWS = 8192  # of a gradient, by themselves
 
 
-class Linear:
+class Linear(Fixed):
     """``y = x · weightᵀ + bias`` over the last axis of ``x``.
 
     Args:
@@ -23,7 +37,7 @@ class Linear:
 
     Attributes:
         params: ``weight`` (out_features, in_features) and, with a bias, ``bias`` (out_features,).
-            Change the arrays in place to learn.
+            Change the arrays in place to learn (see `Parameters`).
 
     Raises:
         TypeError: A size that is not an integer.
@@ -31,32 +45,37 @@ class Linear:
 
     """
 
+    @explains_options
     def __init__(
         self,
         in_features: int,
         out_features: int,
         *,
         bias: bool = True,
-        dtype: str = "float32",
+        dtype: DType = "float32",
         seed: int | None = None,
         device: str = "cpu",
     ) -> None:
         self.in_features = positive_int("in_features", in_features)
         self.out_features = positive_int("out_features", out_features)
         self.bias = boolean("bias", bias)
-        self.dtype = np.dtype(choice("dtype", np.dtype(dtype).name, ("float32", "float64")))
+        self.dtype = float_dtype("dtype", dtype)
         self.seed = None if seed is None else positive_int("seed", seed, minimum=0)
         self._device = get_device(device)
         self.device = self._device.name
-        rng = np.random.default_rng(self.seed)
-        bound = self.in_features**-0.5
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         if self.bias:
             shapes["bias"] = (self.out_features,)
-        self.params: dict[str, Array] = {
-            name: self._device.put(rng.uniform(-bound, bound, shape).astype(self.dtype))
-            for name, shape in shapes.items()
-        }
+        parameters = {n: Parameter(n, s, self.dtype, self._device) for n, s in shapes.items()}
+        self._weight, self._bias = parameters["weight"], parameters.get("bias")
+        self.params = Parameters(parameters, self._initial_values(list(shapes.values())))
+        self._settle()
+
+    def _initial_values(self, shapes: list[tuple[int, ...]]) -> Iterator[Array]:
+        random = np.random.default_rng(self.seed)
+        bound = self.in_features**-0.5
+        for shape in shapes:
+            yield random.uniform(-bound, bound, shape).astype(self.dtype)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -70,7 +89,7 @@ class Linear:
         }
 
     def __call__(self, x: Any) -> Array:
-        """``y`` (..., out_features) for ``x`` (..., in_features).
+        """``y`` (..., out_features) for ``x`` (..., in_features), of which there may be none.
 
         An ``x`` that is not C-contiguous is copied first.
 
@@ -81,9 +100,8 @@ class Linear:
         """
         x = self._device.array("x", x)
         rows = self._rows("x", x, self.in_features)
-        y = self._device.matmul(
-            rows, self.params["weight"], transpose_b=True, bias=self.params.get("bias")
-        )
+        bias = None if self._bias is None else self._bias.own
+        y = self._device.matmul(rows, self._weight.own, transpose_b=True, bias=bias)
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Any) -> tuple[Array, LinearTape]:
@@ -91,13 +109,41 @@ class Linear:
         x = self._device.array("x", x)
         return self(x), LinearTape(self, x)
 
+    def freeze(self) -> FrozenLinear:
+        """A packed snapshot of the parameters as they are now, to be called as this is.
+
+        A call packs the weight anew, since it may have changed: with few rows that is most of it.
+        """
+        return FrozenLinear(self)
+
     def _rows(self, name: str, array: Array, features: int) -> Array:
         """``array`` checked, as contiguous rows of ``features`` numbers."""
         if array.dtype != self.dtype:
-            raise TypeError(f"{name} must be {self.dtype}, got {array.dtype}")
+            raise TypeError(
+                f"{name} must be {self.dtype.name}, got {dtype_text(array.dtype)}: "
+                f"{conversion(self.dtype)}"
+            )
         if array.ndim == 0 or array.shape[-1] != features:
             raise ValueError(f"{name} must have shape (..., {features}), got {array.shape}")
         return self._device.contiguous(array).reshape(-1, features)
+
+
+class FrozenLinear:
+    """A packed snapshot of a ``Linear``; it may be called from several threads at once."""
+
+    def __init__(self, layer: Linear) -> None:
+        self._layer = layer
+        self._affine = layer._device.affine(layer.params["weight"], layer.params.get("bias"))
+
+    def __call__(self, x: Any) -> Array:
+        """As ``Linear``'s call: the same results, bit for bit, and errors."""
+        layer = self._layer
+        x = layer._device.array("x", x)
+        y = self._affine(layer._rows("x", x, layer.in_features))
+        return y.reshape(*x.shape[:-1], layer.out_features)
+
+    def __repr__(self) -> str:
+        return f"FrozenLinear({self._layer.config()})"
 
 
 class LinearTape:
@@ -105,7 +151,7 @@ class LinearTape:
 
     def __init__(self, layer: Linear, x: Array) -> None:
         self._layer = layer
-        self._weight = layer.params["weight"].copy()
+        self._weight = layer._weight.own.copy()
         self._x = x
 
     def backward(self, dy: Any) -> tuple[Array, dict[str, Array]]:
@@ -126,7 +172,27 @@ class LinearTape:
             raise ValueError(f"dy must have shape {expected}, got {dy.shape}")
         dy_rows = layer._rows("dy", dy, layer.out_features)
         x_rows = layer._rows("x", x, layer.in_features)
-        grads = {"weight": device.matmul(dy_rows, x_rows, transpose_a=True)}
+        grads = {
+            "weight": _summed(lambda dy, x: device.matmul(dy, x, transpose_a=True), dy_rows, x_rows)
+        }
         if layer.bias:
-            grads["bias"] = dy_rows.sum(axis=0)
+            with np.errstate(all="ignore"):  # it may overflow, as a product may
+                grads["bias"] = _summed(_column_sums, dy_rows)
         return device.matmul(dy_rows, self._weight).reshape(x.shape), grads
+
+
+def _summed(of_rows: Callable[..., Array], *arrays: Array) -> Array:
+    """The sum of `of_rows` over blocks of rows: long sums of float32 lose digits."""
+    total = of_rows(*(a[:_SUMMED_ROWS] for a in arrays))
+    for start in range(_SUMMED_ROWS, len(arrays[0]), _SUMMED_ROWS):
+        total += of_rows(*(a[start : start + _SUMMED_ROWS] for a in arrays))
+    return total
+
+
+def _column_sums(rows: Array) -> Array:
+    """The sums over up to _SUMMED_ROWS rows: of 128 at a time, then of those sums."""
+    whole = len(rows) // 128 * 128
+    sums: Array = rows[whole:].sum(axis=0)
+    if whole:
+        sums += rows[:whole].reshape(-1, 128, rows.shape[1]).sum(axis=1).sum(axis=0)
+    return sums

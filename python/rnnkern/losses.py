@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rnnkern import _core
-from rnnkern._checks import Array
+from rnnkern._checks import FLOATS, Array, conversion, dtype_text
 from rnnkern.device import device_of
 
 
@@ -21,9 +21,9 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
             not looked at and the gradient is 0, whatever the logits. ``None`` takes every place.
 
     Returns:
-        The loss, summed in float64 (0 when no place counts), and the gradient, shaped and typed
-        like ``logits``. On a GPU the loss is an array of shape (), since a number would have to be
-        waited for; a target outside 0..C-1 makes it NaN there.
+        The loss, summed in float64 (0 when no place counts, or there is none), and the gradient,
+        shaped and typed like ``logits``. On a GPU the loss is an array of shape (), since a number
+        would have to be waited for; a target outside 0..C-1 makes it NaN there.
 
     Raises:
         TypeError: Logits that are not float32 or float64, targets not integers, a mask not bool.
@@ -32,9 +32,12 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
     """
     device = device_of(logits)
     logits, targets = device.array("logits", logits), device.array("targets", targets)
-    if logits.dtype not in (np.float32, np.float64):
-        raise TypeError(f"logits must be float32 or float64, got {logits.dtype}")
-    if not np.issubdtype(targets.dtype, np.integer):
+    if logits.dtype not in FLOATS:
+        raise TypeError(
+            f"logits must be float32 or float64, got {dtype_text(logits.dtype)}: "
+            f"{conversion(np.dtype(np.float32))}"
+        )
+    if targets.dtype.kind not in "iu":
         raise TypeError(f"targets must be integers, got {targets.dtype}")
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape (..., classes), got {logits.shape}")
@@ -53,7 +56,8 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
             raise ValueError(f"mask must have shape {targets.shape}, got {mask.shape}")
         mask = mask.reshape(-1)
     if not device.values_are_free:
-        loss, gradient = _unseen(device.xp, logits.reshape(-1, classes), target, mask)
+        with np.errstate(all="ignore"):
+            loss, gradient = _unseen(device.xp, logits.reshape(-1, classes), target, mask)
         return loss, gradient.reshape(logits.shape)
     if mask is not None:
         mask = device.contiguous(mask)
@@ -79,10 +83,12 @@ def _unseen(xp: Any, logits: Array, target: Array, mask: Array | None) -> tuple[
     outside = (target < 0) | (target >= classes)
     places = (xp.arange(len(target)), xp.clip(target, 0, classes - 1))
     weight = 1.0 / np.maximum(xp.count_nonzero(counts), 1)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    gradient = np.exp(shifted)
+    top = logits.max(axis=1, keepdims=True)
+    gradient = np.exp(logits - top)
     totals = gradient.sum(axis=1)
-    losses = xp.where(outside, np.nan, np.log(totals) - shifted[places])
+    # In float64: logits may be further apart than their type's numbers reach.
+    below_top = top[:, 0].astype(np.float64) - logits[places]
+    losses = xp.where(outside, np.nan, np.log(totals) + below_top)
     gradient /= totals[:, np.newaxis]
     gradient[places] -= 1.0
     gradient *= weight

@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
 
-from rnnkern._checks import Array, boolean, finite_float
+from rnnkern._checks import FLOATS, Array, boolean, explains_options, finite_float
 from rnnkern.device import device_of
+from rnnkern.named import named_arrays
+
+# A velocity below the smallest normal number is set to 0 every so many steps: with gradients of 0
+# it would come to rest among the denormal ones, which are slow. (Adam's kernel keeps none.)
+_STEPS_TO_TIDY = 32
 
 
 class Optimizer:
     """What the optimizers share: the parameters, arrays of state beside them, steps taken.
 
     Args:
-        params: Arrays by name, all NumPy's or all CuPy's, C-contiguous float32 or float64; updated
-            in place, so they must stay the model's own arrays.
+        params: What is learned, updated in place: a layer or model, its ``params``, any arrays by
+            name (all NumPy's or all CuPy's, C-contiguous float32 or float64), or a mapping or list
+            of these, as ``{"lstm": lstm, "head": head}``. Gradients are then given alike, as
+            ``{"lstm": grads, "head": of_head}``.
         lr: Learning rate, at least 0.
         state: Names of the arrays of state kept for every parameter, all 0 at first.
 
     Raises:
         TypeError: A parameter is not a float32 or float64 array, or ``lr`` not a number.
-        ValueError: A parameter is not C-contiguous or not writeable, or ``lr`` is negative, NaN
-            or infinite.
+        ValueError: There is no parameter, one is not C-contiguous or not writeable, two share
+            memory, or ``lr`` is negative, NaN or infinite.
 
     """
 
-    def __init__(self, params: Mapping[str, Array], lr: float, state: tuple[str, ...]) -> None:
+    def __init__(self, params: Any, lr: float, state: tuple[str, ...]) -> None:
         self.lr = finite_float("lr", lr, minimum=0.0)
         self.steps = 0
-        self._params = dict(params)
-        self._device = device_of(next(iter(self._params.values()), None))
+        given = named_arrays("params", params)
+        if not given:
+            raise ValueError("params must hold at least one array, got none")
+        self._device = device_of(next(iter(given.values())))
         xp = self._device.xp
-        for name, p in self._params.items():
-            if not isinstance(p, xp.ndarray) or p.dtype not in (np.float32, np.float64):
+        for name, p in given.items():
+            if not isinstance(p, xp.ndarray) or p.dtype not in FLOATS:
                 found = p.dtype if isinstance(p, xp.ndarray) else type(p).__name__
                 raise TypeError(f"params[{name!r}] must be a float32 or float64 array, got {found}")
             if not (p.flags.c_contiguous and self._device.writeable(p)):
                 raise ValueError(f"params[{name!r}] must be C-contiguous and writeable")
+        for (name, p), (other, q) in itertools.combinations(given.items(), 2):
+            if xp.may_share_memory(p, q):
+                raise ValueError(f"params[{name!r}] and params[{other!r}] must not share memory")
+        # Views of our own: a shape or flag that is set on the caller's array is no concern of ours.
+        self._params = {name: p.view() for name, p in given.items()}
         self._state = {
             kind: {name: xp.zeros_like(p) for name, p in self._params.items()} for kind in state
         }
@@ -47,11 +62,12 @@ class Optimizer:
         dtypes = {p.dtype for p in self._params.values()}
         self._scratch = {dtype: xp.empty(self._block, dtype) for dtype in dtypes}
 
-    def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
+    def step(self, grads: Any, lr: float | None = None) -> None:
         """Take one step down the gradients.
 
         Args:
-            grads: One array for every parameter, by its name, of its shape and dtype.
+            grads: One array for every parameter, of its shape and dtype: by its name, or nested as
+                the parameters were given.
             lr: Learning rate of this step, at least 0; ``None`` takes the optimizer's own.
 
         Raises:
@@ -88,30 +104,38 @@ class Optimizer:
             for kind, of_kind in self._state.items()
             for name, array in of_kind.items()
         }
-        _same_names("state", state, {"steps", *own})
+        given = named_arrays("state", state)
+        _same_names("state", given, {"steps", *own})
         for name, array in {"steps": np.array(0, np.int64), **own}.items():
-            if (state[name].shape, state[name].dtype) != (array.shape, array.dtype):
+            if (given[name].shape, given[name].dtype) != (array.shape, array.dtype):
                 raise ValueError(
                     f"state[{name!r}] must be {array.dtype} of shape {array.shape}, "
-                    f"got {state[name].dtype} of shape {state[name].shape}"
+                    f"got {given[name].dtype} of shape {given[name].shape}"
                 )
-        self.steps = int(state["steps"])
+        steps = int(given["steps"])
+        if steps < 0:
+            raise ValueError(f"state['steps'] must be at least 0, got {steps}")
+        moved = {name: self._device.put(given[name]) for name in own}
+        self.steps = steps
         for name, array in own.items():
-            array[...] = self._device.put(state[name])
+            array[...] = moved[name]
 
-    def _begin(self, grads: Mapping[str, Array], lr: float | None) -> float:
-        """Check the arguments of a step before anything is changed; count it, give its rate."""
-        rate = self.lr if lr is None else finite_float("lr", lr, minimum=0.0)
-        _same_names("grads", grads, self._params.keys())
-        for name, p in self._params.items():
-            if grads[name].dtype != p.dtype:
-                raise TypeError(f"grads[{name!r}] must be {p.dtype}, got {grads[name].dtype}")
-            if grads[name].shape != p.shape:
-                raise ValueError(
-                    f"grads[{name!r}] must have shape {p.shape}, got {grads[name].shape}"
-                )
+    def _begin(self, grads: Any, lr: float | None) -> tuple[dict[str, Array], float]:
+        """Check the arguments of a step before anything is changed; count it.
+
+        Gives the gradients by name, and the rate.
+        """
+        rate = finite_float("lr", self.lr if lr is None else lr, minimum=0.0)
+        given = grads
+        if type(grads) is not dict or grads.keys() != self._params.keys():
+            given = named_arrays("grads", grads)
+            _same_names("grads", given, self._params.keys())
+        checked = {
+            name: self._device.shaped(f"grads[{name!r}]", given[name], p.shape, p.dtype)
+            for name, p in self._params.items()
+        }
         self.steps += 1
-        return rate
+        return checked, rate
 
     def _blocks(self, grads: Mapping[str, Array]) -> Iterator[tuple[Array, ...]]:
         """For each block of each parameter: scratch, parameter, gradient and the kinds of state."""
@@ -127,8 +151,11 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent: ``v ← momentum·v + g``, ``p ← p - lr·v``.
 
+    A gradient that is infinite or NaN makes its parameter so, for good: see what ``clip_grad_norm``
+    returns before a step.
+
     Args:
-        params: Arrays by name, C-contiguous float32 or float64; updated in place.
+        params: What is learned, as for ``Optimizer``: a layer, arrays by name, a dict of these.
         lr: Learning rate, at least 0.
         momentum: In 0..1, 1 excluded.
         nesterov: Step along ``g + momentum·v`` instead of ``v``; needs a momentum.
@@ -140,9 +167,10 @@ class SGD(Optimizer):
 
     """
 
+    @explains_options
     def __init__(
         self,
-        params: Mapping[str, Array],
+        params: Any,
         lr: float,
         momentum: float = 0.0,
         nesterov: bool = False,
@@ -155,9 +183,13 @@ class SGD(Optimizer):
             raise ValueError("nesterov needs a momentum above 0, got momentum 0.0")
         super().__init__(params, lr, ("velocity",) if momentum else ())
 
-    def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
+    def step(self, grads: Any, lr: float | None = None) -> None:
         """As ``Optimizer.step``."""
-        rate = self._begin(grads, lr)
+        grads, rate = self._begin(grads, lr)
+        with np.errstate(all="ignore"):  # a number may vanish
+            self._descend(grads, rate, tidy=self.steps % _STEPS_TO_TIDY == 0)
+
+    def _descend(self, grads: Mapping[str, Array], rate: float, *, tidy: bool) -> None:
         for scratch, p, g, *state in self._blocks(grads):
             if self.weight_decay:
                 np.multiply(p, self.weight_decay, out=scratch)
@@ -177,6 +209,9 @@ class SGD(Optimizer):
             else:
                 scratch *= rate
             p -= scratch
+            if state and tidy:
+                np.abs(velocity, out=scratch)
+                velocity *= scratch >= np.finfo(p.dtype).tiny
 
 
 class Adam(Optimizer):
@@ -185,8 +220,12 @@ class Adam(Optimizer):
     With m and v the bias-corrected running means of g and g²,
     ``p ← p - lr·weight_decay·p - lr·m / (√v + eps)``.
 
+    A gradient so large that its squares could add up to infinity (2.9e17 in float32 with the usual
+    betas) counts as that large, so that v recovers. One that is infinite or NaN makes its parameter
+    NaN, for good: see what ``clip_grad_norm`` returns before a step.
+
     Args:
-        params: Arrays by name, C-contiguous float32 or float64; updated in place.
+        params: What is learned, as for ``Optimizer``: a layer, arrays by name, a dict of these.
         lr: Learning rate, at least 0.
         betas: Decay of the two running means, each in 0..1, 1 excluded.
         eps: Above 0.
@@ -196,14 +235,15 @@ class Adam(Optimizer):
         TypeError: As for ``Optimizer``.
         ValueError: As for ``Optimizer``, or a hyper-parameter out of range.
 
-    Source: Kingma and Ba, "Adam: a method for stochastic optimization" (2015); Loshchilov and
-    Hutter, "Decoupled weight decay regularization" (2019).
+    Source: Kingma and Ba, "Adam: a method for stochastic optimization" (2015), whose defaults
+    these are; Loshchilov and Hutter, "Decoupled weight decay regularization" (2019).
 
     """
 
+    @explains_options
     def __init__(
         self,
-        params: Mapping[str, Array],
+        params: Any,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -216,9 +256,9 @@ class Adam(Optimizer):
         self.weight_decay = finite_float("weight_decay", weight_decay, minimum=0.0)
         super().__init__(params, lr, ("first", "second"))
 
-    def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
+    def step(self, grads: Any, lr: float | None = None) -> None:
         """As ``Optimizer.step``."""
-        rate = self._begin(grads, lr)
+        grads, rate = self._begin(grads, lr)
         # The state holds discounted sums of g and of g², not means: two products fewer. Dividing
         # by n, the sum of the weights so far, gives the bias-corrected mean.
         first_beta, second_beta = self.betas

@@ -12,6 +12,8 @@ import numpy as np
 
 from rnnkern._checks import Array
 
+# Rounds, multipliers and increments are those of its authors' Random123 (philox.h); the increments
+# are the fractions of the golden ratio and of √3, in 64 bits.
 _ROUNDS = 10
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)

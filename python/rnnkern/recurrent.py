@@ -7,49 +7,44 @@ an x without its batch axis gives results without theirs. Integer x (T, B) stand
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from copy import copy
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from functools import cached_property
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 
 from rnnkern._checks import (
     Array,
+    DType,
     boolean,
     choice,
+    conversion,
     dtype_text,
+    explains_options,
     finite_float,
+    float_dtype,
     host_array,
     positive_int,
+    warn,
 )
-from rnnkern.device import Arguments, get_device
+from rnnkern._fixed import Fixed
+from rnnkern.device import Arguments, Kept, get_device
 from rnnkern.frozen import Frozen
+from rnnkern.parameters import Parameter, Parameters
 from rnnkern.stream import Stream
-from rnnkern.tape import Input, Pass, State, Tape, Weights
+from rnnkern.tape import Input, Pass, State, Tape, Weights, masked
 
-# More parameters than this in one layer are a mistake, found before memory is asked for.
-_MOST_PARAMETERS = 2**40
-
-
-@dataclass(frozen=True)
-class _Parameter:
-    name: str
-    shape: tuple[int, ...]
-
-    @cached_property
-    def label(self) -> str:
-        """As errors call it."""
-        return f"params[{self.name!r}]"
+# More parameters or stacked layers than these are a mistake, found before memory is asked for.
+_MOST_PARAMETERS, _MOST_LAYERS = 2**40, 2**16
 
 
 # One layer's in one direction, as the fields of ``Weights``.
-_Parameters = tuple[_Parameter, _Parameter, "_Parameter | None", "_Parameter | None"]
+_OfOneDirection = tuple[Parameter, Parameter, "Parameter | None", "Parameter | None"]
 
 
-class Recurrent:
+class Recurrent(Fixed):
     """What all recurrent layers share. Use one of the subclasses.
 
     Args:
@@ -59,7 +54,8 @@ class Recurrent:
         bidirectional: also run from the last step to the first; y holds both directions' states.
         batch_first: x and y are (B, T, ·).
         bias: whether there are bias parameters.
-        dropout: share of each layer's output, but the last one's, that ``forward`` sets to zero.
+        dropout: share of each layer's output, but the last one's, that ``forward`` sets to zero;
+            with one layer it does nothing, of which there is a warning.
         dtype: "float32" or "float64", of parameters, input and output.
         compute: how products are done; None is exactly the dtype. "bfloat16", for float32 layers,
             rounds the operands of every matrix product (x, h, weights, the gradients of gates) to 8
@@ -70,9 +66,10 @@ class Recurrent:
         recurrent_init: "uniform", or "orthogonal" for each gate's recurrent matrix.
 
     Attributes:
-        params: name -> array, changed in place to learn. For layer k ``weight_ih_l{k}`` (G·H, I),
-            ``weight_hh_l{k}`` (G·H, H), ``bias_l{k}`` (G·H) and, where the reset gate acts after
-            the product, ``bias_hn_l{k}`` (H); the second direction's end in ``_reverse``.
+        params: name -> array, changed in place to learn (see `Parameters`). For layer k
+            ``weight_ih_l{k}`` (G·H, I), ``weight_hh_l{k}`` (G·H, H), ``bias_l{k}`` (G·H) and, where
+            the reset gate acts after the product, ``bias_hn_l{k}`` (H); the second direction's end
+            in ``_reverse``. The constructor's arguments are attributes too; all are read-only.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -89,6 +86,7 @@ class Recurrent:
     gates: ClassVar[tuple[str, ...]]
     _has_cell_state: ClassVar[bool] = False
 
+    @explains_options
     def __init__(
         self,
         input_size: int,
@@ -99,7 +97,7 @@ class Recurrent:
         batch_first: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
-        dtype: str = "float32",
+        dtype: DType = "float32",
         compute: str | None = None,
         device: str = "cpu",
         seed: int | None = None,
@@ -114,8 +112,9 @@ class Recurrent:
         self.dropout = finite_float("dropout", dropout, minimum=0.0)
         if self.dropout >= 1.0:
             raise ValueError(f"dropout must be below 1, got {dropout!r}")
-        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-        self.dtype = np.dtype(choice("dtype", name, ("float32", "float64")))
+        if self.dropout > 0.0 and self.num_layers == 1:
+            warn(f"dropout={dropout!r} does nothing with num_layers=1: it lies between layers")
+        self.dtype = float_dtype("dtype", dtype)
         self._device = get_device(device)
         self.device = self._device.name
         self.compute = choice("compute", compute, self._device.computes)
@@ -126,8 +125,10 @@ class Recurrent:
         self.seed = None if seed is None else positive_int("seed", seed, minimum=0)
         self.recurrent_init = choice("recurrent_init", recurrent_init, ("uniform", "orthogonal"))
         self._check_sizes()
-        self._parameters = list(self._parameter_names())
-        self.params: dict[str, Array] = self._initial_parameters()
+        self._parameters = list(self._all_parameters())
+        named = {p.name: p for p in filter(None, chain(*self._parameters))}
+        self.params = Parameters(named, self._initial_values(named))
+        self._settle()
 
     @property
     def num_directions(self) -> int:
@@ -160,6 +161,10 @@ class Recurrent:
             "recurrent_init": self.recurrent_init,
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: `_weights` names arrays that a copy has anew."""
+        return {name: value for name, value in vars(self).items() if name != "_weights"}
+
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
         return f"{type(self).__name__}({arguments})"
@@ -175,33 +180,36 @@ class Recurrent:
                 f"parameters, got input_size={self.input_size}, hidden_size={self.hidden_size}, "
                 f"num_layers={self.num_layers}"
             )
+        if self.num_layers > _MOST_LAYERS:
+            raise ValueError(f"num_layers must be at most {_MOST_LAYERS}, got {self.num_layers}")
 
-    def _parameter_names(self) -> Iterator[_Parameters]:
+    def _all_parameters(self) -> Iterator[_OfOneDirection]:
         """Of every layer and direction, in the order of the states: the fields of ``Weights``."""
         rows, units = len(self.gates) * self.hidden_size, self.hidden_size
+
+        def made(kind: str, *shape: int) -> Parameter:
+            return Parameter(f"{kind}_{suffix}", shape, self.dtype, self._device)
+
         for layer in range(self.num_layers):
             inputs = units * self.num_directions if layer else self.input_size
             for ending in ("", "_reverse")[: self.num_directions]:
                 suffix = f"l{layer}{ending}"
-                bias_hn = self.bias and self._has_bias_hn
                 yield (
-                    _Parameter(f"weight_ih_{suffix}", (rows, inputs)),
-                    _Parameter(f"weight_hh_{suffix}", (rows, units)),
-                    _Parameter(f"bias_{suffix}", (rows,)) if self.bias else None,
-                    _Parameter(f"bias_hn_{suffix}", (units,)) if bias_hn else None,
+                    made("weight_ih", rows, inputs),
+                    made("weight_hh", rows, units),
+                    made("bias", rows) if self.bias else None,
+                    made("bias_hn", units) if self.bias and self._has_bias_hn else None,
                 )
 
-    def _initial_parameters(self) -> dict[str, Array]:
+    def _initial_values(self, parameters: Mapping[str, Parameter]) -> Iterator[Array]:
+        """For each parameter in turn, in host memory."""
         random = np.random.default_rng(self.seed)
         bound = self.hidden_size**-0.5
-        params: dict[str, Array] = {}
-        for parameter in filter(None, chain(*self._parameters)):
-            if parameter.name.startswith("weight_hh") and self.recurrent_init == "orthogonal":
-                params[parameter.name] = self._orthogonal(random)
+        for name, parameter in parameters.items():
+            if name.startswith("weight_hh") and self.recurrent_init == "orthogonal":
+                yield self._orthogonal(random)
             else:
-                numbers = random.uniform(-bound, bound, parameter.shape)
-                params[parameter.name] = self._device.put(numbers.astype(self.dtype))
-        return params
+                yield random.uniform(-bound, bound, parameter.shape).astype(self.dtype)
 
     def _orthogonal(self, random: np.random.Generator) -> Array:
         """A random orthogonal matrix for each gate (Saxe et al. 2014, arXiv:1312.6120)."""
@@ -209,28 +217,20 @@ class Recurrent:
         for _ in self.gates:
             q, r = np.linalg.qr(random.standard_normal((self.hidden_size, self.hidden_size)))
             blocks.append(q * np.sign(np.diag(r)))
-        return self._device.put(np.concatenate(blocks).astype(self.dtype))
+        return np.concatenate(blocks).astype(self.dtype)
 
+    @cached_property
     def _weights(self) -> list[Weights]:
-        """The parameters by layer and direction, checked: they are the caller's to change."""
-        checked = self._checked_parameter
+        """The parameters' own arrays, by layer and direction."""
         return [
             Weights(
-                checked(w_ih),
-                checked(w_hh),
-                None if bias is None else checked(bias),
-                None if bias_hn is None else checked(bias_hn),
+                w_ih.own,
+                w_hh.own,
+                None if bias is None else bias.own,
+                None if bias_hn is None else bias_hn.own,
             )
             for w_ih, w_hh, bias, bias_hn in self._parameters
         ]
-
-    def _checked_parameter(self, parameter: _Parameter) -> Array:
-        value = self.params.get(parameter.name)
-        if value is None:
-            raise ValueError(f"params must hold {parameter.name!r}, got {sorted(self.params)}")
-        device = self._device
-        array = device.shaped(parameter.label, value, parameter.shape, self.dtype)
-        return device.contiguous(array)
 
     # -- calls --------------------------------------------------------------------------------
 
@@ -246,11 +246,13 @@ class Recurrent:
 
         Args:
             x: (T, B, I) of the layer's dtype, or integer tokens (T, B) in 0..I-1. Any strides; a
-                last axis that is not contiguous is copied.
-            state: the initial state, (L·D, B, H) or, for an LSTM, a pair of those; None is zero.
+                last axis that is not contiguous is copied. T or B may be 0.
+            state: the initial state, (L·D, B, H) or, for an LSTM, a pair of those; None, also as
+                one of the pair, is zero.
             lengths: (B,) integers in 0..T, in host memory on every device. Past a row's length y
                 is 0 and its state stays; the second direction starts at the row's own last step.
-            out: where y goes; it must not share memory with x.
+            out: where y goes; no two of its elements may share memory, nor may it share any with
+                what the call reads: x, state and the parameters.
 
         Returns:
             y (T, B, D·H) and the last state, shaped as the initial one.
@@ -269,27 +271,25 @@ class Recurrent:
         lengths: Any = None,
         *,
         out: Array | None = None,
-        dropout_key: int | None = None,
+        dropout_key: SupportsIndex | None = None,
     ) -> tuple[Array, State, Tape]:
         """Run and keep what a backward pass needs; arguments and results as in a plain call.
 
         Args:
-            dropout_key: a non-negative integer that picks the dropout masks, needed when dropout is
-                not 0. The same key gives the same masks, so give every step of training its own.
+            dropout_key: an integer in 0..2**64-1 that picks the dropout masks, needed when dropout
+                is not 0. The same key gives the same masks, so give every step of training its own.
 
         Returns:
             y, the last state and a tape. The tape has its own copy of the parameters, but x, y and
             the initial state are kept as they are: leave them unchanged until ``tape.backward``.
 
         """
-        if self.dropout > 0.0 and self.num_layers > 1:
-            if dropout_key is None:
-                raise ValueError(
-                    f"dropout_key must be given when dropout is {self.dropout:g}, got None"
-                )
-            dropout_key = positive_int("dropout_key", dropout_key, minimum=0)
-            if dropout_key >= 2**64:
-                raise ValueError(f"dropout_key must be below 2**64, got {dropout_key}")
+        if dropout_key is not None:
+            dropout_key = check_dropout_key(dropout_key, 64)
+        elif self.dropout > 0.0 and self.num_layers > 1:
+            raise ValueError(
+                f"dropout_key must be given when dropout is {self.dropout:g}, got None"
+            )
         y, state, tape = self._run(x, state, lengths, out, keep=True, dropout_key=dropout_key)
         assert tape is not None
         return y, state, tape
@@ -319,7 +319,7 @@ class Recurrent:
                 or bfloat16 is asked of a float64 layer.
 
         """
-        return Stream(self, positive_int("batch", batch), weights)
+        return Stream(self, positive_int("batch", batch, minimum=0), weights)
 
     def plan(self, steps: int, batch: int, *, training: bool = False) -> dict[str, Any]:
         """How the first layer, or launch of layers, of a call of that size is computed, and why.
@@ -365,7 +365,9 @@ class Recurrent:
         panels: list[Any] | None = None,
     ) -> tuple[Array, State, Tape | None]:
         given = self._check_input(x, state, lengths)
-        result = self._output(out, given)
+        if weights is None:
+            weights = self._weights
+        result = self._output(out, given, weights)
         masks: list[Array] = []
         if keep and self.dropout > 0.0 and self.num_layers > 1:
             assert dropout_key is not None
@@ -379,7 +381,7 @@ class Recurrent:
             h_n,
             c_n,
             result,
-            self._weights() if weights is None else weights,
+            weights,
             panels,
             masks=masks,
             keep=keep,
@@ -431,15 +433,19 @@ class Recurrent:
                 if masks and layer < first + count - 1:
                     calls[-1]["mask"] = masks[layer]
             index = first * directions
-            kept = self._device.forward(
-                self._cell,
-                calls,
-                given.lengths,
-                self.compute,
-                keep=keep,
-                packed=None if panels is None else panels[index : index + len(calls)],
-                stacked=count > 1,
-            )
+            if given.is_empty:  # a tape then has no gate's value of any step
+                saved = self._device.xp.empty((0, len(self.gates), self.hidden_size), self.dtype)
+                kept: list[Kept] = [(saved, None, None)] * len(calls)
+            else:
+                kept = self._device.forward(
+                    self._cell,
+                    calls,
+                    given.lengths,
+                    self.compute,
+                    keep=keep,
+                    packed=None if panels is None else panels[index : index + len(calls)],
+                    stacked=count > 1,
+                )
             done = zip(calls, kept, strict=True)
             for layer, y in enumerate(outputs, first):
                 for _ in range(directions) if keep else ():
@@ -449,24 +455,31 @@ class Recurrent:
                     passes.append(
                         Pass(snapshot, source, given.h_0[index], c_0, call["y"], saved, cells)
                     )
-                source = y * masks[layer] if layer < len(masks) else y
+                source = masked(y, masks[layer]) if layer < len(masks) else y
             first += count
         return passes
 
-    def _snapshot(self) -> Recurrent:
+    def _snapshot(self, *, batch_first: bool) -> Recurrent:
         """A twin of this layer, with a copy of its parameters."""
-        twin = copy(self)
-        twin.params = {name: array.copy() for name, array in self.params.items()}
+        twin = deepcopy(self)
+        vars(twin)["batch_first"] = batch_first
         return twin
 
-    def _panels(self, weights: list[Weights]) -> list[Any]:
-        """Parameters as the kernels of whole sequences want them, by layer and direction."""
-        pack = self._device.pack
-        return [pack(self._cell, **vars(w), compute=self.compute) for w in weights]
+    def _panels(self, weights: list[Weights], *, by_token: bool = False) -> list[Any]:
+        """Parameters as the kernels of whole sequences want them, by layer and direction.
+
+        With `by_token` x will be tokens.
+        """
+        pack, inputs = self._device.pack, self.num_directions if by_token else 0
+        return [
+            pack(self._cell, **vars(w), compute=self.compute, with_input=index >= inputs)
+            for index, w in enumerate(weights)
+        ]
 
     def _layers_per_call(self, given: Input, *, backward: bool) -> list[int]:
         """How many layers each call of the device's takes, from the first up."""
-        if self.num_layers == 1 or self.bidirectional:  # a layer takes both directions below
+        # A layer takes both directions below.
+        if self.num_layers == 1 or self.bidirectional or given.is_empty:
             return [1] * self.num_layers
         return self._device.layers_per_call(
             self._cell,
@@ -500,39 +513,45 @@ class Recurrent:
         if not tokens and array.dtype != self.dtype:
             raise TypeError(
                 f"x must be {self.dtype.name} as the layer, or integer tokens, "
-                f"got {dtype_text(array.dtype)}"
+                f"got {dtype_text(array.dtype)}: {conversion(self.dtype)}"
             )
         axes = 2 if tokens else 3
         if array.ndim not in (axes - 1, axes):
             order = "(B, T" if self.batch_first else "(T, B"
             wanted = f"{order}) or (T,)" if tokens else f"{order}, I) or (T, I)"
-            raise ValueError(f"x must have shape {wanted}, got {array.shape}")
+            note = f" of integers, which are tokens: {conversion(self.dtype)}" if tokens else ""
+            raise ValueError(f"x must have shape {wanted}, got {array.shape}{note}")
         unbatched = array.ndim == axes - 1
         if unbatched:
             array = array[:, None]
         elif self.batch_first:
             array = array.swapaxes(0, 1)
-        if 0 in array.shape[:2]:
-            raise ValueError(
-                f"x must have at least one step and one row, got shape {shape} "
-                f"(T = {array.shape[0]}, B = {array.shape[1]})"
-            )
-        if tokens:
-            wide = array.dtype == np.uint64 and self._device.values_are_free
-            if wide and array.max() >= self.input_size:
-                raise ValueError(
-                    f"x must hold tokens in 0..{self.input_size - 1}, got {array.max()}"
-                )
-            array = array.astype(np.int64, copy=False)
-        elif array.shape[2] != self.input_size:
+        if not tokens and array.shape[2] != self.input_size:
             raise ValueError(
                 f"x must have input_size = {self.input_size} features, got shape {shape}"
             )
-        if not tokens:
-            array = self._device.last_axis_contiguous(array)
         h_0, c_0 = self._check_state("state", state, int(array.shape[1]), unbatched)
         checked_lengths = None if lengths is None else _check_lengths(lengths, array.shape[:2])
+        if not tokens:
+            array = self._device.last_axis_contiguous(array)
+        else:
+            if array.dtype == np.uint64:
+                array = self._within_int64(array, checked_lengths)
+            array = self._device.walkable(array.astype(np.int64, copy=False))
         return Input(array, h_0, c_0, checked_lengths, unbatched)
+
+    def _within_int64(self, tokens: Array, lengths: Array | None) -> Array:
+        """uint64 tokens (T, B); those too large for int64, that may stand past a length, cut."""
+        most = np.uint64(2**63 - 1)
+        if self._device.values_are_free:
+            live = True if lengths is None else np.arange(len(tokens))[:, None] < lengths
+            wrong = (tokens > most) & live
+            if wrong.any():
+                raise ValueError(
+                    f"x must hold tokens in 0..{self.input_size - 1}, got {tokens[wrong][0]}"
+                )
+        cut: Array = np.minimum(tokens, most)
+        return cut
 
     def _check_state(
         self, name: str, state: State | None, batch: int, unbatched: bool
@@ -558,38 +577,58 @@ class Recurrent:
                 raise TypeError(f"{name} must be one array h, got {type(state)!r}")
             parts = (state,)
         arrays = [
-            device.contiguous(
+            device.xp.zeros(full, self.dtype)
+            if part is None
+            else device.contiguous(
                 device.shaped(f"{name}[{letter!r}]", part, shape, self.dtype).reshape(full)
             )
             for letter, part in zip("hc", parts, strict=False)
         ]
         return arrays[0], arrays[1] if self._has_cell_state else None
 
-    def _output(self, out: Array | None, given: Input) -> Array:
-        """The (T, B, D·H) array that y goes to: a view of `out`, or a new one."""
-        steps, batch, features, device = given.steps, given.batch, self._features, self._device
+    def _output(self, out: Array | None, given: Input, weights: list[Weights]) -> Array:
+        """The (T, B, D·H) array that y goes to: a view of `out`, or a new one.
+
+        Memory that the call reads, or the tape after it, is refused.
+        """
+        steps, batch, features = given.steps, given.batch, self._features
         if given.unbatched:
             shape: tuple[int, ...] = (steps, features)
         else:
             shape = (batch, steps, features) if self.batch_first else (steps, batch, features)
         if out is None:
-            out = device.xp.empty(shape, self.dtype)
+            out = self._device.xp.empty(shape, self.dtype)
             assert out is not None
         else:
-            if not isinstance(out, device.xp.ndarray):
-                raise TypeError(f"out must be a {device.library} array, got {type(out)!r}")
-            device.shaped("out", out, shape, self.dtype)
-            if not device.writeable(out):
-                raise ValueError("out must be writable, got a read-only array")
-            if not device.aligned(out):
-                raise ValueError("out must be aligned, got an array whose elements are not")
-            if out.strides[-1] != out.itemsize and features > 1:
-                raise ValueError(f"out must have a contiguous last axis, got strides {out.strides}")
-            if device.xp.may_share_memory(out, given.x):
-                raise ValueError("out must not share memory with x, got arrays that overlap")
+            self._check_out(out, shape)
+            names = [p and p.label for p in chain(*self._parameters)]
+            arrays = chain(*(vars(w).values() for w in weights))
+            read = [("x", given.x), ("state", given.h_0), ("state", given.c_0)]
+            for name, array in chain(read, zip(names, arrays, strict=True)):
+                if array is not None and self._device.overlap(out, array):
+                    raise ValueError(
+                        f"out must not share memory with {name}, got arrays that overlap"
+                    )
         if given.unbatched:
             return out[:, None]
         return out.swapaxes(0, 1) if self.batch_first else out
+
+    def _check_out(self, out: Array, shape: tuple[int, ...]) -> None:
+        """Refuse an array that the kernels cannot write as it stands."""
+        device = self._device
+        if not isinstance(out, device.xp.ndarray):
+            raise TypeError(f"out must be a {device.library} array, got {type(out)!r}")
+        device.shaped("out", out, shape, self.dtype)
+        if not device.writeable(out):
+            raise ValueError("out must be writable, got a read-only array")
+        if not device.aligned(out):
+            raise ValueError("out must be aligned, got an array whose elements are not")
+        if out.strides[-1] != out.itemsize and shape[-1] > 1 and out.size:
+            raise ValueError(f"out must have a contiguous last axis, got strides {out.strides}")
+        if not out.flags.c_contiguous and not device.region(out).has_own_elements():
+            raise ValueError(
+                f"out must not have two elements in the same memory, got strides {out.strides}"
+            )
 
     def _as_given(self, array: Array, given: Input) -> Array:
         """A (T, B, ·) array in the caller's order of axes."""
@@ -609,11 +648,19 @@ class Recurrent:
 def _check_lengths(lengths: Any, shape: tuple[int, ...]) -> Array:
     steps, batch = shape
     array = host_array("lengths", lengths)
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind not in "iu" and array.size:  # an empty list is of floats
         raise TypeError(f"lengths must be an integer array, got {array.dtype.name}")
     if array.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},), got {array.shape}")
-    if array.min() < 0 or array.max() > steps:
+    if array.size and (array.min() < 0 or array.max() > steps):
         wrong = array.min() if array.min() < 0 else array.max()
         raise ValueError(f"lengths must lie in 0..{steps}, got {wrong}")
     return array.astype(np.int64)
+
+
+def check_dropout_key(key: SupportsIndex, bits: int) -> int:
+    """The key of dropout masks as an integer of so many bits."""
+    result = positive_int("dropout_key", key, minimum=0)
+    if result >= 2**bits:
+        raise ValueError(f"dropout_key must be below 2**{bits}, got {result}")
+    return result

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnkern._checks import Array, choice, finite_float, positive_int
+from rnnkern._checks import Array, DType, choice, explains_options, finite_float, positive_int
+from rnnkern._fixed import Fixed
 from rnnkern.device import Device, get_device
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.linear import Linear, LinearTape
+from rnnkern.parameters import Parameters
+from rnnkern.recurrent import check_dropout_key
+from rnnkern.stream import Stream
 
 _CELLS: dict[str, type[Any]] = {
     "RNN": RNN,
@@ -21,7 +25,7 @@ _CELLS: dict[str, type[Any]] = {
 }
 
 
-class Seq2Seq:
+class Seq2Seq(Fixed):
     """An encoder's last states start a decoder, whose outputs a linear head turns into logits.
 
     All sequences are time-major integer tokens: S source steps, T target steps, B rows. A
@@ -59,6 +63,7 @@ class Seq2Seq:
 
     """
 
+    @explains_options
     def __init__(
         self,
         source_vocab: int,
@@ -74,7 +79,7 @@ class Seq2Seq:
         num_layers: int = 1,
         bidirectional: bool = False,
         dropout: float = 0.0,
-        dtype: str = "float32",
+        dtype: DType = "float32",
         compute: str | None = None,
         seed: int | None = None,
         device: str = "cpu",
@@ -136,9 +141,14 @@ class Seq2Seq:
             "seed": seed,
             "device": self.device,
         }
-        self.params: dict[str, Array] = _joined(
-            self.encoder.params, self.decoder.params, self.output.params
+        self.params = Parameters.joined(
+            {
+                "encoder": self.encoder.params,
+                "decoder": self.decoder.params,
+                "output": self.output.params,
+            }
         )
+        self._settle()
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -151,7 +161,7 @@ class Seq2Seq:
         target: Any,
         target_lengths: Any = None,
         *,
-        dropout_key: int | None = None,
+        dropout_key: SupportsIndex | None = None,
     ) -> tuple[Array, Seq2SeqTape]:
         """Logits with the decoder fed the true target (teacher forcing), and the tape.
 
@@ -180,7 +190,10 @@ class Seq2Seq:
                 f"source and target must agree in B, got {source.shape[1]} and {target.shape[1]}"
             )
         # Two keys of one: the two parts must not drop the same units.
-        keys = (None, None) if dropout_key is None else (2 * dropout_key, 2 * dropout_key + 1)
+        keys: tuple[int | None, int | None] = None, None
+        if dropout_key is not None:
+            key = check_dropout_key(dropout_key, 63)
+            keys = 2 * key, 2 * key + 1
         _, state, encoder_tape = self.encoder.forward(
             source, None, source_lengths, dropout_key=keys[0]
         )
@@ -210,19 +223,21 @@ class Seq2Seq:
         """
         positive_int("max_length", max_length)
         xp, source = self._device.xp, _tokens(self._device, "source", source)
-        _, encoded = self.encoder(source, None, source_lengths)
-        state = self._bridge(encoded)
-        rows = source.shape[1]
-        token = xp.full(rows, self.bos, np.int64)
-        ended = xp.zeros(rows, np.bool_)
+        if source.shape[1] == 0:
+            return xp.zeros((0, 0), np.int64), xp.zeros(0, np.int64)
+        stream, head = self._decoding(source, source_lengths, 1)
+        token = xp.full(source.shape[1], self.bos, np.int64)
+        ended = xp.zeros(source.shape[1], np.bool_)
         tokens: list[NDArray[np.int64]] = []
-        while len(tokens) < max_length and not ended.all():
-            y, state = self.decoder(token[np.newaxis], state)
-            token = xp.where(ended, self.eos, self.output(y[0]).argmax(axis=-1))
+        while len(tokens) < max_length and xp.count_nonzero(ended) < len(ended):
+            token = head(stream.step(token)).argmax(axis=-1)
             ended |= token == self.eos
             tokens.append(token)
         answer = xp.stack(tokens)
-        return answer, self._lengths(answer)
+        lengths = self._lengths(answer)
+        # A row that has ended goes on with the others; what it says then is not its answer.
+        past = xp.arange(len(answer))[:, np.newaxis] >= lengths
+        return xp.where(past, self.eos, answer), lengths
 
     def beam(
         self,
@@ -256,37 +271,56 @@ class Seq2Seq:
         positive_int("width", width)
         finite_float("length_penalty", length_penalty, minimum=0.0)
         xp, source = self._device.xp, _tokens(self._device, "source", source)
-        _, encoded = self.encoder(source, None, source_lengths)
-        state = tuple(xp.repeat(s, width, axis=1) for s in _as_tuple(self._bridge(encoded)))
+        if source.shape[1] == 0:
+            return xp.zeros((0, 0), np.int64), xp.zeros(0, np.int64), xp.zeros(0)
+        stream, head = self._decoding(source, source_lengths, width)
         rows = source.shape[1]
-        first_beam = xp.arange(rows)[:, np.newaxis] * width
-        tokens = xp.empty((0, rows * width), np.int64)
+        first = xp.arange(rows) * width  # each row's leading beam
         token = xp.full(rows * width, self.bos, np.int64)
         # One beam per row is alive at first: equal beams would stay equal.
-        scores = xp.where(xp.arange(width) == 0, 0.0, -np.inf) + xp.zeros((rows, 1))
-        ended = xp.zeros((rows, width), np.bool_)
-        counts = xp.zeros((rows, width), np.int64)
+        scores = xp.where(xp.arange(rows * width) % width == 0, 0.0, -np.inf)
+        ended = xp.zeros(rows * width, np.bool_)
+        counts = xp.zeros(rows * width, np.int64)
+        # Of one beam's continuations the likeliest alone can stay. An ended answer has one: eos
+        # again, free of charge.
+        branches = min(width, self.output.out_features)
+        again = xp.where(xp.arange(branches) == 0, 0.0, -np.inf)
+        taken: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # (from which beam, token)
         # Without a length penalty no answer overtakes an ended one that leads.
-        while len(tokens) < max_length and not (ended if length_penalty else ended[:, :1]).all():
-            y, new_state = self.decoder(token[np.newaxis], _as_state(state))
-            steps = _log_softmax(self.output(y[0])).reshape(rows, width, -1)
-            # An ended answer has one continuation: eos again, free of charge.
-            again = xp.where(xp.arange(steps.shape[-1]) == self.eos, 0.0, -np.inf)
-            steps = xp.where(ended[..., np.newaxis], again, steps)
-            totals = scores[..., np.newaxis] + steps
-            counts += ~ended
-            ranks = totals / np.maximum(counts, 1)[..., np.newaxis] ** length_penalty
-            best = _largest(xp, ranks.reshape(rows, -1), width)
-            parent, chosen = xp.divmod(best, steps.shape[-1])
-            scores = xp.take_along_axis(totals.reshape(rows, -1), best, axis=1)
-            counts = xp.take_along_axis(counts, parent, axis=1)
-            ended = chosen == self.eos
-            token = chosen.reshape(-1)
-            origin = (first_beam + parent).reshape(-1)
-            state = tuple(s[:, origin] for s in _as_tuple(new_state))
-            tokens = xp.concatenate([tokens[:, origin], token[np.newaxis]])
-        answer = xp.ascontiguousarray(tokens[:, ::width])
-        return answer, self._lengths(answer), scores[:, 0]
+        while len(taken) < max_length and not (ended if length_penalty else ended[first]).all():
+            likeliest, steps = _likeliest(xp, head(stream.step(token)), branches)
+            over = ended[:, np.newaxis]
+            chosen = xp.where(over, self.eos, likeliest)
+            totals = scores[:, np.newaxis] + xp.where(over, again, steps)
+            ranks = totals
+            if length_penalty:
+                counts += ~ended
+                ranks = totals / counts[:, np.newaxis] ** length_penalty
+            best = xp.argsort(-ranks.reshape(rows, -1), axis=1, kind="stable")[:, :width]
+            parent, branch = xp.divmod(best, branches)
+            origin, branch = (first[:, np.newaxis] + parent).reshape(-1), branch.reshape(-1)
+            token, scores, counts = chosen[origin, branch], totals[origin, branch], counts[origin]
+            ended = token == self.eos
+            if width > 1:
+                stream._take(origin)
+            taken.append((origin, token))
+        beam = first
+        answer = []
+        for origin, token in reversed(taken):
+            answer.append(token[beam])
+            beam = origin[beam]
+        tokens = xp.stack(answer[::-1])
+        return tokens, self._lengths(tokens), scores[first]
+
+    def _decoding(
+        self, source: Array, source_lengths: Any, width: int
+    ) -> tuple[Stream, Callable[[Array], Array]]:
+        """The decoder after the source, ``width`` rows for each of its rows; the head: packed."""
+        _, encoded = self.encoder(source, None, source_lengths)
+        stream = Stream(self.decoder, source.shape[1] * width, by_token=True)
+        states = _as_tuple(self._bridge(encoded))
+        stream.state = _as_state(tuple(self._device.xp.repeat(s, width, axis=1) for s in states))
+        return stream, self.output.freeze()._affine
 
     def _lengths(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of each column before its first eos."""
@@ -368,7 +402,7 @@ def _token(name: str, value: int, vocabulary: int) -> int:
 def _tokens(device: Device, name: str, value: Any) -> Array:
     """`value` as the device's array (steps, B) of integers."""
     array = device.array(name, value)
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got {array.dtype}")
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (steps, B), got {array.shape}")
@@ -392,18 +426,18 @@ def _like(layer: Any, states: tuple[Array, ...]) -> Any:
     return states if len(states) == 2 else (states[0], layer._device.xp.zeros_like(states[0]))
 
 
-def _log_softmax(logits: Array) -> NDArray[np.float64]:
-    """Over the last axis, in float64."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
+def _likeliest(xp: Any, logits: Array, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The ``count`` likeliest tokens of each row, ties by token, and their log-probabilities.
 
-
-def _largest(xp: Any, values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Indices (rows, count) of each row's largest values, the largest first, ties by index."""
-    kept = xp.argpartition(-values, count - 1, axis=1)[:, :count]
-    kept.sort(axis=1)
-    order = xp.argsort(-xp.take_along_axis(values, kept, axis=1), axis=1, kind="stable")
-    largest: NDArray[np.int64] = xp.take_along_axis(kept, order, axis=1)
-    return largest
+    Both are (rows, count). The logits are spoilt.
+    """
+    rows = xp.arange(len(logits))
+    top = logits.max(axis=1)
+    with np.errstate(all="ignore"):  # what is far from likely vanishes
+        total = top + np.log(np.exp(logits - top[:, np.newaxis]).sum(axis=1, dtype=np.float64))
+    tokens, steps = [], []
+    for _ in range(count):  # of a few rounds each is cheaper than a partition's share
+        tokens.append(logits.argmax(axis=1))
+        steps.append(logits[rows, tokens[-1]] - total)
+        logits[rows, tokens[-1]] = -np.inf
+    return xp.stack(tokens, axis=1), xp.stack(steps, axis=1)

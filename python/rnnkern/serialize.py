@@ -1,9 +1,14 @@
-"""Saving and loading layers and models: one safetensors file, nothing ever unpickled.
+"""Saving and loading layers, models and optimizers: one safetensors file, nothing ever unpickled.
 
 A file is an 8-byte little-endian length, a JSON header of that length and the arrays' bytes, as
 the safetensors format has it. The header's ``__metadata__`` holds the class and its constructor's
 arguments, from which ``load`` builds the object anew, and a SHA-256 over header and arrays, so
-that an altered file is refused.
+that an altered file is refused. Models saved by name are of the class ``dict``, whose arguments
+are each one's class and arguments.
+
+``save`` has the header that it made read by the code of ``load`` before it writes anything, and
+``load`` holds the header against the models' shapes before it takes memory for an array: both
+refuse the same.
 """
 
 from __future__ import annotations
@@ -12,17 +17,19 @@ import hashlib
 import json
 import math
 import os
-import threading
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from rnnkern._checks import Array
+from rnnkern._checks import Array, choice, on_gpu
+from rnnkern._files import open_regular, replace
 from rnnkern.device import get_device, to_host
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.linear import Linear
+from rnnkern.optim import Optimizer
+from rnnkern.parameters import undrawn
 from rnnkern.seq2seq import Seq2Seq
 
 _CLASSES: dict[str, type[Any]] = {
@@ -35,7 +42,13 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LONGEST_HEADER = 1 << 24  # bytes; a header takes about 100 per array
-_EXTRA = "extra."  # prefix of the arrays that are not the model's
+_LONGEST_MESSAGE = 500  # characters of a file's own that an error shows
+
+# Keys of the metadata.
+_CLASS, _CONFIG, _SUM, _NOTE = "rnnkern.class", "rnnkern.config", "rnnkern.sha256", "note."
+_SEVERAL = "dict"  # the class of models by name
+# Prefixes of the arrays that are not a single model's.
+_MODELS, _OPTIMIZER, _OPTIMIZERS, _EXTRA = "models.", "optimizer.", "optimizers.", "extra."
 
 Arrays = dict[str, Array]
 
@@ -44,44 +57,125 @@ class FormatError(ValueError):
     """A file that is not what ``save`` wrote: foreign, truncated, altered or of another version."""
 
 
+class Checkpoint(NamedTuple):
+    """What ``load_checkpoint`` found in a file.
+
+    Attributes:
+        model: The layer or model that was saved, or a dict of them by name.
+        optimizer: What the optimizer's ``load_state_dict`` takes, or a dict of that by the
+            optimizers' names; ``None`` if none was saved.
+        extra: The further arrays by name, NumPy's.
+        notes: The further strings by name.
+
+    """
+
+    model: Any
+    optimizer: Any
+    extra: Arrays
+    notes: dict[str, str]
+
+
+class _Entry(NamedTuple):
+    """An array as the header describes it: ``size`` bytes from ``start`` on."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
 def save(
     path: str | os.PathLike[str],
     model: Any,
     *,
+    optimizer: Optimizer | Mapping[str, Optimizer] | None = None,
     extra: Mapping[str, Array] | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a layer or model to one file. A file does not say on what device the model was.
+    """Write what one program trains to one file. It does not say on what device the models were.
 
-    The file appears whole or not at all: it is written beside ``path`` and then takes its place,
-    so a crash leaves the file that was there before.
+    Everything is checked before anything is written, and the file appears whole or not at all: it
+    is written beside ``path`` and then takes its place, so an error or a crash leaves the file that
+    was there before. Links are followed; mode and, where allowed, owner of a replaced file stay.
+    What killed processes left unfinished in its directory is removed.
 
     Args:
         path: The file to write or to replace.
-        model: A layer, ``Linear`` or ``Seq2Seq``.
-        extra: Further arrays of any device to keep with it, float32, float64 or int64, by name.
-        notes: Further strings to keep with it, by name.
+        model: A layer, ``Linear`` or ``Seq2Seq``, or a mapping of names without dots to those.
+        optimizer: An optimizer whose state to keep, or a mapping of names without dots to those.
+        extra: Further arrays of any device to keep, float32, float64 or int64, by name.
+        notes: Further strings to keep, by name; 16 MiB at most, as JSON.
 
     Raises:
-        TypeError: ``model`` is of another class, or an array of another dtype.
-        OSError: The file cannot be written.
+        TypeError: A model is of another class, an array of another dtype, a note no string.
+        ValueError: Two models share an array, a name cannot be one, the notes are too long.
+        OSError: ``path`` is no regular file, or cannot be written.
 
     """
-    name = type(model).__name__
-    if _CLASSES.get(name) is not type(model):
-        raise TypeError(f"model must be one of {', '.join(_CLASSES)}, got {name}")
-    arrays = {key: to_host(param) for key, param in model.params.items()}
-    arrays.update({_EXTRA + key: to_host(value) for key, value in (extra or {}).items()})
-    metadata = {
-        "rnnkern.class": name,
-        "rnnkern.config": json.dumps({**model.config(), "device": "cpu"}, sort_keys=True),
-        **{f"note.{key}": value for key, value in (notes or {}).items()},
+    for one in _each(model):
+        if _CLASSES.get(type(one).__name__) is not type(one):
+            raise TypeError(
+                f"model must be one of {', '.join(_CLASSES)} or a dict of them, got "
+                f"{type(one).__name__}"
+            )
+    for one in [] if optimizer is None else _each(optimizer):
+        if not isinstance(one, Optimizer):
+            raise TypeError(
+                "optimizer must be an rnnkern optimizer or a dict of them, got "
+                f"{type(one).__name__}"
+            )
+    models = _by_prefix("model", model, _MODELS, "")
+    arrays = {
+        prefix + name: param for prefix, one in models.items() for name, param in one.params.items()
     }
-    _replace(Path(path), _encode(arrays, metadata))
+    shared = {id(array): name for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if shared[id(array)] != name:
+            raise ValueError(
+                f"model holds one array twice, as {name.removeprefix(_MODELS)} and "
+                f"{shared[id(array)].removeprefix(_MODELS)}; loaded models would share nothing"
+            )
+    if optimizer is not None:
+        for prefix, one in _by_prefix("optimizer", optimizer, _OPTIMIZERS, _OPTIMIZER).items():
+            arrays.update({prefix + name: array for name, array in one.state_dict().items()})
+    for name, value in (extra or {}).items():
+        arrays[_EXTRA + _text("a name in extra", name)] = _array(f"extra[{name!r}]", value)
+    metadata = _described(models)
+    for name, note in (notes or {}).items():
+        metadata[_NOTE + _text("a name in notes", name)] = _text(f"notes[{name!r}]", note)
+
+    header, arrays = _header(arrays, metadata)
+    text = _header_text(header)
+    if len(text) > _LONGEST_HEADER:
+        raise ValueError(
+            f"notes and names must take at most {_LONGEST_HEADER} bytes as JSON, got {len(text)}"
+        )
+    device = next((one.device for one in models.values() if one.device != "cpu"), "cpu")
+    try:
+        entries, _ = _parsed(_json("a header", text), sum(a.nbytes for a in arrays.values()))
+        _empty_models(entries, metadata, device)
+    except FormatError as error:
+        raise ValueError(
+            f"what was given could not be loaded again, for the file {error}"
+        ) from None
+
+    def write(file: BinaryIO) -> None:
+        digest = _digest(header)
+        file.seek(8 + len(text))
+        for array in arrays.values():
+            # A copy: what is written is what was added up, whatever another thread does.
+            piece = np.ascontiguousarray(to_host(array), array.dtype.newbyteorder("<")).tobytes()
+            digest.update(piece)
+            file.write(piece)
+        header["__metadata__"][_SUM] = digest.hexdigest()
+        file.seek(0)
+        file.write(len(text).to_bytes(8, "little") + _header_text(header))
+
+    replace(path, write)
 
 
 def load(path: str | os.PathLike[str], *, device: str = "cpu") -> Any:
-    """The layer or model that ``save`` wrote to ``path``, on the device asked for.
+    """The layer, model or dict of them that ``save`` wrote to ``path``, on the device asked for.
 
     Raises:
         FormatError: The file is not what ``save`` wrote, or holds a model that the device cannot
@@ -90,138 +184,295 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu") -> Any:
         OSError: The file cannot be read.
 
     """
-    return load_checkpoint(path, device=device)[0]
+    return load_checkpoint(path, device=device).model
 
 
-def load_checkpoint(
-    path: str | os.PathLike[str], *, device: str = "cpu"
-) -> tuple[Any, Arrays, dict[str, str]]:
-    """As ``load``, with the extra arrays, NumPy's, and the notes that were saved with the model."""
-    place = get_device(device)
+def load_checkpoint(path: str | os.PathLike[str], *, device: str = "cpu") -> Checkpoint:
+    """All that ``save`` wrote to ``path``: models, optimizers' state, arrays and notes.
+
+    A run that was saved with its optimizer goes on bit for bit: build the optimizer anew on
+    ``model.params`` and give its ``load_state_dict`` what is in ``optimizer``. The memory that it
+    takes goes by the file's size, whatever the file says.
+
+    Raises:
+        FormatError, ValueError, OSError: As ``load``.
+
+    """
+    get_device(device)
     try:
-        arrays, metadata = _decode(Path(path))
-        model = _build(metadata, device)
-        for name, param in model.params.items():
-            if name not in arrays:
-                raise FormatError(f"lacks the array {name}")
-            array = arrays.pop(name)
-            if (array.shape, array.dtype) != (param.shape, param.dtype):
-                raise FormatError(
-                    f"has {name} as {array.dtype} of shape {array.shape}, "
-                    f"expected {param.dtype} of shape {param.shape}"
-                )
-            param[...] = place.put(array)
-        foreign = [name for name in arrays if not name.startswith(_EXTRA)]
-        if foreign:
-            raise FormatError(f"has the unknown array {foreign[0]}")
-    except (ValueError, OverflowError) as error:
-        raise FormatError(f"{os.fspath(path)}: {error}") from error
-    extra = {name.removeprefix(_EXTRA): array.copy() for name, array in arrays.items()}
-    notes = {
-        key.removeprefix("note."): value
-        for key, value in metadata.items()
-        if key.startswith("note.")
+        with open_regular(path) as file:
+            entries, metadata, digest = _read_header(file)
+            models = _empty_models(entries, metadata, device)
+            arrays = _read_arrays(file, entries, digest)
+        if digest.hexdigest() != metadata[_SUM]:
+            raise FormatError("was altered: its checksum does not match")
+        for prefix, model in models.items():
+            model.params.fill({name: arrays.pop(prefix + name) for name in model.params})
+        return Checkpoint(
+            _by_name(models, _MODELS, ""),
+            _optimizer_states(arrays),
+            {name.removeprefix(_EXTRA): array for name, array in arrays.items()},
+            {
+                key.removeprefix(_NOTE): note
+                for key, note in metadata.items()
+                if key.startswith(_NOTE)
+            },
+        )
+    except FormatError as error:
+        raise refusal(path, str(error)) from error
+
+
+def refusal(path: str | os.PathLike[str], text: str) -> FormatError:
+    """The error of a file, named; what the file has it say is short and harms no terminal."""
+    if len(text) > _LONGEST_MESSAGE:
+        text = f"{text[:_LONGEST_MESSAGE]}..."
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return FormatError(f"{os.fspath(path)}: {text}")
+
+
+# -- what was given, and its header ---------------------------------------------------------------
+
+
+def _each(given: Any) -> Iterable[Any]:
+    """What was given, or what the mapping holds that was."""
+    return given.values() if isinstance(given, Mapping) else [given]
+
+
+def _by_prefix(what: str, given: Any, several: str, single: str) -> dict[str, Any]:
+    """Objects by the prefix of their arrays' names; ``given`` is one, or a mapping of names."""
+    if not isinstance(given, Mapping):
+        return {single: given}
+    if not given:
+        raise ValueError(f"{what} must hold at least one, got an empty mapping")
+    for name in given:
+        if not _text(f"a name in {what}", name) or "." in name:
+            raise ValueError(f"a name in {what} must have letters and no dot, got {name!r}")
+    return {f"{several}{name}.": one for name, one in given.items()}
+
+
+def _by_name(made: Mapping[str, Any], several: str, single: str) -> Any:
+    """The inverse of ``_by_prefix``."""
+    if made.keys() == {single}:
+        return made[single]
+    return {prefix.removeprefix(several)[:-1]: one for prefix, one in made.items()}
+
+
+def _text(what: str, value: Any) -> str:
+    """``value``, which must be a string that UTF-8 can hold."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a string, got {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} must be Unicode without lone surrogates") from None
+    return value
+
+
+def _array(what: str, value: Any) -> Array:
+    """``value`` as an array of any device."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{what} must have no mask: a file keeps none")
+    array: Array = value if on_gpu(value) else np.asarray(value)
+    return array
+
+
+def _described(models: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata that tell classes and constructors' arguments."""
+    described = {
+        prefix: (type(model).__name__, {**model.config(), "device": "cpu"})
+        for prefix, model in models.items()
     }
-    return model, extra, notes
+    made = _by_name(described, _MODELS, "")
+    name, config = (_SEVERAL, made) if isinstance(made, dict) else made
+    return {_CLASS: name, _CONFIG: json.dumps(config, sort_keys=True)}
 
 
-def _build(metadata: Mapping[str, str], device: str) -> Any:
-    """A model of the class and configuration that the metadata name, on a device."""
-    name = metadata["rnnkern.class"]
-    if name not in _CLASSES:
-        raise FormatError(f"holds a {name}, which this version does not know")
-    try:
-        return _CLASSES[name](**{**json.loads(metadata["rnnkern.config"]), "device": device})
-    except (TypeError, ValueError, MemoryError) as error:
-        raise FormatError(f"holds a {name} that cannot be built: {error}") from error
-
-
-def _encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> list[bytes]:
-    """The pieces of a file, in order."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    data = []
+def _header(arrays: Arrays, metadata: dict[str, str]) -> tuple[dict[str, Any], Arrays]:
+    """The header, but for the checksum, and the arrays in the order in which it lists them."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    ordered = {}
     end = 0
     # Widest numbers first, so that every array is aligned for its dtype.
     for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):
         dtype = array.dtype.newbyteorder("<")
         if dtype not in _NAMES:
             raise TypeError(f"{name} must be float32, float64 or int64, got {array.dtype}")
-        data.append(np.ascontiguousarray(array, dtype).tobytes())
         start, end = end, end + array.nbytes
         header[name] = {
             "dtype": _NAMES[dtype],
             "shape": list(array.shape),
             "data_offsets": [start, end],
         }
-    header["__metadata__"]["rnnkern.sha256"] = _checksum(header, data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little"), text, *data]
+        ordered[name] = array
+    return header, ordered
 
 
-def _checksum(header: Mapping[str, Any], data: list[bytes]) -> str:
-    """SHA-256 of the header, in one spelling, and of the arrays' bytes after it."""
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for piece in data:
-        digest.update(piece)
-    return digest.hexdigest()
+def _header_text(header: dict[str, Any]) -> bytes:
+    """The header's bytes, as long without the checksum as with it."""
+    metadata = {**header["__metadata__"]}
+    metadata.setdefault(_SUM, "0" * 64)
+    text = json.dumps({**header, "__metadata__": metadata}).encode()
+    return text + b" " * (-len(text) % 8)
 
 
-def _decode(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """The arrays and metadata of a file, everything checked before it is trusted."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise FormatError("is not a safetensors file, or a truncated one")
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"has a header that cannot be read: {error}") from error
-        data = file.read()
-    metadata = _metadata(header)
-    arrays: Arrays = {}
-    expected = 0
-    entries = [(name, *_entry(name, header[name])) for name in header if name != "__metadata__"]
-    for name, dtype, shape, start, end in sorted(entries, key=lambda entry: entry[3:]):
-        if start != expected:
-            raise FormatError(f"has overlapping arrays or a gap before {name}")
-        if end > len(data):
-            raise FormatError(f"is truncated: {name} ends at byte {end} of {len(data)}")
-        if end - start != math.prod(shape) * dtype.itemsize:
-            raise FormatError(f"has {end - start} bytes for {name}, a {dtype} of shape {shape}")
-        arrays[name] = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
-        expected = end
-    if expected != len(data):
-        raise FormatError(f"has {len(data) - expected} bytes after its last array")
-    if not {"rnnkern.class", "rnnkern.config", "rnnkern.sha256"} <= metadata.keys():
-        raise FormatError("is a safetensors file, but not one that rnnkern wrote")
-    if metadata.pop("rnnkern.sha256") != _checksum(header, [data]):
-        raise FormatError("was altered: its checksum does not match")
-    return arrays, metadata
+def _digest(header: Mapping[str, Any]) -> Any:
+    """A SHA-256 that has taken the header, in one spelling; the arrays' bytes come next."""
+    metadata = {key: value for key, value in header["__metadata__"].items() if key != _SUM}
+    text = json.dumps({**header, "__metadata__": metadata}, sort_keys=True)
+    return hashlib.sha256(text.encode())
 
 
-def _metadata(header: Any) -> dict[str, str]:
-    """The header's own dict of metadata, checked."""
+# -- what a file says, checked before it is trusted -----------------------------------------------
+
+
+def _read_header(file: BufferedReader) -> tuple[dict[str, _Entry], dict[str, str], Any]:
+    """The entries, in the order of their bytes, the metadata and the digest that has taken both."""
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+        raise FormatError("is not a safetensors file, or a truncated one")
+    header = _json("a header", file.read(length))
+    return *_parsed(header, size - 8 - length), _digest(header)
+
+
+def _parsed(header: Any, size: int) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """The entries, in the order of their bytes, of which there are ``size``, and the metadata."""
     if not isinstance(header, dict):
         raise FormatError("has a header that is not a JSON object")
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError("has metadata that are not strings by name")
-    return metadata
+    entries = {name: _entry(name, header[name]) for name in header if name != "__metadata__"}
+    entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)))
+    expected = 0
+    for name, entry in entries.items():
+        if entry.start != expected:
+            raise FormatError(f"has overlapping arrays or a gap before {name}")
+        expected += entry.size
+        if expected > size:
+            raise FormatError(f"is truncated: {name} ends at byte {expected} of {size}")
+    if expected != size:
+        raise FormatError(f"has {size - expected} bytes after its last array")
+    if not {_CLASS, _CONFIG, _SUM} <= metadata.keys():
+        raise FormatError("is a safetensors file, but not one that rnnkern wrote")
+    return entries, metadata
 
 
-def _entry(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
-    """One array's dtype, shape, first byte and last byte + 1, out of the header."""
-    try:
-        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    except (TypeError, KeyError, ValueError) as error:
-        raise FormatError(f"has a header whose entry for {name} is not an array's") from error
+def _entry(name: str, entry: Any) -> _Entry:
+    """One array's entry of the header."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(f"has a header whose entry for {name} is not an array's")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        raise FormatError(f"has a header whose entry for {name} is not an array's")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise FormatError(f"has {name} of dtype {dtype}, expected one of {', '.join(_DTYPES)}")
-    if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+        found = dtype if isinstance(dtype, str) else type(dtype).__name__
+        raise FormatError(f"has {name} of dtype {found}, expected one of {', '.join(_DTYPES)}")
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, *offsets)):
         raise FormatError(f"has a shape or offset of {name} that is not a whole number")
-    return _DTYPES[dtype], shape, start, end
+    start, size = offsets[0], offsets[1] - offsets[0]
+    if size != math.prod(shape) * _DTYPES[dtype].itemsize:
+        raise FormatError(f"has {size} bytes for {name}, a {_DTYPES[dtype]} of shape {shape}")
+    return _Entry(_DTYPES[dtype], tuple(shape), start, size)
+
+
+def _empty_models(
+    entries: Mapping[str, _Entry], metadata: Mapping[str, str], device: str
+) -> dict[str, Any]:
+    """Models without values, by the prefix of their arrays, all of which ``entries`` has."""
+    models = {}
+    rest = dict(entries)
+    for prefix, name, config in _kinds(metadata):
+        models[prefix] = model = _empty_model(name, config, device, len(rest))
+        for key, (shape, dtype) in model.params.specs().items():
+            entry = rest.pop(prefix + key, None)
+            if entry is None:
+                raise FormatError(f"lacks the array {prefix}{key}")
+            if (entry.shape, entry.dtype) != (shape, dtype):
+                raise FormatError(
+                    f"has {prefix}{key} as {entry.dtype} of shape {entry.shape}, "
+                    f"expected {dtype} of shape {shape}"
+                )
+    for name in rest:
+        if not name.startswith((_EXTRA, _OPTIMIZER, _OPTIMIZERS)):
+            raise FormatError(f"has the unknown array {name}")
+    return models
+
+
+def _kinds(metadata: Mapping[str, str]) -> Iterator[tuple[str, Any, Any]]:
+    """Of each model the prefix, the class's name and the configuration, as yet unchecked."""
+    config = _json("a configuration", metadata[_CONFIG].encode())
+    if metadata[_CLASS] != _SEVERAL:
+        yield "", metadata[_CLASS], config
+        return
+    if not isinstance(config, dict):
+        raise FormatError("has models that are not named")
+    try:
+        named = _by_prefix("model", config, _MODELS, "")
+    except ValueError as error:
+        raise FormatError(f"has models whose names are none: {error}") from error
+    for prefix, pair in named.items():
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise FormatError(f"has {prefix[:-1]} that is not a class and its configuration")
+        yield prefix, *pair
+
+
+def _empty_model(name: Any, config: Any, device: str, arrays: int) -> Any:
+    """A model of that class and configuration, without values, for at most so many arrays."""
+    if not isinstance(name, str) or name not in _CLASSES:
+        raise FormatError(f"holds a {name!r}, which this version does not know")
+    if not isinstance(config, dict):
+        raise FormatError(f"holds a {name} that cannot be built: its arguments are not named")
+    layers = config.get("num_layers")
+    if isinstance(layers, int) and layers > arrays:
+        raise FormatError(f"lacks arrays: it has {arrays}, too few for num_layers={layers}")
+    try:
+        # As ``config()`` spells it: NumPy would have Python parse any other text.
+        choice("dtype", config.get("dtype", "float32"), ("float32", "float64"))
+        return undrawn(_CLASSES[name], {**config, "device": device})
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FormatError(f"holds a {name} that cannot be built: {error}") from error
+
+
+def _read_arrays(file: BufferedReader, entries: Mapping[str, _Entry], digest: Any) -> Arrays:
+    """The arrays whose bytes come next; the digest takes them too."""
+    arrays: Arrays = {}
+    for name, entry in entries.items():
+        try:
+            arrays[name] = np.empty(entry.shape, entry.dtype)
+        except ValueError as error:
+            raise FormatError(f"has {name} of shape {entry.shape}: {error}") from error
+        raw: Any = arrays[name].reshape(-1).view(np.uint8)
+        if file.readinto(raw) != entry.size:
+            raise FormatError(f"was truncated while it was read, before the end of {name}")
+        digest.update(raw)
+    return arrays
+
+
+def _optimizer_states(arrays: Arrays) -> Any:
+    """The optimizers' arrays, taken out of ``arrays``, as ``Checkpoint.optimizer`` has them."""
+    states: dict[str, Arrays] = {}
+    for name in list(arrays):
+        if name.startswith(_OPTIMIZER):
+            prefix = _OPTIMIZER
+        elif name.startswith(_OPTIMIZERS):
+            prefix = name[: name.find(".", len(_OPTIMIZERS)) + 1]
+            if len(prefix) <= len(_OPTIMIZERS) + 1:
+                raise FormatError(f"has {name}, which is no optimizer's")
+        else:
+            continue
+        states.setdefault(prefix, {})[name.removeprefix(prefix)] = arrays.pop(name)
+    if _OPTIMIZER in states and len(states) > 1:
+        raise FormatError("has states of optimizers with names and of one without")
+    return _by_name(states, _OPTIMIZERS, _OPTIMIZER) if states else None
+
+
+def _json(what: str, text: bytes) -> Any:
+    """What JSON in UTF-8 says, if it says it once and without lone surrogates."""
+    try:
+        return json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"has {what} that cannot be read: {error}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -229,18 +480,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         raise ValueError("a name comes twice")
+    for text in (*made.keys(), *made.values()):
+        if isinstance(text, str):
+            text.encode()
     return made
 
 
-def _replace(path: Path, pieces: list[bytes]) -> None:
-    """Write a file so that ``path`` is at every moment the old one or the new one, whole."""
-    # A name per process and thread: two writers must not share a half-written file.
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with beside.open("wb") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Union, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, overload
 
 import numpy as np
 
@@ -61,6 +62,18 @@ class Input:
         """B."""
         return int(self.x.shape[1])
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to compute."""
+        return self.x.size == 0
+
+
+def masked(array: Array, mask: Array) -> Array:
+    """Their product, whatever ``np.seterr`` says of numbers that vanish or overflow in it."""
+    with np.errstate(all="ignore"):
+        product: Array = array * mask
+    return product
+
 
 @dataclass(frozen=True)
 class StateGradients:
@@ -79,7 +92,10 @@ class StateGradients:
 
 
 class Tape:
-    """What one ``forward`` kept. ``backward`` may be called any number of times."""
+    """What one ``forward`` kept. ``backward`` may be called any number of times.
+
+    It can be copied, but not pickled: its weights are packed for the processor that it is on.
+    """
 
     def __init__(
         self, layer: Recurrent, given: Input, passes: list[Pass], masks: list[Array]
@@ -88,6 +104,21 @@ class Tape:
         self._given = given
         self._passes = passes
         self._masks = masks
+
+    def __copy__(self) -> Tape:
+        return Tape(self._layer, self._given, self._passes, self._masks)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tape:
+        # Neither the layer's facts nor the weights that were kept ever change.
+        for never_changed in (self._layer, *(kept.weights for kept in self._passes)):
+            memo[id(never_changed)] = never_changed
+        return Tape(*deepcopy((self._layer, self._given, self._passes, self._masks), memo))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Tape cannot be pickled, since its weights are packed for this processor: pickle the "
+            "layer and x, and call forward again"
+        )
 
     def gates(self) -> list[dict[str, Array]]:
         """What each gate gave at each step: for every layer, by the gate's name, shaped as y.
@@ -118,7 +149,7 @@ class Tape:
 
         Args:
             dy: ∂L/∂y, shaped as y; None is zero.
-            dstate: ∂L/∂(last state), shaped as the state; None is zero.
+            dstate: ∂L/∂(last state), shaped as the state; None, also as one of a pair, is zero.
             state_gradients: whether to return the gradients of every step's state and gates too;
                 on ``device="cpu"`` alone.
 
@@ -157,13 +188,14 @@ class Tape:
                 for kind, parameter in zip(_KINDS, layer._parameters[index], strict=True):
                     if parameter is not None:
                         grads[parameter.name] = calls[-1]["d" + kind]
-            layer._device.backward(
-                layer._cell, calls, given.lengths, layer.compute, stacked=count > 1
-            )
+            if not given.is_empty:
+                layer._device.backward(
+                    layer._cell, calls, given.lengths, layer.compute, stacked=count > 1
+                )
             if first > 0:
                 assert dx is not None
                 below = first // layer.num_directions - 1
-                upstream = dx * self._masks[below] if self._masks else dx
+                upstream = masked(dx, self._masks[below]) if self._masks else dx
             end = first
         ordered = {name: grads[name] for name in layer.params}
         dstate_0 = (dh, dc) if dc is not None else dh

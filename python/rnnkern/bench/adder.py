@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -150,7 +150,7 @@ class Torchs:
         )
         loss.backward()
 
-    def _theirs(self, name: str, params: dict[str, Array]) -> Array:
+    def _theirs(self, name: str, params: Mapping[str, Array]) -> Array:
         """A parameter of ours as PyTorch holds it."""
         if "bias_hh" in name:
             array = np.zeros_like(params[name.replace("bias_hh", "bias")])

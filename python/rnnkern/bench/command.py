@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rnnkern import get_num_threads, set_num_threads
+from rnnkern import get_num_threads, record, set_num_threads
 from rnnkern._checks import positive_int
-from rnnkern.bench import adder, cost, layers, memory, report, stream
+from rnnkern.bench import adder, cost, documents, layers, memory, native, report, stream
 from rnnkern.bench.problems import CELLS, grid
 from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress
@@ -36,7 +36,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "\n".join(
-        ["subjects:", *(f"  {name:8}{text}" for name, text in _SUBJECTS.items())]
+        [
+            "subjects:",
+            *(f"  {name:8}{text}" for name, text in _SUBJECTS.items()),
+            "",
+            "rnnkern bench report [DOCUMENT ...] measures nothing: it makes the tables of",
+            "documents (README.md and docs/*.md) anew from the records that they name.",
+        ]
     )
     parser.add_argument(
         "subjects", nargs="*", metavar="SUBJECT", help="what to measure (layers); all is everything"
@@ -57,6 +63,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.subjects[:1] == ["report"]:
+        given = [Path(name) for name in options.subjects[1:]]
+        documents.report(given or [Path("README.md"), *sorted(Path("docs").glob("*.md"))])
+        return
     subjects = _subjects(options.subjects)
     positive_int("threads", options.threads)
     if options.plot is not None:
@@ -66,7 +76,8 @@ def _run(options: argparse.Namespace) -> None:
         if path is not None:
             path.touch()
     set_peer_threads(options.threads)
-    facts = report.facts()
+    facts = record.facts()
+    facts["versions"].update(native.versions())
     run = _Run(options)
     with Progress() as run.progress:
         print(
@@ -216,7 +227,7 @@ class _Run:
     def write(self, facts: dict[str, Any]) -> None:
         """All that has been measured so far, to the files asked for."""
         if self.options.json is not None:
-            whole = {**facts, **self.machine.describe(), **self.results}
+            whole = {"facts": facts, **self.machine.describe(), **self.results}
             self.options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         if self.options.markdown is not None:
             self.options.markdown.write_text("\n\n".join(self.tables) + "\n", encoding="utf-8")

@@ -60,12 +60,19 @@ def network(name: str, layer: Any, problem: Problem, threads: int) -> Network | 
     return Network(library, handle, problem) if handle else error.value.decode()
 
 
+def versions() -> dict[str, str]:
+    """Of the libraries that have an adapter in this build."""
+    found = ((name, _load(name)) for name in LIBRARIES)
+    return {name: library.peer_version().decode() for name, library in found if library}
+
+
 def _load(name: str) -> ctypes.CDLL | None:
     path = Path(_core.__file__).with_name(f"libpeer_{name}.so")
     if not path.exists():
         return None
     library = ctypes.CDLL(str(path))
     library.peer_new.restype = ctypes.c_void_p
+    library.peer_version.restype = ctypes.c_char_p
     return library
 
 

@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rnnkern import get_num_threads, info
-
 Line = dict[str, Any]
-
-
-def facts() -> dict[str, Any]:
-    """What numbers hold for: date, processor, instruction set, threads, versions."""
-    names = ["rnnkern", "numpy", "torch", "onnxruntime"]
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "processor": _processor(),
-        "isa": info()["instruction set"],
-        "threads": get_num_threads(),
-        "versions": {name: version(name) for name in names if find_spec(name)},
-    }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

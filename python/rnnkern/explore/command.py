@@ -40,6 +40,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where numbers and picture go (%(default)s)",
     )
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="also write what the table is made of, with commit, processor and versions",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with")
     parser.set_defaults(run=_run)
 
@@ -69,6 +75,8 @@ def _run(options: argparse.Namespace) -> None:
     print(result.table())
     numbers, picture = (options.output / f"{options.name}.{end}" for end in ("json", "png"))
     result.to_json(numbers)
+    if options.record is not None:
+        result.to_record(options.record)
     print(f"\nthe numbers are in {numbers}")
     try:
         require_matplotlib()

@@ -22,8 +22,10 @@ from rnnkern.clip import clip_grad_norm
 from rnnkern.linear import Linear
 from rnnkern.losses import softmax_cross_entropy
 from rnnkern.optim import Adam
+from rnnkern.parameters import Parameters
 from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress
+from rnnkern.record import facts
 from rnnkern.recurrent import Recurrent
 from rnnkern.tape import State, StateGradients, Tape
 
@@ -182,6 +184,27 @@ class Result:
         lines = json.dumps(_plain(whole), indent=1, allow_nan=False)
         Path(path).write_text(lines + "\n", encoding="utf-8")
 
+    def to_record(self, path: str | os.PathLike[str]) -> None:
+        """Write what the table is made of, and where it comes from: see ``rnnkern.record``."""
+        whole = {
+            "facts": facts(),
+            "program": self.name,
+            "title": self.title,
+            "settings": self.settings,
+            "measures": self.measures,
+            "notes": list(self.notes),
+            "rows": self.rows,
+        }
+        # Unrounded, so that the table made of it is the one that was printed; a line each.
+        lines = json.dumps(whole, default=lambda number: number.item())
+        Path(path).write_text(lines.replace(" {", "\n{") + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Result:
+        """The result that a record holds, without its curves."""
+        fields = {name: record[name] for name in ("title", "settings", "measures", "rows")}
+        return cls(record["program"], **fields, notes=tuple(record["notes"]))
+
 
 def _agreeing(rows: Iterable[dict[str, Any]], case: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [row for row in rows if all(row[name] == value for name, value in case.items())]
@@ -270,7 +293,9 @@ class Model:
         self.recurrent = make(input_size, hidden_size, dtype=dtype, seed=own, **options)
         features = self.recurrent.num_directions * hidden_size
         self.head = Linear(features, outputs, dtype=dtype, seed=of_head)
-        self.params = _joined(self.recurrent.params, self.head.params)
+        self.params = Parameters.joined(
+            {"recurrent": self.recurrent.params, "head": self.head.params}
+        )
         self.clip = clip
         self.optimizer = Adam(self.params, lr)
 

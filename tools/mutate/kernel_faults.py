@@ -1,0 +1,246 @@
+"""Faults in the kernels, in C++."""
+
+from __future__ import annotations
+
+from fault import Fault
+
+_GRADIENTS = "test_gradients.py::test_finite_differences"
+_REFERENCE = "test_properties.py::test_any_problem"
+_ACTIVATIONS = "test_activations.py"
+_PASSES = "test_training_passes.py::test_agree_with_float64"
+_STREAM = "test_stream.py::test_steps_are_the_whole_call"
+
+
+def _fault(file: str, name: str, old: str, new: str, *tests: str) -> Fault:
+    return Fault(name, f"csrc/{file}", old, new, tests)
+
+
+_CELLS = [
+    _fault(
+        "cells/lstm.h",
+        "lstm-forgets-where-it-should-take-in",
+        "s.c = fma(s.saved[f], s.c, s.saved[u] * s.saved[n]);",
+        "s.c = fma(s.saved[u], s.c, s.saved[f] * s.saved[n]);",
+        _REFERENCE,
+    ),
+    _fault(
+        "cells/lstm.h",
+        "lstms-output-without-tanh",
+        "s.h = s.saved[o] * tanh(s.c);",
+        "s.h = s.saved[o] * s.c;",
+        _REFERENCE,
+    ),
+    _fault(
+        "cells/lstm.h",
+        "lstms-forget-gradient-with-the-later-cell",
+        "s.delta[f] = dc * s.c_previous * forget",
+        "s.delta[f] = dc * s.c * forget",
+        _GRADIENTS,
+    ),
+    _fault(
+        "cells/lstm.h",
+        "lstms-cell-gradient-is-not-passed-on",
+        "s.dc = dc * forget;",
+        "s.dc = s.dc * forget;",
+        _GRADIENTS,
+    ),
+    _fault(
+        "cells/lstm.h",
+        "lstms-cell-gradient-is-told-as-the-next-steps",
+        "s.dc_now = dc;",
+        "s.dc_now = s.dc;",
+        "test_state_gradients.py::test_a_state_gradient_is_that_of_the_rest_of_the_sequence",
+    ),
+    _fault(
+        "cells/gru.h",
+        "the-reset-gate-resets-the-wrong-way",
+        "return reset * h_previous;",
+        "return (V(1) - reset) * h_previous;",
+        _REFERENCE,
+    ),
+    _fault(
+        "cells/gru.h",
+        "reset-afters-product-has-no-reset",
+        "tanh(fma(s.saved[r], s.saved[product], s.x[n]))",
+        "tanh(s.saved[product] + s.x[n])",
+        _REFERENCE,
+    ),
+    _fault(
+        "cells/gru.h",
+        "reset-befores-reset-gradient-is-linear",
+        "s.delta[r] = s.dh * s.h_previous * reset * (V(1) - reset);",
+        "s.delta[r] = s.dh * s.h_previous * reset;",
+        _GRADIENTS,
+    ),
+    _fault(
+        "cells/gru.h",
+        "reset-afters-product-gradient-has-no-reset",
+        "s.delta[product] = s.delta[n] * reset;",
+        "s.delta[product] = s.delta[n];",
+        _GRADIENTS,
+    ),
+    _fault(
+        "cells/simplified_gru.h",
+        "the-simplified-gru-keeps-what-it-should-replace",
+        "s.h = fma(s.saved[u], s.saved[n] - s.h, s.h);",
+        "s.h = fma(s.saved[u], s.h - s.saved[n], s.saved[n]);",
+        _REFERENCE,
+    ),
+    _fault(
+        "cells/simplified_gru.h",
+        "the-simplified-grus-direct-path-is-closed",
+        "s.direct = s.dh * (one - update);",
+        "s.direct = V(0) * (one - update);",
+        _GRADIENTS,
+    ),
+    _fault(
+        "cells/rnn.h",
+        "tanhs-derivative-is-linear",
+        "return d * (V(1) - result * result);",
+        "return d * (V(1) - result);",
+        _GRADIENTS,
+    ),
+]
+
+_FUNCTIONS = [
+    _fault("core/activations.h", "tanh-is-one-too-soon", "tanh_is_one = 9.1f", "tanh_is_one = 7.0f",
+           _ACTIVATIONS),
+    _fault("core/activations.h", "a-coefficient-of-exp-is-off", "V q(0.000198458991f);",
+           "V q(0.00025f);", _ACTIVATIONS),
+    _fault("core/activations.h", "ln-2-has-one-part", "ln2_low = 1.42860677e-6f", "ln2_low = 0.0f",
+           _ACTIVATIONS),
+    _fault(
+        "core/activations.h",
+        "float64s-series-ends-early",
+        "V q(1.6059043836821613e-10);",
+        "V q(0.0);",
+        _ACTIVATIONS,
+    ),
+    _fault(
+        "core/activations.h",
+        "exp-of-very-little-is-not-0",
+        "return bounded - positive(V(C::least) - x, bounded);",
+        "return bounded;",
+        _ACTIVATIONS,
+    ),
+    _fault(
+        "core/activations.h",
+        "sigmoid-hides-a-nan",
+        "max(V(C::least), min(V(C::most), V(T(0)) - x))",
+        "max(min(V(T(0)) - x, V(C::most)), V(C::least))",
+        _ACTIVATIONS,
+    ),
+    _fault(
+        "cpu/lane_avx2.h",
+        "ties-to-bfloat16-go-up",
+        "_mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))",
+        "_mm256_set1_epi32(0x8000)",
+        "test_bfloat16.py::test_operands_are_rounded_to_the_nearest_ties_to_even",
+    ),
+    _fault(
+        "cpu/lane_avx2.h",
+        "relus-derivative-at-zero-is-one",
+        "_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ)",
+        "_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GE_OQ)",
+        "test_properties.py::test_float32_agrees_with_float64",
+    ),
+]  # fmt: skip
+
+_TRAINING = [
+    _fault(
+        "cpu/training.h",
+        "adam-squares-no-gradient",
+        "* second_beta + g * g;",
+        "* second_beta + g;",
+        _PASSES,
+    ),
+    _fault(
+        "cpu/training.h",
+        "adams-epsilon-is-under-the-root",
+        "first / (sqrt(second) + epsilon) * rate",
+        "first / sqrt(second + epsilon) * rate",
+        _PASSES,
+    ),
+    _fault(
+        "cpu/training.h",
+        "the-norm-leaves-out-what-fills-no-row",
+        "for (; i < end; i += V::size) {",
+        "for (; i + kRow < end; i += V::size) {",
+        _PASSES,
+    ),
+    _fault(
+        "cpu/training.h",
+        "softmax-of-large-logits-overflows",
+        "const T top = largest<V>(x, s.classes);",
+        "const T top = T(0) * largest<V>(x, s.classes);",
+        "test_losses.py::test_huge_logits_neither_overflow_nor_vanish",
+    ),
+    _fault(
+        "cpu/training.h",
+        "the-targets-gradient-has-no-weight",
+        "out[s.targets[row]] -= s.weight;",
+        "out[s.targets[row]] -= T(1);",
+        _PASSES,
+    ),
+]
+
+_LOOPS = [
+    _fault(
+        "core/schedule.cpp",
+        "rows-go-by-rising-length",
+        "return length(a) > length(b);",
+        "return length(a) < length(b);",
+        _REFERENCE,
+    ),
+    _fault(
+        "cpu/forward.h",
+        "every-step-begins-at-the-first-state",
+        "const bool first = i >= continued;",
+        "const bool first = i >= 0;",
+        _REFERENCE,
+    ),
+    _fault(
+        "cpu/forward.h",
+        "a-candidates-own-bias-is-every-gates",
+        "first + gate == Cell::gates - 1 ? parameters.bias_hn : nullptr;",
+        "first + gate == 0 ? parameters.bias_hn : nullptr;",
+        _REFERENCE,
+    ),
+    _fault(
+        "cpu/backward.h",
+        "rows-that-end-early-lose-their-last-gradient",
+        "lane.store(dh, lane.load(dh) + product);",
+        "lane.store(dh, product);",
+        _GRADIENTS,
+    ),
+    _fault(
+        "cpu/backward.h",
+        "the-candidates-own-bias-has-no-gradient",
+        "out = problem_.dbias_hn + unit;",
+        "out = nullptr;",
+        _GRADIENTS,
+    ),
+    _fault(
+        "cpu/backward.h",
+        "a-tokens-gradient-is-its-last-ones",
+        "to[j] += Product::rounded(from[j]);",
+        "to[j] = Product::rounded(from[j]);",
+        "test_gradients.py::test_tokens_are_one_hot_rows",
+    ),
+    _fault(
+        "cpu/step.h",
+        "a-later-phase-multiplies-the-state",
+        "(P == 0 ? problem_.h : scratch_.operand) + i * units",
+        "problem_.h + i * units",
+        _STREAM,
+    ),
+    _fault(
+        "cpu/step.h",
+        "a-stream-has-no-bias",
+        "return parameters.bias ? parameters.bias + (first + gate) * units : nullptr;",
+        "return static_cast<const T*>(nullptr);",
+        _STREAM,
+    ),
+]
+
+KERNEL_FAULTS = [*_CELLS, *_FUNCTIONS, *_TRAINING, *_LOOPS]
