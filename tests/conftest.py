@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 
 import rnnkern as rk
-from rnnkern import device
+from rnnkern import _core, device
 
 import reference
 from reference import Array, State
@@ -73,13 +73,26 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
-    """Within, calls from this thread use up to ``count`` threads."""
-    before = rk.get_num_threads()
-    rk.set_num_threads(count)
+    """Within, calls use up to ``count`` threads, as if there were as many cores, all free."""
+    before = _core.process_threads()
+    _core.pretend_cores(count)
+    _core.set_process_threads(count)
     try:
         yield
     finally:
-        rk.set_num_threads(before)
+        _core.pretend_cores(0)
+        _core.set_process_threads(before)
+
+
+@contextmanager
+def using_teams(sizes: list[int]) -> Iterator[None]:
+    """Within, calls go on with another team wherever they can, of so many threads in turns."""
+    with using_threads(max(sizes)):
+        _core.pretend_teams(sizes)
+        try:
+            yield
+        finally:
+            _core.pretend_teams([])
 
 
 # A layer of any class: the classes share no base that the tests may count on.

@@ -219,7 +219,7 @@ def play_others(s: Sizes) -> None:
         given = mutated(case, given)
         case.call(which, lambda: _core.plan(**given))
     else:
-        name = case.one("isa", "isa_reason", "bfloat16_product", "supported_isas", "max_threads")
+        name = case.one("isa", "isa_reason", "bfloat16_product", "supported_isas", "thread_limit")
         case.call(name, lambda: getattr(_core, name)())
 
 

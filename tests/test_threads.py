@@ -1,4 +1,4 @@
-"""The number of threads changes no bit, is honoured however it is set, and layers are shared."""
+"""The number of threads changes no bit, nor does a change of it, and layers are shared."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import threadpoolctl  # type: ignore[import-untyped]
 
 import rnnkern as rk
 from rnnkern import _core
@@ -23,7 +22,7 @@ from conftest import (
     cast,
     make,
     random_state,
-    run_python,
+    using_teams,
     using_threads,
 )
 from reference import Array
@@ -87,6 +86,33 @@ def test_same_bits_for_any_number_of_threads(
     for other in results[1:]:
         for k, (got, want) in enumerate(zip(other, results[0], strict=True)):
             assert_same_bits(f"result {k}", got, want)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_same_bits_when_the_team_changes_in_the_middle(
+    cell: str, size: tuple[int, int, int, int]
+) -> None:
+    layer, x, lengths = problem(cell, size, "float32")
+    tokens = np.random.default_rng(6).integers(0, size[2], x.shape[:2])
+    for given in (x, tokens):
+        with using_threads(1):
+            want = run_all(layer, cell, given, lengths, 7)
+        for sizes in ([1], [4, 1, 3, 2]):
+            with using_teams(sizes):
+                for k, got in enumerate(run_all(layer, cell, given, lengths, 7)):
+                    assert_same_bits(f"result {k}", got, want[k])
+
+
+def test_same_bits_when_the_team_changes_between_chunks() -> None:
+    """Long enough for several runs of steps, by rows of the batch and by units."""
+    for size in [(40, 40, 8, 24), (1100, 1, 3, 70)]:
+        layer, x, _ = problem("gru_before", size, "float32")
+        with using_threads(1):
+            want = run_all(layer, "gru_before", x, None, 7)
+        with using_teams([3, 2, 4, 1]):
+            for k, got in enumerate(run_all(layer, "gru_before", x, None, 7)):
+                assert_same_bits(f"result {k}", got, want[k])
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -157,72 +183,3 @@ def test_two_layers_shared_by_eight_threads() -> None:
             for k, got in done:
                 for g, w in zip(got, want[k], strict=True):
                     assert_same_bits(f"task {k}", g, w)
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_omp_num_threads_is_honoured(threads: int) -> None:
-    code = "import rnnkern as rk; print(rk.get_num_threads())"
-    done = run_python(code, OMP_NUM_THREADS=str(threads))
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == threads
-
-
-def test_omp_num_threads_changes_no_bit() -> None:
-    code = (
-        "import hashlib, test_threads as t;"
-        "h = hashlib.sha256();"
-        "layer, x, lengths = t.problem('gru_after', t.SIZES[0], 'float32');"
-        "[h.update(a.tobytes()) for a in t.run_all(layer, 'gru_after', x, lengths, 7)];"
-        "print(t.rk.get_num_threads(), h.hexdigest())"
-    )
-    outputs = []
-    for threads in ("1", "2", "4"):
-        done = run_python(code, OMP_NUM_THREADS=threads)
-        assert done.returncode == 0, done.stderr
-        ran, digest = done.stdout.split()
-        assert ran == threads
-        outputs.append(digest)
-    assert len(set(outputs)) == 1
-
-
-def test_threadpoolctl_is_honoured() -> None:
-    with using_threads(4):
-        with threadpoolctl.threadpool_limits(limits=1, user_api="openmp"):
-            assert rk.get_num_threads() == 1
-        assert rk.get_num_threads() == 4
-
-
-@pytest.mark.parametrize("count", [0, -1, 1.5, "2", None, True])
-def test_number_of_threads_is_checked(count: Any) -> None:
-    before = rk.get_num_threads()
-    with pytest.raises((TypeError, ValueError), match=f"count must be a positive .*got '?{count}"):
-        rk.set_num_threads(count)
-    assert rk.get_num_threads() == before
-
-
-@pytest.mark.parametrize("count", [2000, 2**31, 2**40])
-def test_threads_beyond_all_reason_are_refused(count: int) -> None:
-    before = rk.get_num_threads()
-    with pytest.raises(ValueError, match=f"count must be at most .*got {count}"):
-        rk.set_num_threads(count)
-    assert rk.get_num_threads() == before
-
-
-def test_a_forked_child_computes_alone() -> None:
-    """OpenMP's threads are gone in a child: it must neither hang nor give other bits."""
-    done = run_python(
-        "import os, signal, numpy as np, rnnkern as rk\n"
-        "rk.set_num_threads(2)\n"
-        "layer = rk.LSTM(64, 256, seed=0)\n"
-        "x = np.ones((20, 32, 64), np.float32)\n"
-        "assert layer.plan(20, 32)['threads'] == 2\n"
-        "want = layer(x)[0]\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    signal.alarm(30)\n"
-        "    same = np.array_equal(layer(x)[0], want) and rk.get_num_threads() == 1\n"
-        "    os._exit(0 if same else 1)\n"
-        "assert os.waitpid(child, 0)[1] == 0\n"
-        "assert np.array_equal(layer(x)[0], want) and rk.get_num_threads() == 2\n"
-    )
-    assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bind/device_arrays.h"
+#include "bind/gil.h"
 #include "core/backend.h"
 #include "cuda/engine.h"
 #include "cuda/kernels.h"
@@ -231,7 +232,7 @@ void run_forward(const std::string& cell, const std::vector<py::dict>& passes,
       layers.push_back(layer);
     }
     std::byte* const memory = read_workspace(workspace, cuda::forward_workspace<T>(shape));
-    const py::gil_scoped_release release;
+    const GilReleased release;
     cuda::forward(shape, layers, memory, reinterpret_cast<void*>(stream));
   });
 }
@@ -274,7 +275,7 @@ void run_backward(const std::string& cell, const std::vector<py::dict>& passes,
       layers.push_back(layer);
     }
     std::byte* const memory = read_workspace(workspace, cuda::backward_workspace<T>(shape));
-    const py::gil_scoped_release release;
+    const GilReleased release;
     cuda::backward(shape, layers, memory, reinterpret_cast<void*>(stream));
   });
 }
@@ -380,7 +381,7 @@ void run_matmul(const py::object& a, const py::object& b, const py::object& out,
                                   " and " + shape_text(right.shape));
     }
     const Compute mode = read_compute(compute);
-    const py::gil_scoped_release release;
+    const GilReleased release;
     cuda::matmul(problem, mode, reinterpret_cast<void*>(stream));
   });
 }

@@ -10,6 +10,7 @@
 #include <variant>
 #include <vector>
 
+#include "bind/gil.h"
 #include "bind/views.h"
 #include "core/engine.h"
 #include "core/schedule.h"
@@ -230,7 +231,7 @@ class BoundStepper {
         out.is_none() ? new_array<T>({batch, units}) : py::reinterpret_borrow<py::object>(out);
     auto& y_array = *py::detail::array_proxy(y.ptr());
     if (!(y_array.flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) return py::none();
-    std::optional<py::gil_scoped_release> release;
+    std::optional<GilReleased> release;
     if (stepper.flops() > kWorthReleasing) release.emplace();
     stepper.step(dense ? static_cast<const T*>(data) : nullptr, dense ? nullptr : tokens.data(),
                  reinterpret_cast<T*>(y_array.data));
@@ -271,10 +272,7 @@ class BoundMatrix {
           const T* const data = read<T>(x, "x", {count, matrix.columns()});
           py::object y = new_array<T>({count, matrix.rows()});
           T* const out = write<T>(y, "y", {count, matrix.rows()});
-          if (count > 0) {
-            const py::gil_scoped_release release;
-            matrix.times(data, count, out);
-          }
+          if (count > 0) without_gil([&] { matrix.times(data, count, out); });
           return y;
         },
         matrix_);
@@ -317,15 +315,14 @@ py::tuple run_forward(const std::string& cell, const py::array& x, const py::obj
     if (!problem.h || (facts.cell_state && !problem.c)) {
       throw std::invalid_argument("h (and c for an LSTM) must be given");
     }
-    {
-      const py::gil_scoped_release release;
+    without_gil([&] {
       for (Index b = 0; b < input.batch && input.schedule.ragged(); ++b) {
         for (Index t = input.schedule.length(b); t < input.steps; ++t) {
           std::fill_n(problem.y.at(t, b), units, T(0));
         }
       }
       forward(id, problem, compute, ready);
-    }
+    });
     return py::make_tuple(saved, cells);
   });
 }
@@ -375,8 +372,7 @@ void run_backward(const std::string& cell, const py::array& x, const py::object&
     if (!dx.is_none() && !input.tokens)
       problem.dx = sequence<T>(dx, "dx", input.steps, batch, inputs);
     const auto& weights = built<Packed>(packed, "packed").of_dtype<T>();
-    const py::gil_scoped_release release;
-    backward(id, problem, compute, weights);
+    without_gil([&] { backward(id, problem, compute, weights); });
   });
 }
 
@@ -414,10 +410,7 @@ py::array run_matmul(const py::array& a, const py::array& b, const py::object& o
       return problem.c + rows * columns <= from || from + read.size() <= problem.c;
     };
     if (!apart(a) || !apart(b)) throw std::invalid_argument("out must share no memory with a or b");
-    if (rows > 0 && columns > 0) {
-      const py::gil_scoped_release release;
-      matmul(problem);
-    }
+    if (rows > 0 && columns > 0) without_gil([&] { matmul(problem); });
     return py::cast<py::array>(result);
   });
 }
@@ -453,7 +446,7 @@ void run_adam(const py::array& p, const py::array& g, const py::array& first,
                            .second_beta = static_cast<T>(second_beta),
                            .epsilon = static_cast<T>(epsilon),
                            .rate = static_cast<T>(rate)};
-    const py::gil_scoped_release release;
+    const GilReleased release;
     chosen_backend().backend->kernels<T>().adam(problem);
   });
 }
@@ -462,7 +455,7 @@ double sum_of_squares(const py::array& x) {
   return by_dtype(x, "x", [&]<class T>(T) {
     const T* data = read_flat<T>(x, "x", x.size());
     const Index size = x.size();
-    const py::gil_scoped_release release;
+    const GilReleased release;
     return chosen_backend().backend->kernels<T>().sum_of_squares(data, size);
   });
 }
@@ -500,7 +493,7 @@ double run_softmax_cross_entropy(const py::array& logits, const py::array& targe
                                     ", got " + std::to_string(wanted));
       }
     }
-    const py::gil_scoped_release release;
+    const GilReleased release;
     return chosen_backend().backend->kernels<T>().softmax_cross_entropy(problem);
   });
 }
@@ -518,8 +511,10 @@ py::tuple plan(const std::string& cell, Index inputs, Index units, Index steps, 
   positive("inputs", inputs), positive("units", units);
   positive("steps", steps), positive("batch", batch);
   const auto with = [&]<class T>(T) {
-    return plan_for<T>(id, steps, batch, static_cast<double>(steps) * static_cast<double>(batch),
-                       inputs, units, compute);
+    return make_plan(
+        work_of<T>(id, steps, batch, static_cast<double>(steps) * static_cast<double>(batch),
+                   inputs, units, compute),
+        thread_limit(cores_now()));
   };
   const Plan chosen = float64 ? with(double{}) : with(float{});
   return py::make_tuple(chosen.row_groups, chosen.unit_groups, chosen.reason);
@@ -532,6 +527,19 @@ std::vector<std::string> supported_isas() {
 }
 
 }  // namespace
+}  // namespace rnnkern
+
+// By these threadpoolctl knows and limits us (python/rnnkern/machine.py).
+extern "C" {
+[[gnu::visibility("default")]] int rnnkern_get_num_threads() {
+  return rnnkern::thread_limit(rnnkern::cores_now());
+}
+[[gnu::visibility("default")]] void rnnkern_set_num_threads(int count) {
+  rnnkern::set_process_threads(count, "threadpoolctl");
+}
+}
+
+namespace rnnkern {
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Kernels of rnnkern, private: the layers are the interface.";
@@ -618,9 +626,28 @@ PYBIND11_MODULE(_core, m) {
       "bfloat16_product", [product = choice.backend->bfloat16_product] { return product; },
       "What computes products with compute 'bfloat16', in words.");
   m.def("supported_isas", supported_isas, "Those that were built and run here, best first.");
-  m.def("max_threads", max_threads, "How many threads a call may use.");
-  m.def("set_max_threads", set_max_threads, py::arg("count"),
-        "Sets that for calls from this thread.");
+  set_interrupt_check(GilReleased::interrupted);
+  m.def(
+      "thread_limit", [] { return thread_limit(cores_now()); },
+      "How many threads a call from this thread may use.");
+  m.def("thread_limit_reason", thread_limit_reason, "Why it is so many.");
+  m.def("process_threads", process_threads,
+        "How many the process asks for; 0 for as many as there are.");
+  m.def(
+      "set_process_threads", [](int count) { set_process_threads(count, "set_num_threads"); },
+      py::arg("count"), "Sets that.");
+  m.def("own_threads", own_threads,
+        "How many this thread asks for, which goes before the process's; 0 for no such wish.");
+  m.def("set_own_threads", set_own_threads, py::arg("count"), "Sets that.");
+  m.def("cpu_quota", cpu_quota, py::arg("root") = "",
+        "CPUs' worth of time that the control groups allow, inf for no limit; root stands before "
+        "every path.");
+  m.def("pretend_cores", pretend_cores, py::arg("count"), py::arg("root") = "",
+        "For tests: as if the process had so many cores (0: its own), all of them free, and its "
+        "control groups' files below root.");
+  m.def("pretend_teams", pretend_teams, py::arg("sizes"),
+        "For tests: threads of the segments of calls, in turns, each segment as short as can be; "
+        "empty: as needed.");
 }
 
 }  // namespace rnnkern

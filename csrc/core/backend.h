@@ -5,8 +5,8 @@
 #include <string_view>
 #include <vector>
 
-#include "core/parallel.h"
 #include "core/problem.h"
+#include "core/team.h"
 
 namespace rnnkern {
 
@@ -30,15 +30,26 @@ struct PanelKernels {
   void (*pack)(const Parameters<T>&, bool with_input, const Worker&, std::byte* packed);
 };
 
+// How far a pass has come, between the segments of it that one team each runs.
+struct Progress {
+  Index chunks = 0;     // steps of the chunks that are finished
+  Index steps = 0;      // steps that are
+  bool inside = false;  // whether a chunk has been begun
+  bool done = false;
+};
+
 // Whole sequences, forward and backward. Scratch and packed memory come from the caller, as large as
-// `bytes` and the functions of scratch say, aligned to 64 bytes.
+// `bytes` and the functions of scratch say, aligned to 64 bytes. A pass goes on from where the segment
+// before ended; the scratch memory keeps what it needs of that.
 template <class T>
 struct PassKernels {
   PanelKernels<T> forward_panels, backward_panels;
   Index (*forward_scratch)(const ForwardProblem<T>&, int threads);
-  void (*forward)(const ForwardProblem<T>&, const Worker&, std::byte* packed, std::byte* scratch);
+  Progress (*forward)(const ForwardProblem<T>&, const Worker&, Progress, std::byte* packed,
+                      std::byte* scratch);
   Index (*backward_scratch)(const BackwardProblem<T>&, int threads);
-  void (*backward)(const BackwardProblem<T>&, const Worker&, std::byte* packed, std::byte* scratch);
+  Progress (*backward)(const BackwardProblem<T>&, const Worker&, Progress, std::byte* packed,
+                       std::byte* scratch);
 };
 
 template <class T>

@@ -1,6 +1,7 @@
 #include "core/engine.h"
 
 #include <algorithm>
+#include <functional>
 #include <stdexcept>
 #include <type_traits>
 
@@ -19,19 +20,25 @@ const PassKernels<T>& pass_kernels(int cell, Compute compute) {
   }
 }
 
-// The plan of a call.
-template <class T>
-Plan plan_of(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute) {
-  return plan_for<T>(cell, schedule.steps, schedule.batch,
-                     static_cast<double>(schedule.offset[schedule.steps]), inputs, units, compute);
+// Equal shares, where the work is worth it.
+std::function<Plan(int)> shared_if(bool worth_sharing) {
+  return [=](int threads) {
+    Plan plan;
+    if (worth_sharing) plan.row_groups = threads;
+    return plan;
+  };
 }
 
-// How threads share what copies so many bytes.
-Plan packing_plan(Index bytes) {
+// Runs body(worker) on all threads that what copies so many bytes is worth.
+void run_packing(Index bytes, const std::function<void(const Worker&)>& body) {
   constexpr Index kWorthSharing = Index{1} << 20;
-  Plan plan;
-  plan.row_groups = bytes < kWorthSharing ? 1 : max_threads();
-  return plan;
+  Call(static_cast<double>(bytes)).run(shared_if(bytes >= kWorthSharing), body);
+}
+
+template <class T>
+Work work_of(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute) {
+  return work_of<T>(cell, schedule.steps, schedule.batch,
+                    static_cast<double>(schedule.offset[schedule.steps]), inputs, units, compute);
 }
 
 // A layer's own compute has the products of its passes, so that a step has the bits of a block.
@@ -60,7 +67,7 @@ PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, Pass 
   const auto& panels = pass == Pass::forward ? kernels.forward_panels : kernels.backward_panels;
   const Index bytes = panels.bytes(parameters, with_input);
   bytes_ = AlignedBytes(bytes);
-  run_team(packing_plan(bytes), [&](const Worker& worker) {
+  run_packing(bytes, [&](const Worker& worker) {
     panels.pack(parameters, with_input, worker, bytes_.get());
   });
 }
@@ -124,23 +131,40 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
 }
 
 template <class T>
-Plan plan_for(int cell, Index steps, Index batch, double live, Index inputs, Index units,
-              Compute compute) {
+Work work_of(int cell, Index steps, Index batch, double live, Index inputs, Index units,
+             Compute compute) {
   const double gates = all_cells()[static_cast<std::size_t>(cell)].gates;
   const double columns = static_cast<double>(inputs) + static_cast<double>(units),
                per_unit = 2 * gates * static_cast<double>(units);
   const double per_row = per_unit * static_cast<double>(units);
   constexpr double kMostBytes = 1e18;
   const double element = compute == Compute::exact ? sizeof(T) : sizeof(Bfloat16);
-  return make_plan(
-      {.steps = steps,
-       .batch = batch,
-       .units = units,
-       .step_flops = per_row * live / static_cast<double>(steps),
-       .total_flops = live * per_unit * columns,
-       .weight_bytes = static_cast<Index>(std::min(per_row / 2 * element, kMostBytes))},
-      max_threads());
+  return {.steps = steps,
+          .batch = batch,
+          .units = units,
+          .step_flops = per_row * live / static_cast<double>(steps),
+          .total_flops = live * per_unit * columns,
+          .weight_bytes = static_cast<Index>(std::min(per_row / 2 * element, kMostBytes))};
 }
+
+namespace {
+
+// The whole of a pass, by one team after another.
+template <class Segment>
+void run_segments(Call& call, const Work& work, Segment segment) {
+  const auto plan_for = [&](int threads) { return make_plan(work, threads); };
+  Progress at;
+  while (!at.done) {
+    Progress reached;
+    call.run(plan_for, [&](const Worker& worker) {
+      const Progress here = segment(worker, at);
+      if (worker.id == 0) reached = here;
+    });
+    at = reached;
+  }
+}
+
+}  // namespace
 
 template <class T>
 void forward(int cell, const ForwardProblem<T>& given, Compute compute,
@@ -149,7 +173,7 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
   ForwardProblem<T> problem = given;
   const auto& [inputs, units, w_ih, w_hh, bias, bias_hn] = problem.parameters;
   const auto& schedule = problem.schedule;
-  const Plan plan = plan_of<T>(cell, schedule, inputs, units, compute);
+  const Work work = work_of<T>(cell, schedule, inputs, units, compute);
   // So few rows are one run of steps: every panel of W_ih is used once, and need not be kept.
   constexpr Index kWorthKeeping = 512;
   const bool worth_keeping = schedule.offset[schedule.steps] > kWorthKeeping;
@@ -162,13 +186,14 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
     own = AlignedBytes(kernels.forward_panels.bytes(problem.parameters, problem.input_packed));
     panels = own.get();
   }
-  const AlignedBytes scratch(kernels.forward_scratch(problem, plan.threads()));
-  run_team(plan, [&](const Worker& worker) {
-    if (!packed) {
+  Call call(work.total_flops);
+  const AlignedBytes scratch(kernels.forward_scratch(problem, call.most_threads()));
+  run_segments(call, work, [&](const Worker& worker, Progress at) {
+    if (!packed && at.steps == 0 && !at.inside) {
       kernels.forward_panels.pack(problem.parameters, problem.input_packed, worker, panels);
       worker.wait_team();
     }
-    kernels.forward(problem, worker, panels, scratch.get());
+    return kernels.forward(problem, worker, at, panels, scratch.get());
   });
 }
 
@@ -179,10 +204,11 @@ void backward(int cell, const BackwardProblem<T>& problem, Compute compute,
                    compute))
     throw std::invalid_argument("packed must be of these weights, for this pass and compute");
   const auto& kernels = pass_kernels<T>(cell, compute);
-  const Plan plan = plan_of<T>(cell, problem.schedule, problem.inputs, problem.units, compute);
-  const AlignedBytes scratch(kernels.backward_scratch(problem, plan.threads()));
-  run_team(plan, [&](const Worker& worker) {
-    kernels.backward(problem, worker, packed.data(), scratch.get());
+  const Work work = work_of<T>(cell, problem.schedule, problem.inputs, problem.units, compute);
+  Call call(2 * work.total_flops);
+  const AlignedBytes scratch(kernels.backward_scratch(problem, call.most_threads()));
+  run_segments(call, work, [&](const Worker& worker, Progress at) {
+    return kernels.backward(problem, worker, at, packed.data(), scratch.get());
   });
 }
 
@@ -204,8 +230,8 @@ PackedMatrix<T>::PackedMatrix(const T* matrix, const T* bias, Index rows, Index 
   const auto& kernels = chosen_backend().backend->kernels<T>();
   const Index bytes = kernels.matmul_packed_bytes(problem_);
   bytes_ = AlignedBytes(bytes);
-  run_team(packing_plan(bytes),
-           [&](const Worker& worker) { kernels.matmul_pack(problem_, worker, bytes_.get()); });
+  run_packing(bytes,
+              [&](const Worker& worker) { kernels.matmul_pack(problem_, worker, bytes_.get()); });
   problem_.packed = bytes_.get();
   problem_.b = problem_.bias = nullptr;
 }
@@ -223,10 +249,10 @@ void matmul(const MatmulProblem<T>& problem) {
   const double flops = 2.0 * static_cast<double>(problem.rows) *
                        static_cast<double>(problem.columns) * static_cast<double>(problem.depth);
   constexpr double kWorthSharing = 1e6;  // flops
-  Plan plan;
-  plan.row_groups = flops < kWorthSharing ? 1 : max_threads();
-  const AlignedBytes scratch(kernels.matmul_scratch(problem, plan.threads()));
-  run_team(plan, [&](const Worker& worker) { kernels.matmul(problem, worker, scratch.get()); });
+  Call call(flops);
+  const AlignedBytes scratch(kernels.matmul_scratch(problem, call.most_threads()));
+  call.run(shared_if(flops >= kWorthSharing),
+           [&](const Worker& worker) { kernels.matmul(problem, worker, scratch.get()); });
 }
 
 template class PackedWeights<float>;
@@ -235,8 +261,8 @@ template class PackedMatrix<float>;
 template class PackedMatrix<double>;
 template class Stepper<float>;
 template class Stepper<double>;
-template Plan plan_for<float>(int, Index, Index, double, Index, Index, Compute);
-template Plan plan_for<double>(int, Index, Index, double, Index, Index, Compute);
+template Work work_of<float>(int, Index, Index, double, Index, Index, Compute);
+template Work work_of<double>(int, Index, Index, double, Index, Index, Compute);
 template void forward(int, const ForwardProblem<float>&, Compute, const PackedWeights<float>*);
 template void forward(int, const ForwardProblem<double>&, Compute, const PackedWeights<double>*);
 template void backward(int, const BackwardProblem<float>&, Compute, const PackedWeights<float>&);

@@ -82,13 +82,14 @@ class PackedMatrix {
   AlignedBytes bytes_;
 };
 
-// `live` counts the steps of all rows.
+// The sizes that the plan of a pass depends on; `live` counts the steps of all rows.
 template <class T>
-Plan plan_for(int cell, Index steps, Index batch, double live, Index inputs, Index units,
-              Compute compute);
+Work work_of(int cell, Index steps, Index batch, double live, Index inputs, Index units,
+             Compute compute);
 
 // `packed` null: the weights are packed within the call. These throw std::invalid_argument where the
-// dtype does not have that compute, or `packed` does not fit.
+// dtype does not have that compute, or `packed` does not fit; and Interrupted, after which what they
+// write holds nothing of use.
 template <class T>
 void forward(int cell, const ForwardProblem<T>& problem, Compute compute,
              const PackedWeights<T>* packed = nullptr);

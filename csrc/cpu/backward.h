@@ -4,8 +4,8 @@
 #pragma once
 
 #include "core/cell.h"
-#include "core/parallel.h"
 #include "core/problem.h"
+#include "core/team.h"
 #include "cpu/forward.h"
 #include "cpu/panels.h"
 
@@ -82,13 +82,13 @@ class Backward {
     return measure.used();
   }
 
-  static void run(const BackwardProblem<T>& problem, const Worker& worker, std::byte* packed,
-                  std::byte* scratch) {
+  static Progress run(const BackwardProblem<T>& problem, const Worker& worker, Progress from,
+                      std::byte* packed, std::byte* scratch) {
     Arena packed_arena(packed), scratch_arena(scratch);
-    Backward(problem, worker,
-             Panels(problem.inputs, problem.units, problem.dx.data != nullptr, packed_arena),
-             Scratch(problem, worker.count, worker.id, scratch_arena))
-        .run();
+    return Backward(problem, worker,
+                    Panels(problem.inputs, problem.units, problem.dx.data != nullptr, packed_arena),
+                    Scratch(problem, worker.count, worker.id, scratch_arena))
+        .run(from);
   }
 
  private:
@@ -191,13 +191,19 @@ class Backward {
     return {matrix.width, schedule_.batch};
   }
 
-  void run() {
+  // Steps are counted from the end.
+  Progress run(Progress at) const {
     [[maybe_unused]] const typename Product::Session session;
-    clear_sums();
-    Chunk chunk{schedule_.steps, schedule_.steps, 0, 0};
-    while (chunk.begin > 0) {
-      chunk = chunk_until(schedule_, chunk.begin);
-      for (Index s = chunk.end - 1; s >= chunk.begin; --s) run_step(chunk, s);
+    if (at.steps == 0) clear_sums();
+    while (at.chunks < schedule_.steps) {
+      const Chunk chunk = chunk_until(schedule_, schedule_.steps - at.chunks);
+      const Index steps = schedule_.steps - chunk.begin;
+      while (at.steps < steps) {
+        const Index s = schedule_.steps - ++at.steps;
+        const bool breaks_up = run_step(chunk, s);
+        worker_.progress(step_flops(s));
+        if (breaks_up && at.steps < steps) return at;
+      }
       worker_.wait_team();
       keep_boundary(chunk);
       pack_chunk(chunk);
@@ -210,11 +216,19 @@ class Backward {
       worker_.for_pieces(kWeightTiles,
                          [&](Index begin, Index end) { add_weight_gradients(chunk, begin, end); });
       if (problem_.tokens.slot) add_token_gradients(chunk);
-      worker_.wait_team();
+      at.chunks = at.steps;
+      const bool breaks_up = worker_.wait_team();
       collect_sums(chunk);
+      if (breaks_up) return at;
     }
-    chunk = {-1, -1, 0, 0};
-    run_step(chunk, -1);
+    run_step({-1, -1, 0, 0}, -1);
+    at.done = true;
+    return at;
+  }
+
+  // This thread's.
+  double step_flops(Index s) const {
+    return static_cast<double>(2 * kGates * units_ * units_ * schedule_.live(s)) / worker_.count;
   }
 
   // Queues of pieces of a chunk's products, and how large one is: some hundred microseconds' worth.
@@ -284,16 +298,18 @@ class Backward {
   }
 
   // Rows alive at s take the gradients that step s + 1 sends; rows whose first step was s + 1 end
-  // here with ∂L/∂h_0. Step -1 has only such rows.
-  void run_step(const Chunk& chunk, Index s) const {
+  // here with ∂L/∂h_0. Step -1 has only such rows. Whether the team shall break up after it.
+  bool run_step(const Chunk& chunk, Index s) const {
+    static_assert(kPhases <= 2);
     fill_rows(chunk, s);
     run_phase<0>(s);
-    worker_.wait_group();
-    if constexpr (kPhases > 1) {
+    const bool breaks_up = worker_.wait_group();
+    if constexpr (kPhases == 1) {
+      return breaks_up;
+    } else {
       run_phase<1>(s);
-      worker_.wait_group();
+      return worker_.wait_group();
     }
-    static_assert(kPhases <= 2);
   }
 
   void fill_rows(const Chunk& chunk, Index s) const {
@@ -587,7 +603,7 @@ class Backward {
       scratch_.c[p - first] = problem_.dx.at(t, schedule_.order[i]);
     });
     multiply(panels_.input, scratch_.a, scratch_.c, 0, end - begin, chunk.rows(), true,
-             scratch_.tile);
+             scratch_.tile, worker_);
   }
 
   // Column sums of the deltas, for this thread's columns.
@@ -698,6 +714,8 @@ class Backward {
         tiles.multiply(static_cast<int>(height), 1, tile);
         if (!direct) store_tile<V>(c, 0, height, real, columns, scratch_.tile);
       }
+      worker_.progress(
+          static_cast<double>(2 * part.count * delta_tile_rows() * columns * chunk.rows()));
     }
   }
 

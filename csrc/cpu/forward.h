@@ -3,8 +3,8 @@
 #pragma once
 
 #include "core/cell.h"
-#include "core/parallel.h"
 #include "core/problem.h"
+#include "core/team.h"
 #include "cpu/panels.h"
 
 namespace rnnkern {
@@ -163,9 +163,9 @@ class Forward {
     return measure.used();
   }
 
-  static void run(const ForwardProblem<T>& problem, const Worker& worker, std::byte* packed,
-                  std::byte* scratch) {
-    Forward(problem, worker, packed, scratch).run();
+  static Progress run(const ForwardProblem<T>& problem, const Worker& worker, Progress from,
+                      std::byte* packed, std::byte* scratch) {
+    return Forward(problem, worker, packed, scratch).run(from);
   }
 
  private:
@@ -259,24 +259,38 @@ class Forward {
     return height;
   }
 
-  void run() {
+  Progress run(Progress at) const {
     [[maybe_unused]] const typename Product::Session session;
-    if (problem_.tokens.slot) gather_tokens();
-    for (Chunk chunk{0, 0, 0, 0}; chunk.end < schedule_.steps;) {
-      chunk = chunk_from(schedule_, chunk.end, chunk_rows(problem_));
-      if (packs_inputs(problem_)) {
-        pack_and_multiply_inputs(chunk);
-      } else if (!problem_.tokens.slot) {
-        multiply_inputs(chunk);
+    if (problem_.tokens.slot && at.steps == 0 && !at.inside) gather_tokens();
+    while (at.chunks < schedule_.steps) {
+      const Chunk chunk = chunk_from(schedule_, at.chunks, chunk_rows(problem_));
+      if (!at.inside) {
+        if (packs_inputs(problem_)) {
+          pack_and_multiply_inputs(chunk);
+        } else if (!problem_.tokens.slot) {
+          multiply_inputs(chunk);
+        }
+        at.inside = true;
+        if (worker_.wait_team()) return at;
       }
-      worker_.wait_team();
-      for (Index s = chunk.begin; s < chunk.end; ++s) {
+      while (at.steps < chunk.end) {
+        const Index s = at.steps++;
         fill_rows(chunk, s);
-        run_phases<0>(s);
+        const bool breaks_up = run_phases<0>(s);
         finish_rows(s);
+        worker_.progress(step_flops(s));
+        if (breaks_up && at.steps < chunk.end) return at;
       }
-      worker_.wait_team();
+      at.chunks = at.steps, at.inside = false;
+      if (at.chunks < schedule_.steps && worker_.wait_team()) return at;
     }
+    at.done = true;
+    return at;
+  }
+
+  // This thread's.
+  double step_flops(Index s) const {
+    return static_cast<double>(2 * kGates * units_ * units_ * schedule_.live(s)) / worker_.count;
   }
 
   // One row of W_ih's columns, bias added, for each distinct token.
@@ -303,7 +317,7 @@ class Forward {
           scratch_.c[p - first] = scratch_.x_part + (p - chunk.first_row) * kGates * units_;
         });
     multiply(panels_.input, scratch_.a, scratch_.c, kGates * units_, share.end - share.begin,
-             chunk.rows(), false, scratch_.tile);
+             chunk.rows(), false, scratch_.tile, worker_);
   }
 
   // x_t of packed row p as the product takes it; of those that are copied, `copies` makes the copy.
@@ -347,7 +361,7 @@ class Forward {
       });
       for (Index row = 0; row < rows; ++row) scratch_.c[row] += first - moved;
       moved = first;
-      multiply(some, scratch_.a, scratch_.c, columns, rows, rows, false, scratch_.tile);
+      multiply(some, scratch_.a, scratch_.c, columns, rows, rows, false, scratch_.tile, worker_);
     }
   }
 
@@ -379,11 +393,16 @@ class Forward {
     });
   }
 
+  // Whether the team shall break up after this step.
   template <int P>
-  void run_phases(Index s) const {
+  bool run_phases(Index s) const {
     run_phase<P>(s);
-    worker_.wait_group();
-    if constexpr (P + 1 < kPhases) run_phases<P + 1>(s);
+    const bool breaks_up = worker_.wait_group();
+    if constexpr (P + 1 < kPhases) {
+      return run_phases<P + 1>(s);
+    } else {
+      return breaks_up;
+    }
   }
 
   // This thread's groups of a phase.

@@ -1,8 +1,10 @@
 // C = A·B (+ bias), a plain matrix product on the panels, for the layers around the recurrent ones.
 #pragma once
 
-#include "core/parallel.h"
+#include <algorithm>
+
 #include "core/problem.h"
+#include "core/team.h"
 #include "cpu/panels.h"
 
 namespace rnnkern {
@@ -59,8 +61,12 @@ class Matmul {
           scratch.turned ? scratch.turned + i * problem.depth : problem.a + i * problem.a_row;
       scratch.c[i] = problem.c + i * problem.c_row + first_column;
     }
-    multiply(b, scratch.a + rows.begin, scratch.c + rows.begin, problem.c_row,
-             rows.end - rows.begin, problem.rows, problem.accumulate, scratch.tile);
+    // So many rows at a time that an interruption is soon seen.
+    constexpr Index kRows = 4096;
+    for (Index i = rows.begin; i < rows.end; i += kRows) {
+      multiply(b, scratch.a + i, scratch.c + i, problem.c_row, std::min(kRows, rows.end - i),
+               problem.rows, problem.accumulate, scratch.tile, worker);
+    }
   }
 
  private:

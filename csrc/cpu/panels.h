@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/lane.h"
-#include "core/parallel.h"
+#include "core/team.h"
 #include "cpu/product.h"
 
 namespace rnnkern {
@@ -316,7 +316,7 @@ template <class V, class Product>
 template <class V, class Product>
 void multiply(const PanelMatrix<V, Product>& b, const typename Product::Operand* const* a,
               typename V::value* const* c, Index c_row, Index rows, Index all_rows, bool accumulate,
-              typename V::value* scratch) {
+              typename V::value* scratch, const Worker& worker) {
   using T = typename V::value;
   constexpr Index kDepth = 1024;
   static_assert(kDepth % Product::kDepthMultiple == 0 && kDepth % kSumDepth == 0);
@@ -364,6 +364,7 @@ void multiply(const PanelMatrix<V, Product>& b, const typename Product::Operand*
         tiles.multiply(m, static_cast<int>(side), tile);
         if (!direct) store_tile<V>(c + i, column, m, real, tile.out_row, scratch);
       }
+      worker.progress(static_cast<double>(2 * rows * side * panel_columns * depth));
     }
   }
 }

@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "core/cells.h"
-#include "core/parallel.h"
+#include "core/memory.h"
 #include "core/schedule.h"
 #include "cuda/kernels.h"
 

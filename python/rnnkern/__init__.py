@@ -5,7 +5,13 @@ from rnnkern.frozen import Frozen
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.linear import FrozenLinear, Linear
 from rnnkern.losses import softmax_cross_entropy
-from rnnkern.machine import get_num_threads, info, set_num_threads
+from rnnkern.machine import (
+    get_num_threads,
+    info,
+    register_threadpoolctl,
+    set_num_threads,
+    threads,
+)
 from rnnkern.optim import SGD, Adam
 from rnnkern.parameters import Parameters
 from rnnkern.recurrent import Recurrent
@@ -38,7 +44,9 @@ __all__ = [
     "info",
     "load",
     "load_checkpoint",
+    "register_threadpoolctl",
     "save",
     "set_num_threads",
     "softmax_cross_entropy",
+    "threads",
 ]

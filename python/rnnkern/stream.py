@@ -59,7 +59,10 @@ class Stream:
                     array[...] = _rounded_to_bfloat16(array)
         self._weights = self._layer._weights
         self._panels: list[Any] | None = None  # packed at the first block
-        self._h, self._c = self._layer._check_state("state", None, batch, unbatched=False)
+        h, c = self._layer._check_state("state", None, batch, unbatched=False)
+        # h and, where there is one, c in one array, so that no signal comes between the two.
+        self._states = self._layer._device.xp.stack([h] if c is None else [h, c])
+        self._h, self._c = self._states[0], None if c is None else self._states[1]
         self._rounding = weights
         self._stepper = self._new_stepper(narrow=weights is not None)
 
@@ -119,7 +122,10 @@ class Stream:
         return out
 
     def block(self, x: Any, out: Array | None = None) -> Array:
-        """Several steps: x (T, B, I), or tokens (T, B); returns y (T, B, H), in `out` if given."""
+        """Several steps: x (T, B, I), or tokens (T, B); returns y (T, B, H), in `out` if given.
+
+        One that is interrupted (KeyboardInterrupt) leaves the state as it was before the block.
+        """
         layer = self._layer
         given = layer._check_input(x, None, None)
         if given.unbatched or given.batch != self.batch:
@@ -130,7 +136,10 @@ class Stream:
         result = layer._output(out, given, self._weights)
         if self._panels is None:
             self._panels = layer._panels(self._weights, by_token=self._by_token)
-        layer._through_layers(given, self._h, self._c, result, self._weights, self._panels)
+        states = self._states.copy()
+        c = None if self._c is None else states[1]
+        layer._through_layers(given, states[0], c, result, self._weights, self._panels)
+        self._states[...] = states
         return result
 
     @property

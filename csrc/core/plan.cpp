@@ -1,0 +1,40 @@
+#include "core/plan.h"
+
+#include <unistd.h>
+
+namespace rnnkern {
+namespace {
+
+// The second-level cache of a core, which the recurrent weights of all steps had better not exceed.
+const Index own_cache_bytes = [] {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (found > 0) return static_cast<Index>(found);
+#endif
+  return Index{1} << 20;
+}();
+
+}  // namespace
+
+Plan make_plan(const Work& work, int threads) {
+  // What waking the team and one meeting at a barrier cost, in flops that a core could do meanwhile:
+  // measured with two threads, where calls of less work were slower than on one (docs/speed.md).
+  constexpr double kWakeFlops = 4e5, kBarrierFlops = 1e4;
+  if (threads <= 1) return {1, 1, "one thread is all that the limit allows"};
+  if (work.total_flops < kWakeFlops * threads)
+    return {1, 1, "too little work to wake a second thread"};
+  const bool fits = work.weight_bytes <= own_cache_bytes;
+  if (work.batch >= 4 * threads && (fits || work.batch >= 64 * threads)) {
+    return {threads, 1, "each thread owns rows of the batch: no barrier between steps"};
+  }
+  if (work.step_flops >= kBarrierFlops * threads) {
+    return {1, threads,
+            "each thread owns units: its weights stay in its cache, one barrier a phase"};
+  }
+  if (work.batch >= threads && fits) {
+    return {threads, 1, "each thread owns rows of the batch: a step is too short for barriers"};
+  }
+  return {1, 1, "a step is too short to be shared"};
+}
+
+}  // namespace rnnkern

@@ -1,0 +1,26 @@
+// The plan of a call: who does what.
+#pragma once
+
+#include "core/lane.h"
+
+namespace rnnkern {
+
+// Threads form a grid: row groups share no state of the recurrence, the unit groups within one
+// row group exchange h once a step.
+struct Plan {
+  int row_groups = 1, unit_groups = 1;
+  const char* reason = "";
+
+  int threads() const { return row_groups * unit_groups; }
+};
+
+// The sizes a plan depends on. `weight_bytes` is the packed recurrent matrix.
+struct Work {
+  Index steps, batch, units;
+  double step_flops, total_flops;
+  Index weight_bytes;
+};
+
+Plan make_plan(const Work& work, int threads);
+
+}  // namespace rnnkern
