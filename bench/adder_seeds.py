@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many of all its questions a trained adder answers right, over cells and seeds.
 
 ``python bench/adder_seeds.py --json FILE`` trains as ``rnnkern adder train`` does by default, asks

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times two builds of rnnkern against each other: python bench/alternate.py OLD NEW.
 
 OLD and NEW are Python interpreters, each of an environment with its own rnnkern. Each runs in a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CPU's kernels on 1 to 16 threads beside PyTorch's: python bench/cpu_scaling.py FILE.
 
 bench/gpu runs it where a GPU is, for such a machine has more cores than most that build this.

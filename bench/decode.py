@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decoding against the product's own stream: ``python bench/decode.py [--json FILE]``.
 
 ``Seq2Seq.greedy`` and ``beam`` take turns with loops written by hand over ``decoder.stream().step``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times works on a GPU: python bench/gpu_measure.py FILE [PART...]; bench/gpu runs it.
 
 All contenders of a work first give their answers, which must agree, and are then run in turn in one

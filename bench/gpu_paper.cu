@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the predictions in docs/cuda.md rest on, each measured alone, and a sketch of the step that they
 // lead to. bench/gpu_paper.py compiles this on the GPU's machine, with NVRTC: no headers, no C++ library.
 // Times are clock64's, of one thread.

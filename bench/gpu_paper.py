@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What docs/cuda.md predicts, measured: python bench/gpu_paper.py FILE; bench/gpu runs it.
 
 The most telling first; each line has its prediction beside it, for an H100 at 1.75 GHz.

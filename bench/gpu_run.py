@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stages of bench/gpu, most valuable first; each leaves a record that a resumed run skips."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every kernel on sizes that a sanitizer gets through: python bench/gpu_sanitize.py.
 
 bench/gpu runs it under compute-sanitizer. The most telling cases come first, and the script ends by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every cell, mode and pass once on a GPU: python bench/gpu_smoke.py FILE; bench/gpu runs it.
 
 From the smallest case up, each on record before it runs. A wrong one tells where it is wrong. One

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What bench/gpu measures and what must be reached: numbers and names alone, no GPU needed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How calls fare beside others: busy cores, other processes and threads, too many threads asked.
 
     python bench/neighbours.py [--builds NAME=INTERPRETER ...] [--record FILE.json]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What python/rnnkern/bench/native.py calls of a library: one layer, one direction, float32, I = H.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // libxsmm's cells: RNN, reset-before GRU and LSTM, weights blocked, activations as they stand.
 #include <libxsmm.h>
 #include <omp.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // oneDNN's reset-before GRU.
 #include <omp.h>
 

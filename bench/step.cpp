@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One step of a stream, float32, B = 1, I = H, timed without Python: build with -DRNNKERN_BENCH=ON.
 #include <algorithm>
 #include <chrono>

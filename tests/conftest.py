@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tests share: building a layer by a cell's name, and holding it against reference.py."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A GPU that is not there: what ``device="cuda"`` needs, in host memory.
 
 ``DeviceArray`` stands for CuPy's array and is as strict: it does not mix with NumPy's, is not

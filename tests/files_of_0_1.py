@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that version 0.1 wrote, compressed; later versions must read them for ever."""
 
 from __future__ import annotations

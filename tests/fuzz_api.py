@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hostile calls of what rnnkern exports: right ones with up to two arguments exchanged."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hostile calls of ``rnnkern._core``: right ones with up to two arguments exchanged."""
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ def play_forward(s: Sizes) -> None:
         "dy": s.numbers("dy", s.steps, s.batch, s.units, layouts=STRIDED),
         "dh": s.state("dh"),
         "dc": s.state("dc"),
-        "dx": s.zeros("dx", s.steps, s.batch, s.inputs, layouts=STRIDED),
+        "dx": None
+        if given["x"].ndim == 2
+        else s.zeros("dx", s.steps, s.batch, s.inputs, layouts=STRIDED),
         **{k: None if v is None else s.zeros(k, *v.shape) for k, v in gradients.items()},
     }
     backward = mutated(s.case, backward)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hostile calls of ``rnnkern._emulation``: the bindings of a GPU's kernels, in host memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Damaged and hostile files for ``load_checkpoint`` and the adder's ``Training.load``.
 
 A file must be refused with FormatError or OSError, within memory of a few times its size, or it

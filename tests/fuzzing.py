@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hostile calls at random, in a process of their own, so that a crash is told with what led to it.
 
 A subject is a module of the tests, ``fuzz_<name>``, with a function ``play(case)`` that makes one

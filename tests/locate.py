@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where wrong numbers stand: what a failure on a machine that is gone tomorrow has to tell."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cells in plain float64 NumPy, forward and backward: slow, and meant to be right on reading.
 
 Nothing here comes from rnnkern. Parameters are a dictionary under the names a layer uses; how many

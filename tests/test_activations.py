@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tanh, sigmoid and exp as the kernels compute them, swept over their range in both dtypes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arguments that are odd but right, and errors that say what was meant and what helps."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The harness: its problems, the comparison that guards the times, its tables and its command."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """That the bench is fair: answers are compared, peers work once, with all their threads."""
 
 from __future__ import annotations
@@ -306,7 +307,7 @@ def test_two_threads_are_measured_against_one(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cost, "make_case", lambda problem: None)
     monkeypatch.setattr(cost, "rnnkern_contender", noted)
     monkeypatch.setattr(cost, "alternate", each_once)
-    with using_threads(1):
+    with using_threads(2):
         lines = cost.measure_threads("lstm", 2, 0.0)
     assert seen == [1, 2] * len(lines)
     for row in cost.threads_table(lines).splitlines()[2:]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bench/gpu without a GPU: its grid, its records and resumption, its tables and its contenders."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the bench reads the clock, with a clock that the tests move."""
 
 from __future__ import annotations

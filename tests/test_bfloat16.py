@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """compute="bfloat16": the operands of matrix products are rounded, and nothing else is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradient clipping against PyTorch and at its edges."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The GPU's kernels against reference.py: emulated on the host where that was built, and on a GPU.
 
 The emulation (CMake: RNNKERN_EMULATE=device) is the kernels' text, every block a host's thread.

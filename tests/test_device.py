@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``device="cuda"``: all that is Python, over kernels in host memory, and on a GPU where one is."""
 
 from __future__ import annotations

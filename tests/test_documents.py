@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Documents say what the records of measurements say."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dropout between layers: what is dropped, when, and that a key says it all."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``adding``: a gated cell learns what the simple RNN does not; the sums are right."""
 
 from __future__ import annotations

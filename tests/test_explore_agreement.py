@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agreement program: its sentences, and that a gated cell is not led astray by attractors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``clipping``: the unclipped loss blows up, either way of clipping keeps it and lets it fall."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the programs share: their models' gradients, results over seeds, and the command."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``copy``: the sequences are right, and a gated cell gets below the baseline where T is short."""
 
 from __future__ import annotations

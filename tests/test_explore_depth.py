@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The depth program: its brackets, equal numbers of parameters, and what layers are good for."""
 
 from __future__ import annotations

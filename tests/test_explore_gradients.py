@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``gradients``: the LSTM's reach far back where the simple RNN's vanish; the paths add up."""
 
 from __future__ import annotations

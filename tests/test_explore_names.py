@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The names program: its sentences, and that only reading both ways tells what comes after."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The review program: its reviews, and that the words that decide move a gated cell most."""
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ PRAISE = {"superb", "gripping", "lovely", "brilliant", "charming", "moving"}
 BLAME = {"dull", "awful", "clumsy", "boring", "tedious", "shallow"}
 
 
+NUMBERS = ("right", "right with not", "ratio", "gate ratio")
+
+
 @pytest.fixture(scope="module")
 def result() -> Result:
-    return review(cells=("rnn", "gru"), seed=1, quick=True)
+    return review(cells=("rnn", "gru"), seeds=3, quick=True)
 
 
 def check(one: Review) -> None:
@@ -96,7 +100,13 @@ def test_movement_has_no_gate_where_the_cell_has_none() -> None:
 
 
 def test_words_that_decide_move_the_gru_and_open_its_gate(result: Result) -> None:
-    rnn, gru = result.rows
+    rnn, gru = (
+        {
+            name: np.mean([row[name] for row in result.rows if row["cell"] == cell])
+            for name in NUMBERS
+        }
+        for cell in ("rnn", "gru")
+    )
     assert gru["right"] >= 90.0
     assert gru["right with not"] >= 85.0
     assert gru["ratio"] >= 1.7
@@ -109,7 +119,7 @@ def test_numbers_table_and_picture(result: Result, tmp_path: Path) -> None:
     result.to_json(tmp_path / "numbers.json")
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["program"] == "review"
-    assert [row["cell"] for row in numbers["rows"]] == ["rnn", "gru"]
+    assert [row["cell"] for row in numbers["rows"]] == ["rnn"] * 3 + ["gru"] * 3
     rnn, gru = numbers["curves"]
     assert len(gru["words"]) == len(gru["moved"]) == len(gru["gate"]) == len(gru["deciding"])
     assert rnn["gate"] == []

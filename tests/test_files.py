@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where ``save`` writes: what stood there is safe from errors, kills and other writers."""
 
 from __future__ import annotations

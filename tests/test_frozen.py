@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A frozen layer gives a layer's results, bit for bit, from the parameters of when it was made."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Some seconds of each fuzzer, always the same cases; ``tools/fuzz`` plays new ones for longer."""
 
 from __future__ import annotations

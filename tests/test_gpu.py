@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a GPU alone can show: no copies, streams, no waiting, graphs, the same bits, real sizes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every gradient against central differences in float64, and what a tape promises."""
 
 from __future__ import annotations

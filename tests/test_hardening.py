@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the extension was linked: what its ELF file says."""
 
 from __future__ import annotations

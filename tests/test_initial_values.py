@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What parameters are before anything is learned."""
 
 from __future__ import annotations

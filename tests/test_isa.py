@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every instruction set this CPU has is forced, proved to be the one that ran, and checked."""
 
 from __future__ import annotations

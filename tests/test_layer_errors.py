@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every wrong argument has a message that names it, what was given and what was expected."""
 
 from __future__ import annotations

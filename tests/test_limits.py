@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many threads a call may use: what was asked for, and what the machine allows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Linear against NumPy's product, finite differences, and its refusals."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Softmax cross-entropy against PyTorch, finite differences, and at its edges."""
 
 from __future__ import annotations

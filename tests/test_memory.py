@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nothing that can be called from Python reads or writes memory that is not the call's own."""
 
 from __future__ import annotations
@@ -177,13 +178,11 @@ def test_a_stepper_keeps_to_arrays() -> None:
 def test_a_parameter_that_is_no_array() -> None:
     """This was a use after free: the numbers were those of whatever came to lie there."""
     layer = rk.Linear(4, 300, dtype="float64")
-
-    def call() -> None:
-        layer.params["bias"] = [1.0] * 300  # type: ignore[assignment]
-        layer(np.zeros((1, 4)))
-
-    with pytest.raises((TypeError, ValueError)):
-        call()
+    layer.params["bias"] = [1.0] * 300
+    assert np.all(layer(np.zeros((1, 4))) == 1.0)
+    bias: Any = [1.0] * 300
+    with pytest.raises((TypeError, ValueError), match="bias must be"):
+        _core.matmul(np.zeros((1, 4)), np.zeros((4, 300)), bias=bias)
 
 
 # --- What another thread changes meanwhile --------------------------------------------------------

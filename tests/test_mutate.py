@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The list of planted faults is alive: tools/mutate, run by hand, can plant each of them."""
 
 from __future__ import annotations

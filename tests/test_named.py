@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Optimizers and clipping take what holds arrays, nested as it may be, and check all before any."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ONNX's own node tests for RNN, GRU and LSTM: all eighteen, by rnnkern and by reference.py."""
 
 from __future__ import annotations

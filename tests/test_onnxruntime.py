@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime on random problems: every cell and direction it has, by rnnkern and reference.py."""
 
 from __future__ import annotations

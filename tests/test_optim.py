@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SGD and Adam against a plain reference and PyTorch, their resumption, and their refusals."""
 
 from __future__ import annotations

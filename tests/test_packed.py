@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packed weights: a tape has those of its forward pass; a kernel refuses others than it reads."""
 
 from __future__ import annotations

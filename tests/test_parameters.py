@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A layer's parameters: arrays fixed for life, checked on the way in, the same for all who read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Long sums keep their digits: gradients over many rows, and products over many inputs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Any size, layout and use of a layer, against reference.py: outputs, states and every gradient."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A record says where its numbers come from."""
 
 from __future__ import annotations

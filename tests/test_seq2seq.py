@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Seq2Seq: gradients by finite differences, decoding against brute force."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saving and loading: every class comes back, every damaged or foreign file is refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gradients of every step's state and gates, and the gates' values."""
 
 from __future__ import annotations

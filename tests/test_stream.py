@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stream says step by step what a call says at once, and lives on a snapshot of the weights."""
 
 from __future__ import annotations

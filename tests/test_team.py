@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Teams of threads: forks, interruptions, the end of the interpreter, callers that share cores."""
 
 from __future__ import annotations

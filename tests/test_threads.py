@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The number of threads changes no bit, nor does a change of it, and layers are shared."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PyTorch: stacked, bidirectional and packed, outputs and every gradient, both dtypes.
 
 The same problems go through reference.py, so that what the other tests are held against is itself

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The passes of a training step around the layers, as kernels: Adam, a norm, softmax and its loss.
 
 At every length around the lanes' sizes, against plain float64 NumPy.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the machine code of the GPU kernels looks like: python tools/check_sass.py FILE...
 
 FILE is a cubin, or the built module (rnnkern/_cuda*.so), of which the code for sm_90 is taken.

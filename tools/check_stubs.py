@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fail when a stub in python/rnnkern, _core.pyi or _cuda.pyi, is not the compiled module's surface.
 
 pybind11-stubgen writes down what the installed module offers; rnnkern._cuda is passed over where

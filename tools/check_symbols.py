@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fail when objects compiled for different instruction sets define the same weak symbol.
 
 The linker keeps one copy of a weak symbol (an inline function, an instantiated template). If that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A wheel for ``bench/gpu --here``, made where there is nvcc: python3.12 tools/gpu_wheel.py.
 
 It is for the interpreter that makes it, with machine code for the GPUs named by --code and PTX for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ptxas says of every GPU kernel: registers, stack and spills, as a table for docs/cuda.md.
 
     cmake -B build/ptxas -DRNNKERN_CUDA=ON -DCMAKE_CUDA_FLAGS=-Xptxas=-v

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Print one of the README's two commands, so that CI runs what the reader is told to run.
 
 A command is a fenced bash block right below the comment `<!-- command: NAME -->`.

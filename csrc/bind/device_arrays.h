@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Arrays of any library in, checked pointers out, by the array interface that its module reads: what
 // views.h is for NumPy arrays.
 #pragma once

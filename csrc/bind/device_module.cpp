@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // rnnkern._cuda and, of the same text, rnnkern._emulation: device arrays in, checked pointers out.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

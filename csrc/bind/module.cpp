@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // rnnkern._core: arrays in, checked views out, one shape of function throughout; no mathematics.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -369,8 +370,9 @@ void run_backward(const std::string& cell, const py::array& x, const py::object&
       throw std::invalid_argument("h_0, dh and what the forward pass kept must be given");
     }
     if (!dy.is_none()) problem.dy = sequence<const T>(dy, "dy", input.steps, batch, units);
-    if (!dx.is_none() && !input.tokens)
-      problem.dx = sequence<T>(dx, "dx", input.steps, batch, inputs);
+    if (!dx.is_none() && input.tokens)
+      throw std::invalid_argument("dx must be None where x is tokens");
+    if (!dx.is_none()) problem.dx = sequence<T>(dx, "dx", input.steps, batch, inputs);
     const auto& weights = built<Packed>(packed, "packed").of_dtype<T>();
     without_gil([&] { backward(id, problem, compute, weights); });
   });

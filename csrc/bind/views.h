@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // NumPy arrays in, checked pointers out. A check that fails is a ValueError naming the argument, what
 // was expected and what was given; the Python layer has looked before, so these guard the memory.
 //

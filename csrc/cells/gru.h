@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The gated recurrent unit, in the two forms that differ in where the reset gate acts.
 //   r_t, u_t = σ(W_h h_{t-1} + W_x x_t + b)
 //   before:  n_t = tanh(W_hn (r_t·h_{t-1}) + W_xn x_t + b_n)       (Cho et al. 2014, arXiv:1406.1078)

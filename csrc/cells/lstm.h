@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000):
 //   u_t, f_t, o_t = σ(W_h h_{t-1} + W_x x_t + b),  n_t = tanh(W_hn h_{t-1} + W_xn x_t + b_n)
 //   c_t = u_t·n_t + f_t·c_{t-1},  h_t = o_t·tanh(c_t)

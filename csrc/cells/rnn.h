@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The simple recurrent network: h_t = f(W_hh h_{t-1} + W_xh x_t + b_h), f = tanh or relu.
 #pragma once
 

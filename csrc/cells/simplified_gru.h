@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The GRU without a reset gate:
 //   u_t = σ(W_hu h_{t-1} + W_xu x_t + b_u)
 //   n_t = tanh(W_hn h_{t-1} + W_xn x_t + b_n)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // tanh, sigmoid, relu and exp on lanes.
 //
 // Error at most 3 units in the last place, tanh everywhere; sigmoid until it or 1 - it is no normal number

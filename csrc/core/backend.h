@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The kernel tables: one backend an instruction set, chosen once when the module is loaded.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a cell says of itself, and the registers through which the time loop talks to its equations.
 //
 // A cell is a struct, a template on its lane V, with

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The list of cells as facts: apart from the kernels' tables, for those who have kernels of their own.
 #include <stdexcept>
 

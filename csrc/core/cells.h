@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The list of cells: a new one is a header of its own and one more entry here.
 #pragma once
 

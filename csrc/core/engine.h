@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Runs a problem on the chosen backend: plan, scratch memory, threads.
 #pragma once
 

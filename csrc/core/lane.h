@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The lane contract: what a cell's equations and the matrix product may ask of a vector type.
 //
 // A lane V holds V::size values of type V::value:

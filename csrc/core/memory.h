@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Scratch memory, and the blocks it is carved from.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The arguments of a kernel: sizes and pointers of one layer in one direction.
 //
 // Letters: T steps, B rows of the batch, I inputs, H units, G gates; N = Σ lengths, the live steps.

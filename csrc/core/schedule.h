@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which row of a batch is alive at which step: the memory behind a Schedule.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Threads of our own: a call forms a team of those that are free, runs a segment of its work with it, and
 // may go on with another. Results do not depend on how many there are.
 #pragma once

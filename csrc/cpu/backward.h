@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The backward time loop. Step by step from the end: ∂L/∂h_t from the recurrent product of step
 // t+1's gate gradients, with the cell's derivatives as its epilogue. After each run of steps, the
 // gradients of the input and of all weights as products over the whole run.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // AVX-512 lanes, AVX512-BF16 and AMX in plain C++, to run their kernels where they are not: slow, and
 // as Intel's manual (Software Developer's Manual, volume 2) says of VDPBF16PS and TDPBF16PS.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The forward time loop: W_ih x for a run of steps as one product, then step by step the recurrent
 // product with the cell's equations as its epilogue.
 #pragma once

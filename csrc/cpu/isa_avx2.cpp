@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "cpu/lane_avx2.h"
 #include "cpu/make_backend.h"
 

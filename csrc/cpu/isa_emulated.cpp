@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The backends "emulated-avx512bf16" and "emulated-amx": the scalar one, with the products of the
 // instruction sets that they are named for.
 #include "cpu/emulated.h"

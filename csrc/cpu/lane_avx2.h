@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // AVX2 + FMA lanes: 8 floats or 4 doubles, 16 registers.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Folds the list of cells over a pair of lanes into a backend's tables.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // C = A·B (+ bias), a plain matrix product on the panels, for the layers around the recurrent ones.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Products of bfloat16 pairs along k, for processors that have instructions for them.
 //
 // Dot is those instructions on registers:

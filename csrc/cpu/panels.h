@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Matrices cut into the packed panels that the register kernel reads, and products with them.
 #pragma once
 

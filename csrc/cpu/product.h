@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The register kernel of every matrix product: a tile of M rows by `panels` packed panels.
 //
 // A panel is W lanes of columns wide: one row of initial values (a bias, or zeros), then one row

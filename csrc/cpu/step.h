@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One step of a few rows: W_ih x and W_hh h panel by panel, with the cell's equations as the epilogue.
 // It is what a stream runs: no team, no schedule, nothing packed and nothing allocated.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A tall tile of sums by matrix tile registers.
 //
 // Amx is the instructions, each on the registers that its template arguments number:

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a step of training does around the layers. Each reads its arrays once; elements or rows do not
 // depend on each other but for the sums, whose order is fixed.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The backward time loop, one launch for a run of steps, from its end: cpu/backward.h's loop with the
 // exchange of recurrence.h. What the blocks exchange is the gate gradients; a slice of the weights is
 // its units' columns of W_hh, and between layers of the upper W_ih. The gradients of weights and inputs

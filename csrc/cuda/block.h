@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A thread block, as the kernels see it: phases that all threads run, with a barrier behind each.
 //
 // The kernels are written once over this file. nvcc makes GPU code of them; a host compiler makes an

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The kernels that no compute mode changes, and the devices.
 #include "cuda/launch.h"
 #include "cuda/prepare.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the operands of a product are stored as while they are multiplied: one struct a compute mode.
 //   Storage     an operand's type;  Sum  that of the sums, and of all state
 //   round(v)    the nearest operand;  widen(s)  its value

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Runs a layer, or several as a wavefront, on the device: plan, workspace, and the launches in their order. Nothing here waits for
 // the device or allocates on it, so that calls may be captured in a graph.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The forward time loop, one launch for a run of steps: cpu/forward.h's loop, with the exchange of
 // recurrence.h in the place of its barriers. Each value of the state is read and written by one thread
 // alone; what its equations need besides the product is on its way before the block waits for others.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The kernels as functions of the host: all that the engine knows of the device's code.
 #pragma once
 

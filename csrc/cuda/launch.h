@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How a kernel is started: K::run(block, arguments) for every block of a grid.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Folds the list of cells over an element type into its table of kernels.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The products over many steps at once, and the caller's own: out (M, N) = [out +] a bᵀ [+ bias].
 //
 // Our own rather than cuBLAS': it is there wherever the module is, needs no handle or workspace, can be

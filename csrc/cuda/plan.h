@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Who does what in a persistent kernel: computed on the host, from numbers alone, read on the device.
 //
 // The units are cut into slices; a slice has all gates of its units, and its own rows of the recurrent

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The small kernels around the time loop: the schedule in device memory, packed weights, zeros, tokens.
 // All of them share their elements out over a grid of any size.
 #pragma once

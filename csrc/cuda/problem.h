@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the kernels are told: sizes and pointers into device memory. Letters as in core/problem.h.
 //
 // The schedule lies in device memory too, for a call must not wait for the host: prepare.h fills it.

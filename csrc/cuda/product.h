@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A warp's part of a matrix product: the rows of a times the rows of b, both in shared memory and both
 // running along the depth k, so that every load is a vector of 16 bytes.
 //

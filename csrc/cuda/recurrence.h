@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the forward and the backward time loop share: a block's place in the launch, its weights in
 // shared memory, the product of a phase, and the exchange with the other blocks of its group.
 //

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recurrent networks at the speed of the machine, straight from NumPy."""
 
 from rnnkern.clip import clip_grad_norm, clip_grad_value

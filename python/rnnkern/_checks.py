@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Argument checks with one form of message: what it must be, what was given."""
 
 from __future__ import annotations

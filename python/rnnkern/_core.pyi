@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels of rnnkern, private: the layers are the interface."""
 
 from typing import Any

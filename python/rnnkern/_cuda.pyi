@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels of rnnkern for GPUs, private: the layers are the interface.
 
 Arrays are any with ``__cuda_array_interface__``, ``stream`` a cudaStream_t's address.

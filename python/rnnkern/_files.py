@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replacing a file: whole or not at all, and nothing but a file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects whose facts stay as their constructor set them."""
 
 from __future__ import annotations

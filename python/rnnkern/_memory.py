@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which arrays lie in the same memory: exact, from addresses and strides alone, on any device.
 
 An array is seen as contiguous runs of bytes, all of one length. There are never more of them than

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model that learns to add from examples of sums, as ``535+61`` and ``596``.
 
 A question is read and an answer given in natural order and length. Inside, see ``Encoding``, both

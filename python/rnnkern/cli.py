@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: ``rnnkern adder|bench|explore|info``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bounds on gradients, applied in place."""
 
 from __future__ import annotations

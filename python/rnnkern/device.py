@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where arrays live and kernels run: the one place that tells a CPU from a GPU.
 
 Everything else asks a ``Device``: for its array module ``xp`` (NumPy or CuPy), for arrays taken in,

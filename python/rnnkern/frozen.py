@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recurrent layers whose weights are packed once, for inference."""
 
 from __future__ import annotations

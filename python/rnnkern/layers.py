@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cells as layers: the simple RNN, the simplified GRU, the GRU and the LSTM."""
 
 from __future__ import annotations

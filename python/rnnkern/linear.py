@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An affine map over the last axis, and its gradients."""
 
 from __future__ import annotations

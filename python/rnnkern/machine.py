@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What runs here: threads, instruction set, devices."""
 
 from __future__ import annotations

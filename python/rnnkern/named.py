@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arrays by name out of what holds them: layers, mappings, lists, and these within each other."""
 
 from __future__ import annotations

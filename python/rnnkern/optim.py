@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Optimizers that change the parameters' arrays in place and allocate nothing in a step."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parameters: named arrays that stay a layer's own for life, written in place, checked on the way.
 
 A ``Parameter`` owns the memory that the kernels read, and shows callers a view of it: whatever they

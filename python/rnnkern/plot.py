@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A picture of a training run; matplotlib is needed for this alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A progress bar on a terminal, and lines that stay above it."""
 
 from __future__ import annotations

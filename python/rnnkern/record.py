@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every record of measurements says of where its numbers come from."""
 
 from __future__ import annotations

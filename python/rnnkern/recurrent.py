@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all recurrent layers share: parameters, checked arguments, the way of the data.
 
 Shapes, with T steps, B rows of a batch, I inputs, H units, L layers and D directions: x (T, B, I),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A sequence-to-sequence model over tokens: encoder, decoder, output head, decoding."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saving and loading layers, models and optimizers: one safetensors file, nothing ever unpickled.
 
 A file is an 8-byte little-endian length, a JSON header of that length and the arrays' bytes, as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recurrent layers on sequences that arrive piece by piece."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a forward pass keeps, and the backward pass over it."""
 
 from __future__ import annotations

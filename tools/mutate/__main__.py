@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Planted faults: whether the tests find each of them.
 
     python tools/mutate                  # all in Python, some minutes

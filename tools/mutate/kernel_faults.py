@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults in the kernels, in C++."""
 
 from __future__ import annotations

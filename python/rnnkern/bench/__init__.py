@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """rnnkern against its peers on this machine: ``rnnkern bench``."""

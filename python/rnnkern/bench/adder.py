@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The adder's training step against PyTorch: the same model, parameters, batch and data.
 
 PyTorch's is written well: tokens through an embedding (fixed to one-hot rows, which is the model's

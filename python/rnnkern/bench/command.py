@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``rnnkern bench``: measure this machine, print tables, write numbers and pictures."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our own cost against the work: T, B and H doubled in turn, and two threads against one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``rnnkern bench report``: the tables of documents, made anew from records of measurements.
 
 A table stands between two comments of its document, and the first says what it is made of:

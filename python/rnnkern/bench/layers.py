@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole layers against the peers: for each problem answers are compared, then calls are timed."""
 
 from __future__ import annotations

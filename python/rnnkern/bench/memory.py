@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Peak resident memory of one call, above what the caller holds before it: Linux alone.
 
 Each contender runs in a process of its own: ``python -m rnnkern.bench.memory NAME PROBLEM``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """C++ libraries as peers: shared objects of bench/*.cpp, built where CMake has RNNKERN_BENCH=ON."""
 
 from __future__ import annotations

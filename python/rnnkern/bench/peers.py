@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """rnnkern and its peers as callables that do the same work on the same numbers."""
 
 from __future__ import annotations

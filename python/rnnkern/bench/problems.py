@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is measured of the layers: the grid of problems."""
 
 from __future__ import annotations

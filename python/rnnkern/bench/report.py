@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables in Markdown, which a terminal shows as well, and pictures."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One step at a time, and a block of steps, against the peers: B = 1, I = H, float32.
 
 rnnkern's ``stream().step``, PyTorch's cell modules, ONNX Runtime with T = 1 and the state handed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How everything here is timed: contenders by turns in one process, and what the machine can do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The classic experiments with recurrent networks, each as one function and one command."""
 
 from rnnkern.explore.adding import adding

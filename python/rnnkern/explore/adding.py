@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The adding problem: two numbers, marked far apart among many, are to be added up.
 
 Source: Hochreiter & Schmidhuber, "Long short-term memory" (1997), in the form of Le, Jaitly &

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Was or were: the verb agrees with a noun far back, past nouns of the other number."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers of different make but of as good as equal numbers of parameters."""
 
 from __future__ import annotations

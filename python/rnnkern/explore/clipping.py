@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradients that explode, and two ways of clipping them (Pascanu et al. 2013, arXiv:1211.5063).
 
 A network whose W_hh stretches what it is multiplied with learns the scaled mean of its inputs by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``rnnkern explore NAME``: run a program, print its table, write its numbers and its picture."""
 
 from __future__ import annotations

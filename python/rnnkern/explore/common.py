@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the programs share: a small model and its training, results over seeds, pictures' style."""
 
 from __future__ import annotations

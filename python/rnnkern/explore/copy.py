@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The copy-memory task: ten symbols are seen, and said again T steps later.
 
 Source: Hochreiter & Schmidhuber 1997, in the form of Arjovsky, Shah & Bengio 2016,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Smudged brackets: stacked layers, one way or both ways, of equal numbers of parameters."""
 
 from __future__ import annotations

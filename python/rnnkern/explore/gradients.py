@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far back the loss's gradient reaches, and which way it takes through a cell.
 
 Vanishing and exploding gradients: Hochreiter 1991; Bengio, Simard & Frasconi 1994.

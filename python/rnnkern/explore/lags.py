@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``adding`` and ``copy`` share: each cell against the baseline that remembers nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Teddy, a person or a thing: the word that decides may come before the name or after it."""
 
 from __future__ import annotations

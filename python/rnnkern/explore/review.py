@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reviews in which a few words decide among many, and how far each word moves the state."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the programs over generated sentences share: words as tokens, and a held-out part."""
 
 from __future__ import annotations
