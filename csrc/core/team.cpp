@@ -117,13 +117,16 @@ struct Member {
 // on with fewer for a while; longer and longer while that is so.
 struct Retreat {
   static constexpr Nanoseconds kShortest = 10 * kMillisecond, kLongest = 1000 * kMillisecond;
+  // Who shares a core is left alone for some time after it has slept: only after a longer one without
+  // a wait, and one as long as the retreat before it, the next retreat is short again.
+  static constexpr Nanoseconds kForgetting = 100 * kMillisecond;
   // The time that teams worked is their credit, up to so much; a wait costs so many times its length.
   static constexpr Nanoseconds kMostCredit = 12 * kMillisecond, kPrice = 3;
 
   std::atomic<Nanoseconds> until{0};
   std::atomic<int> threads{0};
   std::atomic<Nanoseconds> credit{0};
-  Nanoseconds interval = 0;  // under the lock
+  Nanoseconds interval = 0, last_wait = 0;  // under the lock
 };
 
 // All that the calls of the process share.
@@ -169,9 +172,12 @@ bool note_stall(int threads, Nanoseconds worked, Nanoseconds waited) {
   const Nanoseconds time = now(), until = retreat.until.load(std::memory_order_relaxed);
   if (time < until && retreat.threads.load(std::memory_order_relaxed) < threads) return true;
   Nanoseconds credit = std::min(retreat.credit.exchange(0) + worked, Retreat::kMostCredit);
-  const bool quiet = time > until + retreat.interval;
-  if (quiet || credit == Retreat::kMostCredit) retreat.interval = 0;
-  if (quiet) credit = Retreat::kMostCredit;
+  const Nanoseconds calm = time - waited - std::max(until, retreat.last_wait);
+  retreat.last_wait = time;
+  if (calm > std::max(retreat.interval, Retreat::kForgetting)) {
+    retreat.interval = 0;
+    credit = Retreat::kMostCredit;
+  }
   credit -= Retreat::kPrice * waited;
   if (credit > 0) {
     retreat.credit.fetch_add(credit);
