@@ -3,7 +3,7 @@
 
 ``python bench/adder_seeds.py --json FILE`` trains as ``rnnkern adder train`` does by default, asks
 every pair there is, and writes each run to FILE as it ends. A run that FILE has is not done again,
-so that a killed or longer series goes on; ``--table FILE...`` prints a table of what is there.
+so that a killed or longer series goes on; FILE holds a table of them, too.
 ``RNNKERN_ISA`` chooses the instruction set. A run follows from its settings and the instruction set
 alone, whatever the threads and the load; its seconds do not.
 """
@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import rnnkern as rk
 from rnnkern.adder import CELLS, Adder, Settings, Training
-from rnnkern.bench.report import facts, table
 from rnnkern.progress import Progress
+from rnnkern.record import facts
 
 _REPORT_EVERY = 100  # steps
 _GOOD = 0.99  # of the held-out pairs that a report asks
@@ -54,32 +53,29 @@ def measure(settings: Settings) -> dict[str, Any]:
     }
 
 
-def rows(records: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
-    """One for each cell of each record."""
-    for record in records:
-        for cell in CELLS:
-            runs = [run for run in record["runs"] if run["cell"] == cell]
-            if not runs:
-                continue
-            wrong = [
-                sum(run[part]["total"] - run[part]["right"] for part in ("trained", "held_out"))
-                for run in runs
-            ]
-            yield [
-                record["isa"].split(" ")[0],
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A line for each cell, as `rnnkern bench report` puts it into documents."""
+    header = ["cell", "parameters", "steps to 99%, by seed", "wrong of all", "without a mistake"]
+    lines = []
+    for cell in CELLS:
+        of_cell = [run for run in runs if run["cell"] == cell]
+        if not of_cell:
+            continue
+        wrong = [
+            sum(run[part]["total"] - run[part]["right"] for part in ("trained", "held_out"))
+            for run in of_cell
+        ]
+        steps = (f"{run['good']['steps']:.0f}" if run["good"] else "–" for run in of_cell)
+        lines.append(
+            [
                 cell,
-                f"{runs[0]['parameters']:,}",
-                ", ".join(f"{run['good']['steps']:.0f}" if run["good"] else "–" for run in runs),
+                f"{of_cell[0]['parameters']:,}",
+                ", ".join(steps),
                 ", ".join(map(str, wrong)),
-                f"{wrong.count(0)} of {len(runs)}",
+                f"{wrong.count(0)} of {len(of_cell)} seeds",
             ]
-
-
-def print_table(paths: list[Path]) -> None:
-    """Of the records, in Markdown."""
-    header = ["instructions", "cell", "parameters", "steps to 99%", "wrong of all, by seed", "all"]
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    print(table([*header[:-1], "seeds without a mistake"], rows(records)))
+        )
+    return {"header": header, "rows": lines}
 
 
 def main() -> None:
@@ -89,15 +85,10 @@ def main() -> None:
     parser.add_argument("--cell", action="append", choices=list(CELLS), help="all, unless given")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--json", type=Path, metavar="FILE")
-    what.add_argument("--table", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", required=True)
     options = parser.parse_args()
-    if options.table:
-        print_table(options.table)
-        return
     rk.set_num_threads(options.threads)
-    record = {**facts(), "runs": []}
+    record = {"facts": facts(), "runs": []}
     if options.json.exists():
         record = json.loads(options.json.read_text(encoding="utf-8"))
     done = {(run["cell"], run["seed"]) for run in record["runs"]}
@@ -107,6 +98,7 @@ def main() -> None:
                 continue
             run = measure(Settings(cell=cell, seed=seed))
             record["runs"].append(run)
+            record["table"] = summary(record["runs"])
             options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             total = run["trained"]["total"] + run["held_out"]["total"]
             right = run["trained"]["right"] + run["held_out"]["right"]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import rnnkern as rk
-from rnnkern.bench.report import facts
+from rnnkern.record import facts
 from rnnkern.bench.timing import alternate
 
 VOCABULARY, SOURCE, LENGTH, WIDTH = 256, 8, 32, 4
