@@ -195,7 +195,28 @@ def main() -> None:
     for build in builds:
         build.close()
     if options.record:
-        record = {"threads": options.threads, "old": infos[0], "new": infos[1], "cases": figures}
+        # Not above: an older build, in a process that this one starts, may not have it.
+        from rnnkern.record import facts
+
+        header = ["case", "old", "new", "new over old", "quartiles"]
+        rows = [
+            [
+                name,
+                f"{f['old_ms']:.3f} ms",
+                f"{f['new_ms']:.3f} ms",
+                f"{f['ratio']:.3f}",
+                f"{f['ratio_low']:.3f} to {f['ratio_high']:.3f}",
+            ]
+            for name, f in figures.items()
+        ]
+        record = {
+            "facts": facts(),
+            "threads": options.threads,
+            "old": infos[0],
+            "new": infos[1],
+            "cases": figures,
+            "table": {"header": header, "rows": rows},
+        }
         options.record.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 import rnnkern as rk
-from rnnkern.record import facts
+from rnnkern.bench.report import table
 from rnnkern.bench.timing import alternate
+from rnnkern.record import facts
 
 VOCABULARY, SOURCE, LENGTH, WIDTH = 256, 8, 32, 4
 BOS = EOS = 0
@@ -86,21 +87,27 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     rk.set_num_threads(options.threads)
-    print("| cell | H | B | greedy | × loop | beam | × loop |\n|---|---|---|---|---|---|---|")
     lines = []
+    rows = []
     for cell in ("LSTM", "GRU"):
         for hidden in (64, 128, 256, 512):
             for batch in (1, 16):
                 line = measure(cell, hidden, batch, options.seconds)
                 lines.append(line)
                 ms, ratios = line["ms"], line["ratios"]
-                print(
-                    f"| {cell} | {hidden} | {batch} | {ms['greedy']:.2f} ms | "
-                    f"{ratios['greedy']:.2f} | {ms['beam']:.2f} ms | {ratios['beam']:.2f} |",
-                    flush=True,
-                )
+                rows.append([cell, str(hidden), str(batch)])
+                for search in ("greedy", "beam"):
+                    rows[-1] += [f"{ms[search]:.2f} ms", f"{ratios[search]:.2f}"]
+    header = ["cell", "H", "B", "greedy", "over the loop", "beam", "over the loop"]
+    print(table(header, rows))
     if options.json is not None:
-        record = {**facts(), "steps": LENGTH, "vocabulary": VOCABULARY, "decode": lines}
+        record = {
+            "facts": facts(),
+            "steps": LENGTH,
+            "vocabulary": VOCABULARY,
+            "decode": lines,
+            "table": {"header": header, "rows": rows},
+        }
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

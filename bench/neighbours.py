@@ -22,7 +22,6 @@ import sys
 import time
 from collections import defaultdict
 from contextlib import ExitStack
-from datetime import datetime, timezone
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -226,33 +225,6 @@ BOUNDS = {
 }
 
 
-def processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
-def commit() -> str:
-    """Of the sources that this file is one of; with "+" where they were changed since."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-
-
-def print_table(lines: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for k, line in enumerate(lines):
-        print("| " + " | ".join(f"{c:{w}}" for c, w in zip(line, widths, strict=True)) + " |")
-        if k == 0:
-            print("|" + "|".join("-" * (w + 2) for w in widths) + "|")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="How calls fare beside others.")
     parser.add_argument("--builds", nargs="+", default=[], metavar="NAME=INTERPRETER")
@@ -270,6 +242,10 @@ def main() -> None:
     if options.serve is not None:
         serve(options.serve)
         return
+    # Not above: an older build, in a process that this one starts, may not have them.
+    from rnnkern.bench.report import table
+    from rnnkern.record import facts
+
     builds = dict(b.split("=", 1) for b in options.builds) or {"this": sys.executable}
     works = [list(WORKS)[k] for k in options.works]
     measured = measure(builds, works, options.rounds, options.seconds)
@@ -280,37 +256,24 @@ def main() -> None:
         }
         for work in works
     }
-    for what in ("one", "two"):
-        header = ["ms a call, " + what + (" thread" if what == "one" else " threads"), *builds]
-        rows = [
-            [
-                work,
-                *(
-                    f"{statistics.median(measured['times'][build][work][what]) * 1e3:.3f}"
-                    for build in builds
-                ),
-            ]
-            for work in works
-        ]
-        print_table([header, *rows])
-        print()
-    header = ["", *(f"{work}: {build}" for work in works for build in builds), "bound"]
-    rows = [
-        [name, *(f"{found[work][build][name]:.2f}" for work in works for build in builds), bound]
-        for name, bound in BOUNDS.items()
-    ]
-    print_table([header, *rows])
+    rows = []
+    for work in works:
+        for what in ("one", "two"):
+            medians = (statistics.median(measured["times"][b][work][what]) for b in builds)
+            label = f"{what} thread{'s' if what == 'two' else ''}"
+            rows.append([work, label, *(f"{m * 1e3:.3f} ms" for m in medians), ""])
+        for name, bound in BOUNDS.items():
+            rows.append([work, name, *(f"{found[work][b][name]:.2f}" for b in builds), bound])
+    header = ["call", "", *builds, "bound"]
+    print(table(header, rows))
     if options.record:
         record = {
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "commit": commit(),
-            "processor": processor(),
-            "cores": len(os.sched_getaffinity(0)),
+            "facts": facts(),
             "kernel": platform.release(),
-            "python": platform.python_version(),
             "command": " ".join(["python", "bench/neighbours.py", *sys.argv[1:]]),
             "builds": measured["info"],
             "ratios": found,
+            "table": {"header": header, "rows": rows},
             "rates": measured["rates"],
             "milliseconds": {
                 build: {
