@@ -270,7 +270,8 @@ def main() -> None:
         record = {
             "facts": facts(),
             "kernel": platform.release(),
-            "command": " ".join(["python", "bench/neighbours.py", *sys.argv[1:]]),
+            "rounds": options.rounds,
+            "seconds": options.seconds,
             "builds": measured["info"],
             "ratios": found,
             "table": {"header": header, "rows": rows},
