@@ -26,7 +26,7 @@ import numpy as np
 
 import rnnkern as rk
 from rnnkern.adder import Adder, Settings, Training
-from rnnkern.optim import Optimizer
+from rnnkern.training.optim import Optimizer
 
 import files_of_0_1
 

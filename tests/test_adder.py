@@ -488,9 +488,6 @@ def test_other_models_are_no_adders() -> None:
 
 def refused(path: Path, why: str = "") -> None:
     """The file loads, if at all, as something else than an adder."""
-    for load in (Training.load, Adder.load):
-        with pytest.raises(
-            rk.FormatError, match=f"model: is not a checkpoint of an adder.*{why}"
-        ) as e:
-            load(path)
-        assert str(e.value).isprintable()
+    with pytest.raises(rk.FormatError, match=f"model: is not a checkpoint of an adder.*{why}") as e:
+        Training.load(path)
+    assert str(e.value).isprintable()

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recurrent networks at the speed of the machine, straight from NumPy."""
 
-from rnnkern.clip import clip_grad_norm, clip_grad_value
 from rnnkern.frozen import Frozen
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.linear import FrozenLinear, Linear
-from rnnkern.losses import softmax_cross_entropy
 from rnnkern.machine import (
     get_num_threads,
     info,
@@ -13,13 +11,15 @@ from rnnkern.machine import (
     set_num_threads,
     threads,
 )
-from rnnkern.optim import SGD, Adam
+from rnnkern.models.seq2seq import Seq2Seq
 from rnnkern.parameters import Parameters
 from rnnkern.recurrent import Recurrent
-from rnnkern.seq2seq import Seq2Seq
 from rnnkern.serialize import Checkpoint, FormatError, load, load_checkpoint, save
 from rnnkern.stream import Stream
 from rnnkern.tape import StateGradients, Tape
+from rnnkern.training.clip import clip_grad_norm, clip_grad_value
+from rnnkern.training.losses import softmax_cross_entropy
+from rnnkern.training.optim import SGD, Adam
 
 __all__ = [
     "GRU",

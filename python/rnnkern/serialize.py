@@ -29,9 +29,9 @@ from rnnkern._files import open_regular, replace
 from rnnkern.device import get_device, to_host
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.linear import Linear
-from rnnkern.optim import Optimizer
+from rnnkern.models.seq2seq import Seq2Seq
 from rnnkern.parameters import undrawn
-from rnnkern.seq2seq import Seq2Seq
+from rnnkern.training.optim import Optimizer
 
 _CLASSES: dict[str, type[Any]] = {
     cls.__name__: cls for cls in (RNN, SimplifiedGRU, GRU, LSTM, Linear, Seq2Seq)

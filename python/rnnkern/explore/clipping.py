@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.clip import clip_grad_norm, clip_grad_value
 from rnnkern.explore.common import (
     BLACK,
     BLUE,
@@ -26,8 +25,9 @@ from rnnkern.explore.common import (
     check_run,
     new_figure,
 )
-from rnnkern.optim import SGD
 from rnnkern.progress import Progress
+from rnnkern.training.clip import clip_grad_norm, clip_grad_value
+from rnnkern.training.optim import SGD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ import numpy as np
 from rnnkern import _core
 from rnnkern._checks import FLOATS, Array, finite_float
 from rnnkern.device import device_of
-from rnnkern.named import named_arrays
+from rnnkern.training.named import named_arrays
 
 # Sums of squares below these may have lost some that vanished.
 _SAFE_SQUARES = {np.dtype(np.float32): 1e-20, np.dtype(np.float64): 1e-280}

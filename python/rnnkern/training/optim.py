@@ -12,7 +12,7 @@ import numpy as np
 
 from rnnkern._checks import FLOATS, Array, boolean, explains_options, finite_float
 from rnnkern.device import device_of
-from rnnkern.named import named_arrays
+from rnnkern.training.named import named_arrays
 
 # A velocity below the smallest normal number is set to 0 every so many steps: with gradients of 0
 # it would come to rest among the denormal ones, which are slow. (Adam's kernel keeps none.)

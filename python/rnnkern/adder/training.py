@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run of the adder: its steps, its reports, its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+
+import numpy as np
+
+from rnnkern._checks import finite_float
+from rnnkern.adder.model import Adder, Score
+from rnnkern.adder.settings import Settings
+from rnnkern.models.seq2seq import Seq2Seq
+from rnnkern.progress import Progress
+from rnnkern.serialize import Checkpoint, load_checkpoint, refusal, save
+from rnnkern.training.clip import clip_grad_norm
+from rnnkern.training.losses import softmax_cross_entropy
+from rnnkern.training.optim import Adam
+
+HELD_OUT_SAMPLE = 20_000  # pairs answered at the end of a run and by ``evaluate``
+_QUICK_SAMPLE = 1_000  # pairs answered now and then during a run
+_LOSS_DECAY = 0.99  # of the running mean that is shown
+_WARM_UP = 0.02  # share of the run in which the learning rate rises
+
+
+class Training:
+    """A run: an adder, its optimizer and how far it is.
+
+    The batch of a step and its learning rate follow from the settings and the step, so that a run
+    resumed from any checkpoint ends bit for bit as the uninterrupted one. Where a time is set the
+    learning rate follows the clock, and no two runs are quite the same.
+
+    Attributes:
+        adder: What is trained.
+        optimizer: Its Adam.
+        step: Steps taken.
+        seconds: Time used, interrupted parts left out.
+        loss: Running mean of the loss in nats per digit of the answer; NaN at first.
+        history: One (step, seconds, loss, share of held-out answers right) per report.
+
+    """
+
+    def __init__(self, adder: Adder) -> None:
+        self.adder = adder
+        self.optimizer = Adam(adder.model.params, adder.settings.lr)
+        self.step = 0
+        self.seconds = 0.0
+        self.loss = math.nan
+        self.history: list[tuple[float, float, float, float]] = []
+
+    @property
+    def fraction(self) -> float:
+        """How much of the run is done; 1 or a little more at its end."""
+        settings = self.adder.settings
+        if settings.minutes is not None:
+            return self.seconds / (60.0 * settings.minutes)
+        return self.step / settings.steps
+
+    def advance(self) -> None:
+        """Take one step.
+
+        Raises:
+            ArithmeticError: The gradients are no longer finite; nothing was changed.
+
+        """
+        adder, settings = self.adder, self.adder.settings
+        a, b = adder.pairs.batch(settings.batch, settings.seed, self.step)
+        answers = adder.encoding.answers(a + b)
+        put = adder.device.put
+        logits, tape = adder.model.forward(
+            put(adder.encoding.questions(a, b)), None, put(adder.encoding.fed(answers))
+        )
+        mean, dlogits = softmax_cross_entropy(logits, put(answers))
+        grads = tape.backward(dlogits)
+        if not math.isfinite(clip_grad_norm(grads, settings.clip)):
+            raise ArithmeticError(
+                f"training diverged in step {self.step}: the gradients are not finite; "
+                f"a learning rate below {settings.lr} may help"
+            )
+        self.optimizer.step(grads, settings.lr * _schedule(self.fraction))
+        loss = float(mean)
+        self.loss = loss if self.step == 0 else self.loss + (1.0 - _LOSS_DECAY) * (loss - self.loss)
+        self.step += 1
+
+    def report(self) -> str:
+        """Look at some held-out pairs; note the result in the history, and tell it in a line."""
+        a, b = self.adder.pairs.held_out(_QUICK_SAMPLE)
+        answers = self.adder.add(a, b)
+        right = answers == a + b
+        accuracy = float(right.mean())
+        self.history.append((self.step, self.seconds, self.loss, accuracy))
+        examples = "   ".join(
+            f"{a[i]}+{b[i]}={answers[i]} {'right' if right[i] else 'wrong'}"
+            for i in (self.step % len(a), (self.step + len(a) // 2) % len(a))
+        )
+        return (
+            f"step {self.step:6}  {self.seconds:6.1f} s  loss {self.loss:.4f}  "
+            f"held out {accuracy:6.1%}  {examples}"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint, atomically: a run goes on from it (``Training.load``).
+
+        Raises:
+            OSError: The file cannot be written.
+
+        """
+        save(
+            path,
+            self.adder.model,
+            optimizer=self.optimizer,
+            extra={
+                "run": np.array([self.step, self.seconds, self.loss]),
+                "history": np.array(self.history).reshape(-1, 4),
+            },
+            notes={"adder": json.dumps(dataclasses.asdict(self.adder.settings))},
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: str = "cpu") -> Training:
+        """The run of a checkpoint, to go on on the device asked for.
+
+        Raises:
+            FormatError: The file is not a checkpoint of an adder.
+            ValueError: The device cannot be used.
+            OSError: The file cannot be read.
+
+        """
+        found = load_checkpoint(path, device=device)
+        if "adder" not in found.notes or not isinstance(found.model, Seq2Seq):
+            raise refusal(path, "is not a checkpoint of an adder")
+        try:
+            training = cls(Adder(Settings(**json.loads(found.notes["adder"])), found.model))
+            training._resume(found)
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise refusal(path, f"is not a checkpoint of an adder: {error}") from error
+        return training
+
+    def _resume(self, found: Checkpoint) -> None:
+        """Be where the run was whose checkpoint this is."""
+        # Version 0.1 kept the optimizer's arrays among the others.
+        state = found.optimizer or {
+            name.removeprefix("adam."): array
+            for name, array in found.extra.items()
+            if name.startswith("adam.")
+        }
+        self.optimizer.load_state_dict(state)
+        step, self.seconds, self.loss = found.extra["run"].tolist()
+        self.step = int(step)
+        if self.step != step or self.optimizer.steps != step:
+            raise ValueError(f"its run is in step {step}, its optimizer in {self.optimizer.steps}")
+        finite_float("seconds", self.seconds, minimum=0.0)
+        self.history = [
+            (s, t, loss, share) for s, t, loss, share in found.extra["history"].tolist()
+        ]
+
+
+def train(
+    training: Training,
+    path: str | os.PathLike[str],
+    *,
+    save_every: float = 10.0,
+    report_every: float = 2.0,
+) -> Score:
+    """Run to the end, printing reports and writing checkpoints; the score on held-out pairs.
+
+    Args:
+        training: A new run or a loaded one.
+        path: The checkpoint, written at the beginning, now and then, and at the end.
+        save_every: Seconds between checkpoints.
+        report_every: Seconds between reports.
+
+    Raises:
+        ArithmeticError: The training diverged; the last checkpoint is as it was.
+        ValueError: An interval is negative, NaN or infinite.
+        OSError: The checkpoint cannot be written.
+
+    """
+    finite_float("save_every", save_every, minimum=0.0)
+    finite_float("report_every", report_every, minimum=0.0)
+    training.save(path)
+    started = time.perf_counter() - training.seconds
+    saved = reported = training.seconds
+    with Progress() as progress:
+        while training.fraction < 1.0:
+            training.advance()
+            training.seconds = time.perf_counter() - started
+            progress.show(training.fraction, f"step {training.step}  loss {training.loss:.4f}")
+            if training.seconds - reported >= report_every:
+                progress.line(training.report())
+                reported = training.seconds
+            if training.seconds - saved >= save_every:
+                training.save(path)
+                saved = training.seconds
+        progress.line(training.report())
+    training.save(path)
+    return training.adder.evaluate(*training.adder.pairs.held_out(HELD_OUT_SAMPLE))
+
+
+def _schedule(fraction: float) -> float:
+    """The learning rate's share of its highest: a short rise, then a straight fall to 0."""
+    if fraction < _WARM_UP:
+        return (fraction + 1e-3) / (_WARM_UP + 1e-3)
+    return max(0.0, (1.0 - fraction) / (1.0 - _WARM_UP))

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training needs beside the layers: a loss, bounds on gradients, optimizers."""
