@@ -23,7 +23,7 @@ from gpu_work import HALVES, Record, Work, cudnn
 from numpy.typing import NDArray
 
 import rnnkern as rk
-from rnnkern.device import get_device
+from rnnkern.devices import get_device
 
 Array = NDArray[Any]
 

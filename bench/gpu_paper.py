@@ -24,7 +24,7 @@ from gpu_work import Work, cudnn
 from numpy.typing import NDArray
 
 import rnnkern as rk
-from rnnkern.device import get_device
+from rnnkern.devices import get_device
 
 SOURCE = Path(__file__).with_suffix(".cu")
 _LONGEST = 30.0  # seconds for a measurement; ncu takes its time

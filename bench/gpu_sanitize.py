@@ -16,7 +16,7 @@ import gpu_work
 import numpy as np
 
 import rnnkern as rk
-from rnnkern.device import get_device
+from rnnkern.devices import get_device
 
 STEPS, INPUTS, HIDDEN = 5, 20, 100
 # More rows than the vector path takes, a part of a tile of the tensor cores; and one.

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import rnnkern as rk
-from rnnkern.device import get_device
+from rnnkern.devices import get_device
 
 import test_cuda_kernels as kernels
 from conftest import CELLS

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings
 
 import rnnkern as rk
-from rnnkern import _core, device
+from rnnkern import _core, devices
 
 import reference
 from reference import Array, State
@@ -62,8 +62,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """After a kernel's crash every call fails: a process of pytest-xdist ends, and is replaced."""
-    found: Any = device._ready.get("cuda")
-    if type(found) is not device.Cuda or "PYTEST_XDIST_WORKER" not in os.environ:
+    found: Any = devices.base._ready.get("cuda")
+    if type(found) is not devices.Cuda or "PYTEST_XDIST_WORKER" not in os.environ:
         return
     try:
         found.xp.cuda.runtime.deviceSynchronize()

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rnnkern import _core
-from rnnkern.device import Cuda
+from rnnkern.devices import Cuda
 
 from reference import Array
 

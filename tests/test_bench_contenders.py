@@ -152,7 +152,9 @@ def test_a_call_does_its_work_once_and_nothing_else(
             continue
         assert backward == training
         works = {
-            "rnnkern": "rnnkern.recurrent.forward" if training else "rnnkern.frozen.__call__",
+            "rnnkern": "rnnkern.layers.base.forward"
+            if training
+            else "rnnkern.layers.frozen.__call__",
             "torch": "torch.nn.modules.module._wrapped_call_impl",
             "onnxruntime": "onnxruntime.capi.onnxruntime_inference_collection.run",
         }

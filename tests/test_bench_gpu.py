@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkern import device
+from rnnkern import devices
 
 import conftest
 from conftest import CELLS, no_gpu, using_threads
@@ -457,7 +457,7 @@ def test_contenders_agree(
     cell: str, directions: int, ragged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch")
-    monkeypatch.setitem(device._ready, "cuda", EmulatedCuda(StandIn()))
+    monkeypatch.setitem(devices.base._ready, "cuda", EmulatedCuda(StandIn()))
     monkeypatch.setattr(gpu_measure, "_SECONDS", 0.0)
     for training in (False, True):
         case = gpu_measure.make_case(

@@ -15,7 +15,7 @@ from test_threads import run_all
 import rnnkern as rk
 from rnnkern import _core
 from rnnkern.adder import Adder, Settings, Training
-from rnnkern.stream import _SHARED_STEP_FLOPS
+from rnnkern.layers.stream import _SHARED_STEP_FLOPS
 
 import reference
 from conftest import (

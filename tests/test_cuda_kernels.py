@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkern.device import Cuda, get_device
+from rnnkern.devices import Cuda, get_device
 
 import reference
 from conftest import CELLS, assert_close, assert_same_bits, no_gpu

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 import rnnkern as rk
-from rnnkern import device, philox
+from rnnkern import devices
 from rnnkern.adder import Adder, Settings, Training
 from rnnkern.cli import main
-from rnnkern.parameters import undrawn
+from rnnkern.devices import philox
+from rnnkern.layers.parameters import undrawn
 
 import emulation
 import reference
@@ -47,18 +48,18 @@ KERNELS = ["stand-in", *(["emulation"] if emulated_kernels() else [])]
 
 
 @pytest.fixture(params=[*KERNELS, pytest.param("gpu", marks=pytest.mark.gpu)])
-def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> device.Cuda:
+def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> devices.Cuda:
     """What ``device="cuda"`` is in this test."""
     if request.param == "gpu":
         try:
-            found = device.get_device("cuda")
+            found = devices.get_device("cuda")
         except ValueError as error:
             no_gpu(str(error))
     else:
         kernels = StandIn() if request.param == "stand-in" else emulated_kernels()
         found = EmulatedCuda(kernels)
-        monkeypatch.setitem(device._ready, "cuda", found)
-    assert isinstance(found, device.Cuda)
+        monkeypatch.setitem(devices.base._ready, "cuda", found)
+    assert isinstance(found, devices.Cuda)
     return found
 
 
@@ -70,7 +71,7 @@ def no_looks() -> Iterator[None]:
     assert before == Looks.count
 
 
-def twins(cuda: device.Cuda, cell: str, *sizes: int, **options: Any) -> tuple[Any, Any]:
+def twins(cuda: devices.Cuda, cell: str, *sizes: int, **options: Any) -> tuple[Any, Any]:
     """A layer on the CPU and one on the device with the same parameters."""
     layer = make(cell, *sizes, **options)
     twin = type(layer)(**{**layer.config(), "device": "cuda"})
@@ -78,27 +79,27 @@ def twins(cuda: device.Cuda, cell: str, *sizes: int, **options: Any) -> tuple[An
     return layer, twin
 
 
-def move(cuda: device.Cuda, source: Any, target: Any) -> None:
+def move(cuda: devices.Cuda, source: Any, target: Any) -> None:
     """Give one model the parameters of another."""
     for name, p in source.params.items():
         target.params[name][...] = cuda.put(p)
 
 
-def put(cuda: device.Cuda, value: Any) -> Any:
+def put(cuda: devices.Cuda, value: Any) -> Any:
     """An array, a state or None on the device."""
     if isinstance(value, tuple):
         return tuple(put(cuda, v) for v in value)
     return None if value is None else cuda.put(value)
 
 
-def agree(cuda: device.Cuda, what: str, got: Any, want: Any, tolerance: float) -> None:
+def agree(cuda: devices.Cuda, what: str, got: Any, want: Any, tolerance: float) -> None:
     """An array of the device is within the tolerance of one of the CPU."""
     assert isinstance(got, cuda.xp.ndarray), f"{what} is {type(got)}"
     assert got.dtype == want.dtype
     assert_close(what, cuda.get(got), want, tolerance)
 
 
-def agree_by_name(cuda: device.Cuda, got: Any, want: Any, tolerance: float = 1e-5) -> None:
+def agree_by_name(cuda: devices.Cuda, got: Any, want: Any, tolerance: float = 1e-5) -> None:
     """The same for arrays by name."""
     assert list(got) == list(want)
     for name, array in want.items():
@@ -120,7 +121,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_layers_agree_with_the_cpu(
-    cuda: device.Cuda, cell: str, dtype: str, options: dict[str, Any], ragged: bool
+    cuda: devices.Cuda, cell: str, dtype: str, options: dict[str, Any], ragged: bool
 ) -> None:
     layer, twin = twins(cuda, cell, INPUTS, HIDDEN, dtype=dtype, seed=1, **options)
     random, tolerance = np.random.default_rng(0), TOLERANCE[dtype]
@@ -152,7 +153,7 @@ def test_layers_agree_with_the_cpu(
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_layers_agree_with_the_reference(cuda: device.Cuda, cell: str) -> None:
+def test_layers_agree_with_the_reference(cuda: devices.Cuda, cell: str) -> None:
     layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 2, bidirectional=True)
     random = np.random.default_rng(0)
     x = random.standard_normal((STEPS, BATCH, INPUTS)).astype(np.float32)
@@ -167,7 +168,7 @@ def test_layers_agree_with_the_reference(cuda: device.Cuda, cell: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.uint64])
 @pytest.mark.parametrize("cell", CELLS)
-def test_tokens(cuda: device.Cuda, cell: str, dtype: Any) -> None:
+def test_tokens(cuda: devices.Cuda, cell: str, dtype: Any) -> None:
     layer, twin = twins(cuda, cell, INPUTS, HIDDEN, bidirectional=True)
     x = np.random.default_rng(0).integers(0, INPUTS, (STEPS, BATCH)).astype(dtype)
     y, _, tape = layer.forward(x, None, LENGTHS)
@@ -178,13 +179,13 @@ def test_tokens(cuda: device.Cuda, cell: str, dtype: Any) -> None:
     agree_by_name(cuda, grads, tape.backward(y)[2])
 
 
-def test_tokens_out_of_range_count_as_the_nearest(cuda: device.Cuda) -> None:
+def test_tokens_out_of_range_count_as_the_nearest(cuda: devices.Cuda) -> None:
     layer, twin = twins(cuda, "lstm", INPUTS, HIDDEN)
     x = np.array([[-3, INPUTS], [0, 2**40]])
     agree(cuda, "y", twin(cuda.put(x))[0], layer(np.clip(x, 0, INPUTS - 1))[0], 1e-5)
 
 
-def test_unbatched_and_out(cuda: device.Cuda) -> None:
+def test_unbatched_and_out(cuda: devices.Cuda) -> None:
     layer, twin = twins(cuda, "lstm", INPUTS, HIDDEN, 2, bidirectional=True)
     x = np.random.default_rng(0).standard_normal((STEPS, INPUTS), dtype=np.float32)
     y, (h, _) = layer(x)
@@ -204,7 +205,7 @@ def test_unbatched_and_out(cuda: device.Cuda) -> None:
         layer_of_square(square, out=square)
 
 
-def test_strided_arrays_are_taken(cuda: device.Cuda) -> None:
+def test_strided_arrays_are_taken(cuda: devices.Cuda) -> None:
     layer, twin = twins(cuda, "gru_after", INPUTS, HIDDEN)
     wide = np.random.default_rng(0).standard_normal((2 * STEPS, BATCH, 2 * INPUTS), np.float32)
     for rows, columns in (
@@ -217,7 +218,7 @@ def test_strided_arrays_are_taken(cuda: device.Cuda) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_dropout_draws_the_same_masks(cuda: device.Cuda, cell: str, dtype: str) -> None:
+def test_dropout_draws_the_same_masks(cuda: devices.Cuda, cell: str, dtype: str) -> None:
     layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 4, dropout=0.4, dtype=dtype)
     x = np.random.default_rng(0).standard_normal((STEPS, BATCH, INPUTS)).astype(dtype)
     y, _, tape = layer.forward(x, None, LENGTHS, dropout_key=2**63 + 5)
@@ -240,7 +241,7 @@ def test_random_numbers_are_numpys(key: tuple[int, int], shape: tuple[int, ...])
 
 
 @pytest.fixture
-def calls(cuda: device.Cuda, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+def calls(cuda: devices.Cuda, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Which kernels are called, and with how many passes."""
     made: list[tuple[str, int]] = []
 
@@ -261,7 +262,7 @@ def calls(cuda: device.Cuda, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str,
     return made
 
 
-def test_directions_go_together(cuda: device.Cuda, calls: list[tuple[str, int]]) -> None:
+def test_directions_go_together(cuda: devices.Cuda, calls: list[tuple[str, int]]) -> None:
     _, twin = twins(cuda, "lstm", INPUTS, HIDDEN, 3, bidirectional=True)
     x = cuda.xp.zeros((STEPS, BATCH, INPUTS), np.float32)
     y, _, tape = twin.forward(x)
@@ -269,7 +270,7 @@ def test_directions_go_together(cuda: device.Cuda, calls: list[tuple[str, int]])
     assert calls == [("forward", 2)] * 3 + [("backward", 2)] * 3
 
 
-def test_stacked_layers_go_together(cuda: device.Cuda, calls: list[tuple[str, int]]) -> None:
+def test_stacked_layers_go_together(cuda: devices.Cuda, calls: list[tuple[str, int]]) -> None:
     _, twin = twins(cuda, "lstm", INPUTS, HIDDEN, 5, dropout=0.5)
     x = cuda.xp.zeros((STEPS, BATCH, INPUTS), np.float32)
     twin(x)
@@ -289,7 +290,7 @@ def test_stacked_layers_go_together(cuda: device.Cuda, calls: list[tuple[str, in
 @pytest.mark.parametrize("layers", [2, 3, 4, 5])
 @pytest.mark.parametrize("cell", CELLS)
 def test_stacked_layers_agree_with_the_reference(
-    cuda: device.Cuda, cell: str, layers: int, kind: str
+    cuda: devices.Cuda, cell: str, layers: int, kind: str
 ) -> None:
     layer, twin = twins(cuda, cell, INPUTS, HIDDEN, layers)
     random = np.random.default_rng(0)
@@ -318,7 +319,7 @@ def test_stacked_layers_agree_with_the_reference(
         assert_close(name, cuda.get(grads[name]), want, 1e-5)
 
 
-def test_what_is_asked_of_a_gpu_reaches_it(cuda: device.Cuda) -> None:
+def test_what_is_asked_of_a_gpu_reaches_it(cuda: devices.Cuda) -> None:
     for compute in ("tfloat32", "bfloat16", "float16", None):
         layer = rk.GRU(INPUTS, 64, 3, device="cuda", compute=compute)
         assert (layer.device, layer.compute) == ("cuda", compute)
@@ -335,7 +336,7 @@ def test_what_is_asked_of_a_gpu_reaches_it(cuda: device.Cuda) -> None:
         rk.LSTM(2, 3, device="cuda", compute="int8")
 
 
-def test_arrays_must_be_where_the_layer_is(cuda: device.Cuda) -> None:
+def test_arrays_must_be_where_the_layer_is(cuda: devices.Cuda) -> None:
     layer, twin = twins(cuda, "lstm", INPUTS, HIDDEN)
     x = np.zeros((STEPS, BATCH, INPUTS), np.float32)
     h = np.zeros((1, BATCH, HIDDEN), np.float32)
@@ -363,13 +364,13 @@ def test_arrays_must_be_where_the_layer_is(cuda: device.Cuda) -> None:
         rk.softmax_cross_entropy(cuda.put(x), np.zeros((STEPS, BATCH), np.int64))
 
 
-def test_state_gradients_are_refused(cuda: device.Cuda) -> None:
+def test_state_gradients_are_refused(cuda: devices.Cuda) -> None:
     _, _, tape = rk.LSTM(2, 3, device="cuda").forward(cuda.xp.zeros((2, 1, 2), np.float32))
     with pytest.raises(ValueError, match="state_gradients needs device='cpu', got"):
         tape.backward(state_gradients=True)
 
 
-def test_linear(cuda: device.Cuda) -> None:
+def test_linear(cuda: devices.Cuda) -> None:
     for bias in (True, False):
         layer, twin = rk.Linear(5, 3, bias=bias), rk.Linear(5, 3, bias=bias, device="cuda")
         for shape in ((2, 4, 5), (0, 5), (3, 0, 5)):
@@ -387,7 +388,7 @@ def test_linear(cuda: device.Cuda) -> None:
             agree_by_name(cuda, got_grads, grads)
 
 
-def test_loss(cuda: device.Cuda) -> None:
+def test_loss(cuda: devices.Cuda) -> None:
     random = np.random.default_rng(0)
     logits = random.standard_normal((4, 3, 5), dtype=np.float32)
     targets = random.integers(0, 5, (4, 3))
@@ -404,7 +405,7 @@ def test_loss(cuda: device.Cuda) -> None:
     assert np.isfinite(float(loss))
 
 
-def test_clipping(cuda: device.Cuda) -> None:
+def test_clipping(cuda: devices.Cuda) -> None:
     def grads(scale: float) -> dict[str, Array]:
         random = np.random.default_rng(0)
         return {
@@ -437,7 +438,7 @@ def test_clipping(cuda: device.Cuda) -> None:
         (rk.Adam, {"lr": 0.1, "weight_decay": 0.01}),
     ],
 )
-def test_optimizers(cuda: device.Cuda, kind: Any, options: dict[str, Any]) -> None:
+def test_optimizers(cuda: devices.Cuda, kind: Any, options: dict[str, Any]) -> None:
     random = np.random.default_rng(0)
     params: dict[str, Array] = {
         "a": random.standard_normal((7, 3)),
@@ -453,13 +454,13 @@ def test_optimizers(cuda: device.Cuda, kind: Any, options: dict[str, Any]) -> No
         optimizer.step(grads)
         twin.step({name: cuda.put(g) for name, g in grads.items()})
         if step == 3:  # to the other device and back
-            state = {name: device.to_host(a) for name, a in twin.state_dict().items()}
+            state = {name: devices.to_host(a) for name, a in twin.state_dict().items()}
             twin = kind(there, **options)
             twin.load_state_dict(state)
     agree_by_name(cuda, there, params)
 
 
-def seq2seq(cuda: device.Cuda, **options: Any) -> tuple[rk.Seq2Seq, rk.Seq2Seq]:
+def seq2seq(cuda: devices.Cuda, **options: Any) -> tuple[rk.Seq2Seq, rk.Seq2Seq]:
     """A model on the CPU and one on the device with the same parameters."""
     sizes: Any = {"source_vocab": 6, "target_vocab": 5, "hidden_size": 8, "bos": 0, "eos": 1}
     model = rk.Seq2Seq(**sizes, **options, seed=3)
@@ -478,7 +479,7 @@ def seq2seq(cuda: device.Cuda, **options: Any) -> tuple[rk.Seq2Seq, rk.Seq2Seq]:
         {"cell": "LSTM", "decoder_cell": "GRU", "decoder_options": {"reset": "after"}},
     ],
 )
-def test_seq2seq(cuda: device.Cuda, options: dict[str, Any]) -> None:
+def test_seq2seq(cuda: devices.Cuda, options: dict[str, Any]) -> None:
     model, twin = seq2seq(cuda, **options)
     random = np.random.default_rng(0)
     source, target = random.integers(0, 6, (STEPS, BATCH)), random.integers(0, 5, (4, BATCH))
@@ -500,7 +501,7 @@ def test_seq2seq(cuda: device.Cuda, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("no_looks")
-def test_a_step_of_training_waits_for_nothing(cuda: device.Cuda) -> None:
+def test_a_step_of_training_waits_for_nothing(cuda: devices.Cuda) -> None:
     layer = rk.LSTM(3, 8, 2, bidirectional=True, dropout=0.2, device="cuda")
     head = rk.Linear(16, 4, device="cuda")
     model = rk.Seq2Seq(4, 4, 8, bos=0, eos=1, device="cuda")
@@ -523,7 +524,7 @@ def test_a_step_of_training_waits_for_nothing(cuda: device.Cuda) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_streams(cuda: device.Cuda, cell: str) -> None:
+def test_streams(cuda: devices.Cuda, cell: str) -> None:
     layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 2)
     here, there = layer.stream(BATCH), twin.stream(BATCH)
     x = np.random.default_rng(0).standard_normal((STEPS, BATCH, INPUTS), dtype=np.float32)
@@ -546,7 +547,7 @@ def test_streams(cuda: device.Cuda, cell: str) -> None:
         twin.stream(weights="bfloat16")
 
 
-def test_files_move_models(cuda: device.Cuda, tmp_path: Path) -> None:
+def test_files_move_models(cuda: devices.Cuda, tmp_path: Path) -> None:
     model, twin = seq2seq(cuda, bidirectional=True)
     layer = rk.LSTM(2, 3, device="cuda", compute="float16")
     for path, saved in (("here", model), ("there", twin), ("head", rk.Linear(2, 2))):
@@ -567,7 +568,7 @@ def test_files_move_models(cuda: device.Cuda, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_the_adder_learns_the_same(cuda: device.Cuda, bidirectional: bool) -> None:
+def test_the_adder_learns_the_same(cuda: devices.Cuda, bidirectional: bool) -> None:
     settings = Settings(**{**vars(TINY), "bidirectional": bidirectional})
     here, there = Training(Adder(settings)), Training(Adder(settings, device="cuda"))
     for _ in range(5):
@@ -581,7 +582,7 @@ def test_the_adder_learns_the_same(cuda: device.Cuda, bidirectional: bool) -> No
 
 
 def test_the_command_line(
-    cuda: device.Cuda,
+    cuda: devices.Cuda,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -620,7 +621,7 @@ def test_without_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.delitem(device._ready, "cuda", raising=False)
+    monkeypatch.delitem(devices.base._ready, "cuda", raising=False)
     # A module that is None in sys.modules counts as not there.
     monkeypatch.setitem(sys.modules, "rnnkern._cuda", kernels)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
@@ -632,11 +633,11 @@ def test_without_a_gpu(
 
 
 def test_a_driver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def devices() -> Any:
+    def no_answer() -> Any:
         raise RuntimeError("driver version is insufficient")
 
-    monkeypatch.delitem(device._ready, "cuda", raising=False)
-    monkeypatch.setitem(sys.modules, "rnnkern._cuda", SimpleNamespace(devices=devices))
+    monkeypatch.delitem(devices.base._ready, "cuda", raising=False)
+    monkeypatch.setitem(sys.modules, "rnnkern._cuda", SimpleNamespace(devices=no_answer))
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
     with pytest.raises(ValueError, match=r"does not answer .driver version is insufficient"):
         rk.LSTM(2, 3, device="cuda")
@@ -666,7 +667,7 @@ def test_the_memory_of_a_tensor_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
     assert Tensor.recorded == [(77, "cuda:0")]
 
 
-def test_info_names_the_device(cuda: device.Cuda) -> None:
+def test_info_names_the_device(cuda: devices.Cuda) -> None:
     assert rk.info()["cuda"].startswith("yes (")
     assert re.search(r"compute capability \d+\.\d+, \d+ multiproc.*GiB", rk.info()["cuda"])
 
@@ -680,7 +681,7 @@ def test_cupy_has_what_stands_for_it() -> None:
 # --- Parameters and odd arguments -----------------------------------------------------------------
 
 
-def test_parameters_are_written_in_place(cuda: device.Cuda, no_looks: None) -> None:
+def test_parameters_are_written_in_place(cuda: devices.Cuda, no_looks: None) -> None:
     layer, twin = twins(cuda, "gru_after", INPUTS, HIDDEN)
     arrays = dict(twin.params)
     values = {name: cuda.put(2 * p) for name, p in layer.params.items()}
@@ -695,7 +696,7 @@ def test_parameters_are_written_in_place(cuda: device.Cuda, no_looks: None) -> N
         del twin.params["bias_l0"]
 
 
-def test_parameters_can_be_copied(cuda: device.Cuda) -> None:
+def test_parameters_can_be_copied(cuda: devices.Cuda) -> None:
     layer, twin = twins(cuda, "gru_after", INPUTS, HIDDEN)
     assert twin.params == layer.params
     for copied in (copy.deepcopy(twin), pickle.loads(pickle.dumps(twin))):
@@ -716,7 +717,7 @@ def test_parameters_can_be_copied(cuda: device.Cuda) -> None:
 
 @pytest.mark.parametrize(("steps", "batch"), [(0, BATCH), (STEPS, 0)])
 @pytest.mark.parametrize("cell", CELLS)
-def test_nothing_to_compute(cuda: device.Cuda, cell: str, steps: int, batch: int) -> None:
+def test_nothing_to_compute(cuda: devices.Cuda, cell: str, steps: int, batch: int) -> None:
     layer = make(cell, INPUTS, HIDDEN, 2)
     twin = type(layer)(**{**layer.config(), "device": "cuda"})
     state = cast(random_state(cell, (2, batch, HIDDEN)), "float32")
@@ -732,7 +733,7 @@ def test_nothing_to_compute(cuda: device.Cuda, cell: str, steps: int, batch: int
         assert twin.stream(BATCH).block(cuda.xp.zeros((0, BATCH, INPUTS), np.float32)).shape[0] == 0
 
 
-def test_padding_of_unsigned_tokens(cuda: device.Cuda) -> None:
+def test_padding_of_unsigned_tokens(cuda: devices.Cuda) -> None:
     _, twin = twins(cuda, "lstm", INPUTS, HIDDEN)
     tokens = np.random.default_rng(0).integers(0, INPUTS, (STEPS, BATCH))
     padded = tokens.astype(np.uint64)
@@ -741,7 +742,7 @@ def test_padding_of_unsigned_tokens(cuda: device.Cuda) -> None:
     assert_same_bits("y", cuda.get(got), cuda.get(want))
 
 
-def test_half_of_a_state(cuda: device.Cuda) -> None:
+def test_half_of_a_state(cuda: devices.Cuda) -> None:
     layer, twin = twins(cuda, "lstm", INPUTS, HIDDEN)
     x = np.random.default_rng(0).standard_normal((STEPS, BATCH, INPUTS), np.float32)
     h = np.ones((1, BATCH, HIDDEN), np.float32)
@@ -752,7 +753,7 @@ def test_half_of_a_state(cuda: device.Cuda) -> None:
     agree_by_name(cuda, got[2], want[2])
 
 
-def test_optimizers_take_several_layers(cuda: device.Cuda, no_looks: None) -> None:
+def test_optimizers_take_several_layers(cuda: devices.Cuda, no_looks: None) -> None:
     twin, head = rk.LSTM(INPUTS, HIDDEN, device="cuda"), rk.Linear(HIDDEN, 2, device="cuda")
     owners: dict[str, Any] = {"lstm": twin, "head": head}
     grads = {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import rnnkern as rk
-from rnnkern import device
+from rnnkern import devices
 from rnnkern.adder import Adder, Settings, Training
 
 import reference
@@ -28,18 +28,18 @@ TOLERANCE = {"tfloat32": 4e-3, "bfloat16": 4e-2, "float16": 4e-3, None: 1e-5}
 
 
 @pytest.fixture
-def gpu() -> device.Cuda:
+def gpu() -> devices.Cuda:
     """The device."""
     try:
-        found = device.get_device("cuda")
+        found = devices.get_device("cuda")
     except ValueError as error:
         no_gpu(str(error))
-    assert isinstance(found, device.Cuda)
+    assert isinstance(found, devices.Cuda)
     return found
 
 
 @pytest.fixture
-def poison(gpu: device.Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def poison(gpu: devices.Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
     """New memory is NaN, so that what is read before it is written shows."""
     real = gpu.xp.empty
 
@@ -52,7 +52,7 @@ def poison(gpu: device.Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def spin(gpu: device.Cuda) -> Iterator[Any]:
+def spin(gpu: devices.Cuda) -> Iterator[Any]:
     """Called, it keeps the current stream busy for about a second."""
     kernel = gpu.xp.RawKernel(
         r"""
@@ -73,7 +73,7 @@ def numbers(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def twins(gpu: device.Cuda, compute: str | None, *cell_and_sizes: Any, **options: Any) -> Any:
+def twins(gpu: devices.Cuda, compute: str | None, *cell_and_sizes: Any, **options: Any) -> Any:
     """A layer on the CPU and one on the GPU with the same parameters."""
     source = make(*cell_and_sizes, **options)
     layer = type(source)(**{**source.config(), "device": "cuda", "compute": compute})
@@ -89,7 +89,7 @@ def step(layer: Any, x: Any, lengths: Any = None) -> list[Any]:
     return [y, *([] if dx is None else [dx]), *grads.values()]
 
 
-def agree(gpu: device.Cuda, layer: Any, got: Any, want: Any, tolerance: float) -> None:
+def agree(gpu: devices.Cuda, layer: Any, got: Any, want: Any, tolerance: float) -> None:
     """y, dx and the gradients by name are those wanted; a failure tells where they are not."""
     (y, dx, grads), (want_y, want_dx, want_grads) = got, want
     assert_right(
@@ -108,7 +108,7 @@ def agree(gpu: device.Cuda, layer: Any, got: Any, want: Any, tolerance: float) -
 @pytest.mark.parametrize(("hidden", "batch"), [(100, 33), (200, 3), (650, 7)])
 @pytest.mark.parametrize("cell", CELLS)
 def test_odd_sizes(
-    gpu: device.Cuda, cell: str, hidden: int, batch: int, compute: str | None, ragged: bool
+    gpu: devices.Cuda, cell: str, hidden: int, batch: int, compute: str | None, ragged: bool
 ) -> None:
     if cell == "rnn_relu" and compute is not None:
         pytest.skip("a relu that is rounded to the other side of 0 has another derivative")
@@ -129,7 +129,14 @@ def test_odd_sizes(
 @pytest.mark.parametrize(("hidden", "batch", "layers"), [(100, 33, 2), (200, 3, 4), (160, 16, 5)])
 @pytest.mark.parametrize("cell", CELLS)
 def test_stacked_layers(
-    *, gpu: device.Cuda, cell: str, hidden: int, batch: int, layers: int, compute: str, ragged: bool
+    *,
+    gpu: devices.Cuda,
+    cell: str,
+    hidden: int,
+    batch: int,
+    layers: int,
+    compute: str,
+    ragged: bool,
 ) -> None:
     if cell == "rnn_relu" and compute is not None:
         pytest.skip("a relu that is rounded to the other side of 0 has another derivative")
@@ -151,7 +158,7 @@ def test_stacked_layers(
 @pytest.mark.parametrize("compute", COMPUTES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_same_bits_from_run_to_run(
-    gpu: device.Cuda, cell: str, compute: str | None, options: dict[str, Any]
+    gpu: devices.Cuda, cell: str, compute: str | None, options: dict[str, Any]
 ) -> None:
     _, layer = twins(gpu, compute, cell, 40, 300, **{"num_layers": 2} | options)
     x, lengths = gpu.put(numbers(30, 17, 40)), np.arange(17) * 5 % 31
@@ -161,7 +168,7 @@ def test_the_same_bits_from_run_to_run(
             assert_same_bits("again", gpu.get(got), want)
 
 
-def test_torch_is_not_copied(gpu: device.Cuda) -> None:
+def test_torch_is_not_copied(gpu: devices.Cuda) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     if not torch.cuda.is_available():
         pytest.skip("PyTorch sees no CUDA device")
@@ -178,7 +185,7 @@ def test_torch_is_not_copied(gpu: device.Cuda) -> None:
         rk.LSTM(5, 8)(x)
 
 
-def test_the_memory_of_a_tensor_is_kept(gpu: device.Cuda, spin: Any) -> None:
+def test_the_memory_of_a_tensor_is_kept(gpu: devices.Cuda, spin: Any) -> None:
     """Its owner lets go of it while the work that reads it waits, and takes the memory anew."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     if not torch.cuda.is_available():
@@ -198,14 +205,14 @@ def test_the_memory_of_a_tensor_is_kept(gpu: device.Cuda, spin: Any) -> None:
     assert len(others) == 8
 
 
-def test_the_array_interface_is_not_copied(gpu: device.Cuda) -> None:
+def test_the_array_interface_is_not_copied(gpu: devices.Cuda) -> None:
     x: Any = gpu.put(numbers(6, 3, 5))
     only = SimpleNamespace(__cuda_array_interface__=x.__cuda_array_interface__)
     taken: Any = gpu.array("x", only)
     assert taken.data.ptr == x.data.ptr
 
 
-def test_work_is_queued_on_the_current_stream(gpu: device.Cuda, spin: Any) -> None:
+def test_work_is_queued_on_the_current_stream(gpu: devices.Cuda, spin: Any) -> None:
     layer = rk.GRU(5, 64, 2, bidirectional=True, device="cuda", seed=0)
     later = gpu.put(numbers(20, 3, 5))
     x = gpu.xp.zeros_like(later)
@@ -220,7 +227,7 @@ def test_work_is_queued_on_the_current_stream(gpu: device.Cuda, spin: Any) -> No
         assert_same_bits("on a stream", gpu.get(a), b)
 
 
-def test_nothing_waits(gpu: device.Cuda, spin: Any) -> None:
+def test_nothing_waits(gpu: devices.Cuda, spin: Any) -> None:
     layer = rk.LSTM(5, 64, 2, bidirectional=True, dropout=0.3, device="cuda")
     head = rk.Linear(128, 4, device="cuda")
     optimizer = rk.Adam(layer.params)
@@ -246,7 +253,7 @@ def test_nothing_waits(gpu: device.Cuda, spin: Any) -> None:
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_graphs(gpu: device.Cuda, bidirectional: bool) -> None:
+def test_graphs(gpu: devices.Cuda, bidirectional: bool) -> None:
     layer = rk.LSTM(5, 64, 2, bidirectional=bidirectional, device="cuda", seed=0)
     x = gpu.put(numbers(20, 8, 5))
     lengths = np.arange(8) * 2
@@ -267,7 +274,7 @@ def test_graphs(gpu: device.Cuda, bidirectional: bool) -> None:
             assert_same_bits("replayed", gpu.get(got), gpu.get(want))
 
 
-def test_a_graph_of_launches_that_need_different_shared_memory(gpu: device.Cuda) -> None:
+def test_a_graph_of_launches_that_need_different_shared_memory(gpu: devices.Cuda) -> None:
     layer = rk.LSTM(300, 300, 5, device="cuda", seed=0)
     assert len(set(layer.plan(16, 17)["layers_per_launch"])) > 1
     x, pool = gpu.put(numbers(16, 17, 300)), gpu.xp.cuda.MemoryPool()
@@ -308,7 +315,7 @@ def test_the_first_call_of_a_kernel_in_a_capture() -> None:
 
 
 @pytest.mark.parametrize("batches", [(16, 16), (16, 128), (1, 64)])
-def test_two_grids_at_once(gpu: device.Cuda, batches: tuple[int, int]) -> None:
+def test_two_grids_at_once(gpu: devices.Cuda, batches: tuple[int, int]) -> None:
     """Their blocks wait for each other, and two threads launch them: none is ever half there."""
     failures: list[BaseException] = []
 
@@ -335,7 +342,7 @@ def test_two_grids_at_once(gpu: device.Cuda, batches: tuple[int, int]) -> None:
         raise failures[0]
 
 
-def test_the_current_device_is_used(gpu: device.Cuda) -> None:
+def test_the_current_device_is_used(gpu: devices.Cuda) -> None:
     count = gpu.xp.cuda.runtime.getDeviceCount()
     if count < 2:
         pytest.skip("there is one GPU")
@@ -349,7 +356,7 @@ def test_the_current_device_is_used(gpu: device.Cuda) -> None:
             assert_close("y", gpu.get(y), want, 1e-5)
 
 
-def test_the_adder_learns_as_well(gpu: device.Cuda) -> None:
+def test_the_adder_learns_as_well(gpu: devices.Cuda) -> None:
     settings = Settings(digits=2, hidden=64, steps=1500, batch=128)
     right = []
     for name in ("cpu", "cuda"):

@@ -12,7 +12,7 @@ import pytest
 
 import rnnkern as rk
 from rnnkern import _core
-from rnnkern._memory import Region
+from rnnkern.devices.memory import Region
 
 from conftest import CELLS, as_layer_state, as_tuple, assert_same_bits, make, run_python
 from emulation import emulated_kernels

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import rnnkern as rk
-from rnnkern.parameters import undrawn
+from rnnkern.layers.parameters import undrawn
 
 from conftest import CELLS, CLASSES, assert_same_bits, make
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkern.stream import Stream
+from rnnkern.layers.stream import Stream
 
 from conftest import (
     CELLS,
@@ -273,7 +273,7 @@ def test_threads_share_a_large_step(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make("lstm", 64, 512)
     x = draw("float32", 8, 64)
     alone = layer.stream(8).step(x)
-    monkeypatch.setattr("rnnkern.stream._SHARED_STEP_FLOPS", 0)
+    monkeypatch.setattr("rnnkern.layers.stream._SHARED_STEP_FLOPS", 0)
     monkeypatch.setattr(type(layer), "plan", lambda *_: {"threads": 2})
     shared = layer.stream(8)
     assert shared._stepper is None

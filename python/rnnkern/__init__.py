@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recurrent networks at the speed of the machine, straight from NumPy."""
 
-from rnnkern.frozen import Frozen
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
-from rnnkern.linear import FrozenLinear, Linear
+from rnnkern.layers.base import Recurrent
+from rnnkern.layers.frozen import Frozen
+from rnnkern.layers.linear import FrozenLinear, Linear
+from rnnkern.layers.parameters import Parameters
+from rnnkern.layers.stream import Stream
+from rnnkern.layers.tape import StateGradients, Tape
 from rnnkern.machine import (
     get_num_threads,
     info,
@@ -12,11 +16,7 @@ from rnnkern.machine import (
     threads,
 )
 from rnnkern.models.seq2seq import Seq2Seq
-from rnnkern.parameters import Parameters
-from rnnkern.recurrent import Recurrent
 from rnnkern.serialize import Checkpoint, FormatError, load, load_checkpoint, save
-from rnnkern.stream import Stream
-from rnnkern.tape import StateGradients, Tape
 from rnnkern.training.clip import clip_grad_norm, clip_grad_value
 from rnnkern.training.losses import softmax_cross_entropy
 from rnnkern.training.optim import SGD, Adam

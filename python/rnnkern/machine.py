@@ -11,7 +11,7 @@ from types import ModuleType
 
 from rnnkern import _core
 from rnnkern._checks import positive_int
-from rnnkern.device import cuda_status
+from rnnkern.devices import cuda_status
 
 _LARGEST = 2**31 - 1
 

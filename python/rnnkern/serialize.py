@@ -26,11 +26,11 @@ import numpy as np
 
 from rnnkern._checks import Array, choice, on_gpu
 from rnnkern._files import open_regular, replace
-from rnnkern.device import get_device, to_host
+from rnnkern.devices import get_device, to_host
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
-from rnnkern.linear import Linear
+from rnnkern.layers.linear import Linear
+from rnnkern.layers.parameters import undrawn
 from rnnkern.models.seq2seq import Seq2Seq
-from rnnkern.parameters import undrawn
 from rnnkern.training.optim import Optimizer
 
 _CLASSES: dict[str, type[Any]] = {

@@ -16,7 +16,7 @@ from rnnkern.adder.model import Adder
 from rnnkern.adder.picture import plot_training
 from rnnkern.adder.settings import CELLS, Settings
 from rnnkern.adder.training import HELD_OUT_SAMPLE, Training, train
-from rnnkern.device import NAMES
+from rnnkern.devices import NAMES
 from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from rnnkern.adder.settings import CELLS, Settings
 from rnnkern.adder.task import Encoding, Ints, Pairs
-from rnnkern.device import get_device
+from rnnkern.devices import get_device
 from rnnkern.models.seq2seq import Seq2Seq
 from rnnkern.progress import Progress
 

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from rnnkern import adder, layers
 from rnnkern._checks import Array, boolean, choice, positive_int
-from rnnkern.linear import Linear
-from rnnkern.parameters import Parameters
+from rnnkern.layers.base import Recurrent
+from rnnkern.layers.linear import Linear
+from rnnkern.layers.parameters import Parameters
+from rnnkern.layers.tape import State, StateGradients, Tape
 from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress
 from rnnkern.record import facts
-from rnnkern.recurrent import Recurrent
-from rnnkern.tape import State, StateGradients, Tape
 from rnnkern.training.clip import clip_grad_norm
 from rnnkern.training.losses import softmax_cross_entropy
 from rnnkern.training.optim import Adam

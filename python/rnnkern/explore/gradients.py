@@ -27,9 +27,9 @@ from rnnkern.explore.common import (
     train,
 )
 from rnnkern.layers import GRU, LSTM
+from rnnkern.layers.base import Recurrent
+from rnnkern.layers.tape import StateGradients, Tape
 from rnnkern.progress import Progress
-from rnnkern.recurrent import Recurrent
-from rnnkern.tape import StateGradients, Tape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnkern._checks import Array, DType, choice, explains_options, finite_float, positive_int
-from rnnkern._fixed import Fixed
-from rnnkern.device import Device, get_device
+from rnnkern.devices import Device, get_device
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
-from rnnkern.linear import Linear, LinearTape
-from rnnkern.parameters import Parameters
-from rnnkern.recurrent import check_dropout_key
-from rnnkern.stream import Stream
+from rnnkern.layers.base import check_dropout_key
+from rnnkern.layers.fixed import Fixed
+from rnnkern.layers.linear import Linear, LinearTape
+from rnnkern.layers.parameters import Parameters
+from rnnkern.layers.stream import Stream
 
 _CELLS: dict[str, type[Any]] = {
     "RNN": RNN,

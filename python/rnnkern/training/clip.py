@@ -12,7 +12,7 @@ import numpy as np
 
 from rnnkern import _core
 from rnnkern._checks import FLOATS, Array, finite_float
-from rnnkern.device import device_of
+from rnnkern.devices import device_of
 from rnnkern.training.named import named_arrays
 
 # Sums of squares below these may have lost some that vanished.

@@ -9,7 +9,7 @@ import numpy as np
 
 from rnnkern import _core
 from rnnkern._checks import FLOATS, Array, conversion, dtype_text
-from rnnkern.device import device_of
+from rnnkern.devices import device_of
 
 
 def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[float, Array]:

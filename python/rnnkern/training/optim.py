@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rnnkern._checks import FLOATS, Array, boolean, explains_options, finite_float
-from rnnkern.device import device_of
+from rnnkern.devices import device_of
 from rnnkern.training.named import named_arrays
 
 # A velocity below the smallest normal number is set to 0 every so many steps: with gradients of 0

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.device import Device, to_host
+from rnnkern.devices import Device, to_host
 
 T = TypeVar("T")
 

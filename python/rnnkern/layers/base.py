@@ -30,12 +30,12 @@ from rnnkern._checks import (
     positive_int,
     warn,
 )
-from rnnkern._fixed import Fixed
-from rnnkern.device import Arguments, Kept, get_device
-from rnnkern.frozen import Frozen
-from rnnkern.parameters import Parameter, Parameters
-from rnnkern.stream import Stream
-from rnnkern.tape import Input, Pass, State, Tape, Weights, masked
+from rnnkern.devices import Arguments, Kept, get_device
+from rnnkern.layers.fixed import Fixed
+from rnnkern.layers.frozen import Frozen
+from rnnkern.layers.parameters import Parameter, Parameters
+from rnnkern.layers.stream import Stream
+from rnnkern.layers.tape import Input, Pass, State, Tape, Weights, masked
 
 # More parameters or stacked layers than these are a mistake, found before memory is asked for.
 _MOST_PARAMETERS, _MOST_LAYERS = 2**40, 2**16

@@ -9,10 +9,10 @@ import numpy as np
 
 from rnnkern import _core
 from rnnkern._checks import Array, choice
-from rnnkern.tape import State
+from rnnkern.layers.tape import State
 
 if TYPE_CHECKING:
-    from rnnkern.recurrent import Recurrent
+    from rnnkern.layers.base import Recurrent
 
 # Measured: in a step of fewer flops a second thread costs more to wake than it saves.
 _SHARED_STEP_FLOPS = 1e7

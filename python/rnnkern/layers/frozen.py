@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rnnkern._checks import Array
-from rnnkern.tape import State
+from rnnkern.layers.tape import State
 
 if TYPE_CHECKING:
-    from rnnkern.recurrent import Recurrent
+    from rnnkern.layers.base import Recurrent
 
 
 class Frozen:

@@ -19,9 +19,9 @@ from rnnkern._checks import (
     float_dtype,
     positive_int,
 )
-from rnnkern._fixed import Fixed
-from rnnkern.device import get_device
-from rnnkern.parameters import Parameter, Parameters
+from rnnkern.devices import get_device
+from rnnkern.layers.fixed import Fixed
+from rnnkern.layers.parameters import Parameter, Parameters
 
 _SUMMED_ROWS = 8192  # of a gradient, by themselves
 

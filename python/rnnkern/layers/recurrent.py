@@ -17,8 +17,8 @@ from rnnkern._checks import (
     finite_float,
     float_dtype,
 )
-from rnnkern.parameters import Parameter
-from rnnkern.recurrent import Recurrent
+from rnnkern.layers.base import Recurrent
+from rnnkern.layers.parameters import Parameter
 
 
 class RNN(Recurrent):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, overload
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.device import Arguments
+from rnnkern.devices import Arguments
 
 if TYPE_CHECKING:
-    from rnnkern.recurrent import Recurrent
+    from rnnkern.layers.base import Recurrent
 
 State = Union[Array, "tuple[Array, Array]"]
 

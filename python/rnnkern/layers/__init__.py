@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers, and what is made from them: tapes, snapshots, streams."""
+
+from rnnkern.layers.base import Recurrent
+from rnnkern.layers.frozen import Frozen
+from rnnkern.layers.linear import FrozenLinear, Linear, LinearTape
+from rnnkern.layers.parameters import Parameters
+from rnnkern.layers.recurrent import GRU, LSTM, RNN, SimplifiedGRU
+from rnnkern.layers.stream import Stream
+from rnnkern.layers.tape import StateGradients, Tape
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Frozen",
+    "FrozenLinear",
+    "Linear",
+    "LinearTape",
+    "Parameters",
+    "Recurrent",
+    "SimplifiedGRU",
+    "StateGradients",
+    "Stream",
+    "Tape",
+]
