@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from rnnkern.explore import adding
-from rnnkern.explore.adding import BASELINE, figure, marked_numbers
-from rnnkern.explore.lags import Task, measure
+from rnnkern.explore.adding import BASELINE, marked_numbers
+from rnnkern.explore.lags import Task, figure, learn
+from rnnkern.explore.run import Run
 
 
 def test_two_numbers_are_marked_one_in_each_half_and_their_sum_is_the_target() -> None:
@@ -49,7 +50,7 @@ def test_gates_help() -> None:
         steps={50: 300},
         notes=(),
     )
-    result = measure(task, range(1), ("rnn", "gru"))
+    result = learn(Run(seeds=1, cells=("rnn", "gru")), task)
     (of_rnn,), (of_gru,) = (result.values("of baseline", cell=cell) for cell in ("rnn", "gru"))
     assert of_gru < 0.1
     assert of_rnn > 0.5

@@ -11,7 +11,8 @@ import pytest
 
 from rnnkern.explore import EXPERIMENTS, agreement
 from rnnkern.explore.agreement import VOCABULARY, Sentence, asked, batch_of, trained_on
-from rnnkern.explore.common import Result, save_figure
+from rnnkern.explore.pictures import save_figure
+from rnnkern.explore.result import Result
 
 # Of the grammar's words these alone end in s without being a plural.
 NOUN_BEFORE = {"near", "behind", "beside", "above", "under"}

@@ -16,7 +16,10 @@ import pytest
 import rnnkern.explore as explore
 from rnnkern.explore import EXPERIMENTS, Result
 from rnnkern.explore.command import configure
-from rnnkern.explore.common import ALL, Batch, Model, check_run, spread, squared_error, train
+from rnnkern.explore.model import Batch, Model, squared_error
+from rnnkern.explore.result import spread
+from rnnkern.explore.run import Run
+from rnnkern.progress import Progress
 
 Command = Callable[..., None]
 
@@ -102,7 +105,7 @@ def test_training_learns_and_is_the_same_again() -> None:
     runs = []
     for _ in range(2):
         model = Model("gru", 3, 8, 3, readout="last", seed=2, lr=0.03)
-        losses = train(model, draw, 60, rng=np.random.default_rng(5), decay=0.5)
+        losses = Run(cells=["gru"]).train(model, draw, 60, rng=np.random.default_rng(5), decay=0.5)
         runs.append((losses, model.params["head.weight"].tobytes()))
     assert runs[0] == runs[1]
     assert losses[-1] < 0.2 * losses[0]
@@ -119,7 +122,7 @@ def test_the_rate_falls_in_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(model, "step", noted)
     batch, rng = small_batch("last", "cross-entropy"), np.random.default_rng(0)
-    train(model, lambda _: batch, 10, rng=rng, decay=0.4)
+    Run(cells=["rnn"]).train(model, lambda _: batch, 10, rng=rng, decay=0.4)
     assert rates == pytest.approx([0.5] * 7 + [0.375, 0.25, 0.125])
 
 
@@ -206,7 +209,24 @@ def test_bad_arguments_are_named(
 
 
 def test_good_arguments_are_the_seeds_and_cells() -> None:
-    assert check_run(3, 2, ALL, False) == (range(3, 5), ALL)
+    run = Run(seed=3, seeds=2, cells=["lstm", "rnn"])
+    assert (run.seeds, run.cells, run.quick) == (range(3, 5), ("lstm", "rnn"), False)
+
+
+def test_the_bar_is_the_share_of_the_whole_program() -> None:
+    shown: list[tuple[float, str]] = []
+
+    class Bar(Progress):
+        def show(self, fraction: float, text: str) -> None:
+            shown.append((fraction, text))
+
+    run = Run(cells=["rnn"], progress=Bar())
+    run.expect(4)
+    batch, model = small_batch("last", "cross-entropy"), Model("rnn", 5, 4, 3, readout="last")
+    for name in ("one", "two"):
+        run.train(model, lambda _: batch, 2, rng=np.random.default_rng(0), text=name)
+    assert [fraction for fraction, _ in shown] == [0.25, 0.5, 0.75, 1.0]
+    assert [text.partition(":")[0] for _, text in shown] == ["one", "one", "two", "two"]
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 
 from rnnkern import softmax_cross_entropy
 from rnnkern.explore import copy
-from rnnkern.explore.copy import BLANK, GO, KEPT, SYMBOLS, baseline, figure, remembered
-from rnnkern.explore.lags import Task, measure
+from rnnkern.explore.copy import BLANK, GO, KEPT, SYMBOLS, baseline, remembered
+from rnnkern.explore.lags import Task, figure, learn
+from rnnkern.explore.run import Run
 
 
 def test_the_symbols_come_again_after_the_mark() -> None:
@@ -49,7 +50,7 @@ def test_a_gated_cell_remembers_over_a_short_time() -> None:
         steps={5: 500},
         notes=(),
     )
-    result = measure(task, range(1), ("gru",))
+    result = learn(Run(cells=["gru"]), task)
     # Nothing that does not remember gets below 1.
     assert result.values("of baseline")[0] < 0.9
 

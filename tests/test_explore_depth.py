@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rnnkern.cells import CELLS
 from rnnkern.explore import EXPERIMENTS, depth
 from rnnkern.explore.budget import equal_units
-from rnnkern.explore.common import ALL, Model, Result, save_figure
 from rnnkern.explore.depth import (
     CLOSING,
     KINDS,
@@ -23,6 +23,12 @@ from rnnkern.explore.depth import (
     learned,
     units_of,
 )
+from rnnkern.explore.model import Model
+from rnnkern.explore.pictures import save_figure
+from rnnkern.explore.result import Result
+from rnnkern.explore.run import Run
+
+RUN = Run(cells=["rnn"])
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +84,7 @@ def test_asked_brackets_are_not_trained_on() -> None:
     assert {row.tobytes() for row in trained}.isdisjoint(row.tobytes() for row in asked)
 
 
-@pytest.mark.parametrize("cell", ALL)
+@pytest.mark.parametrize("cell", list(CELLS))
 def test_numbers_of_parameters_are_alike(cell: str) -> None:
     counts = [
         Model(
@@ -98,7 +104,7 @@ def test_equal_units_finds_an_exact_fit() -> None:
 def test_the_simple_rnn_needs_layers() -> None:
     units = units_of("rnn", 4000)
     (_, one), (_, three) = (
-        learned("rnn", "both ways", layers, units["both ways", layers], 0, steps=300, length=6)
+        learned(RUN, "rnn", "both ways", layers, units["both ways", layers], 0, 300, 6)
         for layers in (1, 3)
     )
     assert one["opening"] >= 67.0
@@ -108,7 +114,7 @@ def test_the_simple_rnn_needs_layers() -> None:
 def test_what_comes_after_is_told_both_ways_alone() -> None:
     units = units_of("gru", 4000)
     (_, forward), (_, both) = (
-        learned("gru", reads, 1, units[reads, 1], 0, steps=250, length=6)
+        learned(RUN, "gru", reads, 1, units[reads, 1], 0, 250, 6)
         for reads in ("forward", "both ways")
     )
     assert 65.0 <= forward["opening"] <= 85.0

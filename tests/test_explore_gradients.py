@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from rnnkern import StateGradients, Tape
+from rnnkern.cells import CELLS
 from rnnkern.explore import Result, gradients
-from rnnkern.explore.common import ALL, Batch, Model
 from rnnkern.explore.gradients import PATHS, figure, paths_to_h, shares
+from rnnkern.explore.model import Batch, Model
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_gates_let_the_gradient_pass_directly(result: Result) -> None:
         assert only(result.values("direct", cell=cell, state="trained")) > 0.5
 
 
-@pytest.mark.parametrize("cell", ALL)
+@pytest.mark.parametrize("cell", list(CELLS))
 def test_paths_sum_to_the_gradient(cell: str) -> None:
     rng = np.random.default_rng(1)
     model = Model(cell, 3, 6, 2, readout="last", seed=2, dtype="float64")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from rnnkern.explore import EXPERIMENTS, names
-from rnnkern.explore.common import Result, save_figure
 from rnnkern.explore.names import VOCABULARY, Sentence, asked, batch_of, trained_on
+from rnnkern.explore.pictures import save_figure
+from rnnkern.explore.result import Result
 
 PERSONS = {"uncle", "doctor", "captain", "visitor", "guest", "singer"}
 PERSONS |= {"roosevelt", "smiled", "sang", "married", "laughed", "answered"}

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from rnnkern.explore import EXPERIMENTS, review
-from rnnkern.explore.common import Model, Result, save_figure
+from rnnkern.explore.model import Model
+from rnnkern.explore.pictures import save_figure
+from rnnkern.explore.result import Result
 from rnnkern.explore.review import (
     VOCABULARY,
     Review,

@@ -14,7 +14,7 @@ import rnnkern as rk
 from rnnkern import record
 from rnnkern.cli import main
 from rnnkern.explore import EXPERIMENTS
-from rnnkern.explore.common import Result
+from rnnkern.explore.result import Result
 
 from conftest import using_threads
 

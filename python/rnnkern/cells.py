@@ -7,8 +7,7 @@ A new cell has one entry here, and one in csrc/core/cells.h; everything else rea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 
 from rnnkern.layers import GRU, LSTM, RNN, Recurrent, SimplifiedGRU
@@ -29,7 +28,7 @@ class Cell:
     name: str
     label: str
     layer: type[Recurrent]
-    options: Mapping[str, Any] = MappingProxyType({})
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, *sizes: int, **options: Any) -> Recurrent:
         """A layer of this cell: the constructor's sizes and further options."""
@@ -37,15 +36,13 @@ class Cell:
         return make(*sizes, **self.options, **options)
 
 
-CELLS: Mapping[str, Cell] = MappingProxyType(
-    {
-        cell.name: cell
-        for cell in (
-            Cell("rnn", "simple RNN", RNN),
-            Cell("simplified-gru", "simplified GRU", SimplifiedGRU),
-            Cell("gru", "GRU", GRU, MappingProxyType({"reset": "before"})),
-            Cell("gru-after", "GRU, reset after", GRU, MappingProxyType({"reset": "after"})),
-            Cell("lstm", "LSTM", LSTM),
-        )
-    }
-)
+CELLS: dict[str, Cell] = {
+    cell.name: cell
+    for cell in (
+        Cell("rnn", "simple RNN", RNN),
+        Cell("simplified-gru", "simplified GRU", SimplifiedGRU),
+        Cell("gru", "GRU", GRU, {"reset": "before"}),
+        Cell("gru-after", "GRU, reset after", GRU, {"reset": "after"}),
+        Cell("lstm", "LSTM", LSTM),
+    )
+}

@@ -21,7 +21,7 @@ from typing import Any
 
 from rnnkern.bench import adder, cost, memory, stream
 from rnnkern.bench.report import Line, best_ratio, duration, geometric_mean, table
-from rnnkern.explore.common import Result
+from rnnkern.explore.result import Result
 
 Record = dict[str, Any]
 

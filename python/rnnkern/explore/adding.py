@@ -7,15 +7,12 @@ Hinton 2015, arXiv:1504.00941: both numbers in 0..1, one marked in each half of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from rnnkern.explore.common import ALL, Batch, Result, check_run
-from rnnkern.explore.lags import Task, figure, measure
-from rnnkern.progress import Progress
-
-__all__ = ["adding", "figure", "marked_numbers"]
+from rnnkern.explore.lags import Task, figure, learn
+from rnnkern.explore.model import Batch
+from rnnkern.explore.result import Result
+from rnnkern.explore.run import Experiment, Run
 
 BASELINE = 1.0 / 6.0  # the variance of the sum of two numbers uniform in 0..1
 _HIDDEN = 32
@@ -36,28 +33,8 @@ def marked_numbers(rng: np.random.Generator, batch: int, length: int) -> Batch:
     return Batch(np.stack([numbers, marks], axis=-1).astype(np.float32), sums.astype(np.float32))
 
 
-def adding(
-    *,
-    seed: int = 0,
-    seeds: int = 1,
-    cells: Sequence[str] = ALL,
-    quick: bool = False,
-    progress: Progress | None = None,
-) -> Result:
-    """Each cell's squared error at several T, against a guess of 1, the sums' mean.
-
-    Args:
-        seed: Of the first run.
-        seeds: Runs.
-        cells: Names out of ``CELLS``.
-        quick: Short sequences and few steps; little is learned.
-        progress: Where a bar is drawn.
-
-    Raises:
-        TypeError, ValueError: An argument of the wrong type or out of its range.
-
-    """
-    runs, cells = check_run(seed, seeds, cells, quick)
+def measure(run: Run) -> Result:
+    """Each cell's squared error at several T, against a guess of 1, the sums' mean."""
     task = Task(
         name="adding",
         title="The adding problem",
@@ -71,11 +48,14 @@ def adding(
             "loss": "squared-error",
         },
         baseline=lambda length: BASELINE,
-        steps=_QUICK if quick else _STEPS,
+        steps=run.pick(_STEPS, _QUICK),
         notes=(
             f"A guess of 1 remembers nothing and has an error of 1/6 = {BASELINE:.3f}.",
             "Fewer steps are taken where a step takes longer: a cell at its baseline at a large T "
             "has not learned in that many steps, not never.",
         ),
     )
-    return measure(task, runs, cells, progress)
+    return learn(run, task)
+
+
+adding = Experiment("adding", "the sum of two marked numbers among many", measure, figure)

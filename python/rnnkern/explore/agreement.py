@@ -10,19 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnkern.explore.common import (
-    ALL,
-    BLACK,
-    Batch,
-    Model,
-    Result,
-    check_run,
-    draw_cell,
-    new_figure,
-    train,
-)
+from rnnkern.explore.model import Batch, Model
+from rnnkern.explore.pictures import BLACK, draw_cell, new_figure
+from rnnkern.explore.result import Result
+from rnnkern.explore.run import Experiment, Run
 from rnnkern.explore.sentences import Vocabulary, collect, pick, split_words
-from rnnkern.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,67 +140,47 @@ def batch_of(sentences: Sequence[Sentence]) -> Batch:
     return Batch(tokens, np.array([s.plural for s in sentences], np.int64), lengths)
 
 
-def agreement(
-    *,
-    seed: int = 0,
-    seeds: int = 1,
-    cells: Sequence[str] = ALL,
-    quick: bool = False,
-    progress: Progress | None = None,
-) -> Result:
+def measure(run: Run) -> Result:
     """Choose "was" or "were" after sentences longer than any trained on.
-
-    Args:
-        seed: The first seed.
-        seeds: How many runs, of seeds ``seed`` and up.
-        cells: Those to train, of ``ALL``.
-        quick: A run of seconds, less clear.
-        progress: Where a bar is drawn.
 
     Returns:
         Per cell and seed the share of right verbs in per cent, by the distance of the verb from
         its subject in words and, among sentences with five nouns between the two, by how many of
         those are of the other number.
 
-    Raises:
-        TypeError, ValueError: A wrong argument.
-
     """
-    all_seeds, cells = check_run(seed, seeds, cells, quick)
-    steps, pool, count = (
-        (_QUICK_STEPS, _QUICK_POOL, _QUICK_ASKED) if quick else (_STEPS, _POOL, _ASKED)
-    )
-    lr = _QUICK_LR if quick else _LR
+    steps, lr = run.pick((_STEPS, _LR), (_QUICK_STEPS, _QUICK_LR))
+    pool, count = run.pick((_POOL, _ASKED), (_QUICK_POOL, _QUICK_ASKED))
+    run.expect(len(run.seeds) * len(run.cells) * steps)
     rows: list[dict[str, Any]] = []
     longest = 0
-    for one in all_seeds:
-        learned = trained_on(one, pool)
+    for seed in run.seeds:
+        learned = trained_on(seed, pool)
         longest = max(longest, *(sentence.distance for sentence in learned))
         whole = batch_of(learned)
-        questions = _questions(one, count)
+        questions = _questions(seed, count)
         rows.append(
-            {"cell": _NEAREST, "seed": one}
+            {"cell": _NEAREST, "seed": seed}
             | {
                 name: _percent([s.nearest == s.plural for s in sentences])
                 for name, sentences in questions.items()
             }
         )
-        for cell in cells:
-            model = Model(cell, len(VOCABULARY), _HIDDEN, 2, readout="last", lr=lr, seed=one)
-            train(
+        for cell in run.cells:
+            model = Model(cell, len(VOCABULARY), _HIDDEN, 2, readout="last", lr=lr, seed=seed)
+            run.train(
                 model,
                 functools.partial(_part, whole),
                 steps,
-                progress,
-                rng=np.random.default_rng([one, 2]),
-                text=f"agreement, {cell}, seed {one}",
+                rng=np.random.default_rng([seed, 2]),
+                text=f"{cell}, seed {seed}",
                 decay=0.5,
             )
-            row: dict[str, Any] = {"cell": cell, "seed": one}
+            row: dict[str, Any] = {"cell": cell, "seed": seed}
             for name, sentences in questions.items():
                 row[name] = 100.0 * model.accuracy(batch_of(sentences))
             rows.append(row)
-    rows.sort(key=lambda row: [*cells, _NEAREST].index(row["cell"]))
+    rows.sort(key=lambda row: [*run.cells, _NEAREST].index(row["cell"]))
     return Result(
         name="agreement",
         title="right verbs, was or were, in % of held-out sentences",
@@ -303,3 +275,8 @@ def _part(whole: Batch, random: np.random.Generator) -> Batch:
 
 def _percent(right: Sequence[bool]) -> float:
     return 100.0 * sum(right) / len(right)
+
+
+agreement = Experiment(
+    "agreement", "was or were, by the number of a noun far back", measure, figure
+)

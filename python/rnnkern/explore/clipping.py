@@ -8,24 +8,17 @@ of training along a huge one throws the parameters away.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.explore.common import (
-    BLACK,
-    BLUE,
-    LABELS,
-    ORANGE,
-    Batch,
-    Model,
-    Result,
-    check_run,
-    new_figure,
-)
-from rnnkern.progress import Progress
+from rnnkern.cells import CELLS
+from rnnkern.explore.model import Batch, Model
+from rnnkern.explore.pictures import BLACK, BLUE, ORANGE, new_figure
+from rnnkern.explore.result import Result
+from rnnkern.explore.run import Experiment, Run
 from rnnkern.training.clip import clip_grad_norm, clip_grad_value
 from rnnkern.training.optim import SGD
 
@@ -61,35 +54,16 @@ def scaled_means(rng: np.random.Generator, batch: int, length: int) -> Batch:
     return Batch(x, x.sum(axis=0) / np.sqrt(length))
 
 
-def clipping(
-    *,
-    seed: int = 0,
-    seeds: int = 1,
-    cells: Sequence[str] = ("rnn",),
-    quick: bool = False,
-    progress: Progress | None = None,
-) -> Result:
-    """Train the same network on the same data unclipped, clipped by norm and clipped by value.
-
-    Args:
-        seed: Of the first run.
-        seeds: Runs.
-        cells: Names out of ``CELLS``.
-        quick: Fewer steps.
-        progress: Where a bar is drawn.
-
-    Raises:
-        TypeError, ValueError: An argument of the wrong type or out of its range.
-
-    """
-    runs, cells = check_run(seed, seeds, cells, quick)
-    steps = 300 if quick else 600
+def measure(run: Run) -> Result:
+    """Train the same network on the same data unclipped, clipped by norm and clipped by value."""
+    steps = run.pick(600, 300)
+    run.expect(len(run.seeds) * len(run.cells) * len(CLIPPERS) * steps)
     rows, curves = [], []
-    for cell in cells:
-        for run in runs:
+    for cell in run.cells:
+        for seed in run.seeds:
             for clip in CLIPPERS:
-                course = _train(cell, clip, run, steps, progress)
-                case = {"cell": cell, "clipping": clip, "seed": run}
+                course = _train(run, cell, clip, seed, steps)
+                case = {"cell": cell, "clipping": clip, "seed": seed}
                 rows.append({**case, **_measures(course)})
                 curves.append({**case, "loss": course.losses, "norm": course.norms})
     return Result(
@@ -121,7 +95,7 @@ def clipping(
     )
 
 
-def _train(cell: str, clip: str, seed: int, steps: int, progress: Progress | None) -> _Course:
+def _train(run: Run, cell: str, clip: str, seed: int, steps: int) -> _Course:
     model = Model(
         cell,
         1,
@@ -138,7 +112,7 @@ def _train(cell: str, clip: str, seed: int, steps: int, progress: Progress | Non
     optimizer = SGD(model.params, _LR)
     rng = np.random.default_rng([seed, 0])
     course = _Course([], [])
-    for step in range(steps):
+    for _ in range(steps):
         with np.errstate(over="ignore", invalid="ignore"):  # the point of the unclipped run
             loss, grads = model.loss_and_gradients(scaled_means(rng, _BATCH, _LENGTH))
             norm = clip_grad_norm(grads, _NO_CLIPPING)
@@ -150,8 +124,7 @@ def _train(cell: str, clip: str, seed: int, steps: int, progress: Progress | Non
             break
         CLIPPERS[clip](grads)
         optimizer.step(grads)
-        if progress is not None:
-            progress.show(step / steps, f"{cell}, clipping: {clip}, seed {seed}: loss {loss:.3g}")
+        run.tell(f"{cell}, clipping: {clip}, seed {seed}: loss {loss:.3g}")
     return course
 
 
@@ -183,7 +156,7 @@ def figure(result: Result) -> Figure:
             for axes, name in ((above, "loss"), (below, "norm")):
                 axes.semilogy(curve[name], line, color=color, linewidth=width, label=label)
         above.set_ylim(0.05, _DRAWN)
-        above.set_title(f"{LABELS[cell]}, seed {seed}")
+        above.set_title(f"{CELLS[cell].label}, seed {seed}")
         above.set_ylabel("loss (squared error)")
         below.set_ylabel("gradient norm before clipping")
         below.set_xlabel("step of training")
@@ -191,3 +164,12 @@ def figure(result: Result) -> Figure:
             axes.grid(alpha=0.3)
     columns[0][0].legend(loc="upper right")
     return drawn
+
+
+clipping = Experiment(
+    "clipping",
+    "a loss that blows up, and two ways of clipping that keep it",
+    measure,
+    figure,
+    cells=("rnn",),
+)

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from rnnkern._checks import choice
+from rnnkern.cells import CELLS
 from rnnkern.explore import EXPERIMENTS
-from rnnkern.explore.common import ALL, save_figure
+from rnnkern.explore.pictures import save_figure
 from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress
 
@@ -30,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cell",
         action="append",
-        choices=ALL,
+        choices=tuple(CELLS),
         help="a cell to run, may be repeated (those that the program is about)",
     )
     parser.add_argument("--quick", action="store_true", help="a run of seconds, less clear")
@@ -63,15 +64,14 @@ def _run(options: argparse.Namespace) -> None:
         print(_listed())
         return
     experiment = EXPERIMENTS[choice("NAME", options.name, tuple(EXPERIMENTS))]
-    given = {} if options.cell is None else {"cells": tuple(options.cell)}
     options.output.mkdir(parents=True, exist_ok=True)  # before the minutes, not after
     with Progress() as progress:
-        result = experiment.run(
+        result = experiment(
             seed=options.seed,
             seeds=options.seeds,
+            cells=options.cell,
             quick=options.quick,
             progress=progress,
-            **given,
         )
     print(result.table())
     numbers, picture = (options.output / f"{options.name}.{end}" for end in ("json", "png"))

@@ -8,15 +8,13 @@ arXiv:1511.06464: eight symbols, a blank between, and a mark after which to answ
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from rnnkern.explore.common import ALL, Batch, Ints, Result, check_run
-from rnnkern.explore.lags import Task, figure, measure
-from rnnkern.progress import Progress
-
-__all__ = ["copy", "figure", "remembered"]
+from rnnkern.explore.lags import Task, figure, learn
+from rnnkern.explore.model import Batch, Ints
+from rnnkern.explore.result import Result
+from rnnkern.explore.run import Experiment, Run
 
 SYMBOLS, KEPT = 8, 10
 BLANK, GO = SYMBOLS, SYMBOLS + 1
@@ -43,28 +41,8 @@ def baseline(length: int) -> float:
     return KEPT * math.log(SYMBOLS) / (length + 2 * KEPT)
 
 
-def copy(
-    *,
-    seed: int = 0,
-    seeds: int = 1,
-    cells: Sequence[str] = ALL,
-    quick: bool = False,
-    progress: Progress | None = None,
-) -> Result:
-    """Each cell's cross-entropy at several T, against answers at random.
-
-    Args:
-        seed: Of the first run.
-        seeds: Runs.
-        cells: Names out of ``CELLS``.
-        quick: Short sequences and few steps; nothing is learned.
-        progress: Where a bar is drawn.
-
-    Raises:
-        TypeError, ValueError: An argument of the wrong type or out of its range.
-
-    """
-    runs, cells = check_run(seed, seeds, cells, quick)
+def measure(run: Run) -> Result:
+    """Each cell's cross-entropy at several T, against answers at random."""
     task = Task(
         name="copy",
         title="The copy-memory task",
@@ -72,11 +50,14 @@ def copy(
         draw=remembered,
         model={"input_size": GO + 1, "hidden_size": _HIDDEN, "outputs": SYMBOLS + 1},
         baseline=baseline,
-        steps=_QUICK if quick else _STEPS,
+        steps=run.pick(_STEPS, _QUICK),
         notes=(
             "Blanks, then any symbols, remember nothing: an error of 10 ln 8 / (T + 20).",
             "These are short runs: most cells learn when to answer, which is the baseline, before "
             "they learn what, and few steps are taken where a step takes long.",
         ),
     )
-    return measure(task, runs, cells, progress)
+    return learn(run, task)
+
+
+copy = Experiment("copy", "ten symbols, said again much later", measure, figure)

@@ -4,24 +4,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnnkern.explore.budget import equal_units
-from rnnkern.explore.common import (
-    ALL,
-    Batch,
-    Model,
-    Result,
-    check_run,
-    draw_cell,
-    new_figure,
-    train,
-)
-from rnnkern.progress import Progress
+from rnnkern.explore.model import Batch, Model
+from rnnkern.explore.pictures import draw_cell, new_figure
+from rnnkern.explore.result import Result
+from rnnkern.explore.run import Experiment, Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,27 +76,19 @@ def _balanced(
 
 
 def learned(
-    cell: str,
-    reads: str,
-    layers: int,
-    units: int,
-    seed: int,
-    steps: int,
-    length: int = LENGTH,
-    progress: Progress | None = None,
+    run: Run, cell: str, reads: str, layers: int, units: int, seed: int, steps: int, length: int
 ) -> tuple[int, dict[str, float]]:
     """Train one model; its number of parameters, and its errors in per cent.
 
     It is asked sequences of another stream of random numbers than those it is trained on.
     """
     model = _model(cell, reads, layers, units, seed)
-    train(
+    run.train(
         model,
         lambda random: draw(random, _BATCH, length),
         steps,
-        progress,
         rng=np.random.default_rng([seed, 0]),
-        text=f"depth, {cell}, {reads}, {layers} layers, seed {seed}",
+        text=f"{cell}, {reads}, {layers} layers, seed {seed}",
         decay=0.5,
     )
     batch = draw(np.random.default_rng([seed, 1]), _ASKED, length)
@@ -115,45 +99,26 @@ def learned(
     return model.parameter_count, errors
 
 
-def depth(
-    *,
-    seed: int = 0,
-    seeds: int = 1,
-    cells: Sequence[str] = ALL,
-    quick: bool = False,
-    progress: Progress | None = None,
-) -> Result:
+def measure(run: Run) -> Result:
     """Tell the kinds of smudged brackets with 1, 2 and 3 layers of as many parameters.
-
-    Args:
-        seed: The first seed.
-        seeds: How many runs, of seeds ``seed`` and up.
-        cells: Those to train, of ``ALL``.
-        quick: A run of seconds, which shows the form of the table but learns little.
-        progress: Where a bar is drawn.
 
     Returns:
         Per cell, direction, number of layers and seed the share of wrong kinds in per cent, of the
         smudged closing brackets, which what came before decides, and of the smudged opening ones,
         which what comes after decides.
 
-    Raises:
-        TypeError, ValueError: A wrong argument.
-
     """
-    all_seeds, cells = check_run(seed, seeds, cells, quick)
-    steps = _QUICK_STEPS if quick else _STEPS
-    about = _QUICK_PARAMETERS if quick else _PARAMETERS
-    length = _QUICK_LENGTH if quick else LENGTH
+    steps = run.pick(_STEPS, _QUICK_STEPS)
+    about = run.pick(_PARAMETERS, _QUICK_PARAMETERS)
+    length = run.pick(LENGTH, _QUICK_LENGTH)
+    run.expect(len(run.seeds) * len(run.cells) * len(_READS) * len(_LAYERS) * steps)
     rows: list[dict[str, Any]] = []
-    for cell in cells:
+    for cell in run.cells:
         for (reads, layers), units in units_of(cell, about).items():
-            for one in all_seeds:
-                parameters, errors = learned(
-                    cell, reads, layers, units, one, steps, length, progress
-                )
+            for seed in run.seeds:
+                parameters, errors = learned(run, cell, reads, layers, units, seed, steps, length)
                 case = {"cell": cell, "reads": reads, "layers": layers, "units": units}
-                rows.append({**case, "parameters": parameters, "seed": one, **errors})
+                rows.append({**case, "parameters": parameters, "seed": seed, **errors})
     return Result(
         name="depth",
         title="smudged brackets whose kind is told wrongly, in %",
@@ -223,3 +188,8 @@ def units_of(cell: str, about: int) -> dict[tuple[str, int], int]:
 
 def _parameters(cell: str, reads: str, layers: int, units: int) -> int:
     return _model(cell, reads, layers, units, 0).parameter_count
+
+
+depth = Experiment(
+    "depth", "one, two and three layers of the same number of parameters", measure, figure
+)

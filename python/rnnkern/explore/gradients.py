@@ -6,30 +6,20 @@ Vanishing and exploding gradients: Hochreiter 1991; Bengio, Simard & Frasconi 19
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rnnkern._checks import Array
+from rnnkern.cells import CELLS
 from rnnkern.explore.adding import marked_numbers
-from rnnkern.explore.common import (
-    ALL,
-    COLORS,
-    LABELS,
-    STYLES,
-    Batch,
-    Model,
-    Result,
-    check_run,
-    draw_cell,
-    new_figure,
-    train,
-)
+from rnnkern.explore.model import Batch, Model
+from rnnkern.explore.pictures import COLORS, draw_cell, new_figure
+from rnnkern.explore.result import Result
+from rnnkern.explore.run import Experiment, Run
 from rnnkern.layers import GRU, LSTM
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.tape import StateGradients, Tape
-from rnnkern.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,44 +97,25 @@ def _ratio(part: Array, whole: Array) -> Array:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0.0)
 
 
-def gradients(
-    *,
-    seed: int = 0,
-    seeds: int = 1,
-    cells: Sequence[str] = ALL,
-    quick: bool = False,
-    progress: Progress | None = None,
-) -> Result:
-    """‖∂L/∂h_t‖ against T - t, before and after training on the adding problem.
-
-    Args:
-        seed: Of the first run.
-        seeds: Runs.
-        cells: Names out of ``CELLS``.
-        quick: Fewer steps of training.
-        progress: Where a bar is drawn.
-
-    Raises:
-        TypeError, ValueError: An argument of the wrong type or out of its range.
-
-    """
-    runs, cells = check_run(seed, seeds, cells, quick)
-    steps = _QUICK_STEPS if quick else _STEPS
+def measure(run: Run) -> Result:
+    """‖∂L/∂h_t‖ against T - t, before and after training on the adding problem."""
+    steps = run.pick(_STEPS, _QUICK_STEPS)
+    cases = [(cell, radius) for cell in run.cells for radius in _radii(cell)]
+    run.expect(len(run.seeds) * len(cases) * steps)
     rows, curves = [], []
-    for cell in cells:
-        for radius in _RADII if cell == "rnn" else (1.0,):
-            for run in runs:
-                model = _model(cell, radius, run)
-                batch = _draw(np.random.default_rng([run, 1]))
-                for state in ("initial", "trained"):
-                    if state == "trained":
-                        text = f"{cell}, spectral radius {radius}, seed {run}"
-                        rng = np.random.default_rng([run, 0])
-                        train(model, _draw, steps, progress, rng=rng, text=text, decay=0.3)
-                    case = {"cell": cell, "radius": radius, "state": state, "seed": run}
-                    curve = _look(model, batch)
-                    rows.append({**case, **_measures(curve)})
-                    curves.append({**case, **curve})
+    for cell, radius in cases:
+        for seed in run.seeds:
+            model = _model(cell, radius, seed)
+            batch = _draw(np.random.default_rng([seed, 1]))
+            for state in ("initial", "trained"):
+                if state == "trained":
+                    text = f"{cell}, spectral radius {radius}, seed {seed}"
+                    rng = np.random.default_rng([seed, 0])
+                    run.train(model, _draw, steps, rng=rng, text=text, decay=0.3)
+                case = {"cell": cell, "radius": radius, "state": state, "seed": seed}
+                curve = _look(model, batch)
+                rows.append({**case, **_measures(curve)})
+                curves.append({**case, **curve})
     return Result(
         name="gradients",
         title="Norm of the loss's gradient in h_t, over that in the last h_T",
@@ -174,8 +145,11 @@ def _draw(rng: np.random.Generator) -> Batch:
     return Batch(batch.x.astype(np.float64), batch.targets.astype(np.float64))
 
 
+def _radii(cell: str) -> tuple[float, ...]:
+    return _RADII if cell == "rnn" else (1.0,)
+
+
 def _model(cell: str, radius: float, seed: int) -> Model:
-    own: dict[str, Any] = {"forget_bias": _FORGET_BIAS} if cell == "lstm" else {}
     model = Model(
         cell,
         2,
@@ -187,7 +161,7 @@ def _model(cell: str, radius: float, seed: int) -> Model:
         seed=seed,
         dtype="float64",
         recurrent_init="orthogonal",
-        **own,
+        forget_bias=_FORGET_BIAS,
     )
     model.params["recurrent.weight_hh_l0"] *= radius
     return model
@@ -244,7 +218,9 @@ def _draw_norms(axes: Axes, result: Result, state: str) -> None:
         radii = sorted({c["radius"] for c in result.pick(cell=cell)})
         for radius in radii:
             curves = result.pick(cell=cell, radius=radius, state=state)
-            label = f"{LABELS[cell]}, radius {radius:g}" if len(radii) > 1 else LABELS[cell]
+            label = CELLS[cell].label
+            if len(radii) > 1:
+                label += f", radius {radius:g}"
             line = lines[radius] if len(radii) > 1 else None
             norms = np.maximum([c["h"] for c in curves], _LEAST)
             x = list(range(norms.shape[1]))
@@ -274,7 +250,7 @@ def _draw_shares(axes: Axes, result: Result, state: str) -> None:
                     hatch=_HATCHES[k],
                 )
                 bottom += height
-    axes.set_xticks(range(len(cells)), [STYLES[cell].label.replace(" ", "\n") for cell in cells])
+    axes.set_xticks(range(len(cells)), [CELLS[cell].label.replace(" ", "\n") for cell in cells])
     axes.set_ylabel("share of the gradient's norm (%)")
 
 
@@ -288,3 +264,11 @@ def _all_handles(*several: Axes) -> tuple[list[Any], list[str]]:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     return list(found.values()), list(found)
+
+
+gradients = Experiment(
+    "gradients",
+    "gradients that vanish or explode with the distance, and the paths they take",
+    measure,
+    figure,
+)

@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnkern.explore.common import (
-    Batch,
-    Model,
-    Result,
-    draw_cell,
-    new_figure,
-    train,
-)
-from rnnkern.progress import Progress
+from rnnkern.explore.model import Batch, Model
+from rnnkern.explore.pictures import draw_cell, new_figure
+from rnnkern.explore.result import Result
+from rnnkern.explore.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,23 +50,21 @@ class Task:
     notes: tuple[str, ...]
 
 
-def measure(
-    task: Task, runs: range, cells: Sequence[str], progress: Progress | None = None
-) -> Result:
+def learn(run: Run, task: Task) -> Result:
     """Train every cell at every T, each from every seed."""
+    run.expect(len(run.seeds) * len(run.cells) * sum(task.steps.values()))
     rows, curves = [], []
     for length, steps in task.steps.items():
         baseline = task.baseline(length)
-        for cell in cells:
-            for seed in runs:
+        for cell in run.cells:
+            for seed in run.seeds:
                 model = _model(task, cell, length, seed)
-                losses = train(
+                losses = run.train(
                     model,
-                    lambda rng, length=length: task.draw(rng, BATCH, length),  # type: ignore[misc]
+                    _batches(task, length),
                     steps,
-                    progress,
                     rng=np.random.default_rng([seed, length, 0]),
-                    text=f"{task.name}, T = {length}, {cell}, seed {seed}",
+                    text=f"T = {length}, {cell}, seed {seed}",
                     decay=_DECAY,
                 )
                 unseen = task.draw(np.random.default_rng([seed, length, 1]), _TESTED, length)
@@ -111,8 +104,18 @@ def _model(task: Task, cell: str, length: int, seed: int) -> Model:
 
     That forget bias is log T (Tallec & Ollivier 2018, arXiv:1804.11188).
     """
-    own: dict[str, Any] = {"forget_bias": math.log(length)} if cell == "lstm" else {}
-    return Model(cell, seed=seed, lr=_LR, recurrent_init="orthogonal", **task.model, **own)
+    return Model(
+        cell,
+        seed=seed,
+        lr=_LR,
+        recurrent_init="orthogonal",
+        forget_bias=math.log(length),
+        **task.model,
+    )
+
+
+def _batches(task: Task, length: int) -> Callable[[np.random.Generator], Batch]:
+    return lambda rng: task.draw(rng, BATCH, length)
 
 
 def _smoothed(losses: Sequence[float], points: int = 50) -> list[float]:

@@ -10,22 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rnnkern.cells import CELLS
 from rnnkern.explore.budget import equal_units
-from rnnkern.explore.common import (
-    ALL,
-    BLUE,
-    LABELS,
-    VERMILION,
-    Batch,
-    Model,
-    Result,
-    check_run,
-    new_figure,
-    spread,
-    train,
-)
+from rnnkern.explore.model import Batch, Model
+from rnnkern.explore.pictures import BLUE, VERMILION, new_figure
+from rnnkern.explore.result import Result, spread
+from rnnkern.explore.run import Experiment, Run
 from rnnkern.explore.sentences import Vocabulary, collect, pick, split_words
-from rnnkern.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,53 +127,35 @@ def batch_of(sentences: Sequence[Sentence]) -> Batch:
     return Batch(tokens, targets, lengths, mask)
 
 
-def names(
-    *,
-    seed: int = 0,
-    seeds: int = 1,
-    cells: Sequence[str] = ALL,
-    quick: bool = False,
-    progress: Progress | None = None,
-) -> Result:
+def measure(run: Run) -> Result:
     """Tell persons from things, reading forward only or both ways.
-
-    Args:
-        seed: The first seed.
-        seeds: How many runs, of seeds ``seed`` and up.
-        cells: Those to train, of ``ALL``.
-        quick: A run of seconds, less clear.
-        progress: Where a bar is drawn.
 
     Returns:
         Per cell, direction and seed the share of right tags in per cent where the deciding word
         comes before the name and where it comes after.
 
-    Raises:
-        TypeError, ValueError: A wrong argument.
-
     """
-    all_seeds, cells = check_run(seed, seeds, cells, quick)
-    steps, pool = (_QUICK_STEPS, _QUICK_POOL) if quick else (_STEPS, _POOL)
+    steps, pool = run.pick((_STEPS, _POOL), (_QUICK_STEPS, _QUICK_POOL))
+    run.expect(len(run.seeds) * len(run.cells) * len(_READS) * steps)
     rows: list[dict[str, Any]] = []
-    for one in all_seeds:
-        learned = trained_on(one, pool)
-        questions = {cue: batch_of(asked(one, _ASKED, cue)) for cue in _CUES}
-        for cell in cells:
+    for seed in run.seeds:
+        learned = trained_on(seed, pool)
+        questions = {cue: batch_of(asked(seed, _ASKED, cue)) for cue in _CUES}
+        for cell in run.cells:
             for reads, units in _units(cell).items():
-                model = _model(cell, reads, units, one)
-                train(
+                model = _model(cell, reads, units, seed)
+                run.train(
                     model,
                     functools.partial(_part, learned),
                     steps,
-                    progress,
-                    rng=np.random.default_rng([one, 2]),
-                    text=f"names, {cell}, {reads}, seed {one}",
+                    rng=np.random.default_rng([seed, 2]),
+                    text=f"{cell}, {reads}, seed {seed}",
                     decay=0.5,
                 )
                 row: dict[str, Any] = {"cell": cell, "reads": reads, "units": units}
-                row |= {"parameters": model.parameter_count, "seed": one}
+                row |= {"parameters": model.parameter_count, "seed": seed}
                 rows.append(row | {c: 100.0 * model.accuracy(b) for c, b in questions.items()})
-    rows.sort(key=lambda row: cells.index(row["cell"]))
+    rows.sort(key=lambda row: run.cells.index(row["cell"]))
     return Result(
         name="names",
         title="names rightly tagged as a person's or a thing's, in % of held-out sentences",
@@ -224,7 +197,9 @@ def figure(result: Result) -> Figure:
             )
         axes.axhline(50.0, color="0.5", linewidth=1, linestyle=":", label="chance")
         axes.set_title(f"the deciding word comes {cue} the name", fontsize=10)
-        axes.set_xticks(range(len(cells)), [LABELS[cell].replace(" ", "\n", 1) for cell in cells])
+        axes.set_xticks(
+            range(len(cells)), [CELLS[cell].label.replace(" ", "\n", 1) for cell in cells]
+        )
         axes.set_ylim(35, 103)
         axes.grid(alpha=0.3, axis="y")
     panels[0].set_ylabel("right tags (%)")
@@ -257,3 +232,8 @@ def _parameters(cell: str, reads: str, units: int) -> int:
 
 def _part(learned: Sequence[Sentence], random: np.random.Generator) -> Batch:
     return batch_of([pick(random, learned) for _ in range(_BATCH)])
+
+
+names = Experiment(
+    "names", "Teddy the person or the bear, by a word before or after", measure, figure
+)

@@ -11,20 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.explore.common import (
-    ALL,
-    BLACK,
-    LABELS,
-    VERMILION,
-    Batch,
-    Model,
-    Result,
-    check_run,
-    new_figure,
-    train,
-)
+from rnnkern.cells import CELLS
+from rnnkern.explore.model import Batch, Model
+from rnnkern.explore.pictures import BLACK, VERMILION, new_figure
+from rnnkern.explore.result import Result
+from rnnkern.explore.run import Experiment, Run
 from rnnkern.explore.sentences import Vocabulary, collect, is_held_out, pick, split_words
-from rnnkern.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,22 +149,8 @@ def movement(model: Model, batch: Batch) -> tuple[Array, Array | None]:
     return np.linalg.norm(y - before, axis=-1), tape.gates()[0].get("u")
 
 
-def review(
-    *,
-    seed: int = 0,
-    seeds: int = 1,
-    cells: Sequence[str] = ALL,
-    quick: bool = False,
-    progress: Progress | None = None,
-) -> Result:
+def measure(run: Run) -> Result:
     """Tell praise from blame, and look at which words moved the state.
-
-    Args:
-        seed: The first seed.
-        seeds: How many runs, of seeds ``seed`` and up.
-        cells: Those to train, of ``ALL``.
-        quick: A run of seconds, less clear.
-        progress: Where a bar is drawn.
 
     Returns:
         Per cell and seed the share of right answers, in all held-out reviews and in those with a
@@ -181,36 +159,38 @@ def review(
         always writes its whole state anew. The curves hold one review of the first seed, word for
         word.
 
-    Raises:
-        TypeError, ValueError: A wrong argument.
-
     """
-    all_seeds, cells = check_run(seed, seeds, cells, quick)
-    steps, pool = (_QUICK_STEPS, _QUICK_POOL) if quick else (_STEPS, _POOL)
-    lr, count = (_QUICK_LR, _QUICK_ASKED) if quick else (_LR, _ASKED)
+    steps, pool = run.pick((_STEPS, _POOL), (_QUICK_STEPS, _QUICK_POOL))
+    lr, count = run.pick((_LR, _ASKED), (_QUICK_LR, _QUICK_ASKED))
+    run.expect(len(run.seeds) * len(run.cells) * steps)
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
-    for one in all_seeds:
-        learned = trained_on(one, pool)
-        questions = asked(one, count)
-        for cell in cells:
-            options: dict[str, Any] = {"forget_bias": _FORGET_BIAS} if cell == "lstm" else {}
+    for seed in run.seeds:
+        learned = trained_on(seed, pool)
+        questions = asked(seed, count)
+        for cell in run.cells:
             model = Model(
-                cell, len(VOCABULARY), _HIDDEN, 2, readout="last", lr=lr, seed=one, **options
+                cell,
+                len(VOCABULARY),
+                _HIDDEN,
+                2,
+                readout="last",
+                lr=lr,
+                seed=seed,
+                forget_bias=_FORGET_BIAS,
             )
-            train(
+            run.train(
                 model,
                 functools.partial(_part, learned),
                 steps,
-                progress,
-                rng=np.random.default_rng([one, 2]),
-                text=f"review, {cell}, seed {one}",
+                rng=np.random.default_rng([seed, 2]),
+                text=f"{cell}, seed {seed}",
                 decay=0.5,
             )
-            rows.append({"cell": cell, "seed": one, **_measured(model, questions)})
-            if one == all_seeds[0]:
-                curves.append({"cell": cell, "seed": one, **_example(model, shown(one))})
-    rows.sort(key=lambda row: cells.index(row["cell"]))
+            rows.append({"cell": cell, "seed": seed, **_measured(model, questions)})
+            if seed == run.seeds[0]:
+                curves.append({"cell": cell, "seed": seed, **_example(model, shown(seed))})
+    rows.sort(key=lambda row: run.cells.index(row["cell"]))
     return Result(
         name="review",
         title="reviews: right answers in %, and how far words move the state",
@@ -249,7 +229,7 @@ def figure(result: Result) -> Figure:
     moved = np.array([np.array(c["moved"]) / max(c["moved"]) for c in curves])
     image = above.imshow(moved, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     drawn.colorbar(image, ax=above, label="‖h$_t$ - h$_{t-1}$‖\n(share of the\nrow's largest)")
-    above.set_yticks(range(len(curves)), [LABELS[c["cell"]] for c in curves])
+    above.set_yticks(range(len(curves)), [CELLS[c["cell"]].label for c in curves])
     _name_words(above, words, deciding)
     gated = [c for c in curves if c["gate"]]
     drawn_gate = next((c for c in gated if c["cell"] == "gru"), gated[0] if gated else None)
@@ -260,7 +240,7 @@ def figure(result: Result) -> Figure:
     gate = gate[:, np.argsort(gate[deciding].mean(axis=0))]
     image = below.imshow(gate.T, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     drawn.colorbar(image, ax=below, label="u$_t$ (0: state kept, 1: written anew)")
-    below.set_ylabel(f"units of the {LABELS[drawn_gate['cell']]}, sorted")
+    below.set_ylabel(f"units of the {CELLS[drawn_gate['cell']].label}, sorted")
     _name_words(below, words, deciding)
     drawn.suptitle("what each word of a held-out review does (red, bold: words that decide)")
     return drawn
@@ -318,3 +298,6 @@ def _example(model: Model, one: Review) -> dict[str, Any]:
         "moved": moved[:, 0].tolist(),
         "gate": [] if gate is None else gate[:, 0].tolist(),
     }
+
+
+review = Experiment("review", "reviews of which only a few words matter", measure, figure)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the programs' pictures look."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from rnnkern.cells import CELLS
+from rnnkern.plot import require_matplotlib
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Style(NamedTuple):
+    """How a cell looks in every picture: by colour, by marker and by line, each enough alone."""
+
+    label: str
+    color: str
+    marker: str
+    line: str
+
+
+# The colours of Okabe and Ito (2008), which the colour-blind tell apart too.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+
+# By the cell's place in the registry; a later cell begins anew.
+_LOOKS = (
+    (BLACK, "o", "-"),
+    (ORANGE, "^", "--"),
+    (BLUE, "s", "-"),
+    (SKY, "D", "-."),
+    (VERMILION, "v", "-"),
+    (GREEN, "P", "--"),
+    (PURPLE, "X", "-."),
+)
+
+
+def style_of(cell: str) -> Style:
+    """The style of a cell of the registry."""
+    return Style(CELLS[cell].label, *_LOOKS[list(CELLS).index(cell) % len(_LOOKS)])
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that many inches.
+
+    Raises:
+        ImportError: matplotlib is not installed; the message says what to install.
+
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a PNG of few colours, small, that tells nothing of when and by what it was drawn."""
+    from PIL import Image  # which matplotlib needs itself
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    with Image.open(drawn) as image:
+        image.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE).save(
+            path, format="png", optimize=True
+        )
+
+
+def draw_cell(
+    axes: Axes,
+    cell: str,
+    x: Sequence[float],
+    by_seed: Sequence[Sequence[float]],
+    *,
+    label: str | None = None,
+    markers: bool = True,
+    line: str | None = None,
+) -> None:
+    """One cell's curve: the median over the seeds, and a band from the least to the greatest.
+
+    Args:
+        axes: Where.
+        cell: A name out of ``rnnkern.cells.CELLS``.
+        x: (points,).
+        by_seed: (seeds, points).
+        label: In the legend; ``None`` is the cell's own.
+        markers: Whether points are marked; leave it where they are many.
+        line: The line's style, when it is not the cell's own.
+
+    """
+    style = style_of(cell)
+    values = np.asarray(by_seed, float)
+    axes.plot(
+        x,
+        np.median(values, axis=0),
+        color=style.color,
+        linestyle=line or style.line,
+        marker=style.marker if markers else None,
+        markersize=5,
+        label=style.label if label is None else label,
+    )
+    if len(values) > 1:
+        low, high = values.min(axis=0), values.max(axis=0)
+        axes.fill_between(x, low, high, color=style.color, alpha=0.15, linewidth=0)
