@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import rnnkern as rk
-from rnnkern.adder import CELLS, Adder, Settings, Training
+from rnnkern.adder import Adder, Settings, Training
+from rnnkern.cells import CELLS
 from rnnkern.progress import Progress
 from rnnkern.record import facts
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import rnnkern as rk
-from rnnkern.adder import CELLS, Adder, Encoding, Pairs, Score, Settings, Training, train
+from rnnkern.adder import Adder, Encoding, Pairs, Score, Settings, Training, train
+from rnnkern.cells import CELLS
 from rnnkern.progress import Progress
 
 import files_of_0_1

@@ -46,3 +46,8 @@ CELLS: dict[str, Cell] = {
         Cell("lstm", "LSTM", LSTM),
     )
 }
+
+
+def layer_classes() -> dict[str, type[Any]]:
+    """The layers' classes by their own names."""
+    return {cell.layer.__name__: cell.layer for cell in CELLS.values()}

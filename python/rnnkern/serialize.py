@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saving and loading layers, models and optimizers: one safetensors file, nothing ever unpickled.
 
-A file is an 8-byte little-endian length, a JSON header of that length and the arrays' bytes, as
-the safetensors format has it. The header's ``__metadata__`` holds the class and its constructor's
-arguments, from which ``load`` builds the object anew, and a SHA-256 over header and arrays, so
-that an altered file is refused. Models saved by name are of the class ``dict``, whose arguments
-are each one's class and arguments.
+A file's metadata tell the class and its constructor's arguments, from which ``load`` builds the
+object anew. Models saved by name are of the class ``dict``, whose arguments are each one's class
+and arguments.
 
 ``save`` has the header that it made read by the code of ``load`` before it writes anything, and
 ``load`` holds the header against the models' shapes before it takes memory for an array: both
@@ -14,48 +12,45 @@ refuse the same.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from io import BufferedReader
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from rnnkern._checks import Array, choice, on_gpu
 from rnnkern._files import open_regular, replace
+from rnnkern._safetensors import (
+    CLASS,
+    CONFIG,
+    LONGEST_HEADER,
+    SUM,
+    Arrays,
+    Entry,
+    FormatError,
+    digest_of,
+    header_of,
+    header_text,
+    parsed,
+    parsed_json,
+    read_arrays,
+    read_header,
+    refusal,
+)
+from rnnkern.cells import layer_classes
 from rnnkern.devices import get_device, to_host
-from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.layers.linear import Linear
 from rnnkern.layers.parameters import undrawn
 from rnnkern.models.seq2seq import Seq2Seq
 from rnnkern.training.optim import Optimizer
 
-_CLASSES: dict[str, type[Any]] = {
-    cls.__name__: cls for cls in (RNN, SimplifiedGRU, GRU, LSTM, Linear, Seq2Seq)
-}
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "I64": np.dtype("<i8"),
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_LONGEST_HEADER = 1 << 24  # bytes; a header takes about 100 per array
-_LONGEST_MESSAGE = 500  # characters of a file's own that an error shows
+__all__ = ["Checkpoint", "FormatError", "load", "load_checkpoint", "save"]
 
-# Keys of the metadata.
-_CLASS, _CONFIG, _SUM, _NOTE = "rnnkern.class", "rnnkern.config", "rnnkern.sha256", "note."
+_NOTE = "note."  # what keys of further strings begin with in the metadata
 _SEVERAL = "dict"  # the class of models by name
 # Prefixes of the arrays that are not a single model's.
 _MODELS, _OPTIMIZER, _OPTIMIZERS, _EXTRA = "models.", "optimizer.", "optimizers.", "extra."
-
-Arrays = dict[str, Array]
-
-
-class FormatError(ValueError):
-    """A file that is not what ``save`` wrote: foreign, truncated, altered or of another version."""
 
 
 class Checkpoint(NamedTuple):
@@ -74,15 +69,6 @@ class Checkpoint(NamedTuple):
     optimizer: Any
     extra: Arrays
     notes: dict[str, str]
-
-
-class _Entry(NamedTuple):
-    """An array as the header describes it: ``size`` bytes from ``start`` on."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    start: int
-    size: int
 
 
 def save(
@@ -113,10 +99,11 @@ def save(
         OSError: ``path`` is no regular file, or cannot be written.
 
     """
+    classes = _classes()
     for one in _each(model):
-        if _CLASSES.get(type(one).__name__) is not type(one):
+        if classes.get(type(one).__name__) is not type(one):
             raise TypeError(
-                f"model must be one of {', '.join(_CLASSES)} or a dict of them, got "
+                f"model must be one of {', '.join(classes)} or a dict of them, got "
                 f"{type(one).__name__}"
             )
     for one in [] if optimizer is None else _each(optimizer):
@@ -145,15 +132,15 @@ def save(
     for name, note in (notes or {}).items():
         metadata[_NOTE + _text("a name in notes", name)] = _text(f"notes[{name!r}]", note)
 
-    header, arrays = _header(arrays, metadata)
-    text = _header_text(header)
-    if len(text) > _LONGEST_HEADER:
+    header, arrays = header_of(arrays, metadata)
+    text = header_text(header)
+    if len(text) > LONGEST_HEADER:
         raise ValueError(
-            f"notes and names must take at most {_LONGEST_HEADER} bytes as JSON, got {len(text)}"
+            f"notes and names must take at most {LONGEST_HEADER} bytes as JSON, got {len(text)}"
         )
     device = next((one.device for one in models.values() if one.device != "cpu"), "cpu")
     try:
-        entries, _ = _parsed(_json("a header", text), sum(a.nbytes for a in arrays.values()))
+        entries, _ = parsed(parsed_json("a header", text), sum(a.nbytes for a in arrays.values()))
         _empty_models(entries, metadata, device)
     except FormatError as error:
         raise ValueError(
@@ -161,16 +148,16 @@ def save(
         ) from None
 
     def write(file: BinaryIO) -> None:
-        digest = _digest(header)
+        digest = digest_of(header)
         file.seek(8 + len(text))
         for array in arrays.values():
             # A copy: what is written is what was added up, whatever another thread does.
             piece = np.ascontiguousarray(to_host(array), array.dtype.newbyteorder("<")).tobytes()
             digest.update(piece)
             file.write(piece)
-        header["__metadata__"][_SUM] = digest.hexdigest()
+        header["__metadata__"][SUM] = digest.hexdigest()
         file.seek(0)
-        file.write(len(text).to_bytes(8, "little") + _header_text(header))
+        file.write(len(text).to_bytes(8, "little") + header_text(header))
 
     replace(path, write)
 
@@ -202,10 +189,10 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: str = "cpu") -> Che
     get_device(device)
     try:
         with open_regular(path) as file:
-            entries, metadata, digest = _read_header(file)
+            entries, metadata, digest = read_header(file)
             models = _empty_models(entries, metadata, device)
-            arrays = _read_arrays(file, entries, digest)
-        if digest.hexdigest() != metadata[_SUM]:
+            arrays = read_arrays(file, entries, digest)
+        if digest.hexdigest() != metadata[SUM]:
             raise FormatError("was altered: its checksum does not match")
         for prefix, model in models.items():
             model.params.fill({name: arrays.pop(prefix + name) for name in model.params})
@@ -223,15 +210,12 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: str = "cpu") -> Che
         raise refusal(path, str(error)) from error
 
 
-def refusal(path: str | os.PathLike[str], text: str) -> FormatError:
-    """The error of a file, named; what the file has it say is short and harms no terminal."""
-    if len(text) > _LONGEST_MESSAGE:
-        text = f"{text[:_LONGEST_MESSAGE]}..."
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return FormatError(f"{os.fspath(path)}: {text}")
+def _classes() -> dict[str, type[Any]]:
+    """What can be saved, by the name that a file tells."""
+    return {**layer_classes(), "Linear": Linear, "Seq2Seq": Seq2Seq}
 
 
-# -- what was given, and its header ---------------------------------------------------------------
+# -- what was given -------------------------------------------------------------------------------
 
 
 def _each(given: Any) -> Iterable[Any]:
@@ -285,100 +269,17 @@ def _described(models: Mapping[str, Any]) -> dict[str, str]:
     }
     made = _by_name(described, _MODELS, "")
     name, config = (_SEVERAL, made) if isinstance(made, dict) else made
-    return {_CLASS: name, _CONFIG: json.dumps(config, sort_keys=True)}
-
-
-def _header(arrays: Arrays, metadata: dict[str, str]) -> tuple[dict[str, Any], Arrays]:
-    """The header, but for the checksum, and the arrays in the order in which it lists them."""
-    header: dict[str, Any] = {"__metadata__": metadata}
-    ordered = {}
-    end = 0
-    # Widest numbers first, so that every array is aligned for its dtype.
-    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):
-        dtype = array.dtype.newbyteorder("<")
-        if dtype not in _NAMES:
-            raise TypeError(f"{name} must be float32, float64 or int64, got {array.dtype}")
-        start, end = end, end + array.nbytes
-        header[name] = {
-            "dtype": _NAMES[dtype],
-            "shape": list(array.shape),
-            "data_offsets": [start, end],
-        }
-        ordered[name] = array
-    return header, ordered
-
-
-def _header_text(header: dict[str, Any]) -> bytes:
-    """The header's bytes, as long without the checksum as with it."""
-    metadata = {**header["__metadata__"]}
-    metadata.setdefault(_SUM, "0" * 64)
-    text = json.dumps({**header, "__metadata__": metadata}).encode()
-    return text + b" " * (-len(text) % 8)
-
-
-def _digest(header: Mapping[str, Any]) -> Any:
-    """A SHA-256 that has taken the header, in one spelling; the arrays' bytes come next."""
-    metadata = {key: value for key, value in header["__metadata__"].items() if key != _SUM}
-    text = json.dumps({**header, "__metadata__": metadata}, sort_keys=True)
-    return hashlib.sha256(text.encode())
+    return {CLASS: name, CONFIG: json.dumps(config, sort_keys=True)}
 
 
 # -- what a file says, checked before it is trusted -----------------------------------------------
 
 
-def _read_header(file: BufferedReader) -> tuple[dict[str, _Entry], dict[str, str], Any]:
-    """The entries, in the order of their bytes, the metadata and the digest that has taken both."""
-    size = os.fstat(file.fileno()).st_size
-    length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-        raise FormatError("is not a safetensors file, or a truncated one")
-    header = _json("a header", file.read(length))
-    return *_parsed(header, size - 8 - length), _digest(header)
-
-
-def _parsed(header: Any, size: int) -> tuple[dict[str, _Entry], dict[str, str]]:
-    """The entries, in the order of their bytes, of which there are ``size``, and the metadata."""
-    if not isinstance(header, dict):
-        raise FormatError("has a header that is not a JSON object")
-    metadata = header.get("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise FormatError("has metadata that are not strings by name")
-    entries = {name: _entry(name, header[name]) for name in header if name != "__metadata__"}
-    entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)))
-    expected = 0
-    for name, entry in entries.items():
-        if entry.start != expected:
-            raise FormatError(f"has overlapping arrays or a gap before {name}")
-        expected += entry.size
-        if expected > size:
-            raise FormatError(f"is truncated: {name} ends at byte {expected} of {size}")
-    if expected != size:
-        raise FormatError(f"has {size - expected} bytes after its last array")
-    if not {_CLASS, _CONFIG, _SUM} <= metadata.keys():
-        raise FormatError("is a safetensors file, but not one that rnnkern wrote")
-    return entries, metadata
-
-
-def _entry(name: str, entry: Any) -> _Entry:
-    """One array's entry of the header."""
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise FormatError(f"has a header whose entry for {name} is not an array's")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
-        raise FormatError(f"has a header whose entry for {name} is not an array's")
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
-        found = dtype if isinstance(dtype, str) else type(dtype).__name__
-        raise FormatError(f"has {name} of dtype {found}, expected one of {', '.join(_DTYPES)}")
-    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, *offsets)):
-        raise FormatError(f"has a shape or offset of {name} that is not a whole number")
-    start, size = offsets[0], offsets[1] - offsets[0]
-    if size != math.prod(shape) * _DTYPES[dtype].itemsize:
-        raise FormatError(f"has {size} bytes for {name}, a {_DTYPES[dtype]} of shape {shape}")
-    return _Entry(_DTYPES[dtype], tuple(shape), start, size)
+# -- what a file says, checked before it is trusted -----------------------------------------------
 
 
 def _empty_models(
-    entries: Mapping[str, _Entry], metadata: Mapping[str, str], device: str
+    entries: Mapping[str, Entry], metadata: Mapping[str, str], device: str
 ) -> dict[str, Any]:
     """Models without values, by the prefix of their arrays, all of which ``entries`` has."""
     models = {}
@@ -402,9 +303,9 @@ def _empty_models(
 
 def _kinds(metadata: Mapping[str, str]) -> Iterator[tuple[str, Any, Any]]:
     """Of each model the prefix, the class's name and the configuration, as yet unchecked."""
-    config = _json("a configuration", metadata[_CONFIG].encode())
-    if metadata[_CLASS] != _SEVERAL:
-        yield "", metadata[_CLASS], config
+    config = parsed_json("a configuration", metadata[CONFIG].encode())
+    if metadata[CLASS] != _SEVERAL:
+        yield "", metadata[CLASS], config
         return
     if not isinstance(config, dict):
         raise FormatError("has models that are not named")
@@ -420,7 +321,7 @@ def _kinds(metadata: Mapping[str, str]) -> Iterator[tuple[str, Any, Any]]:
 
 def _empty_model(name: Any, config: Any, device: str, arrays: int) -> Any:
     """A model of that class and configuration, without values, for at most so many arrays."""
-    if not isinstance(name, str) or name not in _CLASSES:
+    if not isinstance(name, str) or name not in _classes():
         raise FormatError(f"holds a {name!r}, which this version does not know")
     if not isinstance(config, dict):
         raise FormatError(f"holds a {name} that cannot be built: its arguments are not named")
@@ -430,24 +331,9 @@ def _empty_model(name: Any, config: Any, device: str, arrays: int) -> Any:
     try:
         # As ``config()`` spells it: NumPy would have Python parse any other text.
         choice("dtype", config.get("dtype", "float32"), ("float32", "float64"))
-        return undrawn(_CLASSES[name], {**config, "device": device})
+        return undrawn(_classes()[name], {**config, "device": device})
     except (TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"holds a {name} that cannot be built: {error}") from error
-
-
-def _read_arrays(file: BufferedReader, entries: Mapping[str, _Entry], digest: Any) -> Arrays:
-    """The arrays whose bytes come next; the digest takes them too."""
-    arrays: Arrays = {}
-    for name, entry in entries.items():
-        try:
-            arrays[name] = np.empty(entry.shape, entry.dtype)
-        except ValueError as error:
-            raise FormatError(f"has {name} of shape {entry.shape}: {error}") from error
-        raw: Any = arrays[name].reshape(-1).view(np.uint8)
-        if file.readinto(raw) != entry.size:
-            raise FormatError(f"was truncated while it was read, before the end of {name}")
-        digest.update(raw)
-    return arrays
 
 
 def _optimizer_states(arrays: Arrays) -> Any:
@@ -466,26 +352,3 @@ def _optimizer_states(arrays: Arrays) -> Any:
     if _OPTIMIZER in states and len(states) > 1:
         raise FormatError("has states of optimizers with names and of one without")
     return _by_name(states, _OPTIMIZERS, _OPTIMIZER) if states else None
-
-
-def _json(what: str, text: bytes) -> Any:
-    """What JSON in UTF-8 says, if it says it once and without lone surrogates."""
-    try:
-        return json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"has {what} that cannot be read: {error}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names all differ."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a name comes twice")
-    for text in (*made.keys(), *made.values()):
-        if isinstance(text, str):
-            text.encode()
-    return made
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

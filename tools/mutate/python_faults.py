@@ -802,8 +802,8 @@ _PROGRAMS = [
     _fault(
         f"{_PACKAGE}/serialize.py",
         "an-altered-file-is-read",
-        "if digest.hexdigest() != metadata[_SUM]:",
-        "if not metadata[_SUM]:",
+        "if digest.hexdigest() != metadata[SUM]:",
+        "if not metadata[SUM]:",
         "test_serialize.py::test_every_altered_byte_is_noticed",
     ),
     _fault(

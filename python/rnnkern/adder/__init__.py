@@ -7,8 +7,8 @@ is produced from its last digit, as one adds on paper.
 """
 
 from rnnkern.adder.model import Adder, Score
-from rnnkern.adder.settings import CELLS, Settings
+from rnnkern.adder.settings import Settings
 from rnnkern.adder.task import Encoding, Pairs
 from rnnkern.adder.training import Training, train
 
-__all__ = ["CELLS", "Adder", "Encoding", "Pairs", "Score", "Settings", "Training", "train"]
+__all__ = ["Adder", "Encoding", "Pairs", "Score", "Settings", "Training", "train"]

@@ -14,8 +14,9 @@ import numpy as np
 from rnnkern._checks import positive_int
 from rnnkern.adder.model import Adder
 from rnnkern.adder.picture import plot_training
-from rnnkern.adder.settings import CELLS, Settings
+from rnnkern.adder.settings import Settings
 from rnnkern.adder.training import HELD_OUT_SAMPLE, Training, train
+from rnnkern.cells import CELLS
 from rnnkern.devices import NAMES
 from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rnnkern.adder.settings import CELLS, Settings
+from rnnkern.adder.settings import Settings
 from rnnkern.adder.task import Encoding, Ints, Pairs
+from rnnkern.cells import CELLS
 from rnnkern.devices import get_device
 from rnnkern.models.seq2seq import Seq2Seq
 from rnnkern.progress import Progress
@@ -57,13 +58,13 @@ class Adder:
     def __init__(
         self, settings: Settings, model: Seq2Seq | None = None, *, device: str = "cpu"
     ) -> None:
-        cell, options = CELLS[settings.cell]
+        cell = CELLS[settings.cell]
         arguments: dict[str, Any] = {
             "source_vocab": Encoding.VOCABULARY,
             "target_vocab": Encoding.VOCABULARY,
             "hidden_size": settings.hidden,
-            "cell": cell,
-            "cell_options": options,
+            "cell": cell.layer.__name__,
+            "cell_options": dict(cell.options),
             "decoder_cell": None,
             "decoder_options": None,
             "num_layers": settings.layers,

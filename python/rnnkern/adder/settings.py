@@ -6,14 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rnnkern._checks import boolean, choice, finite_float, positive_int
-
-CELLS: dict[str, tuple[str, dict[str, str]]] = {
-    "rnn": ("RNN", {}),
-    "simplified-gru": ("SimplifiedGRU", {}),
-    "gru": ("GRU", {"reset": "before"}),
-    "gru-after": ("GRU", {"reset": "after"}),
-    "lstm": ("LSTM", {}),
-}
+from rnnkern.cells import CELLS
 
 
 @dataclass(frozen=True)
@@ -22,7 +15,7 @@ class Settings:
 
     Attributes:
         digits: The most digits of a number, 1 to 6.
-        cell: One of ``CELLS``, for the encoder and the decoder.
+        cell: A name out of ``rnnkern.cells.CELLS``, for the encoder and the decoder.
         hidden: Hidden size.
         layers: Stacked layers of the encoder and of the decoder.
         bidirectional: Whether the encoder reads both ways; the decoder is then twice as wide.

@@ -12,11 +12,12 @@ import time
 import numpy as np
 
 from rnnkern._checks import finite_float
+from rnnkern._safetensors import refusal
 from rnnkern.adder.model import Adder, Score
 from rnnkern.adder.settings import Settings
 from rnnkern.models.seq2seq import Seq2Seq
 from rnnkern.progress import Progress
-from rnnkern.serialize import Checkpoint, load_checkpoint, refusal, save
+from rnnkern.serialize import Checkpoint, load_checkpoint, save
 from rnnkern.training.clip import clip_grad_norm
 from rnnkern.training.losses import softmax_cross_entropy
 from rnnkern.training.optim import Adam

@@ -10,20 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnkern._checks import Array, DType, choice, explains_options, finite_float, positive_int
+from rnnkern.cells import layer_classes
 from rnnkern.devices import Device, get_device
-from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
+from rnnkern.layers import LSTM
 from rnnkern.layers.base import check_dropout_key
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.linear import Linear, LinearTape
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.stream import Stream
-
-_CELLS: dict[str, type[Any]] = {
-    "RNN": RNN,
-    "SimplifiedGRU": SimplifiedGRU,
-    "GRU": GRU,
-    "LSTM": LSTM,
-}
 
 
 class Seq2Seq(Fixed):
@@ -38,7 +32,7 @@ class Seq2Seq(Fixed):
         source_vocab: Number of source tokens.
         target_vocab: Number of target tokens, ``bos`` and ``eos`` among them.
         hidden_size: Hidden size of the encoder, per direction.
-        cell: Encoder's layer: ``"RNN"``, ``"SimplifiedGRU"``, ``"GRU"`` or ``"LSTM"``.
+        cell: Encoder's layer: the name of a recurrent layer's class, as ``"GRU"`` or ``"LSTM"``.
         cell_options: Further arguments of that layer, as ``{"reset": "after"}``.
         decoder_cell: Decoder's layer; ``None`` takes the encoder's, options included.
         decoder_options: Further arguments of ``decoder_cell``.
@@ -85,9 +79,10 @@ class Seq2Seq(Fixed):
         seed: int | None = None,
         device: str = "cpu",
     ) -> None:
-        choice("cell", cell, tuple(_CELLS))
+        classes = layer_classes()
+        choice("cell", cell, tuple(classes))
         if decoder_cell is not None:
-            choice("decoder_cell", decoder_cell, tuple(_CELLS))
+            choice("decoder_cell", decoder_cell, tuple(classes))
         elif decoder_options is not None:
             raise ValueError("decoder_options needs a decoder_cell, got None")
         seed = None if seed is None else positive_int("seed", seed, minimum=0)
@@ -101,7 +96,7 @@ class Seq2Seq(Fixed):
         }
         self._device = get_device(device)
         self.device = self._device.name
-        self.encoder = _CELLS[cell](
+        self.encoder = classes[cell](
             positive_int("source_vocab", source_vocab),
             hidden_size,
             num_layers,
@@ -112,7 +107,7 @@ class Seq2Seq(Fixed):
         )
         size = self.encoder.num_directions * self.encoder.hidden_size
         own = cell if decoder_cell is None else decoder_cell
-        self.decoder = _CELLS[own](
+        self.decoder = classes[own](
             positive_int("target_vocab", target_vocab),
             size,
             num_layers,
