@@ -408,7 +408,7 @@ py::dict facts(const std::string& cell) {
   d["gates"] = f.gates;
   d["saved"] = f.saved;
   d["cell_state"] = f.cell_state;
-  d["bias_hn"] = f.bias_hn;
+  d["bias_hn"] = f.recurrent_bias_gate >= 0;
   return d;
 }
 

@@ -11,19 +11,12 @@
 namespace rnnkern {
 
 template <class V>
-struct GruResetBefore {
+struct GruResetBefore : CellDefaults<3> {
   enum { r, u, n };
 
   static constexpr const char* name = "gru_before";
-  static constexpr int gates = 3, saved = 3, deltas = 3;
-  static constexpr bool cell_state = false;
+  static constexpr const char* gate_names[] = {"r", "u", "n"};
   static constexpr Range phases[] = {{r, 2}, {n, 1}};
-  static constexpr int saved_after[] = {2, 3};
-  static constexpr Range writes[] = {{u, 2}, {r, 1}};
-  static constexpr int input_delta[] = {r, u, n}, state_delta[] = {r, u, n};
-
-  // What phase 1's product takes in the place of h_{t-1}.
-  RNNKERN_DEVICE static V operand(Phase<1>, V reset, V h_previous) { return reset * h_previous; }
   static constexpr int operand_gate = r;
 
   RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, GruResetBefore>& s) {
@@ -35,31 +28,27 @@ struct GruResetBefore {
     s.h = fma(s.saved[u], s.saved[n] - s.h, s.h);
   }
 
-  RNNKERN_DEVICE static void backward(Phase<1>, BackwardStep<V, GruResetBefore>& s) {
-    const V reset = s.saved[r];
-    s.delta[r] = s.dh * s.h_previous * reset * (V(1) - reset);
-    s.direct = fma(s.dh, reset, s.direct);
-  }
   RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, GruResetBefore>& s) {
     const V one(1), update = s.saved[u], candidate = s.saved[n];
     s.delta[u] = s.dh * (candidate - s.h_previous) * update * (one - update);
     s.delta[n] = s.dh * update * (one - candidate * candidate);
     s.direct = s.dh * (one - update);
   }
+  RNNKERN_DEVICE static void backward(Phase<1>, BackwardStep<V, GruResetBefore>& s) {
+    const V reset = s.saved[r];
+    s.delta[r] = s.doperand * s.h_previous * reset * (V(1) - reset);
+    s.direct = fma(s.doperand, reset, s.direct);
+  }
 };
 
 template <class V>
-struct GruResetAfter {
-  // saved[product] = W_hn h_{t-1} + b_hn; delta[product] is the gradient of that same value.
+struct GruResetAfter : CellDefaults<3, 4> {
+  // saved[product] = W_hn h_{t-1} + b_hn, and delta[product] its gradient.
   enum { r, u, n, product };
 
   static constexpr const char* name = "gru_after";
-  static constexpr int gates = 3, saved = 4, deltas = 4;
-  static constexpr bool cell_state = false;
-  static constexpr Range phases[] = {{r, 3}};
-  static constexpr int saved_after[] = {4};
-  static constexpr Range writes[] = {{r, 4}};
-  static constexpr int input_delta[] = {r, u, n}, state_delta[] = {r, u, product};
+  static constexpr const char* gate_names[] = {"r", "u", "n"};
+  static constexpr int recurrent_bias_gate = n;
 
   RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, GruResetAfter>& s) {
     s.saved[r] = sigmoid(s.x[r] + s.product[r]);

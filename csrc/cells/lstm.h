@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000):
+// Its gates are the input gate u (the update gate of some texts), the forget gate f, the candidate n
+// and the output gate o.
 //   u_t, f_t, o_t = σ(W_h h_{t-1} + W_x x_t + b),  n_t = tanh(W_hn h_{t-1} + W_xn x_t + b_n)
 //   c_t = u_t·n_t + f_t·c_{t-1},  h_t = o_t·tanh(c_t)
 #pragma once
@@ -9,16 +11,12 @@
 namespace rnnkern {
 
 template <class V>
-struct Lstm {
+struct Lstm : CellDefaults<4> {
   enum { u, f, n, o };
 
   static constexpr const char* name = "lstm";
-  static constexpr int gates = 4, saved = 4, deltas = 4;
-  static constexpr bool cell_state = true;
-  static constexpr Range phases[] = {{u, 4}};
-  static constexpr int saved_after[] = {4};
-  static constexpr Range writes[] = {{u, 4}};
-  static constexpr int input_delta[] = {u, f, n, o}, state_delta[] = {u, f, n, o};
+  static constexpr const char* gate_names[] = {"u", "f", "n", "o"};
+  static constexpr const char* states[] = {"h", "c"};
 
   RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, Lstm>& s) {
     s.saved[u] = sigmoid(s.x[u] + s.product[u]);

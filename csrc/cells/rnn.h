@@ -32,14 +32,9 @@ struct Relu {
 };
 
 template <class V, class Nonlinearity>
-struct Rnn {
+struct Rnn : CellDefaults<1, 0> {
   static constexpr const char* name = Nonlinearity::cell_name;
-  static constexpr int gates = 1, saved = 0, deltas = 1;
-  static constexpr bool cell_state = false;
-  static constexpr Range phases[] = {{0, 1}};
-  static constexpr int saved_after[] = {0};
-  static constexpr Range writes[] = {{0, 1}};
-  static constexpr int input_delta[] = {0}, state_delta[] = {0};
+  static constexpr const char* gate_names[] = {"h"};
 
   RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, Rnn>& s) {
     s.h = Nonlinearity::apply(s.x[0] + s.product[0]);

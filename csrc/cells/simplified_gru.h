@@ -10,16 +10,11 @@
 namespace rnnkern {
 
 template <class V>
-struct SimplifiedGru {
+struct SimplifiedGru : CellDefaults<2> {
   enum { u, n };
 
   static constexpr const char* name = "simplified_gru";
-  static constexpr int gates = 2, saved = 2, deltas = 2;
-  static constexpr bool cell_state = false;
-  static constexpr Range phases[] = {{u, 2}};
-  static constexpr int saved_after[] = {2};
-  static constexpr Range writes[] = {{u, 2}};
-  static constexpr int input_delta[] = {u, n}, state_delta[] = {u, n};
+  static constexpr const char* gate_names[] = {"u", "n"};
 
   RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, SimplifiedGru>& s) {
     s.saved[u] = sigmoid(s.x[u] + s.product[u]);

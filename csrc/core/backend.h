@@ -2,6 +2,7 @@
 // The kernel tables: one backend an instruction set, chosen once when the module is loaded.
 #pragma once
 
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -117,8 +118,10 @@ const Backend& emulated_amx_backend();
 // The facts of a cell that those who allocate for it need.
 struct CellFacts {
   std::string_view name;
+  std::span<const char* const> gate_names, states;  // states: h, or h and c
   int gates, saved;
-  bool cell_state, bias_hn;
+  bool cell_state;          // whether there is c
+  int recurrent_bias_gate;  // the gate that bias_hn belongs to, or -1
 };
 const std::vector<CellFacts>& all_cells();
 

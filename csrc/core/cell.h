@@ -1,19 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a cell says of itself, and the registers through which the time loop talks to its equations.
+// What a cell says of itself, and the registers through which the time loops talk to its equations.
 //
-// A cell is a struct, a template on its lane V, with
+// A cell is a struct, a template on its lane V and derived from CellDefaults<gates>, with
 //   name                        as the Python layer calls it
-//   gates                       pre-activations a unit has; gate g is rows [g·H, (g+1)·H) of the weights
-//   cell_state                  whether a second state c runs beside h
-//   phases                      the recurrent product's parts in the order they are needed: phase p computes
-//                               the gates [first, first + count) from operand(p); operand(0) is h_{t-1}
-//   saved                       values a unit keeps for the backward pass; those of phase p end at saved_after[p]
-//   deltas                      gradients of pre-activations a unit has: delta[input_delta[g]] belongs to
-//                               gate g's part from x, delta[state_delta[g]] to its recurrent part
+//   gate_names                  of its pre-activations; gate g is rows [g·H, (g+1)·H) of the weights
 //   forward(Phase<p>, s)        the equations, and below it
-//   backward(Phase<p>, s)       their derivatives, run for rising p too; writes the deltas of the
-//                               range writes[p]
-// all of them on registers of a lane V: no memory, no shapes, no loops.
+//   backward(Phase<p>, s)       their derivatives, run for rising p too
+// all of them on registers of a lane V: no memory, no shapes, no loops. CellDefaults has what else a
+// cell may say of itself, and what holds where it does not.
 #pragma once
 
 #include "core/activations.h"
@@ -28,15 +22,73 @@ struct Range {
   int first, count;
 };
 
-constexpr int at_least_one(int n) { return n > 0 ? n : 1; }
+inline constexpr int kNoGate = -1;
+
+template <int Gates, int Saved = Gates>
+struct CellDefaults {
+  static constexpr int gates = Gates;
+
+  // Values a unit keeps for the backward pass: one a gate, in the order of the gates, then any
+  // others; or none at all.
+  static constexpr int saved = Saved;
+
+  // What goes from step to step: h, and in a cell that also names "c" a second state, which no
+  // weights multiply.
+  static constexpr const char* states[] = {"h"};
+
+  // The parts of the recurrent product in the order in which they are needed: a phase computes its
+  // gates [first, first + count). Phase 0 multiplies h_{t-1}; phase 1, which needs what phase 0 made,
+  // multiplies saved[operand_gate]·h_{t-1}.
+  static constexpr Range phases[] = {{0, Gates}};
+  static constexpr int operand_gate = kNoGate;
+
+  // The gate whose recurrent product has a bias of its own, bias_hn. Then its gradient is apart from
+  // that of the part from x too, and stands behind the gates' own, in delta[gates].
+  static constexpr int recurrent_bias_gate = kNoGate;
+};
 
 template <class Cell>
-constexpr int phase_count = static_cast<int>(sizeof(Cell::phases) / sizeof(Range));
+inline constexpr int phase_count = static_cast<int>(sizeof(Cell::phases) / sizeof(Range));
+
+template <class Cell>
+inline constexpr bool has_c = sizeof(Cell::states) > sizeof(const char*);
+
+// Gradients of pre-activations that a unit has: one a gate, of its part from x, and the one above.
+template <class Cell>
+inline constexpr int delta_count = Cell::gates + (Cell::recurrent_bias_gate != kNoGate);
+
+// Where among them that of gate g's recurrent part is.
+template <class Cell>
+constexpr int recurrent_delta(int g) {
+  return g == Cell::recurrent_bias_gate ? Cell::gates : g;
+}
+
+// The values that a phase saves.
+template <class Cell>
+constexpr Range saved_in(int phase) {
+  const int first = phase > 0 ? Cell::phases[phase].first : 0;
+  const bool last = phase + 1 == phase_count<Cell>;
+  return {first, (last ? Cell::saved : Cell::phases[phase + 1].first) - first};
+}
+
+// The gradients that a phase of the backward pass finds: those of the gate that phase 1's operand is
+// made of wait for ∂L/∂operand, the others need ∂L/∂h_t alone.
+template <class Cell>
+constexpr Range found_in(int phase) {
+  if constexpr (phase_count<Cell> == 1) {
+    return {0, delta_count<Cell>};
+  } else {
+    static_assert(phase_count<Cell> == 2 && Cell::operand_gate == 0);
+    return phase == 0 ? Range{1, delta_count<Cell> - 1} : Range{0, 1};
+  }
+}
+
+constexpr int at_least_one(int n) { return n > 0 ? n : 1; }
 
 template <class V, class Cell>
 struct ForwardStep {
   V x[Cell::gates];                    // W_ih x_t + b, read by the phase that has the gate
-  V product[Cell::gates];              // W_hh · operand (+ b_hn), likewise
+  V product[Cell::gates];              // W_hh · operand (+ bias_hn), likewise
   V saved[at_least_one(Cell::saved)];  // what earlier phases saved is here; this phase adds its own
   V h, c;                              // in: h_{t-1}, c_{t-1}; the last phase leaves h_t, c_t
 };
@@ -45,11 +97,12 @@ template <class V, class Cell>
 struct BackwardStep {
   V saved[at_least_one(Cell::saved)];
   V h_previous, h, c_previous, c;
-  V dh;      // phase 0: ∂L/∂h_t, whole; phase p > 0: ∂L/∂operand(p)
-  V dc;      // in: ∂L/∂c_t as step t+1 left it; out: ∂L/∂c_{t-1}
-  V dc_now;  // out: ∂L/∂c_t, whole
-  V direct;  // ∂L/∂h_{t-1} by every path that is not the product of phase 0
-  V delta[Cell::deltas];
+  V dh;        // ∂L/∂h_t, whole
+  V doperand;  // phase 1: ∂L/∂(its operand)
+  V dc;        // in: ∂L/∂c_t as step t+1 left it; out: ∂L/∂c_{t-1}
+  V dc_now;    // out: ∂L/∂c_t, whole
+  V direct;    // ∂L/∂h_{t-1} by every path that is not the product of phase 0; phase 1 adds to it
+  V delta[delta_count<Cell>];  // what phase 0 found is here; phase 1 adds its own
 };
 
 }  // namespace rnnkern

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The list of cells as facts: apart from the kernels' tables, for those who have kernels of their own.
+#include <iterator>
 #include <stdexcept>
 
 #include "core/backend.h"
@@ -11,7 +12,14 @@ namespace {
 
 template <class Cell>
 CellFacts facts_of() {
-  return {Cell::name, Cell::gates, Cell::saved, Cell::cell_state, Cell::deltas > Cell::gates};
+  static_assert(std::size(Cell::gate_names) == Cell::gates);
+  return {.name = Cell::name,
+          .gate_names = Cell::gate_names,
+          .states = Cell::states,
+          .gates = Cell::gates,
+          .saved = Cell::saved,
+          .cell_state = has_c<Cell>,
+          .recurrent_bias_gate = Cell::recurrent_bias_gate};
 }
 
 template <template <class> class... Cells>

@@ -62,7 +62,7 @@ class Backward {
   using Panels = BackwardPanels<V, Cell, Product>;
   static constexpr int kPhases = phase_count<Cell>;
   static constexpr int kGates = Cell::gates;
-  static constexpr int kDeltas = Cell::deltas;
+  static constexpr int kDeltas = delta_count<Cell>;
 
  public:
   static Index packed_bytes(const Parameters<T>& parameters, bool with_input) {
@@ -109,6 +109,7 @@ class Backward {
     Matrix operands[kPhases];  // operand(p) of a chunk, (rows, H)
     T* delta;                  // (rows of a chunk, deltas, H)
     T* boundary;               // (B, deltas, H): the step after the chunk
+    T* dh;                     // (B, H): ∂L/∂h_t, from the phase that finds it to the next
     T* token_gradient;         // (distinct tokens, G·H)
     Gradients recent;          // of the latest rows, where there are many
     Operand* packed_delta;     // the chunk's deltas transposed, by tiles of gate rows
@@ -142,6 +143,7 @@ class Backward {
       if (!problem.tokens.slot) inputs = take(Matrix(chunk, problem.inputs, 1));
       delta = arena.take<T>(chunk * kDeltas * units);
       boundary = arena.take<T>(batch * kDeltas * units);
+      dh = arena.take<T>(kPhases > 1 ? batch * units : 0);
       token_gradient =
           arena.take<T>(problem.tokens.slot ? problem.tokens.count * kGates * units : 0);
       const Index recent_rows = many_rows(problem.schedule) ? kGates * units : 0;
@@ -330,12 +332,12 @@ class Backward {
         scratch_.h[i] = problem_.y.at(t, b);
         scratch_.dy[i] = problem_.dy.data ? problem_.dy.at(t, b) : nullptr;
         if (problem_.state_gradients) {
-          constexpr int kept = (Cell::cell_state ? 2 : 1) + kGates;
+          constexpr int kept = (has_c<Cell> ? 2 : 1) + kGates;
           scratch_.state_gradients[i] = problem_.state_gradients + p * kept * units_;
         }
         if constexpr (Cell::saved > 0)
           scratch_.saved[i] = problem_.saved + p * Cell::saved * units_;
-        if constexpr (Cell::cell_state) {
+        if constexpr (has_c<Cell>) {
           scratch_.c_previous[i] = previous_c(s, i);
           scratch_.cell[i] = problem_.cells + p * units_;
         }
@@ -389,7 +391,7 @@ class Backward {
         prefetch(scratch_.h[i] + unit, units);
         if (scratch_.dy[i]) prefetch(scratch_.dy[i] + unit, units);
       }
-      if constexpr (Cell::cell_state) {
+      if constexpr (has_c<Cell>) {
         prefetch(scratch_.c_previous[i] + unit, units);
         prefetch(scratch_.cell[i] + unit, units);
       }
@@ -413,7 +415,7 @@ class Backward {
         Operand* copy = scratch_.step_copies + i * size;
         scratch_.segment[i] = copy;
         for (int g = 0; g < phase.count; ++g) {
-          Product::copy_row(source[i] + Cell::state_delta[phase.first + g] * units_, units_,
+          Product::copy_row(source[i] + recurrent_delta<Cell>(phase.first + g) * units_, units_,
                             copy + g * units_);
         }
         for (Index j = used; j < size; ++j) copy[j] = {};
@@ -432,9 +434,9 @@ class Backward {
       if constexpr (Product::kRounds) {
         run = phase.count;
       } else {
-        const int first = Cell::state_delta[phase.first + g];
+        const int first = recurrent_delta<Cell>(phase.first + g);
         for (run = 1;
-             g + run < phase.count && Cell::state_delta[phase.first + g + run] == first + run;)
+             g + run < phase.count && recurrent_delta<Cell>(phase.first + g + run) == first + run;)
           ++run;
         for (Index i = begin; i < end; ++i)
           scratch_.segment[i] = delta_rows<P>()[i] + first * units_;
@@ -474,7 +476,7 @@ class Backward {
       step.h_previous = lane.load(scratch_.h_previous[i] + unit);
       step.h = lane.load(scratch_.h[i] + unit);
       T* dc = nullptr;
-      if constexpr (Cell::cell_state) {
+      if constexpr (has_c<Cell>) {
         dc = problem_.dc + schedule_.order[i] * units_ + unit;
         step.c_previous = lane.load(scratch_.c_previous[i] + unit);
         step.c = lane.load(scratch_.cell[i] + unit);
@@ -483,38 +485,40 @@ class Backward {
       if constexpr (P == 0) {
         step.dh = product + lane.load(dh);
         if (scratch_.dy[i]) step.dh = step.dh + lane.load(scratch_.dy[i] + unit);
+        if constexpr (kPhases > 1) lane.store(scratch_.dh + i * units_ + unit, step.dh);
       } else {
-        step.dh = product;
+        step.dh = lane.load(scratch_.dh + i * units_ + unit);
+        step.doperand = product;
         step.direct = lane.load(dh);
+        constexpr Range before = found_in<Cell>(P - 1);
+        for (int d = before.first; d < before.first + before.count; ++d)
+          step.delta[d] = lane.load(scratch_.delta_now[i] + d * units_ + unit);
       }
 
       Cell::backward(Phase<P>{}, step);
 
       if (problem_.state_gradients) keep_gradients<P>(lane, step, i, unit);
-      constexpr Range written = Cell::writes[P];
-      for (int d = written.first; d < written.first + written.count; ++d) {
+      constexpr Range found = found_in<Cell>(P);
+      for (int d = found.first; d < found.first + found.count; ++d) {
         lane.store(scratch_.delta_now[i] + d * units_ + unit, step.delta[d]);
       }
       lane.store(dh, step.direct);
-      if constexpr (Cell::cell_state) lane.store(dc, step.dc);
+      if constexpr (has_c<Cell>) lane.store(dc, step.dc);
     }
   }
 
   // Row i's part of the state gradients that this phase knows.
   template <int P, class Lane>
   void keep_gradients(Lane lane, const BackwardStep<V, Cell>& step, Index i, Index unit) const {
-    constexpr int states = Cell::cell_state ? 2 : 1;
-    constexpr Range written = Cell::writes[P];
+    constexpr int states = has_c<Cell> ? 2 : 1;
+    constexpr Range found = found_in<Cell>(P);
     T* out = scratch_.state_gradients[i] + unit;
     if constexpr (P == 0) {
       lane.store(out, step.dh);
-      if constexpr (Cell::cell_state) lane.store(out + units_, step.dc_now);
+      if constexpr (has_c<Cell>) lane.store(out + units_, step.dc_now);
     }
-    for (int g = 0; g < kGates; ++g) {
-      const int d = Cell::input_delta[g];
-      if (d >= written.first && d < written.first + written.count)
-        lane.store(out + (states + g) * units_, step.delta[d]);
-    }
+    for (int g = found.first; g < found.first + found.count && g < kGates; ++g)
+      lane.store(out + (states + g) * units_, step.delta[g]);
   }
 
   // The chunk's first step is what the next chunk's last one needs; the rest is overwritten.
@@ -569,8 +573,7 @@ class Backward {
         if constexpr (kPhases > 1) {
           if (p == 1) {
             const T* saved = problem_.saved + (chunk.first_row + k) * Cell::saved * units_;
-            return Cell::operand(Phase<1>{},
-                                 load_some<V>(saved + Cell::operand_gate * units_ + unit, n), h);
+            return load_some<V>(saved + Cell::operand_gate * units_ + unit, n) * h;
           }
         }
         return h;
@@ -657,13 +660,13 @@ class Backward {
       next = (d + 1) * tiles < end ? (d + 1) * tiles : end;
       const Range part{static_cast<int>(t - d * tiles), static_cast<int>(next - t)};
       for (int g = 0; g < kGates; ++g) {
-        if (!problem_.tokens.slot && Cell::input_delta[g] == d) {
+        if (!problem_.tokens.slot && g == d) {
           multiply_delta(chunk, d, part, scratch_.inputs,
                          sums_.dw_ih + g * units_ * problem_.inputs, problem_.inputs);
         }
         for (int p = 0; p < kPhases; ++p) {
           const Range phase = Cell::phases[p];
-          if (Cell::state_delta[g] != d || g < phase.first || g >= phase.first + phase.count)
+          if (recurrent_delta<Cell>(g) != d || g < phase.first || g >= phase.first + phase.count)
             continue;
           multiply_delta(chunk, d, part, scratch_.operands[p], sums_.dw_hh + g * units_ * units_,
                          units_);

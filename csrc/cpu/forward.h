@@ -127,7 +127,7 @@ struct ForwardPanels {
       const auto share = worker.share(matrix.groups());
       const int first = Cell::phases[p].first;
       pack_start(matrix, share.begin, share.end, [&](int gate) -> const T* {
-        return first + gate == Cell::gates - 1 ? parameters.bias_hn : nullptr;
+        return first + gate == Cell::recurrent_bias_gate ? parameters.bias_hn : nullptr;
       });
       pack_columns(matrix, share.begin, share.end, [&](int gate, Index unit) {
         return parameters.w_hh + ((first + gate) * units + unit) * units;
@@ -377,7 +377,7 @@ class Forward {
         scratch_.x[i] = scratch_.x_part + x_row * kGates * units_;
         scratch_.h[i] = first ? problem_.h + b * units_ : problem_.y.at(schedule_.time(s - 1), b);
         scratch_.y[i] = problem_.y.at(t, b);
-        if constexpr (Cell::cell_state) {
+        if constexpr (has_c<Cell>) {
           scratch_.cell[i] = problem_.cells ? problem_.cells + p * units_ : problem_.c + b * units_;
           scratch_.c_previous[i] =
               first || !problem_.cells
@@ -467,7 +467,7 @@ class Forward {
     for (Index i = begin; i < end; ++i) {
       for (int g = phase.first; g < phase.first + phase.count; ++g)
         prefetch(scratch_.x[i] + g * units_ + unit, units);
-      if constexpr (Cell::cell_state) prefetch(scratch_.c_previous[i] + unit, units);
+      if constexpr (has_c<Cell>) prefetch(scratch_.c_previous[i] + unit, units);
     }
   }
 
@@ -476,7 +476,7 @@ class Forward {
   void apply_cell(Lane lane, const T* sums, Index sums_row, int blocks, Index begin, int rows,
                   Index unit) const {
     constexpr Range phase = Cell::phases[P];
-    constexpr int saved_before = P > 0 ? Cell::saved_after[P > 0 ? P - 1 : 0] : 0;
+    constexpr Range saves = saved_in<Cell>(P);
     for (int r = 0; r < rows; ++r, sums += sums_row) {
       const Index i = begin + r;
       ForwardStep<V, Cell> step;
@@ -484,27 +484,26 @@ class Forward {
         step.x[g] = lane.load(scratch_.x[i] + g * units_ + unit);
         step.product[g] = V::load(sums + Index{g - phase.first} * blocks * V::size);
       }
-      for (int k = 0; k < saved_before; ++k) {
+      for (int k = 0; k < saves.first; ++k) {
         step.saved[k] = lane.load(scratch_.saved_rows[i] + k * units_ + unit);
       }
       step.h = lane.load(scratch_.h[i] + unit);
-      if constexpr (Cell::cell_state) step.c = lane.load(scratch_.c_previous[i] + unit);
+      if constexpr (has_c<Cell>) step.c = lane.load(scratch_.c_previous[i] + unit);
 
       Cell::forward(Phase<P>{}, step);
 
       if constexpr (Cell::saved > 0) {
         if (T* saved = scratch_.saved_rows[i]) {
-          for (int k = saved_before; k < Cell::saved_after[P]; ++k) {
+          for (int k = saves.first; k < saves.first + saves.count; ++k) {
             lane.store(saved + k * units_ + unit, step.saved[k]);
           }
         }
       }
       if constexpr (P + 1 < kPhases) {
-        lane.store(scratch_.operand + i * units_ + unit,
-                   Cell::operand(Phase<P + 1>{}, step.saved[Cell::operand_gate], step.h));
+        lane.store(scratch_.operand + i * units_ + unit, step.saved[Cell::operand_gate] * step.h);
       } else {
         lane.store(scratch_.y[i] + unit, step.h);
-        if constexpr (Cell::cell_state) lane.store(scratch_.cell[i] + unit, step.c);
+        if constexpr (has_c<Cell>) lane.store(scratch_.cell[i] + unit, step.c);
       }
     }
   }
@@ -521,7 +520,7 @@ class Forward {
       for (Index i = begin > going_on ? begin : going_on; i < end; ++i) {
         const Index b = schedule_.order[i];
         for (Index u = begin_unit; u < end_unit; ++u) problem_.h[b * units_ + u] = scratch_.y[i][u];
-        if constexpr (Cell::cell_state) {
+        if constexpr (has_c<Cell>) {
           if (!problem_.cells) continue;
           for (Index u = begin_unit; u < end_unit; ++u)
             problem_.c[b * units_ + u] = scratch_.cell[i][u];

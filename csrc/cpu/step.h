@@ -42,7 +42,7 @@ struct StepPanels {
       });
       if (with_input) pack_columns(input[p], 0, input[p].groups(), input_row(parameters, first));
       pack_start(recurrent[p], 0, recurrent[p].groups(), [&](int gate) {
-        return first + gate == Cell::gates - 1 ? parameters.bias_hn : nullptr;
+        return first + gate == Cell::recurrent_bias_gate ? parameters.bias_hn : nullptr;
       });
       pack_columns(recurrent[p], 0, recurrent[p].groups(), [&](int gate, Index unit) {
         return parameters.w_hh + ((first + gate) * units + unit) * units;
@@ -220,26 +220,25 @@ class Step {
     const T *x = scratch_.from_input + sums, *product = scratch_.from_state + sums;
     T* saved = kPhases > 1 ? scratch_.saved + i * Cell::saved * units + unit : nullptr;
     constexpr Range phase = Cell::phases[P];
-    constexpr int saved_before = P > 0 ? Cell::saved_after[P > 0 ? P - 1 : 0] : 0;
+    constexpr Range saves = saved_in<Cell>(P);
     ForwardStep<V, Cell> step;
     for (int g = 0; g < phase.count; ++g) {
       step.x[phase.first + g] = V::load(x + g * gate);
       step.product[phase.first + g] = V::load(product + g * gate);
     }
-    for (int k = 0; k < saved_before; ++k) step.saved[k] = lane.load(saved + k * units);
+    for (int k = 0; k < saves.first; ++k) step.saved[k] = lane.load(saved + k * units);
     step.h = lane.load(problem_.h + at);
-    if constexpr (Cell::cell_state) step.c = lane.load(problem_.c + at);
+    if constexpr (has_c<Cell>) step.c = lane.load(problem_.c + at);
 
     Cell::forward(Phase<P>{}, step);
 
     if constexpr (P + 1 < kPhases) {
-      for (int k = saved_before; k < Cell::saved_after[P]; ++k)
+      for (int k = saves.first; k < saves.first + saves.count; ++k)
         lane.store(saved + k * units, step.saved[k]);
-      lane.store(scratch_.operand + at,
-                 Cell::operand(Phase<P + 1>{}, step.saved[Cell::operand_gate], step.h));
+      lane.store(scratch_.operand + at, step.saved[Cell::operand_gate] * step.h);
     } else {
       lane.store(scratch_.h + at, step.h);
-      if constexpr (Cell::cell_state) lane.store(problem_.c + at, step.c);
+      if constexpr (has_c<Cell>) lane.store(problem_.c + at, step.c);
     }
   }
 

@@ -88,7 +88,7 @@ class BackwardKernel {
     }
     const auto& dy = pass_.mask.data ? pass_.mask : pass_.dy;
     if (N == 0 && dy.data) block_.copy(loop_.field(kDy, at), dy.at(t, at.b) + at.unit);
-    if constexpr (Cell::cell_state) {
+    if constexpr (has_c<Cell>) {
       block_.copy(loop_.field(kDc, at), pass_.dc + state);
       block_.copy(loop_.field(kPreviousC, at),
                   first ? pass_.c_0 + state
@@ -112,12 +112,14 @@ class BackwardKernel {
       pass_.dh[state] = (dh + product).v;
       return;
     }
+    T* const delta =
+        pass_.delta + (at.packed - loop_.first_row()) * delta_count<Cell> * units_ + at.unit;
     BackwardStep<V, Cell> step;
 #pragma unroll
     for (int k = 0; k < Cell::saved; ++k) step.saved[k] = V(*loop_.field(kSaved + k, at));
     step.h_previous = V(*loop_.field(kPreviousH, at));
     step.h = V(*loop_.field(kH, at));
-    if constexpr (Cell::cell_state) {
+    if constexpr (has_c<Cell>) {
       step.dc = V(*loop_.field(kDc, at));
       step.c_previous = V(*loop_.field(kPreviousC, at));
       step.c = V(*loop_.field(kC, at));
@@ -125,19 +127,24 @@ class BackwardKernel {
     if constexpr (N == 0) {
       step.dh = product + dh;
       if (pass_.dy.data || loop_.fed()) step.dh = step.dh + V(*loop_.field(kDy, at));
+      if constexpr (kPhases > 1) pass_.dh_now[at.i * units_ + at.unit] = step.dh.v;
     } else {
-      step.dh = product;
+      step.dh = V(pass_.dh_now[at.i * units_ + at.unit]);
+      step.doperand = product;
       step.direct = dh;
+      constexpr Range before = found_in<Cell>(N - 1);
+#pragma unroll
+      for (int d = before.first; d < before.first + before.count; ++d)
+        step.delta[d] = V(delta[d * units_]);
     }
 
     Cell::backward(Phase<N>{}, step);
 
     pass_.dh[state] = step.direct.v;
-    if constexpr (Cell::cell_state) pass_.dc[state] = step.dc.v;
-    constexpr Range written = Cell::writes[N];
-    T* delta = pass_.delta + (at.packed - loop_.first_row()) * Cell::deltas * units_ + at.unit;
+    if constexpr (has_c<Cell>) pass_.dc[state] = step.dc.v;
+    constexpr Range found = found_in<Cell>(N);
 #pragma unroll
-    for (int d = written.first; d < written.first + written.count; ++d)
+    for (int d = found.first; d < found.first + found.count; ++d)
       delta[d * units_] = step.delta[d].v;
     exchange<N>(s, at, step, std::make_integer_sequence<int, Cell::gates>());
   }
@@ -152,19 +159,17 @@ class BackwardKernel {
   template <int N, int Gate>
   RNNKERN_KERNEL void exchange_gate(Index s, const Place& at,
                                     const BackwardStep<V, Cell>& step) const {
-    constexpr Range written = Cell::writes[N];
-    constexpr int delta = Cell::state_delta[Gate], input_delta = Cell::input_delta[Gate];
+    constexpr Range found = found_in<Cell>(N);
+    constexpr int delta = recurrent_delta<Cell>(Gate);
     constexpr int reader = kPhases > 1 && Gate >= Cell::phases[kPhases - 1].first ? kPhases - 1 : 0;
     constexpr int place = Gate - Cell::phases[reader].first;
-    if constexpr (delta >= written.first && delta < written.first + written.count) {
+    if constexpr (delta >= found.first && delta < found.first + found.count) {
       loop_.operand(reader, s, at.j)[place * units_ + at.unit] =
           P::Element::round(step.delta[delta].v);
     }
-    if constexpr (input_delta >= written.first && input_delta < written.first + written.count) {
-      if (loop_.hands_on()) {
-        loop_.handed(at.packed)[Gate * units_ + at.unit] =
-            P::Element::round(step.delta[input_delta].v);
-      }
+    if constexpr (Gate >= found.first && Gate < found.first + found.count) {
+      if (loop_.hands_on())
+        loop_.handed(at.packed)[Gate * units_ + at.unit] = P::Element::round(step.delta[Gate].v);
     }
   }
 

@@ -20,20 +20,25 @@ namespace {
 // A cell's facts as numbers, for those who are no templates.
 struct CellShape {
   int gates, saved, deltas, phases;
-  bool cell_state;
+  bool c;
   Range phase[kMaxPhases];
-  int state_delta[kMaxPhases * 4];
-  int operand_gate;  // of phase 1
+  int recurrent_bias_gate, operand_gate;
+
+  int recurrent_delta(int gate) const { return gate == recurrent_bias_gate ? gates : gate; }
 };
 
 template <class Cell>
 constexpr CellShape shape_of() {
-  static_assert(phase_count<Cell> <= kMaxPhases && Cell::gates <= kMaxPhases * 4);
-  CellShape shape{Cell::gates,      Cell::saved, Cell::deltas, phase_count<Cell>,
-                  Cell::cell_state, {},          {},           0};
+  static_assert(phase_count<Cell> <= kMaxPhases);
+  CellShape shape{.gates = Cell::gates,
+                  .saved = Cell::saved,
+                  .deltas = delta_count<Cell>,
+                  .phases = phase_count<Cell>,
+                  .c = has_c<Cell>,
+                  .phase = {},
+                  .recurrent_bias_gate = Cell::recurrent_bias_gate,
+                  .operand_gate = Cell::operand_gate};
   for (int p = 0; p < phase_count<Cell>; ++p) shape.phase[p] = Cell::phases[p];
-  for (int g = 0; g < Cell::gates; ++g) shape.state_delta[g] = Cell::state_delta[g];
-  if constexpr (phase_count<Cell> > 1) shape.operand_gate = Cell::operand_gate;
   return shape;
 }
 
@@ -112,7 +117,7 @@ struct Workspace {
   std::byte* weights[kMaxPasses][kMaxProducts];
   ZeroArguments zeroed;  // all operands and flags, and what is handed on where its rows are padded
   T* run[kMaxPasses];    // (rows of a run, row_size): x_part, where there is one, or deltas
-  T* scratch[kMaxPasses];  // (B, saved, H) where the caller keeps nothing
+  T* scratch[kMaxPasses];  // of a cell of two phases: (B, saved, H), or backward dh_now
 };
 
 std::atomic<int> forced_groups = 0;
@@ -124,7 +129,7 @@ PlanRequest request_of(const Shape& shape, bool backward) {
                       .product = recurrent_kernels<T>(shape).product,
                       .weights = {},
                       .phases = cell.phases,
-                      .fields = backward ? cell.saved + 7 : cell.gates + 2 + cell.cell_state,
+                      .fields = backward ? cell.saved + 7 : cell.gates + 2 + cell.c,
                       .field_bytes = sizeof(T),
                       .units = shape.units,
                       .batch = shape.batch,
@@ -215,8 +220,9 @@ class Layout {
         space.exchange[k].weights[p] = space.weights[k][p];
       }
       if (backward_ || !fed(k)) space.run[k] = arena.take<T>(run_rows * row_size_);
-      if (!backward_ && cell_.phases > 1)
-        space.scratch[k] = arena.take<T>(shape_.batch * cell_.saved * shape_.units);
+      if (cell_.phases > 1)
+        space.scratch[k] =
+            arena.take<T>(shape_.batch * (backward_ ? 1 : cell_.saved) * shape_.units);
     }
     return space;
   }
@@ -415,6 +421,7 @@ class BackwardCall : Call<T> {
         pass.saved = layer.saved, pass.cells = layer.cells;
         pass.dy = layer.dy, pass.mask = layer.mask;
         pass.dh = layer.dh, pass.dc = layer.dc, pass.delta = space.run[k];
+        pass.dh_now = space.scratch[k];
       }
       this->recurrent_.backward[shape.cell](this->grid(stream), problem);
       // Pass by pass, so that a shared dx is added to in one order.
@@ -477,9 +484,9 @@ class BackwardCall : Call<T> {
       const int end = cell.phase[p].first + cell.phase[p].count;
       for (int gate = cell.phase[p].first, next; gate < end; gate = next) {
         for (next = gate + 1;
-             next < end && cell.state_delta[next] == cell.state_delta[next - 1] + 1;)
+             next < end && cell.recurrent_delta(next) == cell.recurrent_delta(next - 1) + 1;)
           ++next;
-        args.a = this->matrix(delta + cell.state_delta[gate] * units, this->row_size_);
+        args.a = this->matrix(delta + cell.recurrent_delta(gate) * units, this->row_size_);
         args.rows = static_cast<std::int32_t>((next - gate) * units);
         args.out = layer.dw_hh + gate * units * units;
         this->kernels_.matmul(stream, args);
@@ -493,7 +500,7 @@ class BackwardCall : Call<T> {
                    static_cast<std::int32_t>(columns), out});
     };
     sums(0, gate_units, layer.dbias);
-    sums(cell.state_delta[cell.gates - 1], units, layer.dbias_hn);
+    if (cell.recurrent_bias_gate != kNoGate) sums(cell.gates, units, layer.dbias_hn);
   }
 
   Operand<T> previous_h(const BackwardLayer<T>& layer, Index first, int phase) const {

@@ -14,7 +14,7 @@ class ForwardKernel {
   using T = typename V::value;
   using Loop = Recurrence<P, ForwardPass<T>>;
   static constexpr int kPhases = phase_count<Cell>;
-  static constexpr int kGates = Cell::gates, kStates = Cell::cell_state ? 2 : 1;
+  static constexpr int kGates = Cell::gates, kStates = has_c<Cell> ? 2 : 1;
 
  public:
   using Arguments = RecurrentProblem<ForwardPass<T>>;
@@ -85,7 +85,7 @@ class ForwardKernel {
 
   // What stands in the fields: W_ih x + b of the phase's gates, h, c, what phase 0 saved, and the mask.
   template <int N>
-  static constexpr int kSavedBefore = N > 0 ? Cell::saved_after[N > 0 ? N - 1 : 0] : 0;
+  static constexpr int kSavedBefore = saved_in<Cell>(N).first;
 
   template <int N>
   RNNKERN_KERNEL void prefetch(Index s, const Place& at) const {
@@ -103,7 +103,7 @@ class ForwardKernel {
     const T* h =
         first ? pass_.h + at.b * units_ : pass_.y.at(schedule_.time_of(s - 1, pass_.reverse), at.b);
     block_.copy(loop_.field(phase.count, at), h + at.unit);
-    if constexpr (Cell::cell_state) {
+    if constexpr (has_c<Cell>) {
       const T* c = pass_.c + at.b * units_;
       if (!first && pass_.cells) {
         const Index before = schedule_.offset[schedule_.time_of(s - 1, pass_.reverse)] + at.i;
@@ -130,30 +130,31 @@ class ForwardKernel {
   template <int N>
   RNNKERN_KERNEL void apply(Index s, const Place& at) const {
     constexpr Range phase = Cell::phases[N];
-    constexpr int saved_before = kSavedBefore<N>, saved_after = Cell::saved_after[N];
+    constexpr Range saves = saved_in<Cell>(N);
     ForwardStep<V, Cell> step;
 #pragma unroll
     for (int g = 0; g < phase.count; ++g) {
       T product = loop_.sum(N, at.n, g * plan_.units + at.m);
-      if (phase.first + g == kGates - 1 && pass_.bias_hn) product += pass_.bias_hn[at.unit];
+      if (phase.first + g == Cell::recurrent_bias_gate && pass_.bias_hn)
+        product += pass_.bias_hn[at.unit];
       step.x[phase.first + g] = V(*loop_.field(g, at));
       step.product[phase.first + g] = V(product);
     }
     step.h = V(*loop_.field(phase.count, at));
-    if constexpr (Cell::cell_state) step.c = V(*loop_.field(phase.count + 1, at));
+    if constexpr (has_c<Cell>) step.c = V(*loop_.field(phase.count + 1, at));
 #pragma unroll
-    for (int k = 0; k < saved_before; ++k)
+    for (int k = 0; k < saves.first; ++k)
       step.saved[k] = V(*loop_.field(phase.count + kStates + k, at));
 
     Cell::forward(Phase<N>{}, step);
 
     if (pass_.saved || kPhases > 1) {
 #pragma unroll
-      for (int k = saved_before; k < saved_after; ++k)
+      for (int k = saves.first; k < saves.first + saves.count; ++k)
         saved_row(at)[k * units_ + at.unit] = step.saved[k].v;
     }
     if constexpr (N + 1 < kPhases) {
-      const V next = Cell::operand(Phase<N + 1>{}, step.saved[Cell::operand_gate], step.h);
+      const V next = step.saved[Cell::operand_gate] * step.h;
       loop_.operand(N + 1, s, at.j)[at.unit] = P::Element::round(next.v);
     } else {
       finish(s, at, step);
@@ -173,7 +174,7 @@ class ForwardKernel {
     }
     pass_.y.at(schedule_.time_of(s, pass_.reverse), at.b)[at.unit] = step.h.v;
     if (ends) pass_.h[at.b * units_ + at.unit] = step.h.v;
-    if constexpr (Cell::cell_state) {
+    if constexpr (has_c<Cell>) {
       if (pass_.cells) pass_.cells[at.packed * units_ + at.unit] = step.c.v;
       if (ends || !pass_.cells) pass_.c[at.b * units_ + at.unit] = step.c.v;
     }

@@ -73,6 +73,7 @@ struct BackwardPass {
   T* dh;                   // (B, H): in ∂L/∂h_n, out ∂L/∂h_0; between them ∂L/∂h_t's direct part
   T* dc;                   // (B, H): likewise for c
   T* delta;                // (packed rows of the run, deltas, H)
+  T* dh_now;               // (B, H): ∂L/∂h_t, from the phase that finds it to the next; or null
 };
 
 // A run of processed steps [begin, end); a backward run that begins at 0 also ends in ∂L/∂h_0.

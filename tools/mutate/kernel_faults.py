@@ -54,10 +54,10 @@ _CELLS = [
     ),
     _fault(
         "cells/gru.h",
-        "the-reset-gate-resets-the-wrong-way",
-        "return reset * h_previous;",
-        "return (V(1) - reset) * h_previous;",
-        _REFERENCE,
+        "the-reset-gates-direct-path-is-the-wrong-way",
+        "s.direct = fma(s.doperand, reset, s.direct);",
+        "s.direct = fma(s.doperand, V(1) - reset, s.direct);",
+        _GRADIENTS,
     ),
     _fault(
         "cells/gru.h",
@@ -69,8 +69,8 @@ _CELLS = [
     _fault(
         "cells/gru.h",
         "reset-befores-reset-gradient-is-linear",
-        "s.delta[r] = s.dh * s.h_previous * reset * (V(1) - reset);",
-        "s.delta[r] = s.dh * s.h_previous * reset;",
+        "s.delta[r] = s.doperand * s.h_previous * reset * (V(1) - reset);",
+        "s.delta[r] = s.doperand * s.h_previous * reset;",
         _GRADIENTS,
     ),
     _fault(
@@ -203,8 +203,15 @@ _LOOPS = [
     _fault(
         "cpu/forward.h",
         "a-candidates-own-bias-is-every-gates",
-        "first + gate == Cell::gates - 1 ? parameters.bias_hn : nullptr;",
+        "first + gate == Cell::recurrent_bias_gate ? parameters.bias_hn : nullptr;",
         "first + gate == 0 ? parameters.bias_hn : nullptr;",
+        _REFERENCE,
+    ),
+    _fault(
+        "cpu/forward.h",
+        "the-operands-gate-acts-the-wrong-way",
+        "step.saved[Cell::operand_gate] * step.h);",
+        "(V(1) - step.saved[Cell::operand_gate]) * step.h);",
         _REFERENCE,
     ),
     _fault(
