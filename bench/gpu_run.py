@@ -29,7 +29,10 @@ _MOST_CRASHES = 8  # of a stage that works through a list, before it is left alo
 _LONGEST_DETAIL = 300  # characters of a stage's output in its record
 _SHORTEST = 5.0  # seconds, below which no stage is begun
 # The most telling first: real sizes, then each kernel alone, then all that is Python.
-TESTS = ("test_gpu.py", "test_cuda_kernels.py", "test_device.py")
+TESTS = tuple(
+    f"devices/test_{name}.py"
+    for name in ("gpu", "cuda_kernels", "cuda_wavefronts", "cuda_plans", "device")
+)
 SANITIZERS = {"memcheck": "ERROR SUMMARY: 0 errors", "racecheck": r"SUMMARY: 0 hazards"}
 
 

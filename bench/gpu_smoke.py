@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import rnnkern as rk
 from rnnkern.devices import get_device
 
-import test_cuda_kernels as kernels
-from conftest import CELLS
-from test_cuda_kernels import MODES, Case, Stack
+from support import cuda_kernels as kernels
+from support.cuda_kernels import MODES, Case, Stack
+from support.layers import CELLS
 
 _LONGEST = 25.0  # seconds for a case: a wait in vain ends after some eight
 _TURNS = 20  # of a case that must give the same bits each time
@@ -41,7 +41,7 @@ def checks() -> Iterator[Check]:
         for transposed in (False, True):
             yield (
                 f"matmul {mode[1] or mode[0]}{' transposed' if transposed else ''}",
-                lambda side, m=mode, t=transposed: kernels.test_matmul(side, t, not t, m),
+                lambda side, m=mode, t=transposed: kernels.check_matmul(side, t, not t, m),
             )
     yield "one block", case(Case("rnn_tanh", 4, keep=False))
     yield "blocks that wait for each other", case(Case("rnn_tanh", 200, batch=7, keep=False))

@@ -5,7 +5,7 @@
 // (|x| <= 87 in float32, 708 in float64): beyond that it saturates, less than the smallest normal number
 // from 0 and exactly at 1. |tanh| <= 1 and 0 <= sigmoid <= 1 always; tanh is odd; NaN stays NaN. exp of
 // x <= 0 until it is no normal number: below that it is 0.
-// tests/test_activations.py sweeps these, and holds the constants against what is said of them here.
+// tests/kernels/test_activations.py sweeps these, and holds the constants against what is said here.
 //
 // The way is that of Cody and Waite, "Software manual for the elementary functions" (1980): n·ln 2 is taken
 // from x in two parts, and what is left goes through a polynomial.

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from fault import Fault
 
-_GRADIENTS = "test_gradients.py::test_finite_differences"
-_REFERENCE = "test_properties.py::test_any_problem"
-_ACTIVATIONS = "test_activations.py"
-_PASSES = "test_training_passes.py::test_agree_with_float64"
-_STREAM = "test_stream.py::test_steps_are_the_whole_call"
+_GRADIENTS = "cells/test_gradients.py::test_finite_differences"
+_REFERENCE = "cells/test_properties.py::test_any_problem"
+_ACTIVATIONS = "kernels/test_activations.py"
+_PASSES = "kernels/test_training_passes.py::test_agree_with_float64"
+_STREAM = "layers/test_stream.py::test_steps_are_the_whole_call"
 
 
 def _fault(file: str, name: str, old: str, new: str, *tests: str) -> Fault:
@@ -50,7 +50,7 @@ _CELLS = [
         "lstms-cell-gradient-is-told-as-the-next-steps",
         "s.dc_now = dc;",
         "s.dc_now = s.dc;",
-        "test_state_gradients.py::test_a_state_gradient_is_that_of_the_rest_of_the_sequence",
+        "cells/test_state_gradients.py::test_a_state_gradient_is_that_of_the_rest_of_the_sequence",
     ),
     _fault(
         "cells/gru.h",
@@ -136,14 +136,14 @@ _FUNCTIONS = [
         "ties-to-bfloat16-go-up",
         "_mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))",
         "_mm256_set1_epi32(0x8000)",
-        "test_bfloat16.py::test_operands_are_rounded_to_the_nearest_ties_to_even",
+        "kernels/test_bfloat16.py::test_operands_are_rounded_to_the_nearest_ties_to_even",
     ),
     _fault(
         "cpu/lane_avx2.h",
         "relus-derivative-at-zero-is-one",
         "_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ)",
         "_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GE_OQ)",
-        "test_properties.py::test_float32_agrees_with_float64",
+        "cells/test_properties.py::test_float32_agrees_with_float64",
     ),
 ]  # fmt: skip
 
@@ -174,7 +174,7 @@ _TRAINING = [
         "softmax-of-large-logits-overflows",
         "const T top = largest<V>(x, s.classes);",
         "const T top = T(0) * largest<V>(x, s.classes);",
-        "test_losses.py::test_huge_logits_neither_overflow_nor_vanish",
+        "training/test_losses.py::test_huge_logits_neither_overflow_nor_vanish",
     ),
     _fault(
         "cpu/training.h",
@@ -233,7 +233,7 @@ _LOOPS = [
         "a-tokens-gradient-is-its-last-ones",
         "to[j] += Product::rounded(from[j]);",
         "to[j] = Product::rounded(from[j]);",
-        "test_gradients.py::test_tokens_are_one_hot_rows",
+        "cells/test_gradients.py::test_tokens_are_one_hot_rows",
     ),
     _fault(
         "cpu/step.h",

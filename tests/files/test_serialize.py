@@ -1,0 +1,642 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saving and loading: every class comes back, every damaged or foreign file is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkern as rk
+
+from support import files_of_0_1
+
+MODELS: dict[str, Any] = {
+    "RNN": lambda: rk.RNN(3, 4, nonlinearity="relu", seed=0),
+    "SimplifiedGRU": lambda: rk.SimplifiedGRU(3, 4, 2, bidirectional=True, dtype="float64", seed=0),
+    "GRU": lambda: rk.GRU(3, 4, reset="after", bias=False, seed=0),
+    "GRU with bias_hn": lambda: rk.GRU(3, 4, reset="after", seed=0),
+    "LSTM": lambda: rk.LSTM(3, 4, 2, batch_first=True, dropout=0.1, forget_bias=1.0, seed=0),
+    "Linear": lambda: rk.Linear(3, 4, seed=0),
+    "Seq2Seq": lambda: rk.Seq2Seq(
+        5, 4, 3, bos=0, eos=1, cell="GRU", cell_options={"reset": "after"}, decoder_cell="LSTM"
+    ),
+}
+
+
+def small(path: Path) -> bytes:
+    """The bytes of a small saved file."""
+    rk.save(path, rk.Linear(2, 1, seed=0))
+    return path.read_bytes()
+
+
+def forged(path: Path, change: Any) -> Path:
+    """A file whose header ``change`` altered, its checksum made to fit."""
+    content = small(path)
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    data = change(header) or data
+    del header["__metadata__"]["rnnkern.sha256"]
+    text = json.dumps(header, sort_keys=True).encode()
+    header["__metadata__"]["rnnkern.sha256"] = hashlib.sha256(text + data).hexdigest()
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+@contextmanager
+def peak() -> Iterator[list[int]]:
+    """Within, memory is counted; afterwards the list holds the most that was taken at once."""
+    most = [0]
+    tracemalloc.start()
+    try:
+        yield most
+    finally:
+        most[0] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_comes_back_the_same(name: str, tmp_path: Path) -> None:
+    model = MODELS[name]()
+    rk.save(tmp_path / "model.safetensors", model)
+    again = rk.load(tmp_path / "model.safetensors")
+    assert type(again) is type(model)
+    assert again.config() == model.config()
+    assert again.params.keys() == model.params.keys()
+    for key, p in model.params.items():
+        assert (again.params[key].dtype, again.params[key].shape) == (p.dtype, p.shape)
+        assert again.params[key].tobytes() == p.tobytes()
+        again.params[key] += 1.0  # a loaded model can go on learning
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_safetensors_package_reads_it(name: str, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    model = MODELS[name]()
+    rk.save(tmp_path / "model.safetensors", model, extra={"empty": np.zeros((0, 3))})
+    arrays = safetensors.load_file(tmp_path / "model.safetensors")
+    assert not arrays.pop("extra.empty").size
+    assert arrays.keys() == model.params.keys()
+    for key, p in model.params.items():
+        np.testing.assert_array_equal(arrays[key], p)
+
+
+def test_a_loaded_seq2seq_shares_its_arrays_with_its_parts(tmp_path: Path) -> None:
+    model = MODELS["Seq2Seq"]()
+    rk.save(tmp_path / "model", model)
+    again = rk.load(tmp_path / "model")
+    source = np.zeros((3, 2), np.int64)
+    for got, want in zip(again.greedy(source, None, 4), model.greedy(source, None, 4), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert again.params["output.weight"] is again.output.params["weight"]
+
+
+def test_every_array_is_aligned_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    rk.save(path, rk.Linear(3, 1), extra={"wide": np.zeros(3), "steps": np.array(1)})
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert length % 8 == 0
+    for name, entry in header.items():
+        if name != "__metadata__":
+            assert 8 * entry["data_offsets"][0] % int(entry["dtype"][1:]) == 0, name
+
+
+def test_extra_arrays_and_notes_come_back(tmp_path: Path) -> None:
+    extra = {
+        "steps": np.array(7),
+        "mean": np.arange(6.0).reshape(2, 3).T,
+        "small": np.arange(3, dtype=np.float32),
+        "empty": np.zeros((0, 2)),
+    }
+    rk.save(tmp_path / "model", rk.Linear(2, 1), extra=extra, notes={"why": "für später"})
+    _, _, arrays, notes = rk.load_checkpoint(tmp_path / "model")
+    assert notes == {"why": "für später"}
+    assert arrays.keys() == extra.keys()
+    for key, array in extra.items():
+        assert arrays[key].dtype == array.dtype
+        np.testing.assert_array_equal(arrays[key], array)
+        assert arrays[key].flags.writeable
+
+
+def test_files_of_version_0_1_load_and_are_written_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(files_of_0_1.content(files_of_0_1.LSTM))
+    model, optimizer, extra, notes = rk.load_checkpoint(path)
+    assert model.config() == rk.LSTM(2, 1, forget_bias=1.0, seed=3).config()
+    assert optimizer is None
+    assert {name: array.tolist() for name, array in extra.items()} == {
+        "mean": [0.0, 1.0, 2.0],
+        "steps": 7,
+    }
+    assert notes == {"why": "für später"}
+    for name, p in rk.LSTM(2, 1, forget_bias=1.0, seed=3).params.items():
+        assert model.params[name].tobytes() == p.tobytes()
+    rk.save(path, model, extra=extra, notes=notes)
+    assert path.read_bytes() == files_of_0_1.content(files_of_0_1.LSTM)
+
+
+def test_every_altered_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    content = small(path)
+    for place in range(len(content)):
+        for flip in (0x01, 0x80):
+            path.write_bytes(
+                content[:place] + bytes([content[place] ^ flip]) + content[place + 1 :]
+            )
+            with pytest.raises(rk.FormatError, match=r"model\.safetensors"):
+                rk.load(path)
+
+
+def test_every_truncation_and_an_addition_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    content = small(path)
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(rk.FormatError, match=r"model\.safetensors"):
+            rk.load(path)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(rk.FormatError, match="1 bytes after its last array"):
+        rk.load(path)
+
+
+class Trap:
+    """Unpickling this fails the test."""
+
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("something was unpickled",)
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "foreign"
+    for content in (b"", b"PK\x03\x04 a zip archive", pickle.dumps(Trap()), b"\0" * 8, b"\0" * 99):
+        path.write_bytes(content)
+        with pytest.raises(rk.FormatError, match="foreign"):
+            rk.load(path)
+    np.save(tmp_path / "foreign.npy", np.zeros(3))
+    with pytest.raises(rk.FormatError, match="not a safetensors file"):
+        rk.load(tmp_path / "foreign.npy")
+    with pytest.raises(FileNotFoundError):
+        rk.load(tmp_path / "missing")
+
+
+def test_anothers_safetensors_file_is_refused(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    safetensors.save_file({"weight": np.zeros((1, 2), np.float32)}, tmp_path / "theirs")
+    with pytest.raises(rk.FormatError, match="not one that rnnkern wrote"):
+        rk.load(tmp_path / "theirs")
+
+
+def headers() -> dict[str, tuple[str, Any]]:
+    """Forgeries: what the error says, and how the header of a saved Linear(2, 1) is changed."""
+
+    def entry(name: str, **changes: Any) -> Any:
+        return lambda header: header[name].update(changes)
+
+    def metadata(**changes: str) -> Any:
+        return lambda header: header["__metadata__"].update(
+            {f"rnnkern.{key}": value for key, value in changes.items()}
+        )
+
+    def replace(name: str, value: Any) -> Any:
+        return lambda header: header.update({name: value})
+
+    config = {"in_features": 2, "out_features": 1, "bias": True, "dtype": "float32", "seed": 0}
+    none = {"dtype": "F32", "shape": [0], "data_offsets": [12, 12]}
+
+    def nested(depth: int) -> Any:
+        return [] if depth == 0 else [nested(depth - 1)]
+
+    return {
+        "overlap": ("overlapping arrays or a gap", entry("weight", data_offsets=[0, 8])),
+        "gap": ("overlapping arrays or a gap", entry("weight", data_offsets=[8, 16])),
+        "beyond": (
+            "truncated",
+            entry("weight", shape=[1 << 58], data_offsets=[4, 4 + (1 << 60)]),
+        ),
+        "beyond any": (
+            "not a whole number",
+            entry("weight", shape=[1 << 62], data_offsets=[4, 4 + (1 << 64)]),
+        ),
+        "past its shape": ("bytes for weight", entry("weight", data_offsets=[4, 1 << 60])),
+        "backwards": ("bytes for weight", entry("weight", data_offsets=[4, 0])),
+        "negative": ("shape or offset of weight", entry("weight", data_offsets=[-4, 12])),
+        "fraction": ("shape or offset of weight", entry("weight", shape=[1.0, 2])),
+        "truth": ("shape or offset of weight", entry("weight", shape=[True, 2])),
+        "bytes": ("bytes for weight", entry("weight", shape=[1, 3])),
+        "enormous": ("bytes for weight", entry("weight", shape=[1 << 62, 1 << 62])),
+        "shape": ("expected float32 of shape", entry("weight", shape=[2, 1])),
+        "half": ("dtype F16", entry("weight", dtype="F16", shape=[1, 4])),
+        "no dtype": ("dtype None", entry("weight", dtype=None)),
+        "three offsets": ("not an array's", entry("weight", data_offsets=[0, 4, 8])),
+        "no shape": ("not an array's", lambda header: header["weight"].pop("shape") and None),
+        "a list": ("not an array's", replace("weight", [1])),
+        "unknown array": (
+            "unknown array other",
+            replace("other", {"dtype": "F32", "shape": [0], "data_offsets": [12, 12]}),
+        ),
+        "no array of 2**62 x 0": (
+            "dimension|too big",
+            replace(
+                "extra.other",
+                {"dtype": "F32", "shape": [0] + [1 << 62] * 3, "data_offsets": [12, 12]},
+            ),
+        ),
+        "a hundred axes": (
+            "dimension",
+            replace(
+                "extra.other", {"dtype": "F32", "shape": [1] * 99 + [0], "data_offsets": [12, 12]}
+            ),
+        ),
+        "a nested dtype": ("dtype list", entry("weight", dtype=nested(900))),
+        "a nested shape": ("shape or offset of weight", entry("weight", shape=nested(900))),
+        "a further word": ("not an array's", entry("weight", nested=nested(900))),
+        "surrogates": ("cannot be read", replace("extra.\ud800", [])),
+        "surrogates in a note": (
+            "cannot be read",
+            lambda header: header["__metadata__"].update({"note.a": "\ud800"}),
+        ),
+        "two optimizers": (
+            "with names and of one without",
+            lambda header: header.update(dict.fromkeys(("optimizer.a", "optimizers.a.b"), none)),
+        ),
+        "no optimizer": ("is no optimizer's", replace("optimizers..a", none)),
+        "no optimizer's state": ("is no optimizer's", replace("optimizers.a", none)),
+        "lacks one": ("overlapping|lacks", lambda header: header.pop("bias") and None),
+        "class": ("holds a 'Transformer'", metadata(**{"class": "Transformer"})),
+        "config": ("cannot be built", metadata(config=json.dumps({"in_features": 2}))),
+        "config type": ("cannot be built", metadata(config="[]")),
+        "config text": ("configuration that cannot be read", metadata(config="{")),
+        "deep config": ("configuration that cannot be read", metadata(config="[" * 100_000)),
+        "deeper config": ("configuration that cannot be read", metadata(config='{"a":' * 100_000)),
+        "long number": ("configuration that cannot be read", metadata(config="9" * 5000)),
+        "no number": ("NaN is not JSON", metadata(config='{"in_features": NaN}')),
+        "config twice": ("a name comes twice", metadata(config='{"a": 1, "a": 1}')),
+        "surrogates in the config": ("surrogates", metadata(config='{"dtype": "\\ud800"}')),
+        "config with device": (
+            "expected float32",
+            metadata(config=json.dumps({**config, "device": "cuda", "in_features": 9})),
+        ),
+        "config value": ("cannot be built", metadata(config=json.dumps({**config, "bias": 1}))),
+        "config to be parsed": (
+            "cannot be built: dtype must be one of",
+            metadata(config=json.dumps({**config, "dtype": "9" * 5000 + "f4,f4"})),
+        ),
+        "huge config": (
+            "expected float32 of shape",
+            metadata(config=json.dumps({**config, "in_features": 1 << 60})),
+        ),
+        "another size": (
+            r"weight as float32 of shape \(1, 2\)",
+            metadata(config=json.dumps({**config, "in_features": 3})),
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", headers())
+def test_forged_headers_are_refused(case: str, tmp_path: Path) -> None:
+    message, change = headers()[case]
+    with pytest.raises(rk.FormatError, match=rf"model\.safetensors: .*({message})"):
+        rk.load(forged(tmp_path / "model.safetensors", change))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"[]", "not a JSON object"),
+        (b'{"__metadata__": 1}', "metadata that are not strings"),
+        (b'{"__metadata__": {"a": 1}}', "metadata that are not strings"),
+        (b'{"__metadata__": {"a": "1", "a": "2"}}', "a name comes twice"),
+        (b"{" * 100_000, "cannot be read"),
+        (b"[" * 100_000, "cannot be read"),
+        (b"\xff\xfe\xfd", "cannot be read"),
+        ("{}".encode("utf-16"), "cannot be read"),
+        (b"\xef\xbb\xbf{}", "cannot be read"),
+        (b'{"a": NaN}', "NaN is not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "cannot be read|not an array's"),
+        (b"{}", "not one that rnnkern wrote"),
+    ],
+)
+def test_impossible_headers_are_refused(header: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(rk.FormatError, match=message):
+        rk.load(path)
+
+
+SEVERAL = {
+    "not named": "[]",
+    "at least one": "{}",
+    "no dot": '{"a.b": ["Linear", {"in_features": 2, "out_features": 1}]}',
+    "must have letters": '{"": ["Linear", {"in_features": 2, "out_features": 1}]}',
+    "models.a that is not a class and its configuration": '{"a": "Linear"}',
+    "models.b that is not a class and its configuration": '{"b": ["Linear", {}, 1]}',
+    r"holds a \['Linear'\]": '{"a": [["Linear"], {}]}',
+    "holds a 'dict'": '{"a": ["dict", {}]}',
+    "its arguments are not named": '{"a": ["Linear", []]}',
+    r"lacks the array models\.a\.weight": '{"a": ["Linear", {"in_features":2, "out_features":1}]}',
+}
+
+
+@pytest.mark.parametrize("message", SEVERAL)
+def test_forged_models_by_name_are_refused(message: str, tmp_path: Path) -> None:
+    def change(header: Any) -> None:
+        header["__metadata__"].update({"rnnkern.class": "dict", "rnnkern.config": SEVERAL[message]})
+
+    with pytest.raises(rk.FormatError, match=message):
+        rk.load(forged(tmp_path / "model", change))
+
+
+# Of a few hundred bytes each; built, they would take from 400 MB to all there is.
+HUGE: dict[str, tuple[str, dict[str, Any]]] = {
+    "wide": ("Linear", {"in_features": 10_000, "out_features": 10_000}),
+    "square": ("LSTM", {"input_size": 1, "hidden_size": 5_000}),
+    "deep": ("RNN", {"input_size": 1, "hidden_size": 1, "num_layers": 500_000_000}),
+    "deepest": ("GRU", {"input_size": 1, "hidden_size": 1, "num_layers": 10**30}),
+    "model": (
+        "Seq2Seq",
+        {
+            "source_vocab": 9,
+            "target_vocab": 9,
+            "hidden_size": 1,
+            "bos": 0,
+            "eos": 0,
+            "num_layers": 10**8,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HUGE)
+@pytest.mark.parametrize("several", [False, True])
+def test_small_files_cost_little_memory(case: str, several: bool, tmp_path: Path) -> None:
+    kind, config = HUGE[case]
+
+    def change(header: Any) -> None:
+        header["__metadata__"]["rnnkern.class"] = "dict" if several else kind
+        header["__metadata__"]["rnnkern.config"] = json.dumps(
+            {"a": [kind, config]} if several else config
+        )
+
+    path = forged(tmp_path / "model", change)
+    with peak() as most, pytest.raises(rk.FormatError):
+        rk.load(path)
+    assert most[0] < 200_000
+
+
+def test_large_files_cost_their_size(tmp_path: Path) -> None:
+    layer = rk.Linear(2000, 1000)
+    path = tmp_path / "model"
+    with peak() as most:
+        rk.save(path, layer, extra={"a": np.zeros(10**6)})
+    size = path.stat().st_size
+    assert size > 16_000_000
+    assert most[0] < 1.1 * size
+    with peak() as most:
+        rk.load(path)
+    assert most[0] < 2.1 * size
+
+
+def test_messages_are_short_and_can_be_printed(tmp_path: Path) -> None:
+    config = {"in_features": 2, "out_features": 1}
+    none = {"dtype": "F32", "shape": [0], "data_offsets": [12, 12]}
+    for name in ("x" * 100_000, "\x1b[2J\n", "\u202e"):
+        for changes in ({name: none}, {}):
+            made = json.dumps(config if changes else {**config, name + "\udcff": 1})
+
+            def change(header: Any, changes: Any = changes, made: str = made) -> None:
+                header.update(changes)
+                header["__metadata__"]["rnnkern.config"] = made.replace("udcff", "u00ff")
+
+            with pytest.raises(rk.FormatError) as caught:
+                rk.load(forged(tmp_path / "model", change))
+            assert len(str(caught.value)) < 1000
+            assert str(caught.value).isprintable()
+
+
+def test_a_huge_header_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    with path.open("wb") as file:  # sparse: the file takes no room
+        file.write((1 << 33).to_bytes(8, "little"))
+        file.truncate(1 << 34)
+    with pytest.raises(rk.FormatError, match="not a safetensors file"):
+        rk.load(path)
+
+
+# -- several models, optimizers -------------------------------------------------------------------
+
+
+class Program:
+    """A layer and a head, trained on noise by the optimizers that ``make`` gives."""
+
+    def __init__(self, make: Any) -> None:
+        self.models: dict[str, Any] = {
+            "lstm": rk.LSTM(3, 4, seed=1),
+            "head": rk.Linear(4, 2, seed=2),
+        }
+        self.make = make
+        self.optimizer = make(self.models)
+        self.steps = 0
+
+    def advance(self) -> None:
+        rng = np.random.default_rng(self.steps)
+        y, _, tape = self.models["lstm"].forward(rng.standard_normal((5, 2, 3), np.float32))
+        logits, head_tape = self.models["head"].forward(y)
+        dy, head_grads = head_tape.backward(logits)
+        grads = {"lstm": tape.backward(dy)[2], "head": head_grads}
+        if isinstance(self.optimizer, dict):
+            for name, optimizer in self.optimizer.items():
+                optimizer.step(grads[name])
+        else:
+            self.optimizer.step(flat(grads))
+        self.steps += 1
+
+    def save(self, path: Path) -> None:
+        rk.save(path, self.models, optimizer=self.optimizer, notes={"steps": str(self.steps)})
+
+    def load(self, path: Path) -> None:
+        found = rk.load_checkpoint(path)
+        self.models, self.steps = found.model, int(found.notes["steps"])
+        self.optimizer = self.make(self.models)
+        if isinstance(self.optimizer, dict):
+            for name, optimizer in self.optimizer.items():
+                optimizer.load_state_dict(found.optimizer[name])
+        else:
+            self.optimizer.load_state_dict(found.optimizer)
+
+
+def flat(parts: Any) -> dict[str, Any]:
+    """The parts' arrays as one dict."""
+    return {f"{part}.{name}": a for part, arrays in parts.items() for name, a in arrays.items()}
+
+
+def together(kind: Any, **options: Any) -> Any:
+    return lambda models: kind(flat({n: m.params for n, m in models.items()}), **options)
+
+
+OPTIMIZERS: dict[str, Any] = {
+    "Adam": together(rk.Adam, lr=0.01, weight_decay=0.1),
+    "SGD": together(rk.SGD, lr=0.01),
+    "momentum": together(rk.SGD, lr=0.01, momentum=0.9, nesterov=True),
+    "two": lambda models: {
+        "lstm": rk.Adam(models["lstm"].params),
+        "head": rk.SGD(models["head"].params, 0.1, momentum=0.9),
+    },
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_one_file_for_what_one_program_trains(name: str, tmp_path: Path) -> None:
+    whole, half, again = (Program(OPTIMIZERS[name]) for _ in range(3))
+    for _ in range(3):
+        half.advance()
+    half.save(tmp_path / "run")
+    again.load(tmp_path / "run")
+    assert {n: type(m) for n, m in again.models.items()} == {"lstm": rk.LSTM, "head": rk.Linear}
+    again.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "run").read_bytes()
+    for _ in range(3):
+        again.advance()
+    for _ in range(6):
+        whole.advance()
+    whole.save(tmp_path / "whole")
+    again.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_single_model_may_have_optimizers(tmp_path: Path) -> None:
+    layer = rk.Linear(2, 2)
+    optimizers = {"a": rk.SGD({"x": np.zeros(2)}, 0.1), "b": rk.Adam(layer.params)}
+    rk.save(tmp_path / "model", layer, optimizer=optimizers)
+    found = rk.load_checkpoint(tmp_path / "model")
+    assert isinstance(found.model, rk.Linear)
+    assert found.optimizer.keys() == {"a", "b"}
+    assert found.optimizer["a"] == {"steps": 0}
+    optimizers["b"].load_state_dict(found.optimizer["b"])
+    assert isinstance(rk.load(tmp_path / "model"), rk.Linear)
+    rk.save(tmp_path / "model", layer)
+    assert rk.load_checkpoint(tmp_path / "model").optimizer is None
+
+
+def test_every_class_at_once(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    models = {name.replace(" ", "-"): make() for name, make in MODELS.items()}
+    rk.save(tmp_path / "models", models)
+    again = rk.load(tmp_path / "models")
+    assert again.keys() == models.keys()
+    arrays = safetensors.load_file(tmp_path / "models")
+    for name, model in models.items():
+        assert again[name].config() == model.config()
+        for key, p in model.params.items():
+            assert again[name].params[key].tobytes() == p.tobytes()
+            assert arrays.pop(f"models.{name}.{key}").tobytes() == p.tobytes()
+    assert not arrays
+
+
+# -- what save refuses ----------------------------------------------------------------------------
+
+
+def misshapen() -> rk.Linear:
+    """A layer whose arguments are not those of its arrays, as only force can make one."""
+    layer = rk.Linear(2, 2)
+    vars(layer)["in_features"] = 3
+    return layer
+
+
+SHARED = rk.Linear(2, 2)
+REFUSED: dict[str, tuple[type[Exception], str, Any, dict[str, Any]]] = {
+    "note": (TypeError, r"notes\['a'\] must be a string, got int", SHARED, {"notes": {"a": 1}}),
+    "none": (TypeError, r"notes\['a'\] must be a string", SHARED, {"notes": {"a": None}}),
+    "note's name": (TypeError, "a name in notes must be a str", SHARED, {"notes": {1: "a"}}),
+    "long note": (
+        ValueError,
+        "must take at most 16777216 bytes as JSON, got 17",
+        SHARED,
+        {"notes": {"a": "x" * 17_000_000}},
+    ),
+    "surrogates": (ValueError, "lone surrogates", SHARED, {"notes": {"a": "\udcff"}}),
+    "shape": (ValueError, r"weight as float32 of shape \(2, 2\), expected", misshapen(), {}),
+    "extra's name": (TypeError, "a name in extra must be", SHARED, {"extra": {1: np.zeros(2)}}),
+    "bool": (
+        TypeError,
+        r"extra.flags must be float32, float64 or int64, got bool",
+        SHARED,
+        {"extra": {"flags": np.zeros(3, bool)}},
+    ),
+    "mask": (
+        TypeError,
+        r"extra\['a'\] must have no mask",
+        SHARED,
+        {"extra": {"a": np.ma.masked_equal([1.0, 2.0], 1.0)}},
+    ),
+    "arrays": (TypeError, "model must be one of RNN, .*got ndarray", {"a": np.zeros(3)}, {}),
+    "no model": (ValueError, "model must hold at least one", {}, {}),
+    "dot": (ValueError, "a name in model must .*no dot, got 'a.b'", {"a.b": SHARED}, {}),
+    "nameless": (ValueError, "a name in model must have letters", {"": SHARED}, {}),
+    "number": (TypeError, "a name in model must be a string, got int", {1: SHARED}, {}),
+    "twice": (
+        ValueError,
+        "one array twice, as a.weight and b.weight",
+        {"a": SHARED, "b": SHARED},
+        {},
+    ),
+    "optimizer": (TypeError, "optimizer must be an rnnkern optimizer", SHARED, {"optimizer": 1}),
+    "no optimizer": (ValueError, "optimizer must hold at least", SHARED, {"optimizer": {}}),
+    "state": (
+        TypeError,
+        "optimizer must be an rnnkern optimizer or a dict of them, got ndarray",
+        SHARED,
+        {"optimizer": rk.Adam(SHARED.params).state_dict()},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_leaves_the_old_file(case: str, tmp_path: Path) -> None:
+    error, message, model, rest = REFUSED[case]
+    path = tmp_path / "model"
+    content = small(path)
+    with pytest.raises(error, match=message):
+        rk.save(path, model, **rest)
+    assert path.read_bytes() == content
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_longest_header_is_the_same_for_both(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    room = (1 << 24) - int.from_bytes(small(path)[:8], "little")
+    rk.save(path, rk.Linear(2, 1, seed=0), notes={"a": "x" * (room - 40)})
+    assert len(rk.load_checkpoint(path).notes["a"]) == room - 40
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match="must take at most"):
+        rk.save(path, rk.Linear(2, 1, seed=0), notes={"a": "x" * room})
+    assert path.read_bytes() == content
+
+
+def test_numbers_that_are_none_are_kept(tmp_path: Path) -> None:
+    layer = rk.Linear(2, 1)
+    layer.params["weight"][...] = [[np.nan, -np.inf]]
+    rk.save(tmp_path / "model", layer)
+    again = rk.load(tmp_path / "model")
+    assert again.params["weight"].tobytes() == layer.params["weight"].tobytes()
+
+
+def test_a_class_of_another_is_refused(tmp_path: Path) -> None:
+    class Mine(rk.Linear):
+        pass
+
+    with pytest.raises(TypeError, match=r"model must be one of RNN, .*got Mine"):
+        rk.save(tmp_path / "model", Mine(2, 2))
+    with pytest.raises(FileNotFoundError):
+        rk.save(tmp_path / "no" / "model", rk.Linear(2, 2))
+    assert not list(tmp_path.iterdir())

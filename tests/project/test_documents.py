@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents say what the records of measurements say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rnnkern.bench.documents import rendered
+from rnnkern.cli import main
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_TABLES = re.compile(r"<!-- table: .*?<!-- end of table -->", re.DOTALL)
+# Times, speeds and shares, as a measurement gives them; and rows of numbers that no command made.
+_FIGURE = re.compile(r"\d\s?(%|s\b|ms\b|µs|ns\b|GF/s|GB/s|times\b|×)|^\|.*\d\.\d", re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_tables_are_those_of_their_records(path: Path) -> None:
+    assert rendered(path) == path.read_text("utf-8"), "run: rnnkern bench report"
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/speed.md"])
+def test_no_figure_stands_outside_a_table(name: str) -> None:
+    text = _TABLES.sub("", (ROOT / name).read_text("utf-8"))
+    found = [match.group() for match in _FIGURE.finditer(text)]
+    assert not found, f"{name} has figures that no record bears: {found}"
+
+
+def test_every_record_that_is_told_of_is_there() -> None:
+    for path in DOCUMENTS:
+        for name in re.findall(r"[\w./-]*bench/results/[\w.-]+\.json", path.read_text("utf-8")):
+            assert (path.parent / name).is_file(), f"{path.name} names {name}"
+
+
+def write(folder: Path, marker: str, record: dict[str, Any]) -> Path:
+    (folder / "record.json").write_text(json.dumps(record))
+    document = folder / "document.md"
+    document.write_text(
+        f"before\n<!-- table: {marker} -->\nstale 9.99\n<!-- end of table -->\nafter\n"
+    )
+    return document
+
+
+def test_the_command_makes_a_table_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"table": {"header": ["cell", "time"], "rows": [["lstm", "1.5 s"]]}}
+    document = write(tmp_path, "as-recorded record.json", record)
+    for said in ("has new tables", "is as its records say"):
+        assert main(["bench", "report", str(document)]) == 0
+        assert capsys.readouterr().out == f"{document}: {said}\n"
+    assert document.read_text() == (
+        "before\n<!-- table: as-recorded record.json -->\n"
+        "| cell | time  |\n|------|-------|\n| lstm | 1.5 s |\n"
+        "<!-- end of table -->\nafter\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ("speeds record.json", "a table must be one of ratios, .*, got speeds"),
+        ("ratios record.json", "the table ratios is of 2 records, got 1"),
+        ("memory other.json", "No such file"),
+    ],
+)
+def test_markers_that_are_wrong(
+    marker: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "report", str(write(tmp_path, marker, {}))]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def result(ours: float, peak: float | None = None) -> dict[str, Any]:
+    return {"rnnkern": {"ms": ours, "of_peak": peak}}
+
+
+def line(
+    cell: str, work: str, ours: float, ratios: dict[str, float], **rest: Any
+) -> dict[str, Any]:
+    return {
+        "cell": cell, "work": work, "batch": 32, "steps": 50, "hidden": 256, "ragged": False,
+        "dtype": "float32", "compute": None, "ratios": ratios, "over_floor": None,
+        "results": result(ours, 0.5), **rest,
+    }  # fmt: skip
+
+
+def test_tables_of_layers(tmp_path: Path) -> None:
+    lines = [
+        line("lstm", "infer", 4.0, {"torch": 3.0, "onnxruntime": 2.0}),
+        line("lstm", "train", 9.0, {"torch": 1.5}, batch=64, results=result(9.0, 0.75)),
+        line("lstm", "train", 8.0, {"torch": 1.25}),
+        line("lstm", "infer, bfloat16", 2.0, {"torch": 7.0}, compute="bfloat16"),
+        line("lstm", "train, bfloat16", 10.0, {}, compute="bfloat16"),
+        line("lstm", "train, ragged", 1.0, {"torch": 6.0}, ragged=True),
+    ]
+    ratios = rendered(write(tmp_path, "ratios record.json record.json", {"layers": lines}))
+    assert "| 32, 50, 256 | 2.00 / 1.25 | – / – " in ratios
+    assert "Geometric mean of the whole batches: 1.55; with two threads 1.55." in ratios
+    narrow = rendered(write(tmp_path, "bfloat16 record.json", {"layers": lines}))
+    assert "| 32, 50, 256 | 2.00 / 0.80         | 7.00 / – " in narrow
+    reached = rendered(write(tmp_path, "reached record.json record.json", {"layers": lines}))
+    rows = {
+        cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
+        for cells in (row.split("|") for row in reached.splitlines() if row.startswith("| "))
+    }
+    assert rows["LSTM training, B ≥ 32"] == ["1.15", "1.25–1.50", "1.25–1.50"]
+    assert rows["LSTM training, B = 16"] == ["1.5", "–", "–"]
+    assert rows["ragged training, over packed"] == ["5", "6.00", "6.00"]
+    assert rows["bfloat16 training, over our float32"] == ["2.5", "0.80", "0.80"]
+    assert rows["share of the product's peak, training, B ≥ 32"] == ["", "50%–75%", "50%–75%"]
+
+
+def test_tables_of_steps(tmp_path: Path) -> None:
+    lines = [
+        {
+            "cell": cell,
+            "hidden": 16,
+            "step_ms": {"rnnkern": 2e-3, "torch": 8e-3, "bfloat16 weights": 1e-3},
+            "block_ms": {"rnnkern": 1.0, "onnxruntime": 3.0},
+        }
+        for cell in ("lstm", "gru_after", "rnn", "gru_before")
+    ]
+    text = rendered(write(tmp_path, "steps record.json", {"stream": lines}))
+    row = "| 16    | " + " | ".join(["2.00 µs: – / 4.0"] * 3)
+    assert row in text
+    assert text.count("1.00 µs") == 1
+    assert "| 3.0         |" in text

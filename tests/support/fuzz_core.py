@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hostile calls of ``rnnkern._core``: right ones with up to two arguments exchanged."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from rnnkern import _core
+
+from support.fuzzing import LAYOUTS, Case, finite
+from support.reference import Array
+
+CELLS = {  # gates, values saved a step
+    "rnn_tanh": (1, 0),
+    "rnn_relu": (1, 0),
+    "simplified_gru": (2, 2),
+    "gru_before": (3, 3),
+    "gru_after": (3, 4),
+    "lstm": (4, 4),
+}
+STRIDED = LAYOUTS[:5]  # what x, y and their gradients may be
+
+Arguments = dict[str, Any]
+
+
+class Sizes:
+    """The sizes of a call, and arrays of them."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.cell = case.one(*CELLS)
+        self.gates, self.saved = CELLS[self.cell]
+        self.steps, self.batch = case.one(1, 2, 5, 9), case.one(1, 2, 3, 4, 7, 17)
+        self.inputs, self.units = case.one(1, 2, 3, 8, 17), case.one(1, 2, 5, 8, 16, 33)
+        self.dtype = case.one("float32", "float64")
+        self.compute = case.one(None, None, "bfloat16") if self.dtype == "float32" else None
+
+    def numbers(self, name: str, *shape: int, **how: Any) -> Array:
+        """Random ones of the dtype."""
+        values = 0.5 * self.case.numbers.standard_normal(shape)
+        return self.case.array(name, values.astype(self.dtype), **how)
+
+    def zeros(self, name: str, *shape: int, **how: Any) -> Array:
+        """To be written."""
+        return self.case.array(name, np.zeros(shape, self.dtype), written=True, **how)
+
+    def weights(self) -> Arguments:
+        """As forward, Packed and Stepper take them."""
+        case, rows = self.case, self.gates * self.units
+        return {
+            "weight_ih": self.numbers("weight_ih", rows, self.inputs),
+            "weight_hh": self.numbers("weight_hh", rows, self.units),
+            "bias": self.numbers("bias", rows) if case.chance(0.7) else None,
+            "bias_hn": self.numbers("bias_hn", self.units) if case.chance(0.5) else None,
+        }
+
+    def x(self) -> Array:
+        """Numbers or tokens."""
+        if self.case.chance(0.3):
+            tokens = self.case.numbers.integers(0, self.inputs, (self.steps, self.batch))
+            return self.case.array("x", tokens, layouts=STRIDED)
+        return self.numbers("x", self.steps, self.batch, self.inputs, layouts=STRIDED)
+
+    def state(self, name: str, *axes: int) -> Array:
+        """(…, B, H), to be advanced."""
+        return self.numbers(name, *axes, self.batch, self.units, written=True)
+
+
+def forward_arguments(s: Sizes) -> Arguments:
+    """Of forward()."""
+    lengths = None
+    if s.case.chance(0.4):
+        lengths = s.case.array("lengths", s.case.numbers.integers(0, s.steps + 1, s.batch))
+    return {
+        "cell": s.cell,
+        "x": s.x(),
+        "h": s.state("h"),
+        "c": s.state("c"),
+        **s.weights(),
+        "lengths": lengths,
+        "reverse": s.case.chance(0.5),
+        "y": s.zeros("y", s.steps, s.batch, s.units, layouts=STRIDED),
+        "keep": s.case.chance(0.5),
+        "packed": None,
+        "compute": s.compute,
+    }
+
+
+def play_forward(s: Sizes) -> None:
+    """forward() and, where it was right, backward()."""
+    given = mutated(s.case, forward_arguments(s))
+    result = s.case.call("forward", lambda: _core.forward(**given))
+    if result is None or not given["keep"]:
+        return
+    finite("y", given["y"])
+    kept = {name: given[name] for name in ("cell", "x", "lengths", "reverse", "y", "compute")}
+    weights = {name: given[name] for name in ("weight_ih", "weight_hh")}
+    packed = _core.Packed(
+        given["cell"], **weights, bias=None, bias_hn=None, compute=given["compute"], backward=True
+    )
+    gradients = {"d" + name: given[name] for name in (*weights, "bias", "bias_hn")}
+    backward: Arguments = {
+        **kept,
+        "h_0": s.numbers("h_0", s.batch, s.units),
+        "c_0": s.numbers("c_0", s.batch, s.units),
+        "packed": packed,
+        "saved": result[0],
+        "cells": result[1],
+        "dy": s.numbers("dy", s.steps, s.batch, s.units, layouts=STRIDED),
+        "dh": s.state("dh"),
+        "dc": s.state("dc"),
+        "dx": None
+        if given["x"].ndim == 2
+        else s.zeros("dx", s.steps, s.batch, s.inputs, layouts=STRIDED),
+        **{k: None if v is None else s.zeros(k, *v.shape) for k, v in gradients.items()},
+    }
+    backward = mutated(s.case, backward)
+
+    def run() -> bool:
+        _core.backward(**backward)
+        return True
+
+    if s.case.call("backward", run):
+        finite("a gradient", backward["dh"], backward["dweight_hh"], backward["dx"])
+
+
+def play_packed(s: Sizes) -> None:
+    """Packed(), then forward() with it."""
+    given = forward_arguments(s)
+    weights = {name: given[name] for name in ("weight_ih", "weight_hh", "bias", "bias_hn")}
+    switches = {"backward": s.case.chance(0.2), "with_input": s.case.chance(0.8)}
+    arguments = mutated(s.case, {"cell": s.cell, **weights, "compute": s.compute, **switches})
+    packed = s.case.call("Packed", lambda: _core.Packed(**arguments))
+    if s.case.chance(0.1):
+        packed = _core.Packed.__new__(_core.Packed)
+    given = mutated(s.case, {**given, "packed": packed})
+    s.case.call("forward, packed", lambda: _core.forward(**given))
+
+
+def play_stepper(s: Sizes) -> None:
+    """Stepper() and its steps."""
+    layers = []
+    for layer in range(s.case.one(1, 1, 2)):
+        inputs, s.inputs = s.inputs, s.inputs if layer == 0 else s.units
+        layers.append(tuple(mutated(s.case, s.weights()).values()))
+        s.inputs = inputs
+    count = len(layers)
+    given = {"h": s.state("h", count), "c": s.state("c", count), "narrow": s.case.chance(0.2)}
+    arguments = mutated(s.case, {"cell": s.cell, "layers": layers, **given, "compute": s.compute})
+    stepper = s.case.call("Stepper", lambda: _core.Stepper(**arguments))
+    if s.case.chance(0.05):
+        stepper = _core.Stepper.__new__(_core.Stepper)
+    if stepper is None:
+        return
+    for _ in range(3):
+        if s.case.chance(0.5):
+            x = s.numbers("x", s.batch, s.inputs, layouts=LAYOUTS)
+        else:
+            x = s.case.array("x", s.case.numbers.integers(-1, s.inputs + 1, s.batch))
+        out = s.zeros("out", s.batch, s.units, layouts=LAYOUTS) if s.case.chance(0.5) else None
+        step = mutated(s.case, {"x": x, "out": out})
+        y = s.case.call("step", partial(stepper.step, **step))
+        finite("y of a step", y)
+
+
+def play_matmul(s: Sizes) -> None:
+    """matmul()."""
+    given: Arguments
+    case, sizes = s.case, (0, 1, 2, 5, 16, 33)
+    m, n, k = case.one(*sizes), case.one(*sizes), case.one(*sizes)
+    turn = {"transpose_a": case.chance(0.5), "transpose_b": case.chance(0.5)}
+    given = {
+        "a": s.numbers("a", *((k, m) if turn["transpose_a"] else (m, k))),
+        "b": s.numbers("b", *((n, k) if turn["transpose_b"] else (k, n))),
+        "bias": s.numbers("bias", n) if case.chance(0.3) else None,
+        "out": s.zeros("out", m, n) if case.chance(0.5) else None,
+        "accumulate": case.chance(0.3),
+        **turn,
+    }
+    given = mutated(case, given)
+    finite("a product", case.call("matmul", lambda: _core.matmul(**given)))
+
+
+def play_others(s: Sizes) -> None:
+    """The small functions."""
+    case, rows, classes = s.case, s.batch, s.inputs
+    given: Arguments
+    which = case.one("loss", "adam", "sum", "activation", "plan", "names")
+    if which == "loss":
+        counts = case.array("mask", case.numbers.random(rows) < 0.5)
+        given = {
+            "logits": s.numbers("logits", rows, classes),
+            "targets": case.array("targets", case.numbers.integers(0, classes, rows)),
+            "mask": counts if case.chance(0.5) else None,
+            "weight": 1.0,
+            "gradient": s.zeros("gradient", rows, classes),
+        }
+        given = mutated(case, given)
+        finite("loss", case.call(which, lambda: _core.softmax_cross_entropy(**given)))
+    elif which == "adam":
+        names = ("p", "first", "second")
+        arrays = {name: s.numbers(name, rows, written=True) for name in names}
+        arrays["g"] = s.numbers("g", rows)
+        factors = dict.fromkeys(("decay", "first_beta", "second_beta", "epsilon", "rate"), 0.9)
+        given = mutated(case, {**arrays, **factors})
+        case.call(which, lambda: _core.adam(**given))
+    elif which == "sum":
+        given = mutated(case, {"x": s.numbers("x", *case.one((rows,), (rows, classes), ()))})
+        case.call(which, lambda: _core.sum_of_squares(**given))
+    elif which == "activation":
+        name = case.one("tanh", "sigmoid", "exp_negative")
+        given = mutated(case, {"name": name, "x": s.numbers("x", rows)})
+        case.call(which, lambda: _core.activation(**given))
+    elif which == "plan":
+        sizes = {"inputs": s.inputs, "units": s.units, "steps": s.steps, "batch": s.batch}
+        given = {"cell": s.cell, **sizes, "float64": s.dtype == "float64", "compute": s.compute}
+        given = mutated(case, given)
+        case.call(which, lambda: _core.plan(**given))
+    else:
+        name = case.one("isa", "isa_reason", "bfloat16_product", "supported_isas", "thread_limit")
+        case.call(name, lambda: getattr(_core, name)())
+
+
+def play_race(s: Sizes) -> None:
+    """Another thread writes what serves as indices, to and fro between right and wild."""
+    case = s.case
+    rows, wild = 1500, case.one(-1, 2**40, -(2**63), s.inputs)
+    shared = np.zeros(rows, np.int64)
+    call: Callable[[], Any]
+    which = case.one("loss", "mask", "step", "tokens", "lengths")
+    if which in ("loss", "mask"):
+        logits = np.ones((rows, 30), np.float32)
+        gradient = np.zeros_like(logits)
+        mask = np.zeros(rows, bool)
+        targets = np.full(rows, wild) if which == "mask" else shared
+        call = lambda: _core.softmax_cross_entropy(  # noqa: E731
+            logits, targets, mask if which == "mask" else None, 1.0, gradient
+        )
+        shared = mask if which == "mask" else shared
+    elif which == "step":
+        weights = (np.ones((8, 3), np.float32), np.ones((8, 8), np.float32), None, None)
+        stepper = _core.Stepper(
+            "rnn_tanh", [weights], np.zeros((1, rows, 8), np.float32), None, narrow=False
+        )
+        call = lambda: stepper.step(shared, None)  # noqa: E731
+    else:
+        x: Array = np.zeros((20, rows, 1), np.float32)
+        w = (np.ones((8, 1), np.float32), np.ones((8, 8), np.float32), None, None)
+        h, y = np.zeros((rows, 8), np.float32), np.zeros((20, rows, 8), np.float32)
+        lengths = shared if which == "lengths" else None
+        x = np.broadcast_to(shared, (20, rows)) if which == "tokens" else x
+        call = lambda: _core.forward("rnn_tanh", x, h, None, *w, lengths, False, y, True)  # noqa: E731
+    done = threading.Event()
+
+    def scribble() -> None:
+        while not done.is_set():
+            shared[...] = wild
+            shared[...] = 0
+
+    thread = threading.Thread(target=scribble)
+    thread.start()
+    try:
+        for _ in range(30):
+            case.call(f"{which} that changes to {wild}", call)
+    finally:
+        done.set()
+        thread.join()
+
+
+def play(case: Case) -> None:
+    """One hostile call, or two that belong together."""
+    sizes = Sizes(case)
+    if case.chance(0.005):
+        play_race(sizes)
+    else:
+        case.one(play_forward, play_packed, play_stepper, play_matmul, play_others)(sizes)
+
+
+# --- What an argument may be exchanged for --------------------------------------------------------
+
+
+def mutated(case: Case, given: Arguments, hostile: Callable[..., Any] | None = None) -> Arguments:
+    """The arguments with up to two of them exchanged."""
+    for _ in range(case.one(0, 0, 1, 1, 1, 2)):
+        name = case.one(*given)
+        value = (hostile or exchanged)(case, given[name])
+        given = {**given, name: value}
+    return given
+
+
+NUMBERS: tuple[Any, ...] = (
+    *(0, -1, 1, 2, 7, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, 2**63, 2**64, -(2**63), 10**30),
+    *(0.0, 0.5, -0.5, 1e300, 1e-320, float("nan"), float("inf"), 1.5, True, False, 1j),
+    *(np.int64(3), np.float32(0.5), np.uint8(200), np.bool_(True)),
+)
+OTHERS: tuple[Any, ...] = (
+    *(None, "", "lstm", "LSTM", "lstm\0", "\udc80", b"gru", "float16", [], (), {}, object()),
+    *([1.0, 2.0], [[1.0], [2.0, 3.0]], range(3), np.float32, memoryview(b"abcd"), ..., len),
+    *(np.float64(1.0), np.zeros(()), np.zeros(0, np.float32), np.array("text"), np.array(None)),
+)
+
+
+class Converts:
+    """What becomes an array when asked."""
+
+    def __array__(self, *_: Any, **__: Any) -> Array:
+        return np.ones((3, 3), np.float32)
+
+
+def exchanged(case: Case, value: Any) -> Any:
+    """Something that is like the value, or nothing of the kind."""
+    if isinstance(value, np.ndarray) and case.chance(0.8):
+        return changed(case, value)
+    if case.chance(0.1):
+        return Converts()
+    return case.one(*NUMBERS) if case.chance(0.6) else case.one(*OTHERS)
+
+
+def changed(case: Case, a: Array) -> Any:
+    """An array like it, but for one thing.
+
+    None reaches beyond its memory: pybind11's messages look at the values of all arguments.
+    """
+    axes = a.ndim
+    ways: list[Callable[[], Any]] = [
+        lambda: a.tolist(),
+        lambda: a.astype(a.dtype.newbyteorder()),
+        lambda: a.astype(
+            case.one("f2", "f4", "f8", "i4", "i8", "u8", "c8", "O", "?", "S4", "f4,f4")
+        ),
+        lambda: unaligned(a),
+        lambda: a[:0] if axes else a,
+        lambda: a[..., None],
+        lambda: a.T.copy().T,
+        lambda: frozen(a.copy()),
+        lambda: np.ma.array(a),
+        lambda: a.copy().view(np.recarray),
+        lambda: np.repeat(a, 2, axis=case.random.randrange(axes)) if axes else a,
+        lambda: a[0] if axes and a.size else a,
+        lambda: np.concatenate([a, a], axis=-1) if axes else a,
+        lambda: np.broadcast_to(a[:1], a.shape) if axes and a.size else a,
+        lambda: np.lib.stride_tricks.as_strided(a, a.shape, [0] * axes),
+        lambda: np.zeros((0,) * (axes - 1) + (2**20,), a.dtype) if axes > 1 else a,
+        lambda: wild(case, a),
+        lambda: wild(case, a),
+    ]
+    try:
+        return case.one(*ways)()
+    except (TypeError, ValueError):  # of an array that was exchanged before
+        return a
+
+
+def wild(case: Case, a: Array) -> Any:
+    """Other values."""
+    copy = a.copy()
+    if copy.dtype == bool:
+        copy.view(np.uint8)[...] = case.random.randrange(256)
+    elif copy.dtype.kind in "iu" and copy.size:
+        value = np.int64(case.one(-1, 2**31, 2**62, -(2**63)))
+        copy.flat[case.random.randrange(copy.size)] = value.astype(copy.dtype)
+    return copy
+
+
+def unaligned(a: Array) -> Array:
+    """The array one byte further."""
+    room: Array = np.zeros(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    room[...] = a
+    return room
+
+
+def frozen(a: Array) -> Array:
+    """The array, read-only."""
+    a.flags.writeable = False
+    return a

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hostile calls of ``rnnkern._emulation``: the bindings of a GPU's kernels, in host memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from support.emulation import emulated_kernels
+from support.fuzz_core import STRIDED, Sizes, exchanged, mutated
+from support.fuzzing import Case, finite
+
+KERNELS: Any = emulated_kernels()
+MODES = (None, None, "tfloat32", "bfloat16", "float16")
+
+
+class Lies:
+    """An array's interface with one fact exchanged."""
+
+    def __init__(self, array: Any, name: str, fact: Any) -> None:
+        self._owner = array
+        self.__array_interface__ = {**array.__array_interface__, name: fact}
+
+
+def lying(case: Case, value: Any) -> Any:
+    """Like ``exchanged``, of arrays also what the interface says."""
+    if not isinstance(value, np.ndarray) or case.chance(0.6):
+        return exchanged(case, value)
+    axes = value.ndim
+    address = value.__array_interface__["data"][0]
+    name, facts = case.one(
+        ("typestr", ("<f2", "f", "", None, "<f-8", ">f4", "<f" + "9" * 30, "|V8", 3)),
+        ("shape", ((), None, (-1,) * axes, (2**62,) * axes, "ab", (1.5,) * axes, (0,) * axes)),
+        ("strides", ((), None, (2**62,) * axes, (-(2**63),) * axes, (3,) * axes, ("a",) * axes)),
+        ("data", ((), None, (-1, False), (2**64, False), (address, "x"), (address,), b"1234")),
+    )
+    return Lies(value, name, case.one(*facts))
+
+
+def call(s: Sizes, *, keep: bool) -> dict[str, Any]:
+    """One pass of forward."""
+    live = s.steps * s.batch
+    return {
+        "x": s.x(),
+        "h": s.state("h"),
+        "c": s.state("c"),
+        **s.weights(),
+        "reverse": s.case.chance(0.5),
+        "y": s.zeros("y", s.steps, s.batch, s.units, layouts=STRIDED),
+        "saved": s.zeros("saved", live, s.saved, s.units) if keep and s.saved else None,
+        "cells": s.zeros("cells", live, s.units) if keep and s.cell == "lstm" else None,
+    }
+
+
+def play(case: Case) -> None:
+    """One hostile call, or two that belong together."""
+    s = Sizes(case)
+    s.units, s.steps = min(s.units, 16), min(s.steps, 5)
+    compute = case.one(*MODES) if s.dtype == "float32" else None
+    sizes = (s.inputs, s.units, s.steps, s.batch)
+    which = case.one("forward", "forward", "forward", "matmul", "plan", "workspace")
+    if which == "plan":
+        rest = {"directions": 1, "dtype": s.dtype, "compute": compute, "training": True}
+        names = dict(zip(("inputs", "units", "steps", "batch"), sizes, strict=True))
+        given = mutated(case, {"cell": s.cell, **names, **rest, "layers": case.one(1, 2, 9)})
+        case.call(which, lambda: KERNELS.plan(**given))
+        return
+    if which == "matmul":
+        arrays = {
+            "a": s.numbers("a", s.batch, s.inputs),
+            "b": s.numbers("b", s.inputs, s.units),
+            "out": s.zeros("out", s.batch, s.units),
+            "bias": None,
+        }
+        rest = {"transpose_a": False, "transpose_b": False, "accumulate": False, "stream": 0}
+        given = mutated(case, {**arrays, "compute": compute}, lying)
+        case.call(which, lambda: KERNELS.matmul(**given, **rest))
+        return
+    lengths = None if case.chance(0.6) else [s.steps] * s.batch
+    keep = case.chance(0.5)
+    one = call(s, keep=keep)
+    tokens = one["x"].ndim == 2
+    common = (s.cell, 1, *sizes, lengths, tokens, s.dtype, compute)
+    if which == "workspace":
+        names_of = ("cell", "passes", "inputs", "units", "steps", "batch", "lengths", "tokens")
+        given = dict(zip((*names_of, "dtype", "compute"), common, strict=True))
+        given = mutated(case, given)
+        case.call(which, lambda: KERNELS.forward_workspace(**given))
+        return
+
+    def room(size: int) -> Any:
+        return case.array("workspace", np.zeros(size, np.uint8), written=True)
+
+    workspace = room(KERNELS.forward_workspace(*common))
+    one = mutated(case, one, lying)
+    rest = mutated(case, {"lengths": lengths, "compute": compute, "workspace": workspace}, lying)
+    done = case.call("forward", lambda: [KERNELS.forward(s.cell, [one], **rest, stream=0)])
+    if done is None or not keep:
+        return
+    finite("y", one["y"])
+    weights = {name: one[name] for name in ("weight_ih", "weight_hh")}
+    gradients = {"d" + name: one[name] for name in (*weights, "bias", "bias_hn")}
+    back: dict[str, Any] = {
+        **{name: one[name] for name in ("x", "reverse", "y", "saved", "cells")},
+        **weights,
+        "h_0": s.numbers("h_0", s.batch, s.units),
+        "c_0": s.numbers("c_0", s.batch, s.units),
+        "dy": s.numbers("dy", s.steps, s.batch, s.units, layouts=STRIDED),
+        "dh": s.state("dh"),
+        "dc": s.state("dc"),
+        "dx": s.zeros("dx", s.steps, s.batch, s.inputs, layouts=STRIDED),
+        **{k: None if v is None else s.zeros(k, *np.shape(v)) for k, v in gradients.items()},
+    }
+    back = mutated(case, back, lying)
+    rest = {**rest, "workspace": room(KERNELS.backward_workspace(*common))}
+    case.call("backward", lambda: KERNELS.backward(s.cell, [back], **rest, stream=0))
