@@ -19,9 +19,12 @@ import pytest
 import rnnkern as rk
 from rnnkern.adder import Adder, Settings
 from rnnkern.bench import adder, command, cost, layers, memory, native, peers, stream
-from rnnkern.bench.peers import Contender, DisagreementError, contenders, make_case
+from rnnkern.bench.case import Contender, DisagreementError, make_case
+from rnnkern.bench.peers import contenders
 from rnnkern.bench.problems import Problem
 from rnnkern.bench.timing import Spread
+from rnnkern.bench.torch_peer import set_peer_threads
+from rnnkern.cells import CELLS
 from rnnkern.cli import main
 
 from support.threads import using_threads
@@ -139,7 +142,7 @@ def assert_only_works(name: str, names: Counter[str]) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("cell", ["rnn", "gru_after", "gru_before", "lstm"])
+@pytest.mark.parametrize("cell", ["rnn", "gru-after", "gru", "lstm"])
 def test_a_call_does_its_work_once_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, cell: str, training: bool
 ) -> None:
@@ -170,7 +173,7 @@ def test_a_call_does_its_work_once_and_nothing_else(
             assert not any(tensor.requires_grad for tensor in kept)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("cell", stream.CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_a_step_does_its_work_once_and_nothing_else(cell: str) -> None:
     case = make_case(Problem(cell, 1, 3, 8, training=False))
     found = {
@@ -262,7 +265,7 @@ def torch() -> Iterator[Any]:
 
 def test_pytorch_has_the_threads_asked_for(torch: Any) -> None:
     for count in (2, 1):
-        command.set_peer_threads(count)
+        set_peer_threads(count)
         assert (rk.get_num_threads(), torch.get_num_threads()) == (count, count)
 
 

@@ -99,8 +99,13 @@ def test_tables_of_layers(tmp_path: Path) -> None:
         line("lstm", "train, ragged", 1.0, {"torch": 6.0}, ragged=True),
     ]
     ratios = rendered(write(tmp_path, "ratios record.json record.json", {"layers": lines}))
-    assert "| 32, 50, 256 | 2.00 / 1.25 | – / – " in ratios
+    assert "| B, T, H     | LSTM        |" in ratios
+    assert "| 32, 50, 256 | 2.00 / 1.25 |" in ratios
     assert "Geometric mean of the whole batches: 1.55; with two threads 1.55." in ratios
+    lines.append(line("gru-after", "train", 8.0, {"torch": 1.5}))
+    ratios = rendered(write(tmp_path, "ratios record.json record.json", {"layers": lines}))
+    assert "| 32, 50, 256 | – / 1.50         | 2.00 / 1.25 |" in ratios
+    lines.pop()
     narrow = rendered(write(tmp_path, "bfloat16 record.json", {"layers": lines}))
     assert "| 32, 50, 256 | 2.00 / 0.80         | 7.00 / – " in narrow
     reached = rendered(write(tmp_path, "reached record.json record.json", {"layers": lines}))
@@ -123,7 +128,7 @@ def test_tables_of_steps(tmp_path: Path) -> None:
             "step_ms": {"rnnkern": 2e-3, "torch": 8e-3, "bfloat16 weights": 1e-3},
             "block_ms": {"rnnkern": 1.0, "onnxruntime": 3.0},
         }
-        for cell in ("lstm", "gru_after", "rnn", "gru_before")
+        for cell in ("lstm", "gru-after", "rnn", "gru")
     ]
     text = rendered(write(tmp_path, "steps record.json", {"stream": lines}))
     row = "| 16    | " + " | ".join(["2.00 µs: – / 4.0"] * 3)

@@ -9,24 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from rnnkern import Adam, Seq2Seq, clip_grad_norm, set_num_threads, softmax_cross_entropy
+from rnnkern import Adam, Seq2Seq, clip_grad_norm, softmax_cross_entropy
 from rnnkern._checks import Array
 from rnnkern.adder import Adder, Encoding, Settings
-from rnnkern.bench.peers import Contender, compare
+from rnnkern.bench.case import Contender, compare
 from rnnkern.bench.report import Line, duration, table
 from rnnkern.bench.timing import alternate
+from rnnkern.bench.torch_peer import KINDS, as_torch, from_torch, set_peer_threads
 
-# What is measured: a name, the adder's cell and how products are done.
-CELLS = {
-    "lstm": ("lstm", None),
-    "gru-after": ("gru-after", None),
-    "lstm, bfloat16": ("lstm", "bfloat16"),
-}
+CELLS = ("lstm", "gru-after")  # unless others are asked for
 _LR, _CLIP = 1e-3, 1.0
 _TOLERANCE = {None: 1e-3, "bfloat16": 0.1}  # of all gradients, norm-wise
 _PARTS = ("forward", "loss", "backward", "clipping", "Adam")
@@ -89,10 +83,9 @@ class Torchs:
 
         self._torch, self._compute = torch, compute
         self._question, self._fed, self._answer = (torch.from_numpy(array) for array in batch)
-        self._flip = slice(model.output.in_features, 2 * model.output.in_features)
         self._cell = cell
         self._one_hot = torch.eye(Encoding.VOCABULARY)
-        kind = {"lstm": torch.nn.LSTM, "gru-after": torch.nn.GRU}[cell]
+        kind = getattr(torch.nn, KINDS[cell].layer)
         self._encoder, self._decoder = (
             kind(Encoding.VOCABULARY, model.output.in_features) for _ in range(2)
         )
@@ -114,22 +107,18 @@ class Torchs:
         self._learnt = [
             value
             for name, value in self._named.items()
-            if not name.endswith("bias_hh_l0") or cell == "gru-after"
+            if not name.endswith("bias_hh_l0") or KINDS[cell].own_bias
         ]
         self._optimizer = torch.optim.Adam(self._learnt, lr=_LR, fused=True)
 
     def gradients(self) -> list[Array]:
         """As ``Ours.gradients``."""
         self._backward()
-        grads: dict[str, Array] = {}
-        for name, value in self._named.items():
-            grad = value.grad.numpy().copy()
-            if name.endswith("bias_hh_l0"):
-                if self._cell == "gru-after":
-                    grads[name.replace("bias_hh", "bias_hn")] = grad[self._flip.stop :]
-                continue
-            grads[name.replace("bias_ih", "bias")] = self._flipped(name, grad)
-        return [grads[name] for name in sorted(grads)]
+        theirs = {name: value.grad.numpy() for name, value in self._named.items()}
+        heads = {name: grad for name, grad in theirs.items() if name.startswith("output")}
+        layers = {name: grad for name, grad in theirs.items() if name not in heads}
+        grads = {**heads, **from_torch(self._cell, layers)}
+        return [grads[name].copy() for name in sorted(grads)]
 
     def step(self) -> None:
         """Take a step."""
@@ -153,65 +142,65 @@ class Torchs:
 
     def _theirs(self, name: str, params: Mapping[str, Array]) -> Array:
         """A parameter of ours as PyTorch holds it."""
-        if "bias_hh" in name:
-            array = np.zeros_like(params[name.replace("bias_hh", "bias")])
-            if self._cell == "gru-after":
-                array[self._flip.stop :] = params[name.replace("bias_hh", "bias_hn")]
-            return array
-        return self._flipped(name, params[name.replace("bias_ih", "bias")].copy())
-
-    def _flipped(self, name: str, array: Array) -> Array:
-        """Their z is 1 - u: the update rows of a GRU change sign."""
-        if self._cell == "gru-after" and not name.startswith("output"):
-            array[self._flip] *= -1
-        return array
+        return params[name] if name.startswith("output") else as_torch(self._cell, params, name)
 
 
-def measure(name: str, threads: int, seconds: float) -> dict[str, Any]:
+def cases(cells: Sequence[str] | None) -> list[tuple[str, str | None]]:
+    """What is measured: the adder's cell and how products are done.
+
+    ``None`` takes ``CELLS``, of which the first is measured in bfloat16 too.
+    """
+    narrow = CELLS[:1] if cells is None else cells
+    return [(cell, None) for cell in cells or CELLS] + [(cell, "bfloat16") for cell in narrow]
+
+
+def measure(cell: str, threads: int, seconds: float, compute: str | None = None) -> dict[str, Any]:
     """One line of the report; leaves one thread set.
 
     Args:
-        name: One of ``CELLS``.
+        cell: A name out of ``rnnkern.cells.CELLS``.
         threads: Of both contenders.
         seconds: To spend on each, about.
+        compute: How products are done: ``None`` for float32, or ``"bfloat16"``.
 
     Raises:
         DisagreementError: PyTorch's gradients are others.
 
     """
-    cell, compute = CELLS[name]
     adder = Adder(Settings(cell=cell, compute=compute))
     model, batch = adder.model, make_batch(adder)
-    set_num_threads(threads)
+    set_peer_threads(threads)
     ours = Ours(model, batch)
     able = [Contender("rnnkern", ours.step, ours.gradients)]
-    absent: dict[str, str] = {}
-    try:
-        import torch
-    except ImportError:
-        absent["torch"] = "is not installed"
-    else:
-        torch.set_num_threads(threads)
-        theirs = Torchs(model, cell, batch, compute)
-        try:
-            theirs.gradients()
-        except RuntimeError as error:  # its bfloat16 LSTM needs instructions for it
-            absent["torch"] = f"fails: {str(error).split('. ')[0]}"
-        else:
-            able.append(Contender("torch", theirs.step, theirs.gradients))
+    theirs = _torchs(model, cell, batch, compute)
+    absent = {"torch": theirs} if isinstance(theirs, str) else {}
+    if not isinstance(theirs, str):
+        able.append(Contender("torch", theirs.step, theirs.gradients))
     compare(able, _TOLERANCE[compute])
     times = alternate({contender.name: contender.run for contender in able}, seconds)
-    if "torch" in times:
-        torch.set_num_threads(1)
-    set_num_threads(1)
+    set_peer_threads(1)
     total = math.fsum(ours.parts.values())
     return {
-        "cell": name,
+        "cell": cell if compute is None else f"{cell}, {compute}",
         "threads": threads,
         "results": {name: spread.describe() for name, spread in times.items()},
         "shares": {part: seconds / total for part, seconds in ours.parts.items()},
         "absent": absent,
     }
+
+
+def _torchs(model: Seq2Seq, cell: str, batch: Batch, compute: str | None) -> Torchs | str:
+    """PyTorch's step, or why there is none."""
+    if cell not in KINDS:
+        return "has no such cell"
+    try:
+        theirs = Torchs(model, cell, batch, compute)
+        theirs.gradients()
+    except ImportError:
+        return "is not installed"
+    except RuntimeError as error:  # its bfloat16 LSTM needs instructions for it
+        return f"fails: {str(error).split('. ')[0]}"
+    return theirs
 
 
 def adder_table(lines: list[Line]) -> str:

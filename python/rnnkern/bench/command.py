@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rnnkern import get_num_threads, record, set_num_threads
+from rnnkern import get_num_threads, record
 from rnnkern._checks import positive_int
 from rnnkern.bench import adder, cost, documents, layers, memory, native, report, stream
-from rnnkern.bench.problems import CELLS, grid
+from rnnkern.bench.problems import grid
+from rnnkern.bench.torch_peer import set_peer_threads
+from rnnkern.cells import CELLS
 from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress
 
@@ -52,7 +54,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--full", action="store_true", help="the whole grid, some minutes")
     size.add_argument("--quick", action="store_true", help="a try-out of seconds; means little")
     parser.add_argument(
-        "--cell", action="append", choices=CELLS, help="a cell of the layers, may be repeated (all)"
+        "--cell",
+        action="append",
+        choices=tuple(CELLS),
+        help="a cell to measure, may be repeated (those that a subject is about)",
     )
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="threads of all contenders (1)"
@@ -105,16 +110,6 @@ def _subjects(given: Sequence[str]) -> list[str]:
     return [subject for subject in _SUBJECTS if subject in (given or ["layers"])]
 
 
-def set_peer_threads(threads: int) -> None:
-    """Of this package and of PyTorch, where it is installed."""
-    set_num_threads(threads)
-    try:
-        import torch
-    except ImportError:
-        return
-    torch.set_num_threads(threads)
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
     before = get_num_threads()
@@ -140,8 +135,7 @@ class _Run:
 
     def layers(self) -> None:
         options = self.options
-        cells = tuple(options.cell or CELLS)
-        reasons = {p: layers.refusal(p) for p in grid(cells, full=options.full)}
+        reasons = {p: layers.refusal(p) for p in grid(options.cell, full=options.full)}
         problems = [problem for problem, reason in reasons.items() if reason is None]
         lines = [
             layers.measure(problem, self.machine, self.seconds)
@@ -172,7 +166,7 @@ class _Run:
 
     def stream(self) -> None:
         sizes = stream.HIDDEN if self.options.full else stream.SHORT_HIDDEN
-        pairs = [(cell, hidden) for cell in stream.CELLS for hidden in sizes]
+        pairs = [(cell, hidden) for cell in self.options.cell or CELLS for hidden in sizes]
         with _one_thread():
             lines = [
                 stream.measure(cell, hidden, self.seconds)
@@ -186,10 +180,12 @@ class _Run:
 
     def adder(self) -> None:
         counts = sorted({1, min(2, os.cpu_count() or 1)})
-        pairs = [(name, threads) for name in adder.CELLS for threads in counts]
+        cases = [(*case, count) for case in adder.cases(self.options.cell) for count in counts]
         lines = [
-            adder.measure(name, threads, 2 * self.seconds)
-            for name, threads in self._each("adder", pairs, lambda p: f"{p[0]}, {p[1]} thread(s)")
+            adder.measure(cell, threads, 2 * self.seconds, compute)
+            for cell, compute, threads in self._each(
+                "adder", cases, lambda c: f"{c[0]}, {c[1] or 'float32'}, {c[2]} thread(s)"
+            )
         ]
         self.results["adder"] = lines
         self._table(
@@ -198,7 +194,8 @@ class _Run:
         set_peer_threads(self.options.threads)
 
     def memory(self) -> None:
-        problems = list(memory.problems())[: 1 if self.options.quick else None]
+        cells = self.options.cell or memory.CELLS
+        problems = list(memory.problems(cells))[: 1 if self.options.quick else None]
         lines = [
             memory.measure(problem)
             for problem in self._each("memory", problems, lambda p: f"{p.cell}, {p.work}")
@@ -211,7 +208,8 @@ class _Run:
 
     def cost(self) -> None:
         lines, scaled = [], []
-        for cell in self._each("cost", cost.CELLS, str):
+        cells = self.options.cell or cost.CELLS
+        for cell in self._each("cost", cells, str):
             lines += cost.measure_cost(cell, self.seconds)
         self.results["cost"] = lines
         self._table(
@@ -219,7 +217,7 @@ class _Run:
         )
         self._draw("cost", lambda: report.cost_figure(lines))
         if (os.cpu_count() or 1) > 1:
-            for cell in self._each("threads", cost.CELLS, str):
+            for cell in self._each("threads", cells, str):
                 scaled += cost.measure_threads(cell, 2, self.seconds)
             self.results["threads"] = scaled
             self._table("A training step with more threads.", cost.threads_table(scaled))

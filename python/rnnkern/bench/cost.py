@@ -9,12 +9,13 @@ from itertools import pairwise
 from typing import Any
 
 from rnnkern import set_num_threads
-from rnnkern.bench.peers import make_case, rnnkern_contender
+from rnnkern.bench.case import make_case
+from rnnkern.bench.peers import rnnkern_contender
 from rnnkern.bench.problems import Problem
 from rnnkern.bench.report import Line, duration, table
 from rnnkern.bench.timing import Call, alternate
 
-CELLS = ("gru_after", "lstm")
+CELLS = ("gru-after", "lstm")  # unless others are asked for
 _BASE = (16, 25, 128)  # B, T, H
 _DOUBLINGS = 3
 _SCALED = ((32, 50, 256), (64, 25, 512))  # (B, T, H) that threads are compared on

@@ -15,24 +15,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rnnkern.bench import adder, cost, memory, stream
 from rnnkern.bench.report import Line, best_ratio, duration, geometric_mean, table
+from rnnkern.cells import CELLS
 from rnnkern.explore.result import Result
 
 Record = dict[str, Any]
 
 _MARKED = re.compile(r"(<!-- table: ([\w-]+)([^\n]*) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-_TITLES = {
-    "lstm": "LSTM",
-    "gru_after": "GRU, reset after",
-    "rnn": "RNN",
-    "gru_before": "GRU, reset before",
-}
-_PEERS = ("lstm", "gru_after", "rnn")  # cells that PyTorch has
+# As records of earlier versions call cells.
+_RENAMED = {"simplified_gru": "simplified-gru", "gru_before": "gru", "gru_after": "gru-after"}
 
 
 def rendered(path: Path) -> str:
@@ -54,7 +50,7 @@ def rendered(path: Path) -> str:
         files = arguments.split()
         if len(files) != count:
             raise ValueError(f"{path}: the table {name} is of {count} records, got {len(files)}")
-        records = [json.loads((path.parent / file).read_text("utf-8")) for file in files]
+        records = [_record(path.parent / file) for file in files]
         return f"{begin}{make(*records)}\n{end}"
 
     return _MARKED.sub(made, path.read_text("utf-8"))
@@ -70,6 +66,17 @@ def report(paths: Sequence[Path]) -> None:
         print(f"{path}: {'has new tables' if changed else 'is as its records say'}")
 
 
+def _record(path: Path) -> Record:
+    """A file's, with the cells' names of today."""
+
+    def named(item: dict[str, Any]) -> dict[str, Any]:
+        cell = item.get("cell")
+        return {**item, "cell": _RENAMED.get(cell, cell)} if isinstance(cell, str) else item
+
+    record: Record = json.loads(path.read_text("utf-8"), object_hook=named)
+    return record
+
+
 # -- selecting ------------------------------------------------------------------------------------
 
 
@@ -80,6 +87,11 @@ def _lines(record: Record, work: str, cell: str | None = None) -> list[Line]:
         for line in record["layers"]
         if line["work"] == work and (cell is None or line["cell"] == cell)
     ]
+
+
+def _titles(cells: Container[str]) -> dict[str, str]:
+    """The labels of cells, by name and in the registry's order."""
+    return {name: cell.label for name, cell in CELLS.items() if name in cells}
 
 
 def _size(line: Line) -> tuple[int, int, int]:
@@ -106,12 +118,13 @@ def _span(values: Iterable[float | None], form: str = ".2f") -> str:
 
 def _ratios(one: Record, two: Record) -> str:
     """Inference / training against the fastest peer, one thread; and both means."""
+    titles = _titles({line["cell"] for line in one["layers"] if line["ratios"]})
     rows = []
     for work, label in (("", ""), (", ragged", "ragged: ")):
         sizes = dict.fromkeys(_size(line) for line in _lines(one, f"infer{work}"))
         for size in sizes:
             entries = []
-            for cell in _TITLES:
+            for cell in titles:
                 pair = [
                     _ratio(line for line in _lines(one, kind + work, cell) if _size(line) == size)
                     for kind in ("infer", "train")
@@ -120,16 +133,17 @@ def _ratios(one: Record, two: Record) -> str:
             rows.append([label + ", ".join(map(str, size)), *entries])
     means = [geometric_mean(record["layers"]) for record in (one, two)]
     told = f"Geometric mean of the whole batches: {means[0]:.2f}; with two threads {means[1]:.2f}."
-    return f"{table(['B, T, H', *_TITLES.values()], rows)}\n\n{told}"
+    return f"{table(['B, T, H', *titles.values()], rows)}\n\n{told}"
 
 
 def _bfloat16(record: Record) -> str:
     """Inference / training in bfloat16: against our own float32 and against PyTorch's bfloat16."""
     sizes = dict.fromkeys(_size(line) for line in _lines(record, "infer, bfloat16"))
+    titles = _titles({line["cell"] for line in _lines(record, "infer, bfloat16")})
     rows = []
     for size in sizes:
         row = [", ".join(map(str, size))]
-        for cell in _PEERS:
+        for cell in titles:
             ours, theirs = [], []
             for work in ("infer", "train"):
                 plain, narrow = (
@@ -140,8 +154,10 @@ def _bfloat16(record: Record) -> str:
                 theirs.append(_ratio(narrow, "torch"))
             row += [" / ".join(ours), " / ".join(theirs)]
         rows.append(row)
-    header = [text for cell in _PEERS for text in (f"{_TITLES[cell]}: our float32's", "PyTorch's")]
-    return table(["B, T, H", *header], rows)
+    header = ["B, T, H"]
+    for label in titles.values():
+        header += [f"{label}: our float32's", "PyTorch's"]
+    return table(header, rows)
 
 
 def _gain(before: Line, after: Line) -> float:
@@ -153,10 +169,12 @@ def _gain(before: Line, after: Line) -> float:
 def _steps(record: Record) -> str:
     """A stream's step by size: our time, and ONNX Runtime's / PyTorch's over it."""
     lines = {(line["cell"], line["hidden"]): line for line in record["stream"]}
+    peers = {"onnxruntime", "torch"}
+    titles = _titles({cell for (cell, _), line in lines.items() if peers & line["step_ms"].keys()})
     rows = []
     for hidden in dict.fromkeys(hidden for _, hidden in lines):
         row = [str(hidden)]
-        for cell in _TITLES:
+        for cell in titles:
             times = lines[cell, hidden]["step_ms"]
             over = (
                 f"{times[peer] / times['rnnkern']:.1f}" if peer in times else "–"
@@ -168,7 +186,7 @@ def _steps(record: Record) -> str:
         row.append(duration(lstm["step_ms"]["bfloat16 weights"] / 1e3))
         row.append(f"{block['onnxruntime'] / block['rnnkern']:.1f}")
         rows.append(row)
-    header = ["I = H", *_TITLES.values(), "LSTM, bfloat16 weights", "LSTM, block"]
+    header = ["I = H", *titles.values(), "LSTM, bfloat16 weights", "LSTM, block"]
     return table(header, rows)
 
 
@@ -176,28 +194,29 @@ def _is(least_batch: int, most_batch: int, most_hidden: int = 1 << 30) -> Callab
     return lambda line: least_batch <= line["batch"] <= most_batch and line["hidden"] <= most_hidden
 
 
+_IN_TORCH = ("lstm", "gru-after", "rnn")
 # Work, what was asked of it, the cells, the kind of work, and which of its sizes.
 _ASKED: tuple[tuple[str, str, tuple[str, ...], str, Callable[[Line], bool]], ...] = (
     ("LSTM training, B ≥ 32", "1.15", ("lstm",), "train", _is(32, 64)),
     ("LSTM training, B = 16", "1.5", ("lstm",), "train", _is(16, 16)),
     ("LSTM training, B = 1, H ≤ 256", "1.5", ("lstm",), "train", _is(1, 1, 256)),
-    ("GRU (after), RNN training, B ≥ 32", "1.4", ("gru_after", "rnn"), "train", _is(32, 64)),
-    ("GRU (after), RNN training, B = 16", "3", ("gru_after", "rnn"), "train", _is(16, 16)),
-    ("GRU (after), RNN training, B = 1", "5", ("gru_after", "rnn"), "train", _is(1, 1)),
-    ("GRU (before) training", "1", ("gru_before",), "train", _is(1, 64)),
+    ("GRU (after), RNN training, B ≥ 32", "1.4", ("gru-after", "rnn"), "train", _is(32, 64)),
+    ("GRU (after), RNN training, B = 16", "3", ("gru-after", "rnn"), "train", _is(16, 16)),
+    ("GRU (after), RNN training, B = 1", "5", ("gru-after", "rnn"), "train", _is(1, 1)),
+    ("GRU (before) training", "1", ("gru",), "train", _is(1, 64)),
     ("LSTM inference", "1", ("lstm",), "infer", _is(1, 64)),
-    ("GRU (after) inference", "1", ("gru_after",), "infer", _is(1, 64)),
+    ("GRU (after) inference", "1", ("gru-after",), "infer", _is(1, 64)),
     ("RNN inference", "1", ("rnn",), "infer", _is(1, 64)),
-    ("GRU (before) inference", "1", ("gru_before",), "infer", _is(1, 64)),
-    ("inference, B = 1, H ≤ 128", "1.3", _PEERS, "infer", _is(1, 1, 128)),
-    ("ragged training, over packed", "5", _PEERS, "train, ragged", _is(1, 64)),
-    ("two layers, training", "", ("lstm", "gru_after"), "train, 2 layers", _is(1, 64)),
-    ("both directions, training", "", ("lstm", "gru_after"), "train, bidirectional", _is(1, 64)),
-    ("float64 training", "", ("lstm", "gru_after"), "train, float64", _is(1, 64)),
+    ("GRU (before) inference", "1", ("gru",), "infer", _is(1, 64)),
+    ("inference, B = 1, H ≤ 128", "1.3", _IN_TORCH, "infer", _is(1, 1, 128)),
+    ("ragged training, over packed", "5", _IN_TORCH, "train, ragged", _is(1, 64)),
+    ("two layers, training", "", ("lstm", "gru-after"), "train, 2 layers", _is(1, 64)),
+    ("both directions, training", "", ("lstm", "gru-after"), "train, bidirectional", _is(1, 64)),
+    ("float64 training", "", ("lstm", "gru-after"), "train, float64", _is(1, 64)),
     ("LSTM bfloat16 training, B ≥ 32", "1.8", ("lstm",), "train, bfloat16", _is(32, 64)),
-    ("GRU (after), RNN bfloat16 training, B ≥ 32", "1.8", ("gru_after", "rnn"), "train, bfloat16",
+    ("GRU (after), RNN bfloat16 training, B ≥ 32", "1.8", ("gru-after", "rnn"), "train, bfloat16",
      _is(32, 64)),
-    ("bfloat16 training, B = 16", "2", _PEERS, "train, bfloat16", _is(16, 16)),
+    ("bfloat16 training, B = 16", "2", _IN_TORCH, "train, bfloat16", _is(16, 16)),
 )  # fmt: skip
 
 

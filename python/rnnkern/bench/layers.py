@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from rnnkern import get_num_threads
-from rnnkern.bench.peers import compare, contenders, make_case, make_layer, tolerance
+from rnnkern.bench.case import compare, make_case, make_layer, tolerance
+from rnnkern.bench.peers import contenders
 from rnnkern.bench.problems import Problem
 from rnnkern.bench.timing import Bandwidth, alternate, product_peak
 

@@ -10,23 +10,26 @@ import ctypes
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rnnkern import get_num_threads, set_num_threads
-from rnnkern.bench.peers import Case, Contender, make_case, rnnkern_contender, torch_contender
+from rnnkern.bench.case import Case, Contender, make_case
+from rnnkern.bench.peers import rnnkern_contender
 from rnnkern.bench.problems import Problem
 from rnnkern.bench.report import Line, table
+from rnnkern.bench.torch_peer import set_peer_threads, torch_contender
 
 _PROCESS = Path("/proc/self")
+CELLS = ("lstm", "gru-after")  # unless others are asked for
 _SIZES = ((64, 50, 512), (32, 1000, 256))
 _CONTENDERS = {"rnnkern": rnnkern_contender, "torch": torch_contender}
 
 
-def problems() -> Iterator[Problem]:
+def problems(cells: Sequence[str]) -> Iterator[Problem]:
     """Training at two sizes; inference at one, and with twice the steps."""
-    for cell in ("lstm", "gru_after"):
+    for cell in cells:
         for size in _SIZES:
             yield Problem(cell, *size, training=True)
         for steps in (500, 1000):
@@ -114,14 +117,10 @@ def _status(field: str) -> int:
 
 
 def _main(name: str, problem: str, threads: str) -> None:
-    set_num_threads(int(threads))
     if name == "torch":
-        try:
-            import torch
-        except ImportError:
-            pass
-        else:
-            torch.set_num_threads(int(threads))
+        set_peer_threads(int(threads))
+    else:  # PyTorch is not loaded where it is not measured
+        set_num_threads(int(threads))
     print(json.dumps(_peak(name, Problem(**json.loads(problem)))))
 
 

@@ -15,6 +15,8 @@ from rnnkern._checks import Array
 from rnnkern.bench.problems import Problem
 
 LIBRARIES = ("onednn", "libxsmm")
+# The cells that an adapter may have, by our names, as the adapters call them.
+_NAMES = {"rnn": "rnn", "gru": "gru_before", "gru-after": "gru_after", "lstm": "lstm"}
 _ERROR_BYTES = 256
 
 
@@ -47,10 +49,12 @@ def network(name: str, layer: Any, problem: Problem, threads: int) -> Network | 
     library = _load(name)
     if library is None:
         return "has no adapter in this build (CMake option RNNKERN_BENCH)"
+    if problem.cell not in _NAMES:
+        return "has no such cell"
     error = ctypes.create_string_buffer(_ERROR_BYTES)
     parameters = (layer.params[f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias"))
     handle = library.peer_new(
-        problem.cell.encode(),
+        _NAMES[problem.cell].encode(),
         *(ctypes.c_int64(n) for n in (problem.steps, problem.batch, problem.hidden)),
         ctypes.c_int(problem.training),
         ctypes.c_int(threads),

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from rnnkern._checks import Array
-
-GATES = {"rnn": 1, "simplified_gru": 2, "gru_before": 3, "gru_after": 3, "lstm": 4}
-CELLS = tuple(GATES)
+from rnnkern.cells import CELLS
 
 # (B, T, H), from one row of a small network to a batch that fills any core; I = H.
 SIZES = (
@@ -45,6 +43,11 @@ class Problem:
     bidirectional: bool = False
 
     @property
+    def gates(self) -> int:
+        """G."""
+        return len(CELLS[self.cell].layer.gates)
+
+    @property
     def directions(self) -> int:
         """D."""
         return 2 if self.bidirectional else 1
@@ -57,7 +60,7 @@ class Problem:
     @property
     def recurrent_bytes(self) -> int:
         """Bytes of the weights that every step of one layer and direction reads."""
-        return GATES[self.cell] * self.hidden**2 * self.item_bytes
+        return self.gates * self.hidden**2 * self.item_bytes
 
     def lengths(self) -> Array | None:
         """Of a ragged batch: uniform in 1..T, always the same."""
@@ -72,7 +75,7 @@ class Problem:
         live = self.batch * self.steps if lengths is None else int(lengths.sum())
         inputs = self.hidden * (1 + self.directions * (self.layers - 1))
         columns = inputs + self.hidden * self.layers
-        forward = 2.0 * GATES[self.cell] * self.hidden * columns * self.directions * live
+        forward = 2.0 * self.gates * self.hidden * columns * self.directions * live
         return 3.0 * forward if self.training else forward
 
     @property
@@ -91,9 +94,12 @@ class Problem:
         return asdict(self)
 
 
-def grid(cells: tuple[str, ...] = CELLS, *, full: bool = False) -> Iterator[Problem]:
-    """Every cell at some sizes, inference then training; ``full`` has all sizes and kinds."""
-    for cell in cells:
+def grid(cells: Sequence[str] | None = None, *, full: bool = False) -> Iterator[Problem]:
+    """Cells at some sizes, inference then training; ``full`` has all sizes and kinds.
+
+    ``None`` takes every cell.
+    """
+    for cell in tuple(CELLS) if cells is None else cells:
         for size in SIZES if full else SHORT_SIZES:
             for training in (False, True):
                 yield Problem(cell, *size, training)
@@ -105,11 +111,11 @@ def grid(cells: tuple[str, ...] = CELLS, *, full: bool = False) -> Iterator[Prob
 
 def _variants(cell: str, training: bool) -> Iterator[Problem]:
     """Those kinds of problem that some cells are enough for."""
-    if cell in ("rnn", "gru_after", "lstm"):
+    if cell in ("rnn", "gru-after", "lstm"):
         for batch, steps, hidden in SIZES:
             if batch > 1:
                 yield Problem(cell, batch, steps, hidden, training, compute="bfloat16")
-    if cell in ("gru_after", "lstm"):
+    if cell in ("gru-after", "lstm"):
         yield Problem(cell, 32, 50, 256, training, dtype="float64")
         yield Problem(cell, 32, 50, 256, training, layers=2)
         yield Problem(cell, 32, 50, 256, training, bidirectional=True)

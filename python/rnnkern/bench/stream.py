@@ -13,22 +13,15 @@ from typing import Any
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.bench.peers import (
-    Case,
-    Contender,
-    compare,
-    make_case,
-    onnxruntime_session,
-    tolerance,
-    torch_module,
-)
+from rnnkern.bench.case import Case, Contender, compare, make_case, tolerance
+from rnnkern.bench.onnx_peer import onnxruntime_session
 from rnnkern.bench.problems import Problem
 from rnnkern.bench.report import Line, duration, table
 from rnnkern.bench.timing import alternate
+from rnnkern.bench.torch_peer import KINDS, torch_module
 
 HIDDEN = (16, 32, 64, 128, 256, 512, 1024)
 SHORT_HIDDEN = (64, 256)
-CELLS = ("rnn", "gru_before", "gru_after", "lstm")
 BLOCK = 512
 _COMPARED = 9  # steps whose outputs are compared
 
@@ -68,8 +61,7 @@ def torch_step(case: Case) -> Step | str:
     import torch
 
     hidden = case.problem.hidden
-    kinds = {"rnn": torch.nn.RNNCell, "gru_after": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
-    cell: Any = kinds[case.problem.cell](hidden, hidden)
+    cell: Any = getattr(torch.nn, f"{KINDS[case.problem.cell].layer}Cell")(hidden, hidden)
     for name, value in module.named_parameters():
         getattr(cell, name.removesuffix("_l0")).data.copy_(value.data)
     state: Any = None
@@ -88,7 +80,7 @@ def measure(cell: str, hidden: int, seconds: float) -> dict[str, Any]:
     """One cell and size: a step and a block of steps, and how many times the peers' speed.
 
     Args:
-        cell: One of ``CELLS``.
+        cell: A name out of ``rnnkern.cells.CELLS``.
         hidden: H and I.
         seconds: To spend on each contender, about.
 
