@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recurrent networks at the speed of the machine, straight from NumPy."""
 
+from rnnkern._version import __version__
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.frozen import Frozen
@@ -39,6 +40,7 @@ __all__ = [
     "StateGradients",
     "Stream",
     "Tape",
+    "__version__",
     "clip_grad_norm",
     "clip_grad_value",
     "get_num_threads",

@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from rnnkern import info, set_num_threads
+from rnnkern import __version__, info, set_num_threads
 from rnnkern._checks import positive_int
 
 # Commands whose module is loaded when they are the one: its configure(parser) adds the options.
@@ -44,6 +44,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rnnkern", description="Recurrent networks as compiled kernels."
     )
+    parser.add_argument("--version", action="version", version=f"rnnkern {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     tell = commands.add_parser("info", help="tell what this installation runs on, and why")

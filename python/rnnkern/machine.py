@@ -6,11 +6,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from types import ModuleType
 
 from rnnkern import _core
 from rnnkern._checks import positive_int
+from rnnkern._version import __version__
 from rnnkern.devices import cuda_status
 
 _LARGEST = 2**31 - 1
@@ -95,7 +95,7 @@ def _register(threadpoolctl: ModuleType) -> None:
             self.dynlib.rnnkern_set_num_threads(num_threads)
 
         def get_version(self) -> str:
-            return version("rnnkern")
+            return __version__
 
     if not any(c.internal_api == "rnnkern" for c in threadpoolctl._ALL_CONTROLLERS):
         threadpoolctl.register(Controller)
@@ -108,7 +108,7 @@ if "threadpoolctl" in sys.modules:
 def info() -> dict[str, str]:
     """Version, instruction set, threads and devices, each with why it is so."""
     return {
-        "version": version("rnnkern"),
+        "version": __version__,
         "instruction set": f"{_core.isa()} ({_core.isa_reason()})",
         "supported here": ", ".join(_core.supported_isas()),
         "bfloat16 products": _core.bfloat16_product(),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A progress bar on a terminal, and lines that stay above it."""
+"""A progress bar on a terminal with the time that is left, and lines that stay above it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._drawn = False
         self._next = 0.0
+        self._began: tuple[float, float] | None = None  # when, and how full the bar was then
 
     def __enter__(self) -> Progress:
         return self
@@ -33,15 +34,30 @@ class Progress:
 
     def show(self, fraction: float, text: str) -> None:
         """Draw the bar, ``fraction`` of it full, with ``text`` behind; often is cheap."""
-        if not self._terminal or time.monotonic() < self._next:
+        now = time.monotonic()
+        if not self._terminal or now < self._next:
             return
-        self._next = time.monotonic() + _SECONDS_BETWEEN
-        full = round(_BAR * min(fraction, 1.0))
-        bar = f"[{'#' * full}{' ' * (_BAR - full)}] {min(fraction, 1.0):4.0%} {text}"
+        self._next = now + _SECONDS_BETWEEN
+        fraction = min(fraction, 1.0)
+        full = round(_BAR * fraction)
+        left = self._left(now, fraction)
+        bar = f"[{'#' * full}{' ' * (_BAR - full)}] {fraction:4.0%} {left}{text}"
         width = shutil.get_terminal_size().columns - 1
         sys.stderr.write(f"\r\x1b[K{bar[:width]}")
         sys.stderr.flush()
         self._drawn = True
+
+    def _left(self, now: float, fraction: float) -> str:
+        """The time that the rest takes at the pace so far; nothing before there is a pace."""
+        if self._began is None or fraction < self._began[1]:  # what follows has a bar of its own
+            self._began = now, fraction
+        since, before = now - self._began[0], fraction - self._began[1]
+        if before <= 0.0 or since <= 0.0:
+            return ""
+        seconds = (1.0 - fraction) * since / before
+        if seconds < 100.0:
+            return f"{seconds:.0f} s left, "
+        return f"{seconds / 60.0:.0f} min left, "
 
     def line(self, text: str) -> None:
         """Print a line to standard output; the bar moves below it."""

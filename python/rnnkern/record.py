@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rnnkern import _core, get_num_threads, info
+from rnnkern import __version__, _core, get_num_threads, info
 
-_PACKAGES = ("rnnkern", "numpy", "torch", "onnxruntime")
+_PACKAGES = ("numpy", "torch", "onnxruntime")
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -37,7 +37,10 @@ def facts() -> dict[str, Any]:
         "cores": os.cpu_count() or 1,
         "isa": info()["instruction set"],
         "threads": get_num_threads(),
-        "versions": {name: version(name) for name in _PACKAGES if find_spec(name)},
+        "versions": {
+            "rnnkern": __version__,
+            **{name: version(name) for name in _PACKAGES if find_spec(name)},
+        },
     }
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import pty
 import signal
@@ -19,6 +20,7 @@ import rnnkern as rk
 from rnnkern.adder import Training
 from rnnkern.cli import main
 
+from support.processes import run_python
 from support.threads import using_threads
 
 TINY = ["--digits", "1", "--hidden", "16", "--batch", "32", "--share", "0.5"]
@@ -124,7 +126,8 @@ def test_resume(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(capsys, "adder", "train", "--resume", "--steps", "5")
     assert "--steps 5 was given, but the run in adder.safetensors has steps 4" in message
     assert "a.previous" not in [p.name for p in here.iterdir()]
-    assert "missing: " in fails(capsys, "adder", "train", "--resume", "--model", "missing")
+    message = fails(capsys, "adder", "train", "--resume", "--model", "missing")
+    assert "missing: No such file or directory: begin a run without --resume" in message
 
 
 def test_plot(here: Path) -> None:
@@ -214,7 +217,22 @@ def test_as_a_module() -> None:
     assert run("--help").stdout.startswith("usage: rnnkern ")
     done = run("adder", "ask", "--model", "missing", "1+1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "rnnkern: error: missing: No such file or directory\n"
+    assert done.stderr == (
+        "rnnkern: error: missing: No such file or directory: 'rnnkern adder train' makes one\n"
+    )
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"rnnkern {rk.__version__}\n"
+    assert rk.__version__ == rk.info()["version"] == importlib.metadata.version("rnnkern")
+
+
+def test_an_import_does_not_load_what_few_need() -> None:
+    loaded = run_python("import sys, rnnkern; print(*sys.modules)").stdout.split()
+    assert not {"argparse", "importlib.metadata", "rnnkern.adder", "rnnkern.cli"} & set(loaded)
 
 
 @pytest.fixture

@@ -22,11 +22,16 @@ from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress
 
 _MODEL = Path("adder.safetensors")
+_TRAIN_FIRST = "'rnnkern adder train' makes one"
 _MOST_PAIRS = 10**8  # that ``evaluate --all`` asks
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Give the parser of ``rnnkern adder`` its actions and their options."""
+    parser.description = (
+        "A model that learns to add from examples: 'rnnkern adder train' trains one in a minute "
+        "or two, 'rnnkern adder ask \"535+61\"' asks it."
+    )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
@@ -156,7 +161,7 @@ def _fresh(path: Path, given: dict[str, Any], device: str) -> Training:
 
 def _resumed(path: Path, given: dict[str, Any], device: str) -> Training:
     """The run of a checkpoint, whose settings must not be given another value."""
-    training = Training.load(path, device=device)
+    training = _loaded(path, device, "begin a run without --resume")
     for name, value in given.items():
         kept = getattr(training.adder.settings, name)
         if value != kept:
@@ -167,14 +172,23 @@ def _resumed(path: Path, given: dict[str, Any], device: str) -> Training:
     return training
 
 
+def _loaded(path: Path, device: str, remedy: str) -> Training:
+    """The run of a checkpoint; where there is none the error says what to do."""
+    try:
+        return Training.load(path, device=device)
+    except FileNotFoundError as error:
+        text = f"{error.strerror}: {remedy}"
+        raise FileNotFoundError(error.errno, text, error.filename) from None
+
+
 def _ask(options: argparse.Namespace) -> None:
-    adder = Training.load(options.model, device=options.device).adder
+    adder = _loaded(options.model, options.device, _TRAIN_FIRST).adder
     for question in options.question:
         print(adder.ask(question))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    adder = Training.load(options.model, device=options.device).adder
+    adder = _loaded(options.model, options.device, _TRAIN_FIRST).adder
     pairs = adder.pairs
     if not options.all:
         score = adder.evaluate(*pairs.held_out(positive_int("pairs", options.pairs)))
