@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", required=True)
     options = parser.parse_args()
     rk.set_num_threads(options.threads)
-    record = {"facts": facts(), "runs": []}
+    record: dict[str, Any] = {"facts": facts(), "runs": []}
     if options.json.exists():
         record = json.loads(options.json.read_text(encoding="utf-8"))
     done = {(run["cell"], run["seed"]) for run in record["runs"]}

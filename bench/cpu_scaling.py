@@ -16,10 +16,11 @@ from typing import Any
 
 import gpu_work
 
-from rnnkern.bench.command import set_peer_threads
-from rnnkern.bench.peers import compare, make_case, rnnkern_contender, tolerance, torch_contender
+from rnnkern.bench.case import compare, make_case, tolerance
+from rnnkern.bench.peers import rnnkern_contender
 from rnnkern.bench.problems import Problem
 from rnnkern.bench.timing import alternate
+from rnnkern.bench.torch_peer import set_peer_threads, torch_contender
 
 THREADS = (1, 2, 4, 8, 16)
 _SECONDS = 0.3  # of measuring, a contender
@@ -31,7 +32,7 @@ def works() -> Iterator[tuple[Problem, int]]:
     problems = [
         Problem("lstm", 64, 50, 512, training=True),
         Problem("lstm", 1, 100, 1024, training=False),
-        Problem("gru_after", 32, 50, 256, training=True),
+        Problem("gru-after", 32, 50, 256, training=True),
     ]
     problems += [replace(problems[0], compute="bfloat16"), replace(problems[0], training=False)]
     cores = len(os.sched_getaffinity(0))

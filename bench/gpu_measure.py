@@ -23,6 +23,8 @@ from gpu_work import HALVES, Record, Work, cudnn
 from numpy.typing import NDArray
 
 import rnnkern as rk
+from rnnkern.bench.torch_peer import KINDS, negated
+from rnnkern.cells import CELLS
 from rnnkern.devices import get_device
 
 Array = NDArray[Any]
@@ -59,16 +61,8 @@ class Contender:
 
 def make_layer(work: Work, device: str) -> Any:
     """Ours."""
-    kinds: dict[str, tuple[Any, dict[str, str]]] = {
-        "rnn": (rk.RNN, {}),
-        "simplified_gru": (rk.SimplifiedGRU, {}),
-        "gru_before": (rk.GRU, {"reset": "before"}),
-        "gru_after": (rk.GRU, {"reset": "after"}),
-        "lstm": (rk.LSTM, {}),
-    }
-    kind, options = kinds[work.cell]
     compute = None if device == "cpu" or work.compute == "float32" else work.compute
-    return kind(
+    return CELLS[work.cell].build(
         work.inputs,
         work.hidden,
         work.layers,
@@ -76,7 +70,6 @@ def make_layer(work: Work, device: str) -> Any:
         compute=compute,
         device=device,
         seed=0,
-        **options,
     )
 
 
@@ -120,7 +113,7 @@ def rnnkern_contender(case: Case, *, padded: bool = False) -> Contender:
 def torch_contender(case: Case, compute: str, place: str = "cuda") -> Contender | str:
     """PyTorch's layers, on a GPU cuDNN's, in that precision; or why there are none."""
     work = case.work
-    if work.cell == "simplified_gru":
+    if _twin(work.cell) not in KINDS:
         return "no such cell"
     try:
         import torch
@@ -128,7 +121,7 @@ def torch_contender(case: Case, compute: str, place: str = "cuda") -> Contender 
         return str(error)
     if place == "cuda" and not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
-    kind = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM}.get(work.cell, torch.nn.GRU)
+    kind = getattr(torch.nn, KINDS[_twin(work.cell)].layer)
     dtype = getattr(torch, compute) if compute in HALVES else torch.float32
     module: Any = kind(work.inputs, work.hidden, work.layers, bidirectional=work.directions == 2)
     with torch.no_grad():
@@ -164,19 +157,20 @@ def torch_contender(case: Case, compute: str, place: str = "cuda") -> Contender 
     def answer() -> list[Array]:
         return [array.detach().float().cpu().numpy() for array in run()]
 
-    # Nobody else has the reset before: cuDNN's other GRU stands beside it in time alone.
-    same = work.cell != "gru_before"
+    same = _twin(work.cell) == work.cell
     return Contender(cudnn(compute), compute, run, answer if same else None)
+
+
+def _twin(cell: str) -> str:
+    """The cell that PyTorch's is: nobody has the reset before, so the other GRU is timed beside."""
+    return "gru-after" if cell == "gru" else cell
 
 
 def torch_parameters(work: Work, params: dict[str, Array]) -> dict[str, Array]:
     """Our parameters under PyTorch's names, whose z is 1 - u: a GRU's update rows change sign."""
     theirs: dict[str, Array] = {}
-    update = slice(work.hidden, 2 * work.hidden)
     for name, p in params.items():
-        array = p.copy()
-        if work.cell.startswith("gru") and not name.startswith("bias_hn"):
-            array[update] *= -1
+        array = p if name.startswith("bias_hn") else negated(_twin(work.cell), p)
         if name.startswith("bias_l"):
             theirs[name.replace("bias", "bias_ih")] = array
             theirs.setdefault(name.replace("bias", "bias_hh"), np.zeros_like(array))

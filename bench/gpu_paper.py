@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,8 @@ def timed(clock: Any, run: Callable[[], Any]) -> float:
     """Milliseconds, the median."""
     run()
     clock.synchronize()
-    return statistics.median(clock.milliseconds(run) for _ in range(_TURNS))
+    median: float = statistics.median(clock.milliseconds(run) for _ in range(_TURNS))
+    return median
 
 
 def in_words(times: dict[int, float]) -> str:
@@ -209,7 +211,7 @@ def slopes() -> Iterator[Item]:
         (True, 768, "21 us a step in all"),
     ):
         work = point(training, inputs)
-        yield "3 ours", work.key, predicted, lambda w=work: slope_of(w, rnnkern_contender)
+        yield "3 ours", work.key, predicted, partial(slope_of, work, rnnkern_contender)
 
 
 def products(xp: Any) -> Iterator[Item]:
@@ -241,7 +243,7 @@ def products(xp: Any) -> Iterator[Item]:
             "5 products",
             f"float16 {m} x {n} x {k}{', rows summed over' if transposed else ''}",
             "about 60 TF/s, cuBLAS 600 to 700",
-            lambda s=(m, n, k, transposed): measure(*s),
+            partial(measure, m, n, k, transposed),
         )
 
 
@@ -250,8 +252,8 @@ _ROWS: tuple[tuple[Work, str, str], ...] = tuple(
     (Work("paper", cell, h, b, t, compute, False, h, layers, directions), ours, theirs)
     for cell, h, b, t, compute, layers, directions, ours, theirs in (
         ("lstm", 768, 16, 1024, "float16", 1, 1, "8.1; 22", "2.0; 5.2"),
-        ("gru_after", 512, 32, 256, "float16", 1, 1, "1.7; 4.3", "2.2; 5.5"),
-        ("gru_before", 512, 32, 256, "float16", 1, 1, "2.8; 6.5", "2.2; 5.5"),
+        ("gru-after", 512, 32, 256, "float16", 1, 1, "1.7; 4.3", "2.2; 5.5"),
+        ("gru", 512, 32, 256, "float16", 1, 1, "2.8; 6.5", "2.2; 5.5"),
         ("lstm", 256, 1, 512, "float16", 1, 1, "2.5; 5.5", "3.8; 9"),
         ("lstm", 1024, 64, 128, "float16", 1, 1, "2.4; 7.8", "0.5; 1.5"),
         ("lstm", 512, 32, 256, "float16", 2, 2, "5.1; 12.8", "5; 13"),
@@ -270,7 +272,7 @@ def peers() -> Iterator[Item]:
                 "6 cuDNN",
                 f"{cudnn(work.compute)} {work.key}",
                 predicted,
-                lambda w=work: slope_of(w, lambda case: torch_contender(case, w.compute)),
+                partial(slope_of, work, partial(torch_contender, compute=work.compute)),
             )
 
 
@@ -280,7 +282,7 @@ def plans() -> Iterator[Item]:
         for training in (False, True):
             work = Work(**{**vars(row), "training": training})
             predicted = f"{ours} ms forward; both ways, less 15%"
-            yield "7 ours", work.key, predicted, lambda w=work: slope_of(w, rnnkern_contender)
+            yield "7 ours", work.key, predicted, partial(slope_of, work, rnnkern_contender)
 
     def forced(work: Work, groups: int) -> str:
         kernels: Any = get_device("cuda").kernels  # type: ignore[attr-defined]
@@ -294,7 +296,7 @@ def plans() -> Iterator[Item]:
         for groups in (1, 2, 4):
             predicted = "the plan's own choice is the fastest"
             name = f"{groups} groups, {work.key}"
-            yield "7 plans", name, predicted, lambda w=work, g=groups: forced(w, g)
+            yield "7 plans", name, predicted, partial(forced, work, groups)
 
 
 # -- the host, and a profile -----------------------------------------------------------------------

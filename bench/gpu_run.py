@@ -88,6 +88,7 @@ def here_stages(code: str) -> list[Stage]:
         options = ("--code", code, "--isas", "avx2")
         tool = str(ROOT / "tools" / "gpu_wheel.py")
         found.append(Stage("build", (sys.executable, tool, *options), 120))
+    pip: tuple[str, ...]
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps")
     pip += ("--no-compile", "--disable-pip-version-check", "--find-links", str(gpu_wheel.FOLDER))
     return [*found, Stage("install", (*pip, "--target", str(SITE), "rnnkern"), 30)]
@@ -101,6 +102,7 @@ def stages(python: str, path: Path, *, quick: bool) -> list[Stage]:
 
     scale = QUICK if quick else 1.0
     # What another library warns of on some machine is no failure of ours.
+    pytest: tuple[str, ...]
     pytest = (python, "-m", "pytest", "-v", "--no-header", "-W", "default", "-m", "gpu")
     pytest += ("-p", "no:cacheprovider", "--tb=short", "-rfE")
     if python != sys.executable or find_spec("xdist"):
@@ -122,8 +124,10 @@ def stages(python: str, path: Path, *, quick: bool) -> list[Stage]:
         Stage("ratios", script("gpu_measure.py", file, "ratios"), 90 * scale, listed=True),
     ]
     for tool in ("memcheck",) if quick else SANITIZERS:
-        sanitizer = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
-        sanitizer += ("--print-limit", "5", "--kernel-name", "kns=rnnkern")
+        sanitizer = (
+            *("compute-sanitizer", "--tool", tool, "--error-exitcode", "9"),
+            *("--print-limit", "5", "--kernel-name", "kns=rnnkern"),
+        )
         command = (*sanitizer, *script("gpu_sanitize.py"))
         found.append(Stage(tool, command, 30, "compute-sanitizer", SANITIZERS[tool]))
     if not quick:

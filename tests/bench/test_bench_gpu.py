@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkern import devices
+from rnnkern import cells, devices
 
 from support.cuda_kernels import Emulation, Spoiled
 from support.emulation import EmulatedCuda, StandIn
@@ -59,6 +59,10 @@ def work(**changes: Any) -> Any:
     return gpu_work.Work(**{**fields, **changes})
 
 
+def test_the_gates_are_those_of_the_registry() -> None:
+    assert {name: len(cell.layer.gates) for name, cell in cells.CELLS.items()} == gpu_work.GATES
+
+
 def test_the_grid_has_all_that_was_promised() -> None:
     works = {name: gpu_work.todo(name, []) for name in gpu_work.PARTS}
     sizes = {(w.hidden, w.batch, w.steps) for w in works["grid"]}
@@ -73,7 +77,7 @@ def test_the_grid_has_all_that_was_promised() -> None:
     }
     rows = {(w.cell, w.hidden, w.batch, w.steps) for w in works["deepbench"]}
     assert len(rows) == 52
-    assert {("gru_after", 2816, 32, 187), ("lstm", 4096, 128, 25), ("rnn", 2560, 16, 50)} <= rows
+    assert {("gru-after", 2816, 32, 187), ("lstm", 4096, 128, 25), ("rnn", 2560, 16, 50)} <= rows
     for required in gpu_work.REQUIREMENTS:
         some = [gpu_work.describe(w) for part in works.values() for w in part]
         assert any(required.applies(r) for r in some), required.work
@@ -352,8 +356,8 @@ def test_ratios_and_verdicts() -> None:
     records = [
         {"stage": "tests", "ok": True, "seconds": 5.0, "detail": "9 passed"},
         record(work(**point, compute="bfloat16"), **times),
-        record(work(cell="gru_before", hidden=256), rnnkern=1.0, cuDNN_float16=2.5),
-        record(work(cell="gru_after", hidden=128), rnnkern=1.0, cuDNN_float16=0.7),
+        record(work(cell="gru", hidden=256), rnnkern=1.0, cuDNN_float16=2.5),
+        record(work(cell="gru-after", hidden=128), rnnkern=1.0, cuDNN_float16=0.7),
         {**gpu_work.describe(work(cell="rnn")), "error": "out of memory"},
         {**record(work(ragged=True), rnnkern=1.0, rnnkern_padded=2.5), "live": 0.5},
     ]
@@ -363,7 +367,7 @@ def test_ratios_and_verdicts() -> None:
     assert forward[6].startswith("met")
     gru = rows["GRU, any reset, H >= 256, fp16/bf16", "cuDNN GRU fp16"]
     assert gru[3] == "2.50"
-    assert gru[6] == "met; worst: gru_before H256 B1 T64 I64 L1 D1 float16 infer"
+    assert gru[6] == "met; worst: gru H256 B1 T64 I64 L1 D1 float16 infer"
     bfloat16 = rows["LSTM bf16", "cuDNN bf16"]
     assert (bfloat16[3], bfloat16[6][:7]) == ("1.40", "NOT met")
     anything = rows["anything", "cuDNN, same precision"]
@@ -478,7 +482,7 @@ def test_contenders_agree(
         )
         ours = gpu_measure.rnnkern_contender(case)
         theirs = gpu_measure.torch_contender(case, "float32", "cpu")
-        if cell == "simplified_gru":
+        if cell == "simplified-gru":
             assert theirs == "no such cell"
             continue
         with using_threads(1):  # which PyTorch's idle threads would slow down
