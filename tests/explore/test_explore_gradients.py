@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rnnkern import StateGradients, Tape
+from rnnkern import Recurrent, StateGradients, Tape
 from rnnkern.cells import CELLS
 from rnnkern.explore import Result, gradients
 from rnnkern.explore.gradients import PATHS, figure, paths_to_h, shares
@@ -99,3 +99,13 @@ def test_the_picture_has_axes_with_names(result: Result) -> None:
     drawn = figure(result)
     assert all(axes.get_ylabel() for axes in drawn.axes)
     assert len(drawn.axes) == 4
+
+
+def test_paths_of_a_cell_that_is_not_known_are_not_told() -> None:
+    class Unknown(Recurrent):
+        """A cell that the program has never heard of."""
+
+    model = Model("gru", 3, 6, 2, readout="last", dtype="float64")
+    tape, traced = _traced(model, Batch(np.ones((4, 2, 3)), np.zeros(2, np.int64)))
+    layer = object.__new__(Unknown)
+    assert paths_to_h(layer, tape, traced) == shares(layer, tape, traced) == {}

@@ -6,7 +6,8 @@ Vanishing and exploding gradients: Hochreiter 1991; Bengio, Simard & Frasconi 19
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from rnnkern.explore.model import Batch, Model
 from rnnkern.explore.pictures import COLORS, draw_cell, new_figure
 from rnnkern.explore.result import Result
 from rnnkern.explore.run import Experiment, Run
-from rnnkern.layers import GRU, LSTM
+from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.tape import StateGradients, Tape
 
@@ -45,27 +46,52 @@ _PATH_LABELS = {
 }
 
 
+class _Way(NamedTuple):
+    """How h_{t-1} gets into a cell, beside the plain product of every gate.
+
+    Attributes:
+        update: The gate that keeps h_{t-1} as it closes: h_t has (1 - gate)·h_{t-1}.
+        reset: The gate that the candidate's recurrent product is reset by.
+        after: Whether it multiplies the product, instead of h_{t-1} before.
+
+    """
+
+    update: str | None = None
+    reset: str | None = None
+    after: bool = False
+
+
+def _way(layer: Recurrent) -> _Way | None:
+    """That of a layer's cell, where this program knows it."""
+    if isinstance(layer, GRU):
+        return _Way(update="u", reset="r", after=layer.reset == "after")
+    if isinstance(layer, SimplifiedGRU):
+        return _Way(update="u")
+    return _Way() if isinstance(layer, (RNN, LSTM)) else None
+
+
 def paths_to_h(layer: Recurrent, tape: Tape, traced: StateGradients) -> dict[str, Array]:
     """What each path brings to ∂L/∂h_{t-1} from step t, t = 1..T-1: arrays (T - 1, B, H).
 
     ``direct`` is the way around all products, and each other path is the recurrent product of that
     gate. They sum to ∂L/∂h_{t-1} wherever the loss does not look at h_{t-1} itself. One layer, one
-    direction.
+    direction. Nothing for a cell whose ways are not known here.
     """
-    gates = tape.gates()[0]
+    way, gates = _way(layer), tape.gates()[0]
+    if way is None:
+        return {}
     blocks = np.split(layer.params["weight_hh_l0"], len(layer.gates))
     parts = {}
     for name, block in zip(layer.gates, blocks, strict=True):
         gradient = traced.gates[name][1:]
-        resets = isinstance(layer, GRU) and name == "n"
-        if resets and isinstance(layer, GRU) and layer.reset == "after":
-            parts[name] = (gates["r"][1:] * gradient) @ block
-        elif resets:
-            parts[name] = gates["r"][1:] * (gradient @ block)
-        else:
+        if name != "n" or way.reset is None:
             parts[name] = gradient @ block
-    if "u" in gates and traced.c is None:
-        parts["direct"] = (1.0 - gates["u"][1:]) * traced.h[1:]
+        elif way.after:
+            parts[name] = (gates[way.reset][1:] * gradient) @ block
+        else:
+            parts[name] = gates[way.reset][1:] * (gradient @ block)
+    if way.update is not None:
+        parts["direct"] = (1.0 - gates[way.update][1:]) * traced.h[1:]
     return parts
 
 
@@ -146,7 +172,7 @@ def _draw(rng: np.random.Generator) -> Batch:
 
 
 def _radii(cell: str) -> tuple[float, ...]:
-    return _RADII if cell == "rnn" else (1.0,)
+    return _RADII if issubclass(CELLS[cell].layer, RNN) else (1.0,)
 
 
 def _model(cell: str, radius: float, seed: int) -> Model:
@@ -187,9 +213,14 @@ def _look(model: Model, batch: Batch) -> dict[str, Any]:
 def _measures(curve: dict[str, Any]) -> dict[str, float]:
     return {
         **{f"T-t = {d}": curve["h"][d] for d in _DISTANCES},
-        "direct": float(np.mean(curve["shares"].get("direct", 0.0))),
+        "direct": _mean_direct(curve["shares"]),
         "loss": curve["loss"],
     }
+
+
+def _mean_direct(shares: dict[str, list[float]]) -> float:
+    """0 for a cell without a direct path, NaN where the paths are not known."""
+    return float(np.mean(shares.get("direct", 0.0))) if shares else math.nan
 
 
 def figure(result: Result) -> Figure:
