@@ -275,9 +275,6 @@ def _described(models: Mapping[str, Any]) -> dict[str, str]:
 # -- what a file says, checked before it is trusted -----------------------------------------------
 
 
-# -- what a file says, checked before it is trusted -----------------------------------------------
-
-
 def _empty_models(
     entries: Mapping[str, Entry], metadata: Mapping[str, str], device: str
 ) -> dict[str, Any]:

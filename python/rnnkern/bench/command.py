@@ -77,7 +77,9 @@ def _run(options: argparse.Namespace) -> None:
     positive_int("threads", options.threads)
     if options.plot is not None:
         require_matplotlib()
-        options.plot.mkdir(parents=True, exist_ok=True)  # before the minutes, not after
+        options.plot.mkdir(
+            parents=True, exist_ok=True
+        )  # an error should come before the minutes of work
     for path in (options.json, options.markdown):
         if path is not None:
             path.touch()

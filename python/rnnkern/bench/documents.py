@@ -27,7 +27,7 @@ from rnnkern.explore.result import Result
 Record = dict[str, Any]
 
 _MARKED = re.compile(r"(<!-- table: ([\w-]+)([^\n]*) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-# As records of earlier versions call cells.
+# Records of earlier versions have the kernels' names of the cells.
 _RENAMED = {"simplified_gru": "simplified-gru", "gru_before": "gru", "gru_after": "gru-after"}
 
 

@@ -15,7 +15,7 @@ from rnnkern._checks import Array
 from rnnkern.bench.problems import Problem
 
 LIBRARIES = ("onednn", "libxsmm")
-# The cells that an adapter may have, by our names, as the adapters call them.
+# The adapters' names of the cells that one of them may have; each refuses those it lacks.
 _NAMES = {"rnn": "rnn", "gru": "gru_before", "gru-after": "gru_after", "lstm": "lstm"}
 _ERROR_BYTES = 256
 

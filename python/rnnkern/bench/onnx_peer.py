@@ -35,7 +35,7 @@ class _Kind:
     attributes: dict[str, int] = field(default_factory=dict)
 
 
-# Those that it has, by our names; there is no other.
+# By our names; ONNX has no other cell.
 KINDS = {
     "rnn": _Kind("RNN", ("h",)),
     "gru": _Kind("GRU", ("u", "r", "n"), "u", attributes={"linear_before_reset": 0}),

@@ -31,7 +31,7 @@ class _Kind:
     own_bias: bool = False
 
 
-# Those that it has, by our names; there is no other.
+# By our names; PyTorch has no other cell.
 KINDS = {
     "rnn": _Kind("RNN"),
     "gru-after": _Kind("GRU", negated="u", own_bias=True),

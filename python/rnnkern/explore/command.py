@@ -64,7 +64,9 @@ def _run(options: argparse.Namespace) -> None:
         print(_listed())
         return
     experiment = EXPERIMENTS[choice("NAME", options.name, tuple(EXPERIMENTS))]
-    options.output.mkdir(parents=True, exist_ok=True)  # before the minutes, not after
+    options.output.mkdir(
+        parents=True, exist_ok=True
+    )  # an error should come before the minutes of work
     with Progress() as progress:
         result = experiment(
             seed=options.seed,

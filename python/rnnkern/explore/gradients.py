@@ -32,7 +32,7 @@ _RADII = (0.8, 1.0, 1.2)  # of the simple RNN's W_hh; the others' are 1
 _FORGET_BIAS = 4.0  # of the LSTM: σ(4)^100 is 0.16
 _HIDDEN, _BATCH = 32, 32
 _LR, _STEPS, _QUICK_STEPS = 0.01, 500, 60
-_LEAST = 1e-30  # norms below are drawn as this
+_LEAST = 1e-30  # a logarithmic axis has no 0: norms below are drawn as this
 
 PATHS = ("direct", "n", "h", "u", "r", "f", "o")
 _PATH_LABELS = {

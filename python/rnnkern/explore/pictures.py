@@ -32,7 +32,7 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 
-# By the cell's place in the registry; a later cell begins anew.
+# By a cell's place in the registry; past the last they begin anew.
 _LOOKS = (
     (BLACK, "o", "-"),
     (ORANGE, "^", "--"),

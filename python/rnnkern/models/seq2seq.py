@@ -231,7 +231,7 @@ class Seq2Seq(Fixed):
             tokens.append(token)
         answer = xp.stack(tokens)
         lengths = self._lengths(answer)
-        # A row that has ended goes on with the others; what it says then is not its answer.
+        # All rows go on until the last has ended; what an ended one gave since is no answer.
         past = xp.arange(len(answer))[:, np.newaxis] >= lengths
         return xp.where(past, self.eos, answer), lengths
 
@@ -277,8 +277,8 @@ class Seq2Seq(Fixed):
         scores = xp.where(xp.arange(rows * width) % width == 0, 0.0, -np.inf)
         ended = xp.zeros(rows * width, np.bool_)
         counts = xp.zeros(rows * width, np.int64)
-        # Of one beam's continuations the likeliest alone can stay. An ended answer has one: eos
-        # again, free of charge.
+        # Of one beam at most ``width`` continuations can stay, the likeliest. An ended answer has
+        # one, another eos that leaves its score as it is.
         branches = min(width, self.output.out_features)
         again = xp.where(xp.arange(branches) == 0, 0.0, -np.inf)
         taken: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # (from which beam, token)
@@ -432,7 +432,7 @@ def _likeliest(xp: Any, logits: Array, count: int) -> tuple[NDArray[np.int64], N
     with np.errstate(all="ignore"):  # what is far from likely vanishes
         total = top + np.log(np.exp(logits - top[:, np.newaxis]).sum(axis=1, dtype=np.float64))
     tokens, steps = [], []
-    for _ in range(count):  # of a few rounds each is cheaper than a partition's share
+    for _ in range(count):  # a few maxima cost less than a partition
         tokens.append(logits.argmax(axis=1))
         steps.append(logits[rows, tokens[-1]] - total)
         logits[rows, tokens[-1]] = -np.inf

@@ -46,7 +46,7 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
         raise ValueError(f"targets must have shape {logits.shape[:-1]}, got {targets.shape}")
     classes = logits.shape[-1]
     if targets.dtype == np.uint64:
-        targets = np.minimum(targets, classes)  # too large all the same, and an int64
+        targets = np.minimum(targets, classes)  # still out of range, and now an int64
     target = targets.reshape(-1).astype(np.int64, copy=False)
     count = target.size
     if mask is not None:
