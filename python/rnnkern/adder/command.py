@@ -22,6 +22,7 @@ from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress
 
 _MODEL = Path("adder.safetensors")
+_METAVARS = {int: "N", float: "X", str: "NAME"}
 _TRAIN_FIRST = "'rnnkern adder train' makes one"
 _MOST_PAIRS = 10**8  # that ``evaluate --all`` asks
 
@@ -111,7 +112,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
                 f"--{field.name}",
                 type=kind,
                 default=argparse.SUPPRESS,
-                metavar=kind.__name__.upper(),
+                metavar=_METAVARS[kind],
                 help=helps[field.name] + default,
             )
 

@@ -87,35 +87,39 @@ class Seq2Seq(Fixed):
             raise ValueError("decoder_options needs a decoder_cell, got None")
         seed = None if seed is None else positive_int("seed", seed, minimum=0)
         seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
-        common = {
-            "batch_first": False,
-            "dropout": dropout,
-            "dtype": dtype,
-            "compute": compute,
-            "device": device,
-        }
+
+        def part(
+            kind: str,
+            tokens: int,
+            units: int,
+            options: Mapping[str, Any] | None,
+            seed: int,
+            both: bool,
+        ) -> Any:
+            return classes[kind](
+                tokens,
+                units,
+                num_layers,
+                bidirectional=both,
+                batch_first=False,
+                dropout=dropout,
+                dtype=dtype,
+                compute=compute,
+                seed=seed,
+                device=device,
+                **(options or {}),
+            )
+
         self._device = get_device(device)
         self.device = self._device.name
-        self.encoder = classes[cell](
-            positive_int("source_vocab", source_vocab),
-            hidden_size,
-            num_layers,
-            bidirectional=bidirectional,
-            seed=seeds[0],
-            **common,
-            **(cell_options or {}),
-        )
+        tokens = positive_int("source_vocab", source_vocab)
+        self.encoder = part(cell, tokens, hidden_size, cell_options, seeds[0], bidirectional)
         size = self.encoder.num_directions * self.encoder.hidden_size
-        own = cell if decoder_cell is None else decoder_cell
-        self.decoder = classes[own](
-            positive_int("target_vocab", target_vocab),
-            size,
-            num_layers,
-            bidirectional=False,
-            seed=seeds[1],
-            **common,
-            **((cell_options if decoder_cell is None else decoder_options) or {}),
-        )
+        tokens = positive_int("target_vocab", target_vocab)
+        if decoder_cell is None:
+            self.decoder = part(cell, tokens, size, cell_options, seeds[1], False)
+        else:
+            self.decoder = part(decoder_cell, tokens, size, decoder_options, seeds[1], False)
         self.output = Linear(size, target_vocab, dtype=dtype, seed=seeds[2], device=device)
         self.bos = _token("bos", bos, self.output.out_features)
         self.eos = _token("eos", eos, self.output.out_features)
