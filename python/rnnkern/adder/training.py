@@ -186,11 +186,14 @@ def train(
     training.save(path)
     started = time.perf_counter() - training.seconds
     saved = reported = training.seconds
+    settings = training.adder.settings
+    end = f" of {settings.steps}" if settings.minutes is None else ""
     with Progress() as progress:
         while training.fraction < 1.0:
             training.advance()
             training.seconds = time.perf_counter() - started
-            progress.show(training.fraction, f"step {training.step}  loss {training.loss:.4f}")
+            text = f"step {training.step}{end}, loss {training.loss:.4f}"
+            progress.show(training.fraction, text)
             if training.seconds - reported >= report_every:
                 progress.line(training.report())
                 reported = training.seconds
