@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -13,12 +14,35 @@ from hypothesis import settings
 from rnnkern import devices
 
 from support.gpu import record_failure
+from support.needs import leave_out
 
 for profile, examples in (("rnnkern", 12), ("sanitized", 3)):
     settings.register_profile(
         profile, max_examples=examples, deadline=None, derandomize=True, print_blob=False
     )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "rnnkern"))
+
+
+_left_out: Counter[str] = Counter()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _left_out.update(leave_out(items))
+    if hasattr(config, "workeroutput"):  # of pytest-xdist, whose parent tells it
+        config.workeroutput["left out"] = dict(_left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    _left_out.clear()  # every worker has left out the same
+    _left_out.update(getattr(node, "workeroutput", {}).get("left out", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _left_out:
+        needs = "; ".join(f"{count} need {what}" for what, count in _left_out.items())
+        terminalreporter.write_line(f"left out: {needs}")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

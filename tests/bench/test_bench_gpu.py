@@ -17,9 +17,10 @@ import pytest
 
 from rnnkern import cells, devices
 
+from support import gpu, needs
 from support.cuda_kernels import Emulation, Spoiled
 from support.emulation import EmulatedCuda, StandIn
-from support.gpu import no_gpu, record_failure
+from support.gpu import record_failure, the_gpu
 from support.layers import CELLS
 from support.threads import using_threads
 
@@ -28,8 +29,6 @@ gpu_run: Any = pytest.importorskip("gpu_run")
 gpu_measure: Any = pytest.importorskip("gpu_measure")
 gpu_paper: Any = pytest.importorskip("gpu_paper")
 gpu_smoke: Any = pytest.importorskip("gpu_smoke")
-gpu_wheel: Any = pytest.importorskip("gpu_wheel")
-check_sass: Any = pytest.importorskip("check_sass")
 
 ROOT = Path(__file__).parents[2]
 
@@ -211,12 +210,27 @@ def test_green_although_nothing_ran_is_not_green(tmp_path: Path) -> None:
 
 
 def test_a_missing_gpu_fails_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def item(*marks: pytest.MarkDecorator) -> Any:
+        found = {made.mark.name: made.mark for made in marks}
+        return SimpleNamespace(get_closest_marker=found.get)
+
+    monkeypatch.setattr(needs, "no_gpu", lambda: "no CuPy")
     monkeypatch.delenv("RNNKERN_REQUIRE_GPU", raising=False)
-    with pytest.raises(pytest.skip.Exception, match="no CuPy"):
-        no_gpu("no CuPy")
+    anywhere, of_a_gpu = item(), item(pytest.mark.gpu)
+    tests = [anywhere, of_a_gpu]
+    assert needs.leave_out(tests) == {"a GPU (no CuPy)": 1}
+    assert tests == [anywhere]
     monkeypatch.setenv("RNNKERN_REQUIRE_GPU", "1")
+    tests = [anywhere, of_a_gpu]
+    assert not needs.leave_out(tests)
+    assert tests == [anywhere, of_a_gpu]
+
+    def refuse(name: str) -> None:
+        raise ValueError("no CuPy")
+
+    monkeypatch.setattr(gpu, "get_device", refuse)
     with pytest.raises(pytest.fail.Exception, match="RNNKERN_REQUIRE_GPU is set: no CuPy"):
-        no_gpu("no CuPy")
+        the_gpu()
 
 
 def test_failures_of_tests_are_on_record_at_once(
@@ -230,51 +244,6 @@ def test_failures_of_tests_are_on_record_at_once(
         record_failure(report)  # type: ignore[arg-type]
     assert gpu_work.read(path) == [{"test": "a::b[gpu]", "detail": "y 0: step 3"}]
     assert "| a::b[gpu] | y 0: step 3 |" in gpu_work.report(gpu_work.read(path))
-
-
-def test_a_wheel_says_when_it_is_older_than_the_sources(tmp_path: Path) -> None:
-    root, folder = tmp_path / "tree", tmp_path / "wheel"
-    for path in ("CMakeLists.txt", "pyproject.toml", "csrc/a/b.cu", "python/rnnkern/c.py"):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(path)
-    folder.mkdir()
-    assert "no wheel for cp3" in gpu_wheel.find(folder, root)[1]
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    wheel = folder / f"rnnkern-0.1.0-{tag}-{tag}-linux_x86_64.whl"
-    wheel.touch()
-    assert "is older than the sources" in gpu_wheel.find(folder, root)[1]
-    (folder / "sources.sha256").write_text(gpu_wheel.source_hash(root) + "\n")
-    assert gpu_wheel.find(folder, root)[0] == wheel
-    (root / "csrc" / "a" / "b.o").write_text("no source")
-    assert gpu_wheel.find(folder, root)[0] == wheel
-    (root / "csrc" / "a" / "b.cu").write_text("changed")
-    assert gpu_wheel.find(folder, root) == (
-        None,
-        f"{wheel.name} is older than the sources: python tools/gpu_wheel.py",
-    )
-
-
-def test_machine_code_is_held_against_what_it_must_be() -> None:
-    def read(*instructions: str) -> Any:
-        lines = [
-            f"        /*{16 * k:04x}*/                   {i} ;" for k, i in enumerate(instructions)
-        ]
-        (counts,) = check_sass.read([".text._Z3one:", *lines]).values()
-        return counts
-
-    good = read("@!P0 LDS.128 R4, [R2]", "HMMA.16816.F32 R8, R4, R6, R8", "LDG.E R1, [R2.64]")
-    assert good == {"all": 3, "LDS.128": 1, "mma": 1, "LDG": 1}
-    assert list(check_sass.faults("Forward, tensor 16x32", good)) == []
-    bad = read("LD.E R4, [R2.64]", "STL [R1], R3", "@P1 ST.E.64 [R2.64], R4", "LDS.64 R4, [R2]")
-    assert list(check_sass.faults("Forward, tensor 16x32", bad)) == [
-        "local: 1",
-        "generic: 2",
-        "0 instructions of the tensor cores",
-        "no loads of 16 bytes from shared memory",
-    ]
-    assert list(check_sass.faults("Zero", bad)) == []
-    usage = " Function _Z3one:\n  REG:157 STACK:8 SHARED:0"
-    assert check_sass.read_usage(usage) == {"_Z3one": (157, 8)}
 
 
 def test_the_smoke_tells_where(tmp_path: Path) -> None:

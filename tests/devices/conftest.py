@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sides on which the GPU's kernels run."""
+"""What the GPU is in a test: emulated, a stand-in, or one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,38 @@ from typing import Any
 
 import pytest
 
+from rnnkern import devices
+
 from support.cuda_kernels import Emulation, Gpu
+from support.emulation import EmulatedCuda, Looks, StandIn, emulated_kernels
+from support.gpu import the_gpu
+from support.needs import emulated_device
+
+EMULATION = pytest.param("emulation", marks=emulated_device)
+GPU = pytest.param("gpu", marks=pytest.mark.gpu)
 
 
-@pytest.fixture(params=["emulation", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(params=[EMULATION, GPU])
 def side(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The kernels themselves, and arrays of theirs."""
     made = Emulation() if request.param == "emulation" else Gpu()
     yield made
     made.finish()
+
+
+@pytest.fixture(params=["stand-in", EMULATION, GPU])
+def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> devices.Cuda:
+    """What ``device="cuda"`` is in this test."""
+    if request.param == "gpu":
+        return the_gpu()
+    found = EmulatedCuda(StandIn() if request.param == "stand-in" else emulated_kernels())
+    monkeypatch.setitem(devices.base._ready, "cuda", found)
+    return found
+
+
+@pytest.fixture
+def no_looks() -> Iterator[None]:
+    """Nothing within looks at a value of the emulated device."""
+    before = Looks.count
+    yield
+    assert before == Looks.count

@@ -7,7 +7,7 @@ import copy
 import pickle
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -24,8 +24,7 @@ from rnnkern.layers.parameters import undrawn
 
 from support import emulation, reference
 from support.compare import assert_close, assert_same_bits
-from support.emulation import EmulatedCuda, Looks, StandIn, emulated_kernels
-from support.gpu import no_gpu
+from support.emulation import EmulatedCuda, StandIn
 from support.layers import CELLS, DTYPES, as_layer_state, as_tuple, cast, make, random_state
 from support.reference import Array
 
@@ -33,32 +32,6 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 STEPS, BATCH, INPUTS, HIDDEN = 6, 5, 4, 7
 LENGTHS = np.array([3, 6, 0, 1, 6])
 TINY = Settings(digits=1, hidden=16, batch=32, steps=20, share=0.5)
-
-KERNELS = ["stand-in", *(["emulation"] if emulated_kernels() else [])]
-
-
-@pytest.fixture(params=[*KERNELS, pytest.param("gpu", marks=pytest.mark.gpu)])
-def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> devices.Cuda:
-    """What ``device="cuda"`` is in this test."""
-    if request.param == "gpu":
-        try:
-            found = devices.get_device("cuda")
-        except ValueError as error:
-            no_gpu(str(error))
-    else:
-        kernels = StandIn() if request.param == "stand-in" else emulated_kernels()
-        found = EmulatedCuda(kernels)
-        monkeypatch.setitem(devices.base._ready, "cuda", found)
-    assert isinstance(found, devices.Cuda)
-    return found
-
-
-@pytest.fixture
-def no_looks() -> Iterator[None]:
-    """Nothing within looks at a value of the emulated device."""
-    before = Looks.count
-    yield
-    assert before == Looks.count
 
 
 def twins(cuda: devices.Cuda, cell: str, *sizes: int, **options: Any) -> tuple[Any, Any]:

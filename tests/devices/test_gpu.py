@@ -17,7 +17,7 @@ from rnnkern.adder import Adder, Settings, Training
 
 from support import reference
 from support.compare import assert_close, assert_same_bits
-from support.gpu import no_gpu
+from support.gpu import the_gpu
 from support.layers import CELLS, make
 from support.locate import assert_right
 from support.processes import run_python
@@ -33,12 +33,7 @@ TOLERANCE = {"tfloat32": 4e-3, "bfloat16": 4e-2, "float16": 4e-3, None: 1e-5}
 @pytest.fixture
 def gpu() -> devices.Cuda:
     """The device."""
-    try:
-        found = devices.get_device("cuda")
-    except ValueError as error:
-        no_gpu(str(error))
-    assert isinstance(found, devices.Cuda)
-    return found
+    return the_gpu()
 
 
 @pytest.fixture

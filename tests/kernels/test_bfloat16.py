@@ -27,6 +27,7 @@ from support.layers import (
     random_state,
     run_all,
 )
+from support.needs import ISAS
 from support.processes import run_python
 from support.threads import using_threads
 
@@ -144,7 +145,7 @@ def check_everything() -> None:
     print(_core.isa())
 
 
-@pytest.mark.parametrize("isa", _core.supported_isas())
+@pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa: str) -> None:
     done = run_python(
         HERE + "import test_bfloat16; test_bfloat16.check_everything()", RNNKERN_ISA=isa
@@ -170,7 +171,7 @@ def check_large_steps() -> None:
                 assert_same_bits(f"{cell} {compute} {batch}", got, want)
 
 
-@pytest.mark.parametrize("isa", _core.supported_isas())
+@pytest.mark.parametrize("isa", ISAS)
 def test_threads_change_no_bit_of_a_large_step(isa: str) -> None:
     code = HERE + "import test_bfloat16; test_bfloat16.check_large_steps()"
     done = run_python(code, RNNKERN_ISA=isa)

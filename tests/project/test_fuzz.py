@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from support import fuzzing
-from support.emulation import emulated_kernels
 from support.fuzzing import SUBJECTS, BrokenPromiseError, Case, fuzz
+from support.needs import emulated_device
 
 SECONDS = 8.0
 
 
-@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize(
+    "subject",
+    [pytest.param(s, marks=[emulated_device] if s == "device" else []) for s in SUBJECTS],
+)
 def test_hostile_calls(subject: str) -> None:
-    if subject == "device" and emulated_kernels() is None:
-        pytest.skip("built without the emulation")
     last, finding = fuzz(subject, SECONDS, seed=1)
     assert finding is None, finding
     assert last >= 0

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkern.devices import Cuda, get_device
-
 from support import reference
 from support.compare import assert_close, assert_same_bits
-from support.gpu import no_gpu
+from support.emulation import emulated_kernels
+from support.gpu import the_gpu
 from support.locate import assert_right
 from support.reference import Array
 
@@ -39,9 +38,7 @@ class Emulation:
     name = "emulation"
 
     def __init__(self) -> None:
-        self.module = pytest.importorskip(
-            "rnnkern._emulation", reason="the emulation was not built (RNNKERN_EMULATE=device)"
-        )
+        self.module: Any = emulated_kernels()
         self.stream = 0
         self.behind: list[Array] = []
 
@@ -76,11 +73,7 @@ class Gpu:
     name = "gpu"
 
     def __init__(self) -> None:
-        try:
-            found = get_device("cuda")
-        except ValueError as error:
-            no_gpu(str(error))
-        assert isinstance(found, Cuda)
+        found = the_gpu()
         self.module, self.cupy = found.kernels, found.xp
         self.stream = self.cupy.cuda.get_current_stream().ptr
 

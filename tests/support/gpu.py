@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests do about a GPU: where there is none, and to tell what failed on one."""
+"""The GPU that tests run on, and how it is told what failed there."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
+from rnnkern.devices import Cuda, get_device
 
-def no_gpu(reason: str) -> NoReturn:
-    """Skips a test that needs a GPU; fails it where RNNKERN_REQUIRE_GPU says that there is one."""
-    if os.environ.get("RNNKERN_REQUIRE_GPU"):
-        pytest.fail(f"RNNKERN_REQUIRE_GPU is set: {reason}", pytrace=False)
-    pytest.skip(reason)
+
+def the_gpu() -> Cuda:
+    """The device. Tests that need one run where there is none only when there must be one."""
+    try:
+        found = get_device("cuda")
+    except ValueError as error:
+        pytest.fail(f"RNNKERN_REQUIRE_GPU is set: {error}", pytrace=False)
+    assert isinstance(found, Cuda)
+    return found
 
 
 def record_failure(report: pytest.TestReport) -> None:

@@ -804,7 +804,7 @@ _PROGRAMS = [
         "an-altered-file-is-read",
         "if digest.hexdigest() != metadata[SUM]:",
         "if not metadata[SUM]:",
-        "files/test_serialize.py::test_every_altered_byte_is_noticed",
+        "files/test_foreign_files.py::test_every_altered_byte_is_noticed",
     ),
     _fault(
         f"{_BENCH}/command.py",
