@@ -18,7 +18,8 @@ from typing import Any
 
 Record = dict[str, Any]
 
-# As in rnnkern.cells, which is not installed yet where this is read first.
+# The cells that are measured, as rnnkern.cells has them: where this is read first, the package is
+# not installed yet.
 GATES = {"rnn": 1, "simplified-gru": 2, "gru": 3, "gru-after": 3, "lstm": 4}
 HALVES = ("float16", "bfloat16")
 COMPUTES = (*HALVES, "tfloat32", "float32")

@@ -15,7 +15,17 @@ import pytest
 
 import rnnkern as rk
 from rnnkern import _core
-from rnnkern.bench import adder, cost, memory, native, onnx_peer, report, stream, timing
+from rnnkern.bench import (
+    adder,
+    cost,
+    memory,
+    native,
+    onnx_peer,
+    report,
+    stream,
+    timing,
+    torch_peer,
+)
 from rnnkern.bench.case import Contender, DisagreementError, compare, make_case, tolerance
 from rnnkern.bench.layers import Machine, measure, refusal
 from rnnkern.bench.peers import contenders
@@ -105,9 +115,9 @@ def test_peers_do_the_same_work(cell: str, kind: dict[str, Any], training: bool)
         "onnxruntime",
         *native.LIBRARIES,
     }
-    if importlib.util.find_spec("torch") and cell in ("rnn", "gru-after", "lstm"):
+    if importlib.util.find_spec("torch") and cell in torch_peer.KINDS:
         assert "torch" not in absent
-    if not training and cell != "simplified-gru" and kind in ({}, {"bidirectional": True}):
+    if not training and cell in onnx_peer.KINDS and kind in ({}, {"bidirectional": True}):
         assert "onnxruntime" not in absent
 
 

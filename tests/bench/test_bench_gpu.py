@@ -58,8 +58,9 @@ def work(**changes: Any) -> Any:
     return gpu_work.Work(**{**fields, **changes})
 
 
-def test_the_gates_are_those_of_the_registry() -> None:
-    assert {name: len(cell.layer.gates) for name, cell in cells.CELLS.items()} == gpu_work.GATES
+def test_gates_are_those_of_the_registry() -> None:
+    for name, gates in gpu_work.GATES.items():
+        assert gates == len(cells.CELLS[name].layer.gates)
 
 
 def test_the_grid_has_all_that_was_promised() -> None:

@@ -70,6 +70,11 @@ def _way(layer: Recurrent) -> _Way | None:
     return _Way() if isinstance(layer, (RNN, LSTM)) else None
 
 
+def knows_paths(layer: Recurrent) -> bool:
+    """Whether the program can tell the paths of a layer's cell."""
+    return _way(layer) is not None
+
+
 def paths_to_h(layer: Recurrent, tape: Tape, traced: StateGradients) -> dict[str, Array]:
     """What each path brings to ∂L/∂h_{t-1} from step t, t = 1..T-1: arrays (T - 1, B, H).
 
