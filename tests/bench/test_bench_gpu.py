@@ -22,6 +22,7 @@ from support.cuda_kernels import Emulation, Spoiled
 from support.emulation import EmulatedCuda, StandIn
 from support.gpu import record_failure, the_gpu
 from support.layers import CELLS
+from support.needs import emulated_device
 from support.threads import using_threads
 
 gpu_work: Any = pytest.importorskip("gpu_work", reason="bench is not in an sdist")
@@ -247,6 +248,7 @@ def test_failures_of_tests_are_on_record_at_once(
     assert "| a::b[gpu] | y 0: step 3 |" in gpu_work.report(gpu_work.read(path))
 
 
+@emulated_device
 def test_the_smoke_tells_where(tmp_path: Path) -> None:
     emulation = Emulation()
     checks = list(gpu_smoke.checks())
