@@ -148,12 +148,14 @@ double cpu_quota(const std::string& root) {
 
 Cores cores_now() {
   Cores cores{};
-  cores.count = static_cast<int>(std::max(std::thread::hardware_concurrency(), 1u));
 #ifdef __linux__
   // Fails where the kernel knows of more processors than the mask has room for.
   if (sched_getaffinity(0, sizeof cores.mask.bits, &cores.mask.bits) == 0)
-    cores.count = std::max(CPU_COUNT(&cores.mask.bits), 1);
+    cores.count = CPU_COUNT(&cores.mask.bits);
 #endif
+  // The library may read a file for this one: only where nothing else tells.
+  if (cores.count < 1)
+    cores.count = static_cast<int>(std::max(std::thread::hardware_concurrency(), 1u));
   const int pretended = pretended_cores.load(std::memory_order_relaxed);
   if (pretended > 0) cores.count = pretended;
   const double quota = std::ceil(quota_now());
