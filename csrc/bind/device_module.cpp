@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "bind/arguments.h"
 #include "bind/device_arrays.h"
 #include "bind/gil.h"
 #include "core/backend.h"
@@ -37,14 +38,6 @@ Compute read_compute(const std::optional<std::string>& name) {
                               *name + "'");
 }
 
-// Calls f(float{}) or f(double{}).
-template <class F>
-auto by_type(const std::string& type, const char* name, F f) {
-  if (type == kTypeText<float> || type == "float32") return f(float{});
-  if (type == kTypeText<double> || type == "float64") return f(double{});
-  throw py::type_error(std::string(name) + " must be float32 or float64, got " + type);
-}
-
 // Lengths lie on the host, for the work is laid out there.
 std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index steps,
                                                Index batch) {
@@ -69,9 +62,9 @@ std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index 
   return values;
 }
 
-Shape make_shape(const std::string& cell, Index passes, bool stacked, Index inputs, Index units,
-                 Index steps, Index batch, const py::object& lengths, bool tokens,
-                 const std::optional<std::string>& compute) {
+// Of a call for one layer of that many directions, or for stacked layers in one direction.
+Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
+                 const py::object& lengths, bool tokens) {
   // The kernels count in 32 bits.
   constexpr Index most = std::numeric_limits<std::int32_t>::max();
   const auto check = [](const char* name, Index value, Index end) {
@@ -81,27 +74,33 @@ Shape make_shape(const std::string& cell, Index passes, bool stacked, Index inpu
                                   std::to_string(value));
     }
   };
-  check("inputs", inputs, most), check("units", units, most / 64);
+  check("inputs", spec.inputs, most), check("units", spec.units, most / 64);
   check("steps", steps, most), check("batch", batch, most);
   if (steps * batch >= most) {
     throw std::invalid_argument("x has too many elements for one call: " + std::to_string(steps) +
                                 " steps of " + std::to_string(batch) + " rows");
   }
-  if (passes < 1 || passes > (stacked ? cuda::kMaxPasses : 2)) {
-    const auto allowed = stacked ? "1 to " + std::to_string(cuda::kMaxPasses) + " stacked layers"
-                                 : std::string("1 or 2");
-    throw std::invalid_argument("passes must be " + allowed + ", got " + std::to_string(passes));
+  if (layers < 1 || layers > cuda::kMaxPasses || (layers > 1 && spec.directions > 1)) {
+    throw std::invalid_argument("layers must be 1 to " + std::to_string(cuda::kMaxPasses) +
+                                " in one direction, or 1 in both, got " + std::to_string(layers) +
+                                " in " + std::to_string(spec.directions));
   }
-  return {.cell = find_cell(cell),
-          .inputs = inputs,
-          .units = units,
+  return {.cell = spec.cell,
+          .inputs = spec.inputs,
+          .units = spec.units,
           .steps = steps,
           .batch = batch,
-          .passes = static_cast<int>(passes),
-          .stacked = stacked && passes > 1,
+          .passes = static_cast<int>(layers > 1 ? layers : spec.directions),
+          .stacked = layers > 1,
           .tokens = tokens,
-          .compute = read_compute(compute),
+          .compute = read_compute(spec.compute),
           .lengths = read_lengths(lengths, steps, batch)};
+}
+
+// Calls f(float{}) or f(double{}).
+template <class F>
+auto by_dtype(const LayerSpec& spec, F f) {
+  return by_type(dtype_of(spec.dtype), spec.dtype, "dtype", f);
 }
 
 // A pass's argument of that name, None where it is absent.
@@ -111,7 +110,7 @@ py::object get(const py::dict& pass, const char* name) {
 
 py::object require(const py::dict& pass, const char* name) {
   auto object = get(pass, name);
-  if (object.is_none()) throw std::invalid_argument(std::string(name) + " must be given");
+  required(object, name);
   return object;
 }
 
@@ -142,30 +141,6 @@ void check_stacked(const std::vector<py::dict>& layers, bool backward) {
   }
 }
 
-// The sizes of a call, from its first pass; the other passes are held against them.
-Shape call_shape(const std::string& cell, const std::vector<py::dict>& passes,
-                 const py::object& lengths, const std::optional<std::string>& compute, bool stacked,
-                 bool backward) {
-  if (passes.empty()) throw std::invalid_argument("passes must not be empty");
-  const DeviceArray x(require(passes[0], "x"), "x");
-  const DeviceArray weight_ih(require(passes[0], "weight_ih"), "weight_ih");
-  const DeviceArray weight_hh(require(passes[0], "weight_hh"), "weight_hh");
-  if (x.shape.size() != 2 && x.shape.size() != 3) {
-    throw std::invalid_argument("x must have shape (T, B, I), or (T, B) for tokens, got " +
-                                shape_text(x.shape));
-  }
-  if (weight_ih.shape.size() != 2 || weight_hh.shape.size() != 2) {
-    throw std::invalid_argument("weight_ih and weight_hh must have 2 axes, got shapes " +
-                                shape_text(weight_ih.shape) + " and " +
-                                shape_text(weight_hh.shape));
-  }
-  const Shape shape =
-      make_shape(cell, static_cast<Index>(passes.size()), stacked, weight_ih.shape[1],
-                 weight_hh.shape[1], x.shape[0], x.shape[1], lengths, x.shape.size() == 2, compute);
-  if (shape.stacked) check_stacked(passes, backward);
-  return shape;
-}
-
 template <class T>
 Parameters<T> read_parameters(const Shape& shape, const py::dict& pass, Index inputs) {
   const Index rows = cell_facts(shape.cell).gates * shape.units;
@@ -181,13 +156,12 @@ Parameters<T> read_parameters(const Shape& shape, const py::dict& pass, Index in
 std::byte* read_workspace(const py::object& workspace, Index bytes) {
   const DeviceArray array(workspace, "workspace");
   array.check_contiguous();
-  if (array.shape.size() != 1 || array.size() * array.item_size < bytes ||
-      array.address % 64 != 0 || array.read_only) {
-    throw std::invalid_argument(
-        "workspace must be writable, of one axis, aligned to 64 bytes and have " +
-        std::to_string(bytes) + " of them, got " + std::to_string(array.size() * array.item_size));
+  if (array.axes != 1 || array.size() * array.item < bytes || array.address % 64 != 0 ||
+      !array.writable) {
+    array.refuse("be writable, of one axis, aligned to 64 bytes and have " + std::to_string(bytes) +
+                 " of them, got " + std::to_string(array.size() * array.item));
   }
-  return reinterpret_cast<std::byte*>(array.address);
+  return array.data<std::byte>();
 }
 
 // What forward and backward read alike of pass k: x as numbers or as tokens, mask and parameters.
@@ -210,14 +184,46 @@ void read_input(const Shape& shape, const py::dict& pass, std::size_t k, bool ba
   layer.parameters = read_parameters<T>(shape, pass, inputs);
 }
 
-void run_forward(const std::string& cell, const std::vector<py::dict>& passes,
-                 const py::object& lengths, const std::optional<std::string>& compute,
-                 const py::object& workspace, std::uintptr_t stream, bool stacked) {
-  const Shape shape = call_shape(cell, passes, lengths, compute, stacked, false);
+// One call's sizes, and its kernels.
+class BoundCall {
+ public:
+  BoundCall(const py::handle& spec, Index steps, Index batch, const py::object& lengths,
+            bool tokens, Index layers)
+      : spec_(read_spec(spec)), shape_(make_shape(spec_, layers, steps, batch, lengths, tokens)) {
+    by_dtype(spec_, [&]<class T>(T) {
+      forward_workspace = cuda::forward_workspace<T>(shape_);
+      backward_workspace = cuda::backward_workspace<T>(shape_);
+    });
+  }
+
+  Index forward_workspace = 0, backward_workspace = 0;  // bytes
+
+  Index live() const { return shape_.live_rows(); }
+  void forward(const std::vector<py::dict>& passes, const py::object& workspace,
+               std::uintptr_t stream) const;
+  void backward(const std::vector<py::dict>& passes, const py::object& workspace,
+                std::uintptr_t stream) const;
+
+ private:
+  void check(const std::vector<py::dict>& passes, bool backward) const {
+    if (static_cast<int>(passes.size()) != shape_.passes) {
+      throw std::invalid_argument("passes must be " + std::to_string(shape_.passes) + ", got " +
+                                  std::to_string(passes.size()));
+    }
+    if (shape_.stacked) check_stacked(passes, backward);
+  }
+
+  LayerSpec spec_;
+  Shape shape_;
+};
+
+void BoundCall::forward(const std::vector<py::dict>& passes, const py::object& workspace,
+                        std::uintptr_t stream) const {
+  check(passes, false);
+  const Shape& shape = shape_;
   const auto& facts = cell_facts(shape.cell);
   const Index batch = shape.batch, units = shape.units, live = shape.live_rows();
-  const DeviceArray weights(require(passes[0], "weight_hh"), "weight_hh");
-  by_type(weights.type, "weight_hh", [&]<class T>(T) {
+  by_dtype(spec_, [&]<class T>(T) {
     std::vector<cuda::ForwardLayer<T>> layers;
     for (const auto& pass : passes) {
       cuda::ForwardLayer<T> layer{};
@@ -232,25 +238,22 @@ void run_forward(const std::string& cell, const std::vector<py::dict>& passes,
       }
       layers.push_back(layer);
     }
-    std::byte* const memory = read_workspace(workspace, cuda::forward_workspace<T>(shape));
+    std::byte* const memory = read_workspace(workspace, forward_workspace);
     const GilReleased release;
     cuda::forward(shape, layers, memory, reinterpret_cast<void*>(stream));
   });
 }
 
-void run_backward(const std::string& cell, const std::vector<py::dict>& passes,
-                  const py::object& lengths, const std::optional<std::string>& compute,
-                  const py::object& workspace, std::uintptr_t stream, bool stacked) {
-  const Shape shape = call_shape(cell, passes, lengths, compute, stacked, true);
+void BoundCall::backward(const std::vector<py::dict>& passes, const py::object& workspace,
+                         std::uintptr_t stream) const {
+  check(passes, true);
+  const Shape& shape = shape_;
   const auto& facts = cell_facts(shape.cell);
   const Index batch = shape.batch, units = shape.units, live = shape.live_rows();
   const Index rows = facts.gates * units;
-  const DeviceArray weights(require(passes[0], "weight_hh"), "weight_hh");
-  by_type(weights.type, "weight_hh", [&]<class T>(T) {
+  by_dtype(spec_, [&]<class T>(T) {
     std::vector<cuda::BackwardLayer<T>> layers;
     for (const auto& pass : passes) {
-      if (!get(pass, "state_gradients").is_none())
-        throw std::invalid_argument("state_gradients are not computed on a GPU, only on the CPU");
       cuda::BackwardLayer<T> layer{};
       read_input<T>(shape, pass, layers.size(), true, layer);
       layer.h_0 = device_pointer<const T>(require(pass, "h_0"), "h_0", {batch, units});
@@ -275,54 +278,34 @@ void run_backward(const std::string& cell, const std::vector<py::dict>& passes,
       layer.dbias_hn = device_pointer<T>(get(pass, "dbias_hn"), "dbias_hn", {units});
       layers.push_back(layer);
     }
-    std::byte* const memory = read_workspace(workspace, cuda::backward_workspace<T>(shape));
+    std::byte* const memory = read_workspace(workspace, backward_workspace);
     const GilReleased release;
     cuda::backward(shape, layers, memory, reinterpret_cast<void*>(stream));
   });
 }
 
-template <bool Backward>
-Index workspace(const std::string& cell, Index passes, Index inputs, Index units, Index steps,
-                Index batch, const py::object& lengths, bool tokens, const std::string& dtype,
-                const std::optional<std::string>& compute, bool stacked) {
-  const Shape shape =
-      make_shape(cell, passes, stacked, inputs, units, steps, batch, lengths, tokens, compute);
-  return by_type(dtype, "dtype", [&]<class T>(T) {
-    return Backward ? cuda::backward_workspace<T>(shape) : cuda::forward_workspace<T>(shape);
-  });
-}
-
-cuda::LayerSplit split_of(const Shape& shape, const std::string& dtype, Index layers,
-                          bool backward) {
-  constexpr Index most = 1 << 20;  // each has its place in what is told
-  if (layers < 1 || layers > most) {
-    const auto wanted = layers < 1 ? "at least 1" : "at most " + std::to_string(most);
-    throw std::invalid_argument("layers must be " + wanted + ", got " + std::to_string(layers));
-  }
-  if (layers > 1 && shape.passes > 1) {
-    return {std::vector<int>(static_cast<std::size_t>(layers), 1),
+cuda::LayerSplit split_of(const LayerSpec& spec, const Shape& shape, bool backward) {
+  if (spec.layers > 1 && shape.passes > 1) {
+    return {std::vector<int>(static_cast<std::size_t>(spec.layers), 1),
             "a launch for each layer: it takes both directions of the one below"};
   }
-  return by_type(dtype, "dtype", [&]<class T>(T) {
-    return cuda::layer_split<T>(shape, static_cast<int>(layers), backward);
+  return by_dtype(spec, [&]<class T>(T) {
+    return cuda::layer_split<T>(shape, static_cast<int>(spec.layers), backward);
   });
 }
 
-std::vector<int> layers_per_launch(const std::string& cell, Index units, Index steps, Index batch,
-                                   Index layers, const std::string& dtype,
-                                   const std::optional<std::string>& compute, bool backward) {
-  const Shape shape =
-      make_shape(cell, 1, false, units, units, steps, batch, py::none(), false, compute);
-  return split_of(shape, dtype, layers, backward).launches;
+std::vector<int> layers_per_launch(const py::handle& given, Index steps, Index batch,
+                                   bool backward) {
+  LayerSpec spec = read_spec(given);
+  spec.inputs = spec.units;  // the same for all layers but the first
+  return split_of(spec, make_shape(spec, 1, steps, batch, py::none(), false), backward).launches;
 }
 
-py::dict plan(const std::string& cell, Index inputs, Index units, Index steps, Index batch,
-              Index directions, const std::string& dtype, const std::optional<std::string>& compute,
-              bool training, Index layers) {
-  const Shape one =
-      make_shape(cell, directions, false, inputs, units, steps, batch, py::none(), false, compute);
+py::dict plan(const py::handle& given, Index steps, Index batch, bool training) {
+  const LayerSpec spec = read_spec(given);
+  const Shape one = make_shape(spec, 1, steps, batch, py::none(), false);
   const auto describe = [&]<class T>(T, bool backward) {
-    const auto split = split_of(one, dtype, layers, backward);
+    const auto split = split_of(spec, one, backward);
     Shape shape = one;
     if (split.launches[0] > 1) shape.passes = split.launches[0], shape.stacked = true;
     const auto chosen = cuda::plan_of<T>(shape, backward);
@@ -338,7 +321,7 @@ py::dict plan(const std::string& cell, Index inputs, Index units, Index steps, I
     d["reason"] = split.reason.empty() ? chosen.reason : split.reason + "; " + chosen.reason;
     return d;
   };
-  return by_type(dtype, "dtype", [&]<class T>(T type) {
+  return by_dtype(spec, [&]<class T>(T type) {
     auto d = describe(type, false);
     if (training) d["backward"] = describe(type, true);
     return d;
@@ -349,13 +332,13 @@ void run_matmul(const py::object& a, const py::object& b, const py::object& out,
                 bool transpose_b, const py::object& bias, bool accumulate,
                 const std::optional<std::string>& compute, std::uintptr_t stream) {
   const DeviceArray left(a, "a"), right(b, "b");
-  if (left.shape.size() != 2 || right.shape.size() != 2) {
-    throw std::invalid_argument("a and b must have 2 axes, got shapes " + shape_text(left.shape) +
-                                " and " + shape_text(right.shape));
+  if (left.axes != 2 || right.axes != 2) {
+    throw std::invalid_argument("a and b must have 2 axes, got shapes " + left.shape_text() +
+                                " and " + right.shape_text());
   }
   if (accumulate && !bias.is_none())
     throw std::invalid_argument("accumulate and bias must not be given together");
-  by_type(left.type, "a", [&]<class T>(T) {
+  by_type(left, [&]<class T>(T) {
     const Index rows = left.shape[transpose_a ? 1 : 0], depth = left.shape[transpose_a ? 0 : 1];
     const Index columns = right.shape[transpose_b ? 0 : 1];
     const T* b_data = transpose_b ? device_pointer<const T>(b, "b", {columns, depth})
@@ -378,8 +361,8 @@ void run_matmul(const py::object& a, const py::object& b, const py::object& out,
     constexpr Index most = std::numeric_limits<std::int32_t>::max();
     if (std::max({rows, columns, depth}) > most) {
       throw std::invalid_argument("a and b must have at most " + std::to_string(most) +
-                                  " rows and columns, got shapes " + shape_text(left.shape) +
-                                  " and " + shape_text(right.shape));
+                                  " rows and columns, got shapes " + left.shape_text() + " and " +
+                                  right.shape_text());
     }
     const Compute mode = read_compute(compute);
     const GilReleased release;
@@ -402,16 +385,6 @@ py::list devices() {
   return list;
 }
 
-py::dict facts(const std::string& cell) {
-  const auto& f = cell_facts(find_cell(cell));
-  py::dict d;
-  d["gates"] = f.gates;
-  d["saved"] = f.saved;
-  d["cell_state"] = f.cell_state;
-  d["bias_hn"] = f.recurrent_bias_gate >= 0;
-  return d;
-}
-
 #ifdef RNNKERN_EMULATION
 void set_device_facts(int multiprocessors, int shared_bytes, Index run_bytes, bool descending,
                       std::uint32_t most_polls) {
@@ -432,38 +405,55 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
   m.doc() = "Kernels of rnnkern for GPUs, private: the layers are the interface.";
 
   m.def("devices", devices, "Name, capability, multiprocessors and memory (bytes) of each device.");
-  m.def("facts", facts, py::arg("cell"), "What the arrays of a cell's calls depend on.");
-  m.def("plan", plan, py::arg("cell"), py::arg("inputs"), py::arg("units"), py::arg("steps"),
-        py::arg("batch"), py::arg("directions"), py::arg("dtype"), py::arg("compute"),
-        py::arg("training"), py::arg("layers") = 1,
-        "How the first call for so many stacked layers runs on the current device, and why; with "
-        "training, `backward` says the same of its backward pass.");
-  m.def("layers_per_launch", layers_per_launch, py::arg("cell"), py::arg("units"), py::arg("steps"),
-        py::arg("batch"), py::arg("layers"), py::arg("dtype"), py::arg("compute"),
+  m.def("plan", plan, py::arg("spec"), py::arg("steps"), py::arg("batch"), py::arg("training"),
+        "How the first call for the layers runs on the current device, and why; with training, "
+        "`backward` says the same of its backward pass.");
+  m.def("layers_per_launch", layers_per_launch, py::arg("spec"), py::arg("steps"), py::arg("batch"),
         py::arg("backward"),
-        "How many of the stacked layers each call is best given, from the first layer up.");
-  for (const bool backward : {false, true}) {
-    m.def(backward ? "backward_workspace" : "forward_workspace",
-          backward ? workspace<true> : workspace<false>, py::arg("cell"), py::arg("passes"),
-          py::arg("inputs"), py::arg("units"), py::arg("steps"), py::arg("batch"),
-          py::arg("lengths"), py::arg("tokens"), py::arg("dtype"), py::arg("compute"),
-          py::arg("stacked") = false, "Bytes of workspace that a call of that size takes.");
-  }
-  m.def("forward", run_forward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
-        py::arg("compute"), py::arg("workspace"), py::arg("stream"), py::arg("stacked") = false,
-        "The directions of one layer or, stacked, layers in one direction from the first up: each "
-        "but the first has None as x and takes the y below it, times the mask (T, B, H) there if "
-        "any. Each pass is a dict of x, h, c, weight_ih, weight_hh, bias, bias_hn, reverse, y, "
-        "saved, cells, mask; what does not apply is None. Arguments are as in _core.forward; "
-        "saved (N, saved, H) and cells (N, H) are written where given. Tokens outside the weights "
-        "count as the nearest inside.");
-  m.def("backward", run_backward, py::arg("cell"), py::arg("passes"), py::arg("lengths"),
-        py::arg("compute"), py::arg("workspace"), py::arg("stream"), py::arg("stacked") = false,
-        "Gradients of forward(), in the same order: each pass is a dict of x, h_0, c_0, "
-        "weight_ih, weight_hh, reverse, y, saved, cells, mask, dy, dh, dc, dx, dweight_ih, "
-        "dweight_hh, dbias, dbias_hn as in _core.backward. Directions may share dx. Of stacked "
-        "layers the first alone has dx and the last alone dy; the x of each other is the y below "
-        "it, times the mask.");
+        "How many of the layers, in one direction, each call is best given, from the first up.");
+  py::class_<BoundCall>(m, "Call",
+                        "All directions of one layer or, stacked, layers in one direction from the "
+                        "first up, over a sequence.")
+      .def(py::init<const py::handle&, Index, Index, const py::object&, bool, Index>(),
+           py::arg("spec"), py::arg("steps"), py::arg("batch"), py::arg("lengths"), py::kw_only(),
+           py::arg("tokens") = false, py::arg("layers") = 1,
+           "The inputs of spec are those of the first of so many layers. lengths (B,), or None, "
+           "are in host memory.")
+      .def_property_readonly(
+          "live", [](const py::handle& self) { return built<BoundCall>(self, "self").live(); },
+          "Steps of all rows.")
+      .def_property_readonly(
+          "forward_workspace",
+          [](const py::handle& self) { return built<BoundCall>(self, "self").forward_workspace; },
+          "Bytes that forward() takes.")
+      .def_property_readonly(
+          "backward_workspace",
+          [](const py::handle& self) { return built<BoundCall>(self, "self").backward_workspace; },
+          "Bytes that backward() takes.")
+      .def(
+          "forward",
+          [](const py::handle& self, const std::vector<py::dict>& passes,
+             const py::object& workspace, std::uintptr_t stream) {
+            built<BoundCall>(self, "self").forward(passes, workspace, stream);
+          },
+          py::arg("passes"), py::arg("workspace"), py::arg("stream"),
+          "Each pass, a direction of a layer, is a dict of x, h, c, weight_ih, weight_hh, bias, "
+          "bias_hn, reverse, y, saved, cells, mask; what does not apply is None. h and c (B, H) "
+          "are advanced; y, saved (N, saved, H) and cells (N, H) are written where given. Of "
+          "stacked layers each but the first has None as x and takes the y below it, times the "
+          "mask (T, B, H) there if any. Tokens outside the weights count as the nearest inside.")
+      .def(
+          "backward",
+          [](const py::handle& self, const std::vector<py::dict>& passes,
+             const py::object& workspace, std::uintptr_t stream) {
+            built<BoundCall>(self, "self").backward(passes, workspace, stream);
+          },
+          py::arg("passes"), py::arg("workspace"), py::arg("stream"),
+          "Gradients of forward(), in the same order: each pass is a dict of x, h_0, c_0, "
+          "weight_ih, weight_hh, reverse, y, saved, cells, mask, dy, dh, dc, dx, dweight_ih, "
+          "dweight_hh, dbias, dbias_hn as of _core.Kept.backward, in one direction. Directions "
+          "may share dx. Of stacked layers the first alone has dx and the last alone dy; the x of "
+          "each other is the y below it, times the mask.");
   m.def("force_groups", cuda::force_groups, py::arg("groups"),
         "To measure with: the groups of the batch that every later plan must have; 0 as is best.");
   m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("transpose_a"),

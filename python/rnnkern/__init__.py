@@ -5,10 +5,11 @@ from rnnkern._version import __version__
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.frozen import Frozen
+from rnnkern.layers.gradients import Gradients, StateGradients
 from rnnkern.layers.linear import FrozenLinear, Linear
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.stream import Stream
-from rnnkern.layers.tape import StateGradients, Tape
+from rnnkern.layers.tape import Tape
 from rnnkern.machine import (
     get_num_threads,
     info,
@@ -32,6 +33,7 @@ __all__ = [
     "FormatError",
     "Frozen",
     "FrozenLinear",
+    "Gradients",
     "Linear",
     "Parameters",
     "Recurrent",

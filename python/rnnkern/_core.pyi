@@ -1,25 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels of rnnkern, private: the layers are the interface."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-class Packed:
-    def __init__(
+class Schedule:
+    def __init__(self, x: Array, lengths: Array | None) -> None: ...
+    @property
+    def live(self) -> int: ...
+
+class Kept:
+    @property
+    def saved(self) -> tuple[Array | None, ...]: ...
+    @property
+    def cells(self) -> tuple[Array | None, ...]: ...
+    def backward(
         self,
-        cell: str,
-        weight_ih: Array,
-        weight_hh: Array,
-        bias: Array | None,
-        bias_hn: Array | None,
-        compute: str | None = None,
-        *,
-        backward: bool = False,
-        with_input: bool = True,
+        x: Array,
+        y: Array,
+        dy: Array | None,
+        dh: Array,
+        dc: Array | None,
+        dx: Array | None,
+        gradients: Sequence[tuple[Array, Array, Array | None, Array | None]],
+        state_gradients: Sequence[Array] | None = None,
     ) -> None: ...
+
+class Layer:
+    def __init__(
+        self, spec: Any, weights: Sequence[tuple[Array, Array, Array | None, Array | None]]
+    ) -> None: ...
+    def packed(self, *, with_input: bool = True) -> Layer: ...
+    def forward(
+        self, schedule: Schedule, x: Array, h: Array, c: Array | None, y: Array, keep: bool
+    ) -> Kept | None: ...
 
 def activation(name: str, x: Array) -> Array: ...
 def adam(
@@ -34,29 +52,8 @@ def adam(
     epsilon: float,
     rate: float,
 ) -> None: ...
-def backward(
-    cell: str,
-    x: Array,
-    h_0: Array,
-    c_0: Array | None,
-    packed: Packed,
-    lengths: Array | None,
-    reverse: bool,
-    y: Array,
-    saved: Array | None,
-    cells: Array | None,
-    dy: Array | None,
-    dh: Array,
-    dc: Array | None,
-    dx: Array | None,
-    dweight_ih: Array,
-    dweight_hh: Array,
-    dbias: Array | None,
-    dbias_hn: Array | None,
-    state_gradients: Array | None = None,
-    compute: str | None = None,
-) -> None: ...
 def bfloat16_product() -> str: ...
+def cells() -> dict[str, dict[str, Any]]: ...
 
 class PackedMatrix:
     def __init__(self, matrix: Array, bias: Array | None) -> None: ...
@@ -65,33 +62,17 @@ class PackedMatrix:
 class Stepper:
     def __init__(
         self,
-        cell: str,
-        layers: list[tuple[Array, Array, Array | None, Array | None]],
+        spec: Any,
+        weights: Sequence[tuple[Array, Array, Array | None, Array | None]],
         h: Array,
         c: Array | None,
-        narrow: bool,
-        compute: str | None = None,
+        *,
+        narrow: bool = False,
         by_token: bool = False,
     ) -> None: ...
     def step(self, x: object, out: object) -> Array | None: ...
 
 def cpu_quota(root: str = "") -> float: ...
-def forward(
-    cell: str,
-    x: Array,
-    h: Array,
-    c: Array | None,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias: Array | None,
-    bias_hn: Array | None,
-    lengths: Array | None,
-    reverse: bool,
-    y: Array,
-    keep: bool,
-    packed: Packed | None = None,
-    compute: str | None = None,
-) -> tuple[Array | None, Array | None]: ...
 def isa() -> str: ...
 def isa_reason() -> str: ...
 def matmul(
@@ -105,15 +86,7 @@ def matmul(
     accumulate: bool = False,
 ) -> Array: ...
 def own_threads() -> int: ...
-def plan(
-    cell: str,
-    inputs: int,
-    units: int,
-    steps: int,
-    batch: int,
-    float64: bool,
-    compute: str | None = None,
-) -> tuple[int, int, str]: ...
+def plan(spec: Any, steps: int, batch: int) -> tuple[int, int, str]: ...
 def pretend_cores(count: int, root: str = "") -> None: ...
 def pretend_teams(sizes: list[int]) -> None: ...
 def process_threads() -> int: ...

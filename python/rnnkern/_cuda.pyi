@@ -8,63 +8,29 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-def backward(
-    cell: str,
-    passes: list[dict[str, Any]],
-    lengths: NDArray[Any] | None,
-    compute: str | None,
-    workspace: Any,
-    stream: int,
-    stacked: bool = False,
-) -> None: ...
-def backward_workspace(
-    cell: str,
-    passes: int,
-    inputs: int,
-    units: int,
-    steps: int,
-    batch: int,
-    lengths: NDArray[Any] | None,
-    tokens: bool,
-    dtype: str,
-    compute: str | None,
-    stacked: bool = False,
-) -> int: ...
+class Call:
+    def __init__(
+        self,
+        spec: Any,
+        steps: int,
+        batch: int,
+        lengths: NDArray[Any] | None,
+        *,
+        tokens: bool = False,
+        layers: int = 1,
+    ) -> None: ...
+    @property
+    def live(self) -> int: ...
+    @property
+    def forward_workspace(self) -> int: ...
+    @property
+    def backward_workspace(self) -> int: ...
+    def forward(self, passes: list[dict[str, Any]], workspace: Any, stream: int) -> None: ...
+    def backward(self, passes: list[dict[str, Any]], workspace: Any, stream: int) -> None: ...
+
 def devices() -> list[dict[str, Any]]: ...
-def facts(cell: str) -> dict[str, Any]: ...
 def force_groups(groups: int) -> None: ...
-def forward(
-    cell: str,
-    passes: list[dict[str, Any]],
-    lengths: NDArray[Any] | None,
-    compute: str | None,
-    workspace: Any,
-    stream: int,
-    stacked: bool = False,
-) -> None: ...
-def forward_workspace(
-    cell: str,
-    passes: int,
-    inputs: int,
-    units: int,
-    steps: int,
-    batch: int,
-    lengths: NDArray[Any] | None,
-    tokens: bool,
-    dtype: str,
-    compute: str | None,
-    stacked: bool = False,
-) -> int: ...
-def layers_per_launch(
-    cell: str,
-    units: int,
-    steps: int,
-    batch: int,
-    layers: int,
-    dtype: str,
-    compute: str | None,
-    backward: bool,
-) -> list[int]: ...
+def layers_per_launch(spec: Any, steps: int, batch: int, backward: bool) -> list[int]: ...
 def matmul(
     a: Any,
     b: Any,
@@ -76,15 +42,4 @@ def matmul(
     compute: str | None,
     stream: int,
 ) -> None: ...
-def plan(
-    cell: str,
-    inputs: int,
-    units: int,
-    steps: int,
-    batch: int,
-    directions: int,
-    dtype: str,
-    compute: str | None,
-    training: bool,
-    layers: int = 1,
-) -> dict[str, Any]: ...
+def plan(spec: Any, steps: int, batch: int, training: bool) -> dict[str, Any]: ...

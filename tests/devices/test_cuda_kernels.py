@@ -23,6 +23,7 @@ from support.cuda_kernels import (
     run,
     run_stack,
     same_bits,
+    spec,
 )
 from support.layers import CELLS
 
@@ -83,7 +84,7 @@ def test_every_path(side: Any, cell: str, device: str, compute: str | None) -> N
         lengths=(5, 2, 5, 0, 4, 5, 3, 1, 5),
         reverse=(False, True),
     )
-    plan = side.module.plan(cell, 4, 70, 5, 9, 2, "float32", compute, True)
+    plan = side.module.plan(spec(cell, 4, 70, directions=2, compute=compute), 5, 9, True)
     for way in (plan, plan["backward"]):
         # The one gate of a simple network leaves nothing to stream.
         if device != "streaming" or way["path"] == "streaming" or not cell.startswith("rnn"):
@@ -154,7 +155,7 @@ def test_a_wait_in_vain_ends(side: Any) -> None:
     """Of many blocks and phases some are always early: they are to give up at once."""
     case = Case("lstm", 40, batch=6, steps=50, keep=False)
     side.device(multiprocessors=8, most_polls=0)
-    assert side.module.plan("lstm", 4, 40, 50, 6, 1, "float32", None, False)["groups"] >= 1
+    assert side.module.plan(case.spec(), 50, 6, False)["groups"] >= 1
     with pytest.raises(RuntimeError, match="a block waited in vain for another's flag"):
         run(side, case)
     side.device()

@@ -16,6 +16,7 @@ from support.cuda_kernels import (
     mode_ids,
     run_stack,
     same_bits,
+    spec,
 )
 from support.layers import CELLS
 
@@ -70,7 +71,7 @@ def test_wavefronts_on_every_path(side: Any, cell: str, device: str, compute: st
     facts, expected = WAVEFRONT_DEVICES[device]
     side.device(**facts)
     case = Stack(cell, 70, batch=9, compute=compute, lengths=(5, 2, 5, 0, 4, 5, 3, 1, 5), layers=3)
-    plan = side.module.plan(cell, 4, 70, 64, 9, 1, "float32", compute, True, 3)
+    plan = side.module.plan(spec(cell, 4, 70, layers=3, compute=compute), 64, 9, True)
     for way in (plan, plan["backward"]):
         # Elsewhere a launch for each layer may be estimated to be faster: its plan is another.
         if way["layers_per_launch"] != [3]:
@@ -109,7 +110,9 @@ def test_what_stacked_layers_hand_each_other_is_no_argument(side: Any) -> None:
         ("dy of stacked layer 0 must be None: it comes", [layer | {"dy": array}, layer]),
         ("mask of stacked layer 1 must be None: no layer", [layer, layer | {"mask": array}]),
         ("reverse must be the same for all stacked", [layer, layer | {"reverse": True}]),
-        ("mask must be a <f4 array", [layer | {"mask": side.empty((2, 2, 3), "float32")}, layer]),
+        ("mask must be a float32 array", [layer | {"mask": array[:1]}, layer]),
     ):
         with pytest.raises(ValueError, match=message):
-            side.module.backward("rnn_tanh", layers, None, None, space, side.stream, True)
+            side.module.Call(spec("rnn_tanh", 4, 4), 2, 2, None, layers=2).backward(
+                layers, space, side.stream
+            )

@@ -208,19 +208,27 @@ def calls(cuda: devices.Cuda, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str
     """Which kernels are called, and with how many passes."""
     made: list[tuple[str, int]] = []
 
-    def spy(name: str) -> Any:
-        real = getattr(cuda.kernels, name)
+    def spied_call(*sizes: Any, **options: Any) -> Any:
+        real = kernels.Call(*sizes, **options)
 
-        def call(cell: str, passes: Any, *rest: Any) -> None:
-            made.append((name, len(passes)))
-            real(cell, passes, *rest)
+        def spy(name: str) -> Any:
+            def call(passes: Any, *rest: Any) -> None:
+                made.append((name, len(passes)))
+                getattr(real, name)(passes, *rest)
 
-        return call
+            return call
 
+        numbers = ("live", "forward_workspace", "backward_workspace")
+        return SimpleNamespace(
+            **{name: spy(name) for name in ("forward", "backward")},
+            **{name: getattr(real, name) for name in numbers},
+        )
+
+    kernels = cuda.kernels
     spied = SimpleNamespace(
-        **{name: getattr(cuda.kernels, name) for name in dir(cuda.kernels) if name[0] != "_"}
+        **{name: getattr(kernels, name) for name in dir(kernels) if name[0] != "_"}
     )
-    spied.forward, spied.backward = spy("forward"), spy("backward")
+    spied.Call = spied_call
     monkeypatch.setattr(cuda, "kernels", spied)
     return made
 
@@ -237,7 +245,7 @@ def test_stacked_layers_go_together(cuda: devices.Cuda, calls: list[tuple[str, i
     _, twin = twins(cuda, "lstm", INPUTS, HIDDEN, 5, dropout=0.5)
     x = cuda.xp.zeros((STEPS, BATCH, INPUTS), np.float32)
     twin(x)
-    size = ("lstm", HIDDEN, STEPS, BATCH, 5, "float32", None)
+    size = (devices.LayerSpec("lstm", INPUTS, HIDDEN, 5), STEPS, BATCH)
     wanted = cuda.kernels.layers_per_launch(*size, False)
     assert len(wanted) < 5
     assert [count for _, count in calls] == wanted

@@ -13,6 +13,7 @@ import pytest
 import rnnkern as rk
 from rnnkern import _core
 from rnnkern.adder import Adder, Settings, Training
+from rnnkern.devices import LayerSpec
 from rnnkern.layers.stream import _SHARED_STEP_FLOPS
 
 from support import reference
@@ -185,12 +186,13 @@ def test_float64_is_refused(dtype: Any) -> None:
 
 
 def test_the_kernels_refuse_what_they_do_not_have() -> None:
-    h, w = np.zeros((1, 3)), np.zeros((3, 3))
-    arguments = (h, None, w, w, None, None, None, False, np.zeros((1, 1, 3)), False)
-    with pytest.raises(ValueError, match="compute 'bfloat16' needs float32 weights, got float64"):
-        _core.forward("rnn_tanh", np.zeros((1, 1, 3)), *arguments, compute="bfloat16")
-    with pytest.raises(ValueError, match="compute must be None or 'bfloat16', got 'int8'"):
-        _core.forward("rnn_tanh", np.zeros((1, 1, 3)), *arguments, compute="int8")
+    w = np.zeros((3, 3))
+    for compute, says in (
+        ("bfloat16", "compute 'bfloat16' needs float32 weights, got float64"),
+        ("int8", "compute must be None or 'bfloat16', got 'int8'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            _core.Layer(LayerSpec("rnn_tanh", 3, 3, compute=compute), [(w, w, None, None)])
 
 
 def test_the_plan_and_info_tell_what_multiplies() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rnnkern import _core
+from rnnkern.devices import LayerSpec
 
 from support.layers import CELLS, make
 
@@ -35,59 +36,34 @@ def test_a_tape_keeps_the_weights_of_its_forward_pass(cell: str, tokens: bool) -
         np.testing.assert_array_equal(after[2][name], gradient)
 
 
-def packed(cell: str = "rnn_tanh", units: int = UNITS, dtype: str = "float32", **how: Any) -> Any:
-    w_ih, w_hh = (np.zeros((units, columns), dtype) for columns in (INPUTS, units))
-    return _core.Packed(cell, w_ih, w_hh, None, None, **how)
+@pytest.mark.parametrize("tokens", [False, True])
+def test_weights_packed_for_tokens_take_nothing_else(tokens: bool) -> None:
+    spec = LayerSpec("rnn_tanh", INPUTS, UNITS)
+    w_ih, w_hh = (np.zeros((UNITS, columns), np.float32) for columns in (INPUTS, UNITS))
+    layer = _core.Layer(spec, [(w_ih, w_hh, None, None)]).packed(with_input=False)
+    x: Any = np.zeros((STEPS, BATCH), np.int64)
+    if not tokens:
+        x = np.zeros((STEPS, BATCH, INPUTS), np.float32)
+    rest = np.zeros((1, BATCH, UNITS), np.float32), None, np.zeros((STEPS, BATCH, UNITS), "f4")
+    if tokens:
+        layer.forward(_core.Schedule(x, None), x, *rest, True)
+        return
+    with pytest.raises(ValueError, match="packed must be of these weights, for this pass"):
+        layer.forward(_core.Schedule(x, None), x, *rest, True)
 
 
-def state(dtype: str = "float32") -> Any:
-    return np.zeros((BATCH, UNITS), dtype)
+def test_a_layer_takes_weights_of_one_kind() -> None:
+    def of(units: int, dtype: str) -> Any:
+        return *(np.zeros((units, n), dtype) for n in (INPUTS, units)), None, None
 
-
-def x_and_y() -> tuple[Any, Any]:
-    x, y = (np.zeros((STEPS, BATCH, n), np.float32) for n in (INPUTS, UNITS))
-    return x, y
-
-
-MISFITS = [
-    ({"cell": "rnn_relu"}, "packed must be of these weights, for this pass and compute"),
-    ({"units": UNITS + 1}, "packed must be of these weights"),
-    ({"compute": "bfloat16"}, "packed must be of these weights"),
-    ({"with_input": False}, "packed must be of these weights"),
-    ({"dtype": "float64"}, "packed must have the dtype"),
-]
-
-
-@pytest.mark.parametrize(("how", "says"), [*MISFITS, ({"backward": True}, "for this pass")])
-def test_a_forward_pass_refuses_other_weights(how: dict[str, Any], says: str) -> None:
-    x, y = x_and_y()
-    weights = np.zeros((UNITS, INPUTS), np.float32), np.zeros((UNITS, UNITS), np.float32)
-    with pytest.raises(ValueError, match=says):
-        _core.forward(
-            "rnn_tanh", x, state(), None, *weights, None, None, None, False, y, False, packed(**how)
-        )
-
-
-@pytest.mark.parametrize(("how", "says"), [*MISFITS, ({"backward": False}, "for this pass")])
-def test_a_backward_pass_refuses_other_weights(how: dict[str, Any], says: str) -> None:
-    x, y = x_and_y()
-    rest = (None, None, y, state(), None, np.zeros_like(x))
-    gradients = np.zeros((UNITS, INPUTS), np.float32), np.zeros((UNITS, UNITS), np.float32)
-    with pytest.raises(ValueError, match=says):
-        _core.backward(
-            "rnn_tanh",
-            x,
-            state(),
-            None,
-            packed(**{"backward": True, **how}),
-            None,
-            False,
-            y,
-            *rest,
-            *gradients,
-            None,
-            None,
-        )
+    spec = LayerSpec("rnn_tanh", INPUTS, UNITS, directions=2)
+    _core.Layer(spec, [of(UNITS, "f4"), of(UNITS, "f4")])
+    for other, says in ((of(UNITS + 1, "f4"), "of one size"), (of(UNITS, "f8"), "float32 array")):
+        with pytest.raises(ValueError, match=says):
+            _core.Layer(spec, [of(UNITS, "f4"), other])
+    for count in (0, 3):
+        with pytest.raises(ValueError, match=f"one or two directions, got {count}"):
+            _core.Layer(spec, [of(UNITS, "f4")] * count)
 
 
 def test_a_packed_matrix_refuses_what_does_not_fit() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkern.layers.stream import Stream
+from rnnkern.layers.base import stream_of_tokens
 
 from support.compare import assert_close, assert_same_bits, rounded
 from support.layers import CELLS, DTYPES, as_layer_state, as_tuple, cast, make, random_state
@@ -88,7 +88,7 @@ def test_a_stream_by_token_gives_the_same_bits(
     layer = make(cell, 50, hidden, LAYERS, compute=compute)
     x = np.random.default_rng(0).integers(0, 50, (STEPS, 128))
     with using_threads(threads):
-        want, got = layer.stream(batch=128), Stream(layer, 128, by_token=True)
+        want, got = layer.stream(batch=128), stream_of_tokens(layer, 128)
         for x_t in x:
             assert_same_bits("y", got.step(x_t), want.step(x_t))
         assert_same_bits("block", got.block(x), want.block(x))
@@ -96,7 +96,7 @@ def test_a_stream_by_token_gives_the_same_bits(
 
 def test_a_stream_by_token_takes_tokens_alone() -> None:
     layer = make("lstm", INPUTS, HIDDEN)
-    stepper = Stream(layer, BATCH, by_token=True)._stepper
+    stepper = stream_of_tokens(layer, BATCH)._stepper
     assert stepper is not None
     assert stepper.step(draw("float32", BATCH, INPUTS), None) is None
     for token in (-1, INPUTS):
@@ -110,7 +110,7 @@ def test_rows_are_taken(cell: str) -> None:
     stream, want = layer.stream(BATCH), layer.stream(BATCH)
     stream.block(x)
     want.block(x[:, [2, 0, 2]])
-    stream._take(np.array([2, 0, 2]))
+    stream.take(np.array([2, 0, 2]))
     for got, of_its_own in zip(as_tuple(stream.state), as_tuple(want.state), strict=True):
         assert_close("state", got, of_its_own, 1e-6)
 
@@ -265,7 +265,7 @@ def test_threads_share_a_large_step(monkeypatch: pytest.MonkeyPatch) -> None:
     x = draw("float32", 8, 64)
     alone = layer.stream(8).step(x)
     monkeypatch.setattr("rnnkern.layers.stream._SHARED_STEP_FLOPS", 0)
-    monkeypatch.setattr(type(layer), "plan", lambda *_: {"threads": 2})
+    monkeypatch.setattr("rnnkern.devices.Cpu.plan", lambda *_, **__: {"threads": 2})
     shared = layer.stream(8)
     assert shared._stepper is None
     assert_same_bits("y", shared.step(x), alone)

@@ -12,6 +12,7 @@ import pytest
 
 import rnnkern as rk
 from rnnkern import _core
+from rnnkern.devices import LayerSpec, Weights
 from rnnkern.devices.memory import Region
 
 from support.compare import assert_same_bits
@@ -30,51 +31,57 @@ def draw(*shape: int) -> Array:
 # --- What is no array of the right kind -----------------------------------------------------------
 
 
-def forward_arguments(cell: str = "lstm") -> dict[str, Any]:
+SPEC = LayerSpec("lstm", 3, UNITS)
+
+
+def weights() -> dict[str, Any]:
     return {
-        "cell": cell,
-        "x": draw(STEPS, BATCH, 3),
-        "h": draw(BATCH, UNITS),
-        "c": draw(BATCH, UNITS),
         "weight_ih": draw(4 * UNITS, 3),
         "weight_hh": draw(4 * UNITS, UNITS),
         "bias": draw(4 * UNITS),
         "bias_hn": draw(UNITS),
-        "lengths": np.array([5, 0, 2]),
-        "reverse": False,
-        "y": np.zeros((STEPS, BATCH, UNITS), np.float32),
-        "keep": True,
     }
+
+
+def forward_arguments() -> dict[str, Any]:
+    return {
+        "x": draw(STEPS, BATCH, 3),
+        "h": draw(1, BATCH, UNITS),
+        "c": draw(1, BATCH, UNITS),
+        "lengths": np.array([5, 0, 2]),
+        "y": np.zeros((STEPS, BATCH, UNITS), np.float32),
+    }
+
+
+def forward(x: Any, h: Any, c: Any, lengths: Any, y: Any) -> Any:
+    made = _core.Layer(SPEC, [Weights(**weights())])
+    return made.forward(_core.Schedule(x, lengths), x, h, c, y, True)
+
+
+def layer(weight_ih: Any, weight_hh: Any, bias: Any, bias_hn: Any) -> Any:
+    return _core.Layer(SPEC, [(weight_ih, weight_hh, bias, bias_hn)])
 
 
 def backward_arguments() -> dict[str, Any]:
     given = forward_arguments()
-    saved, cells = _core.forward(**given)
-    weights = (given["weight_ih"], given["weight_hh"])
-    packed = _core.Packed("lstm", *weights, None, None, backward=True)
-    kept = {name: given[name] for name in ("cell", "x", "lengths", "reverse", "y")}
+    forward(**given)
     return {
-        **kept,
-        "h_0": draw(BATCH, UNITS),
-        "c_0": draw(BATCH, UNITS),
-        "packed": packed,
-        "saved": saved,
-        "cells": cells,
+        "x": given["x"],
+        "y": given["y"],
         "dy": draw(STEPS, BATCH, UNITS),
-        "dh": draw(BATCH, UNITS),
-        "dc": draw(BATCH, UNITS),
+        "dh": draw(1, BATCH, UNITS),
+        "dc": draw(1, BATCH, UNITS),
         "dx": np.zeros_like(given["x"]),
-        "dweight_ih": np.zeros_like(weights[0]),
-        "dweight_hh": np.zeros_like(weights[1]),
-        "dbias": np.zeros(4 * UNITS, np.float32),
-        "dbias_hn": np.zeros(UNITS, np.float32),
+        **{"d" + name: np.zeros_like(array) for name, array in weights().items()},
         "state_gradients": np.zeros((7, 6, UNITS), np.float32),
     }
 
 
-def packed_arguments() -> dict[str, Any]:
-    given = forward_arguments()
-    return {name: given[name] for name in ("cell", "weight_ih", "weight_hh", "bias", "bias_hn")}
+def backward(
+    x: Any, y: Any, dy: Any, dh: Any, dc: Any, dx: Any, state_gradients: Any, **gradients: Any
+) -> None:
+    kept = forward(**forward_arguments())
+    kept.backward(x, y, dy, dh, dc, dx, [tuple(gradients.values())], [state_gradients])
 
 
 def loss_arguments() -> dict[str, Any]:
@@ -89,13 +96,13 @@ def loss_arguments() -> dict[str, Any]:
 
 CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], set[str]]] = {
     # name -> function, its arguments, those that are written
-    "forward": (_core.forward, forward_arguments, {"h", "c", "y"}),
+    "forward": (forward, forward_arguments, {"h", "c", "y"}),
     "backward": (
-        _core.backward,
+        backward,
         backward_arguments,
         {"dh", "dc", "dx", "dweight_ih", "dweight_hh", "dbias", "dbias_hn", "state_gradients"},
     ),
-    "Packed": (_core.Packed, packed_arguments, set()),
+    "Layer": (layer, weights, set()),
     "matmul": (
         _core.matmul,
         lambda: {"a": draw(2, 3), "b": draw(3, 4), "bias": draw(4), "out": draw(2, 4)},
@@ -162,19 +169,19 @@ def test_what_is_read_only_is_not_written(call: str) -> None:
 
 
 def test_a_stepper_keeps_to_arrays() -> None:
-    weights: list[Any] = [draw(4 * UNITS, 3), draw(4 * UNITS, UNITS), draw(4 * UNITS), None]
+    own = list(weights().values())
     h, c = draw(1, BATCH, UNITS), draw(1, BATCH, UNITS)
-    whole: Any = tuple(weights)
-    _core.Stepper("lstm", [whole], h, c, False)
+    _core.Stepper(SPEC, [tuple(own)], h, c)
     for k in range(3):
-        given = [w.astype(np.float64).tolist() if i == k else w for i, w in enumerate(weights)]
-        layer: Any = tuple(given)
+        given: Any = tuple(
+            w.astype(np.float64).tolist() if i == k else w for i, w in enumerate(own)
+        )
         with pytest.raises(TypeError, match="must be a NumPy array"):
-            _core.Stepper("lstm", [layer], h, c, False)
-    wrong: list[Any] = [[], [()], [tuple(weights[:2])]]
+            _core.Stepper(SPEC, [given], h, c)
+    wrong: list[Any] = [[], [()], [tuple(own[:2])], [own]]
     for layers in wrong:
-        with pytest.raises(ValueError, match="layers must"):
-            _core.Stepper("lstm", layers, h, c, False)
+        with pytest.raises(ValueError, match="weights must"):
+            _core.Stepper(SPEC, layers, h, c)
 
 
 def test_a_parameter_that_is_no_array() -> None:
@@ -262,7 +269,7 @@ def test_objects_that_were_never_built() -> None:
     child = run_python("""
 import numpy as np
 from rnnkern import _core
-x = np.zeros((1, 1), np.float32)
+from rnnkern.devices import LayerSpec
 def refused(call):
     try:
         call()
@@ -270,15 +277,19 @@ def refused(call):
         assert "built by its constructor" in str(error), error
     else:
         raise AssertionError
-stepper, packed = _core.Stepper.__new__(_core.Stepper), _core.Packed.__new__(_core.Packed)
-refused(lambda: stepper.step(x, None))
-y = np.zeros((1, 1, 1), np.float32)
-one = lambda: np.zeros((1, 1), np.float32)
-refused(lambda: _core.forward(
-    "rnn_tanh", y, one(), None, x, x, None, None, None, False, y.copy(), False, packed))
-refused(lambda: _core.backward(
-    "rnn_tanh", y, one(), None, packed, None, False, y, None, None, None, one(), None, None,
-    one(), one(), None, None))
+spec = LayerSpec("rnn_tanh", 1, 1)
+x, y, h = (np.zeros((1, 1, 1), np.float32) for _ in range(3))
+w = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32), None, None
+layer, schedule = _core.Layer(spec, [w]), _core.Schedule(x, None)
+bare = {c: c.__new__(c) for c in (_core.Stepper, _core.Layer, _core.Schedule, _core.Kept)}
+refused(lambda: bare[_core.Stepper].step(x[0], None))
+refused(lambda: bare[_core.Layer].forward(schedule, x, h, None, y, True))
+refused(lambda: bare[_core.Layer].packed())
+refused(lambda: layer.forward(bare[_core.Schedule], x, h, None, y, True))
+refused(lambda: layer.forward(bare[_core.Layer], x, h, None, y, True))
+refused(lambda: bare[_core.Schedule].live)
+refused(lambda: bare[_core.Kept].saved)
+refused(lambda: bare[_core.Kept].backward(x, y, None, h, None, None, [w]))
 """)
     assert child.returncode == 0, child
 
@@ -288,6 +299,7 @@ def test_sizes_of_nothing() -> None:
 import numpy as np
 from rnnkern import _core
 from support.layers import CELLS
+from rnnkern.devices import LayerSpec, cell_facts
 def refused(call):
     try:
         call()
@@ -297,37 +309,48 @@ def refused(call):
         raise AssertionError
 zeros = lambda *shape: np.zeros(shape, np.float32)
 for cell in CELLS:
+    spec = LayerSpec(cell, 3, 2)
     for units, inputs in ((0, 3), (2, 0), (0, 0)):
-        g = 0 if units == 0 else {"lstm": 4, "simplified_gru": 2}.get(cell, 3) * units
-        if cell.startswith("rnn"):
-            g = units
-        w = zeros(g, inputs), zeros(g, units)
-        for backward in (False, True):
-            refused(lambda: _core.Packed(cell, *w, None, None, backward=backward))
+        rows = len(cell_facts(cell).gates) * units
+        w = zeros(rows, inputs), zeros(rows, units), None, None
+        refused(lambda: _core.Layer(spec, [w]))
         h = zeros(1, 2, units)
-        refused(lambda: _core.Stepper(cell, [(*w, None, None)], h, h.copy(), False))
-        refused(lambda: _core.forward(
-            cell, zeros(3, 2, inputs), h[0], h[0].copy(), *w, None, None, None, False,
-            zeros(3, 2, units), True))
-    h = zeros(1, 0, 1)
+        refused(lambda: _core.Stepper(spec, [w], h, h.copy()))
+for shape in ((0, 2, 1), (2, 0, 1), (0, 1), (1, 0)):
+    refused(lambda: _core.Schedule(zeros(*shape), None))
 w = zeros(1, 1), zeros(1, 1), None, None
-refused(lambda: _core.Stepper("rnn_tanh", [w], zeros(1, 0, 1), None, False))
+refused(lambda: _core.Stepper(LayerSpec("rnn_tanh", 1, 1), [w], zeros(1, 0, 1), None))
 """)
     assert child.returncode == 0, child
+
+
+def test_weights_that_are_given_other_memory() -> None:
+    """They are looked at in every call."""
+    own = weights()
+    made, given = _core.Layer(SPEC, [Weights(**own)]), forward_arguments()
+    schedule = _core.Schedule(given["x"], None)
+    rest: Any = [given[name] for name in ("x", "h", "c", "y")] + [True]
+    made.forward(schedule, *rest)
+    own["weight_hh"].resize((1, 1), refcheck=False)
+    with pytest.raises(ValueError, match="weight_hh must be a float32 array of shape"):
+        made.forward(schedule, *rest)
 
 
 @pytest.mark.parametrize("argument", ["inputs", "units", "steps", "batch"])
 def test_a_plan_of_no_size(argument: str) -> None:
     sizes: dict[str, Any] = dict.fromkeys(("inputs", "units", "steps", "batch"), 1)
     for value in (0, -1):
+        given = sizes | {argument: value}
+        spec = LayerSpec("lstm", given.pop("inputs"), given.pop("units"))
         with pytest.raises(ValueError, match=f"{argument} must be at least 1, got {value}"):
-            _core.plan("lstm", **(sizes | {argument: value}), float64=False)
+            _core.plan(spec, **given)
 
 
 # Within 600 MB of address space above what the modules take.
 PLANS = """
-import resource, rnnkern as rk
+import resource, numpy as np, rnnkern as rk
 from rnnkern import _core
+from rnnkern.devices import LayerSpec
 {}
 used = 1024 * int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1])
 resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20),) * 2)
@@ -343,7 +366,7 @@ def test_a_plan_is_arithmetic() -> None:
 for sizes in ((10**9, 1), (1, 10**9), (10**9, 10**9)):
     assert rk.LSTM(3, 8).plan(*sizes)["threads"] >= 1
 for sizes in ((1, 1, 2**62, 2**62), (2**62, 2**62, 1, 1), (2**63 - 1,) * 4):
-    _core.plan("lstm", *sizes, float64=True)
+    _core.plan(LayerSpec("lstm", *sizes[:2], dtype=np.dtype(np.float64)), *sizes[2:])
 """,
         )
     )
@@ -356,16 +379,17 @@ def test_a_plan_for_a_gpu_is_arithmetic() -> None:
         PLANS.format(
             "from rnnkern import _emulation as gpu",
             """
+spec = LayerSpec("lstm", 3, 8)
 for steps, batch in ((10**9, 1), (1, 10**9)):
-    gpu.plan("lstm", 3, 8, steps, batch, 1, "float32", None, True)
-    gpu.forward_workspace("lstm", 1, 3, 8, steps, batch, None, False, "float32", None)
-    gpu.backward_workspace("lstm", 1, 3, 8, steps, batch, None, True, "float32", None)
-assert len(gpu.layers_per_launch("lstm", 8, 1, 1, 10**5, "float32", None, False)) <= 10**5
+    gpu.plan(spec, steps, batch, True)
+    call = gpu.Call(spec, steps, batch, None, tokens=True)
+    assert call.forward_workspace > 0 and call.backward_workspace > 0
+assert len(gpu.layers_per_launch(LayerSpec("lstm", 3, 8, 10**5), 1, 1, False)) <= 10**5
 for sizes in ((2**62, 1, 1, 1), (1, 2**62, 1, 1), (1, 1, 2**62, 1), (1, 1, 1, 2**62),
               (1, 1, 2**33, 2**33)):
     for directions in (1, 2):
         try:
-            gpu.plan("lstm", *sizes, directions, "float32", None, True)
+            gpu.plan(LayerSpec("lstm", *sizes[:2], 1, directions), *sizes[2:], True)
         except ValueError as error:
             assert "must be below" in str(error), error
         else:
@@ -389,11 +413,11 @@ def test_strides_at_the_border() -> None:
         ("x", (2**63 - 4, 4, 4)),
     ):
         with pytest.raises(ValueError, match=f"{name} must have an extent within memory"):
-            _core.forward(**strided(name, strides))
+            forward(**strided(name, strides))
     for strides in ((0, 16, 4), (48, 0, 4)):
         with pytest.raises(ValueError, match="y must have elements of its own"):
-            _core.forward(**strided("y", strides))
-    _core.forward(**strided("x", (0, 0, 4)))  # read alone
+            forward(**strided("y", strides))
+    forward(**strided("x", (0, 0, 4)))  # read alone
 
 
 class Facade:
@@ -417,7 +441,8 @@ def test_interfaces_of_a_device_that_lie() -> None:
     }
     room = np.zeros((1 << 16) + 64, np.uint8)
     room = room[-room.ctypes.data % 64 :][: 1 << 16]
-    gpu.forward("rnn_tanh", [{"x": Facade(), **rest}], None, None, room, 0)
+    call = gpu.Call(LayerSpec("rnn_tanh", 3, 4), 2, 2, None)
+    call.forward([{"x": Facade(), **rest}], room, 0)
     for facts in (
         {"typestr": "f"},
         {"typestr": "<f99999999999999999999"},
@@ -437,15 +462,15 @@ def test_interfaces_of_a_device_that_lie() -> None:
         for name in ("x", "weight_hh", "workspace"):
             passes = {"x": np.zeros((2, 2, 3), np.float32), **rest, name: Facade(**facts)}
             with pytest.raises(ValueError, match=name):
-                gpu.forward("rnn_tanh", [passes], None, None, passes.pop("workspace", room), 0)
+                call.forward([passes], passes.pop("workspace", room), 0)
     y = np.lib.stride_tricks.as_strided(rest["y"], (2, 2, 4), (0, 16, 4))
     with pytest.raises(ValueError, match="y must have elements of its own"):
-        gpu.forward("rnn_tanh", [{"x": Facade(), **rest, "y": y}], None, None, room, 0)
+        call.forward([{"x": Facade(), **rest, "y": y}], room, 0)
     for wrong in ({"reverse": "no"}, {"reverse": 1}):
         with pytest.raises(TypeError, match="reverse must be"):
-            gpu.forward("rnn_tanh", [{"x": Facade(), **rest, **wrong}], None, None, room, 0)
+            call.forward([{"x": Facade(), **rest, **wrong}], room, 0)
     with pytest.raises(TypeError, match="lengths must be integers"):
-        gpu.forward("rnn_tanh", [{"x": Facade(), **rest}], ["a", None], None, room, 0)
+        gpu.Call(LayerSpec("rnn_tanh", 3, 4), 2, 2, ["a", None])
 
 
 def test_a_product_over_its_operands() -> None:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
+
+from rnnkern.devices import LayerSpec, cell_facts
 
 from support import reference
 from support.compare import assert_close, assert_same_bits
@@ -132,12 +134,28 @@ class Case:
 
     given: tuple[tuple[int, ...], ...] | None = None  # tokens other than the drawn ones
 
+    def spec(self) -> LayerSpec:
+        return spec(
+            self.cell,
+            self.inputs,
+            self.units,
+            directions=len(self.reverse),
+            dtype=self.dtype,
+            compute=self.compute,
+        )
+
     def x(self) -> Array:
         if self.given is not None:
             return np.array(self.given)
         if self.tokens:
             return np.random.default_rng(9).integers(0, self.inputs, (self.steps, self.batch))
         return self.random(self.steps, self.batch, self.inputs, seed=9)
+
+
+def spec(
+    cell: str, inputs: int, units: int, *, dtype: str = "float32", **options: Any
+) -> LayerSpec:
+    return LayerSpec(cell, inputs, units, dtype=np.dtype(dtype), **options)
 
 
 Results = dict[str, Array]
@@ -156,13 +174,13 @@ def oracle(case: Case, own: dict[str, Array], lengths: Array, *, reverse: bool) 
 
 def run(side: Any, case: Case) -> tuple[Results, Results]:
     """Forward and, where the case keeps, backward: what the kernels gave, and the reference."""
-    facts = side.module.facts(case.cell)
+    facts = cell_facts(case.cell)
     steps, batch, inputs, units = case.steps, case.batch, case.inputs, case.units
     directions, dtype = len(case.reverse), case.dtype
     lengths = np.full(batch, steps) if case.lengths is None else np.array(case.lengths)
     host_lengths = None if case.lengths is None else lengths
     live = int(lengths.sum())
-    states = ["h", "c"] if facts["cell_state"] else ["h"]
+    states = facts.states
     x = case.x()
     wide_x = np.eye(inputs)[np.clip(x, 0, inputs - 1)] if case.tokens else x.astype(np.float64)
     dy = case.random(steps, batch, directions * units, seed=40)
@@ -187,7 +205,7 @@ def run(side: Any, case: Case) -> tuple[Results, Results]:
         common |= {name: side.put(p) for name, p in own.items()}
         common |= {"saved": None, "cells": None}
         if case.keep:
-            common["saved"] = side.empty((live, facts["saved"], units), dtype)
+            common["saved"] = side.empty((live, facts.saved, units), dtype)
             common["cells"] = side.empty((live, units), dtype)
         forward.append(common | {s: side.put(a) for s, a in zip(states, first, strict=True)})
         backward.append(
@@ -216,16 +234,14 @@ def run(side: Any, case: Case) -> tuple[Results, Results]:
         )
         want |= {f"d{name} {k}": a for name, a in named if name in own}
 
-    sizes = (case.cell, directions, inputs, units, steps, batch, host_lengths, case.tokens, dtype)
-    space = side.workspace(side.module.forward_workspace(*sizes, case.compute))
-    side.module.forward(case.cell, forward, host_lengths, case.compute, space, side.stream)
+    call = side.module.Call(case.spec(), steps, batch, host_lengths, tokens=case.tokens)
+    call.forward(forward, side.workspace(call.forward_workspace), side.stream)
     got: Results = {}
     for k, p in enumerate(forward):
         got[f"y {k}"] = side.get(p["y"])
         got |= {f"{s}_n {k}": side.get(p[s]) for s in states}
     if case.keep:
-        space = side.workspace(side.module.backward_workspace(*sizes, case.compute))
-        side.module.backward(case.cell, backward, host_lengths, case.compute, space, side.stream)
+        call.backward(backward, side.workspace(call.backward_workspace), side.stream)
         if dx is not None:
             got["dx"] = side.get(dx) - dx_before
         for k, p in enumerate(backward):
@@ -249,9 +265,10 @@ def check(side: Any, case: Case) -> Results:
         TOLERANCE[case.dtype, case.compute],
         case.units,
         side.module.plan(
-            *(case.cell, case.inputs, case.units, case.steps, case.batch),
-            *(1 if stacked else len(way), case.dtype, case.compute, True),
-            len(way) if stacked else 1,
+            replace(case.spec(), layers=len(way)) if stacked else case.spec(),
+            case.steps,
+            case.batch,
+            True,
         ),
         {name: way[0 if name == "dx" else int(name[-1])] for name in want},
     )
@@ -274,7 +291,7 @@ class Stack(Case):
 
 def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
     """As ``run``, for stacked layers."""
-    facts, (reverse,) = side.module.facts(case.cell), case.reverse
+    facts, (reverse,) = cell_facts(case.cell), case.reverse
     steps, batch, inputs, units, dtype = (
         *(case.steps, case.batch, case.inputs, case.units),
         case.dtype,
@@ -282,7 +299,7 @@ def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
     lengths = np.full(batch, steps) if case.lengths is None else np.array(case.lengths)
     host_lengths = None if case.lengths is None else lengths
     live, top = int(lengths.sum()), case.layers - 1
-    states = ["h", "c"] if facts["cell_state"] else ["h"]
+    states = facts.states
     x, dy = case.x(), case.random(steps, batch, units, seed=40)
     dx_before = case.random(steps, batch, inputs, seed=50)
     dx = None if case.tokens else side.put(dx_before)
@@ -303,7 +320,7 @@ def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
             common["mask"] = side.put(case.mask(k))
         common |= {"y": side.empty((steps, batch, units), dtype), "saved": None, "cells": None}
         if case.keep:
-            common["saved"] = side.empty((live, facts["saved"], units), dtype)
+            common["saved"] = side.empty((live, facts.saved, units), dtype)
             common["cells"] = side.empty((live, units), dtype)
         forward.append(
             common
@@ -339,10 +356,9 @@ def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
         if dx is not None:
             want["dx"] = above
 
-    sizes = (case.cell, case.layers, inputs, units, steps, batch, host_lengths, case.tokens, dtype)
-    rest = (host_lengths, case.compute)
-    space = side.workspace(side.module.forward_workspace(*sizes, case.compute, True))
-    side.module.forward(case.cell, forward, *rest, space, side.stream, True)
+    tokens, layers = case.tokens, case.layers
+    call = side.module.Call(case.spec(), steps, batch, host_lengths, tokens=tokens, layers=layers)
+    call.forward(forward, side.workspace(call.forward_workspace), side.stream)
     got: Results = {}
     for k, p in enumerate(forward):
         got[f"y {k}"] = side.get(p["y"])
@@ -351,8 +367,7 @@ def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
         backward[0]["x"] = side.put(x)
         for lower, upper in itertools.pairwise(backward):
             upper["x"] = lower["y"] if lower["mask"] is None else lower["y"] * lower["mask"]
-        space = side.workspace(side.module.backward_workspace(*sizes, case.compute, True))
-        side.module.backward(case.cell, backward, *rest, space, side.stream, True)
+        call.backward(backward, side.workspace(call.backward_workspace), side.stream)
         if dx is not None:
             got["dx"] = side.get(dx) - dx_before
         for k, p in enumerate(backward):

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from rnnkern import _core
-from rnnkern.devices import Cuda
+from rnnkern.devices import Cuda, LayerSpec
 
 from support.reference import Array
 
@@ -166,139 +167,28 @@ class StandIn:
     Of stacked layers it takes two in a call.
     """
 
-    _facts: ClassVar = {
-        "rnn_tanh": (1, 0, False),
-        "rnn_relu": (1, 0, False),
-        "simplified_gru": (2, 2, False),
-        "gru_before": (3, 3, False),
-        "gru_after": (3, 4, False),
-        "lstm": (4, 4, True),
-    }
-
     def devices(self) -> list[dict[str, Any]]:
         return [{"name": "stand-in", "capability": (0, 0), "multiprocessors": 1, "memory": 2**30}]
 
-    def facts(self, cell: str) -> dict[str, Any]:
-        gates, saved, cell_state = self._facts[cell]
-        return {
-            "gates": gates,
-            "saved": saved,
-            "cell_state": cell_state,
-            "bias_hn": cell == "gru_after",
-        }
-
-    def plan(
-        self,
-        cell: str,
-        inputs: int,
-        units: int,
-        steps: int,
-        batch: int,
-        directions: int,
-        dtype: str,
-        compute: str | None,
-        training: bool,
-        layers: int,
-    ) -> dict[str, Any]:
+    def plan(self, spec: LayerSpec, steps: int, batch: int, training: bool) -> dict[str, Any]:
         return {
             "path": "stand-in",
-            "layers_per_launch": self._split(layers),
+            "layers_per_launch": self.layers_per_launch(spec, steps, batch, False),
             "groups": 1,
             "blocks_per_group": 1,
-            "units_per_block": units,
+            "units_per_block": spec.units,
             "shared_bytes": 0,
-            "workspace_bytes": self.forward_workspace(
-                cell, directions, inputs, units, steps, batch, None, False, dtype, compute
-            ),
+            "workspace_bytes": StandInCall(spec, steps, batch, None).forward_workspace,
             "reason": "the CPU's kernels stand in",
         }
 
-    def forward_workspace(
-        self,
-        cell: str,
-        passes: int,
-        inputs: int,
-        units: int,
-        steps: int,
-        batch: int,
-        lengths: Array | None,
-        tokens: bool,
-        dtype: str,
-        compute: str | None,
-        stacked: bool = False,
-    ) -> int:
-        return passes * units * np.dtype(dtype).itemsize
-
-    backward_workspace = forward_workspace
-
     def layers_per_launch(
-        self,
-        cell: str,
-        units: int,
-        steps: int,
-        batch: int,
-        layers: int,
-        dtype: str,
-        compute: str | None,
-        backward: bool,
+        self, spec: LayerSpec, steps: int, batch: int, backward: bool
     ) -> list[int]:
-        return self._split(layers)
+        return [2] * (spec.layers // 2) + [1] * (spec.layers % 2)
 
-    @staticmethod
-    def _split(layers: int) -> list[int]:
-        return [2] * (layers // 2) + [1] * (layers % 2)
-
-    def forward(
-        self,
-        cell: str,
-        passes: list[dict[str, Any]],
-        lengths: Array | None,
-        compute: str | None,
-        workspace: Array,
-        stream: int,
-        stacked: bool,
-    ) -> None:
-        assert passes[0]["y"].nbytes == 0 or workspace.nbytes > 0
-        workspace[...] = 255
-        below: Array | None = None
-        for p in passes:
-            assert (p["x"] is None) == (below is not None)
-            given = {**p, "x": self._clamped(p) if below is None else below}
-            mask = given.pop("mask", None)
-            keep = p["saved"] is not None or p["cells"] is not None
-            kept = {name: given.pop(name) for name in ("saved", "cells")}
-            made = _core.forward(cell, lengths=lengths, keep=keep, **given)
-            for room, array in zip(kept.values(), made, strict=True):
-                assert (room is None) == (array is None)
-                if array is not None:
-                    room.view(np.ndarray)[...] = array
-            if stacked:
-                below = p["y"].view(np.ndarray)
-                below = below if mask is None else below * mask.view(np.ndarray)
-
-    def backward(
-        self,
-        cell: str,
-        passes: list[dict[str, Any]],
-        lengths: Array | None,
-        compute: str | None,
-        workspace: Array,
-        stream: int,
-        stacked: bool,
-    ) -> None:
-        workspace[...] = 255
-        from_above: Array | None = None
-        for k, p in reversed(list(enumerate(passes))):
-            given = {**p, "x": self._clamped(p)}
-            mask = given.pop("mask", None)
-            if stacked and k > 0:
-                given["dx"] = np.zeros_like(given["x"])
-            if from_above is not None:
-                given["dy"] = from_above if mask is None else from_above * mask.view(np.ndarray)
-            w_ih, w_hh = (given.pop(name) for name in ("weight_ih", "weight_hh"))
-            packed = _core.Packed(cell, w_ih, w_hh, None, None, backward=True)
-            _core.backward(cell, lengths=lengths, packed=packed, **given)
-            from_above = given["dx"] if stacked else None
+    def Call(self, *args: Any, **options: Any) -> StandInCall:
+        return StandInCall(*args, **options)
 
     def matmul(
         self,
@@ -322,11 +212,109 @@ class StandIn:
             accumulate=accumulate,
         )
 
+
+class StandInCall:
+    """``rnnkern._cuda.Call``."""
+
+    def __init__(
+        self,
+        spec: LayerSpec,
+        steps: int,
+        batch: int,
+        lengths: Array | None,
+        *,
+        tokens: bool = False,
+        layers: int = 1,
+    ) -> None:
+        self._spec, self._lengths, self._stacked = spec, lengths, layers > 1
+        self.live = steps * batch if lengths is None else int(lengths.sum())
+        self.forward_workspace = layers * spec.units * spec.dtype.itemsize
+        self.backward_workspace = self.forward_workspace
+
+    def forward(self, passes: list[dict[str, Any]], workspace: Array, stream: int) -> None:
+        assert passes[0]["y"].nbytes == 0 or workspace.nbytes > 0
+        workspace[...] = 255
+        below: Array | None = None
+        for p in passes:
+            assert (p["x"] is None) == (below is not None)
+            x = self._clamped(p) if below is None else below
+            keep = p["saved"] is not None or p["cells"] is not None
+            y, h, c, kept = self._run(p, x, p["h"], p["c"], keep=keep)
+            d = int(p["reverse"])
+            made = {"y": y[self._half(d)], "h": h[d], "c": None if c is None else c[d]}
+            if kept is not None:
+                made |= {"saved": kept.saved[d], "cells": kept.cells[d]}
+            for name, array in made.items():
+                assert array is None or p[name] is not None, name
+                if p[name] is not None:
+                    host(p[name])[...] = array
+            if self._stacked:
+                below = made["y"] if p["mask"] is None else made["y"] * host(p["mask"])
+
+    def backward(self, passes: list[dict[str, Any]], workspace: Array, stream: int) -> None:
+        workspace[...] = 255
+        from_above: Array | None = None
+        for k, p in reversed(list(enumerate(passes))):
+            x, d, mask = self._clamped(p), int(p["reverse"]), p["mask"]
+            # What the other direction would have is made anew, and gets no gradient.
+            y, h, c, kept = self._run(p, x, p["h_0"], p["c_0"], keep=True)
+            assert kept is not None
+            y[self._half(d)] = host(p["y"])
+            for made, given in ((kept.saved[d], p["saved"]), (kept.cells[d], p["cells"])):
+                if made is not None:
+                    made[...] = host(given)
+            dy, dh = np.zeros_like(y), np.zeros_like(h)
+            dc = None if c is None else np.zeros_like(c)
+            if p["dy"] is not None:
+                dy[self._half(d)] = host(p["dy"])
+            if from_above is not None:
+                dy[self._half(d)] = from_above if mask is None else from_above * host(mask)
+            for whole, given in ((dh, p["dh"]), (dc, p["dc"])):
+                if whole is not None:
+                    whole[d] = host(given)
+            dx = None if p["dx"] is None else host(p["dx"])
+            if self._stacked and k > 0:
+                dx = np.zeros_like(x)
+            names = ("dweight_ih", "dweight_hh", "dbias", "dbias_hn")
+            own: Any = tuple(None if p[name] is None else host(p[name]) for name in names)
+            other: Any = tuple(None if a is None else np.zeros_like(a) for a in own)
+            gradients = [other, own] if d else [own, other]
+            kept.backward(x, y, dy, dh, dc, dx, gradients)
+            host(p["dh"])[...] = dh[d]
+            if dc is not None:
+                host(p["dc"])[...] = dc[d]
+            from_above = dx if self._stacked else None
+
+    def _run(
+        self, p: dict[str, Any], x: Array, h: Array, c: Array | None, *, keep: bool
+    ) -> tuple[Array, Array, Array | None, _core.Kept | None]:
+        """The pass's weights in both directions, of which it is one: y, h, c, and what is kept."""
+        weights = tuple(
+            None if p.get(name) is None else host(p[name])
+            for name in ("weight_ih", "weight_hh", "bias", "bias_hn")
+        )
+        hs = np.stack([host(h)] * 2)
+        cs = None if c is None else np.stack([host(c)] * 2)
+        y = np.zeros((*x.shape[:2], 2 * self._spec.units), self._spec.dtype)
+        both: Any = [weights, weights]
+        layer = _core.Layer(replace(self._spec, compute=None), both)
+        kept = layer.forward(_core.Schedule(x, self._lengths), x, hs, cs, y, keep)
+        return y, hs, cs, kept
+
+    def _half(self, direction: int) -> Any:
+        units = self._spec.units
+        return np.s_[..., direction * units : (direction + 1) * units]
+
     @staticmethod
     def _clamped(p: dict[str, Any]) -> Array:
         """Tokens as the device's kernels take those that are out of range."""
-        x: Array = p["x"].view(np.ndarray)
+        x = host(p["x"])
         return x if x.ndim == 3 else np.clip(x, 0, p["weight_ih"].shape[1] - 1)
+
+
+def host(array: Array) -> Array:
+    """The device's array as NumPy's, in the same memory."""
+    return array.view(np.ndarray)
 
 
 class EmulatedCuda(Cuda):

@@ -6,23 +6,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from rnnkern import _core
+from rnnkern.devices import LayerSpec
 
 from support.fuzzing import LAYOUTS, Case, finite
 from support.reference import Array
 
-CELLS = {  # gates, values saved a step
-    "rnn_tanh": (1, 0),
-    "rnn_relu": (1, 0),
-    "simplified_gru": (2, 2),
-    "gru_before": (3, 3),
-    "gru_after": (3, 4),
-    "lstm": (4, 4),
-}
+CELLS = _core.cells()
 STRIDED = LAYOUTS[:5]  # what x, y and their gradients may be
 
 Arguments = dict[str, Any]
@@ -34,7 +29,8 @@ class Sizes:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.cell = case.one(*CELLS)
-        self.gates, self.saved = CELLS[self.cell]
+        self.gates, self.saved = len(CELLS[self.cell]["gates"]), CELLS[self.cell]["saved"]
+        self.states = len(CELLS[self.cell]["states"])
         self.steps, self.batch = case.one(1, 2, 5, 9), case.one(1, 2, 3, 4, 7, 17)
         self.inputs, self.units = case.one(1, 2, 3, 8, 17), case.one(1, 2, 5, 8, 16, 33)
         self.dtype = case.one("float32", "float64")
@@ -59,6 +55,22 @@ class Sizes:
             "bias_hn": self.numbers("bias_hn", self.units) if case.chance(0.5) else None,
         }
 
+    def spec(self, **changes: Any) -> Any:
+        """What a layer is; now and then with a field exchanged."""
+        fields = {
+            "cell": self.cell,
+            "inputs": self.inputs,
+            "units": self.units,
+            "layers": 1,
+            "directions": 1,
+            "dtype": self.dtype,
+            "compute": self.compute,
+            **changes,
+        }
+        if self.case.chance(0.1):
+            fields = mutated(self.case, fields)
+        return SimpleNamespace(**fields)
+
     def x(self) -> Array:
         """Numbers or tokens."""
         if self.case.chance(0.3):
@@ -71,87 +83,74 @@ class Sizes:
         return self.numbers(name, *axes, self.batch, self.units, written=True)
 
 
-def forward_arguments(s: Sizes) -> Arguments:
-    """Of forward()."""
-    lengths = None
-    if s.case.chance(0.4):
-        lengths = s.case.array("lengths", s.case.numbers.integers(0, s.steps + 1, s.batch))
-    return {
-        "cell": s.cell,
-        "x": s.x(),
-        "h": s.state("h"),
-        "c": s.state("c"),
-        **s.weights(),
-        "lengths": lengths,
-        "reverse": s.case.chance(0.5),
-        "y": s.zeros("y", s.steps, s.batch, s.units, layouts=STRIDED),
-        "keep": s.case.chance(0.5),
-        "packed": None,
-        "compute": s.compute,
-    }
-
-
-def play_forward(s: Sizes) -> None:
-    """forward() and, where it was right, backward()."""
-    given = mutated(s.case, forward_arguments(s))
-    result = s.case.call("forward", lambda: _core.forward(**given))
-    if result is None or not given["keep"]:
+def play_layer(s: Sizes) -> None:
+    """Layer(), packed or not, its forward() and, where that was right, backward()."""
+    case, directions = s.case, s.case.one(1, 1, 2)
+    own = [tuple(mutated(case, s.weights()).values()) for _ in range(directions)]
+    given = mutated(case, {"spec": s.spec(directions=directions), "weights": own})
+    layer: Any = case.call("Layer", lambda: _core.Layer(**given))
+    if layer is not None and case.chance(0.3):
+        how = mutated(case, {"with_input": case.chance(0.7)})
+        layer = case.call("packed", lambda: layer.packed(**how))
+    if case.chance(0.02):
+        layer = _core.Layer.__new__(_core.Layer)
+    x, lengths = s.x(), None
+    if case.chance(0.4):
+        lengths = case.array("lengths", case.numbers.integers(0, s.steps + 1, s.batch))
+    arguments = mutated(case, {"x": x, "lengths": lengths})
+    schedule = case.call("Schedule", lambda: _core.Schedule(**arguments))
+    if case.chance(0.02):
+        schedule = _core.Schedule.__new__(_core.Schedule)
+    if layer is None:
         return
-    finite("y", given["y"])
-    kept = {name: given[name] for name in ("cell", "x", "lengths", "reverse", "y", "compute")}
-    weights = {name: given[name] for name in ("weight_ih", "weight_hh")}
-    packed = _core.Packed(
-        given["cell"], **weights, bias=None, bias_hn=None, compute=given["compute"], backward=True
-    )
-    gradients = {"d" + name: given[name] for name in (*weights, "bias", "bias_hn")}
-    backward: Arguments = {
-        **kept,
-        "h_0": s.numbers("h_0", s.batch, s.units),
-        "c_0": s.numbers("c_0", s.batch, s.units),
-        "packed": packed,
-        "saved": result[0],
-        "cells": result[1],
-        "dy": s.numbers("dy", s.steps, s.batch, s.units, layouts=STRIDED),
-        "dh": s.state("dh"),
-        "dc": s.state("dc"),
-        "dx": None
-        if given["x"].ndim == 2
-        else s.zeros("dx", s.steps, s.batch, s.inputs, layouts=STRIDED),
-        **{k: None if v is None else s.zeros(k, *v.shape) for k, v in gradients.items()},
+    forward: Arguments = {
+        "schedule": schedule,
+        "x": x,
+        "h": s.state("h", directions),
+        "c": s.state("c", directions),
+        "y": s.zeros("y", s.steps, s.batch, directions * s.units, layouts=STRIDED),
+        "keep": case.chance(0.5),
     }
-    backward = mutated(s.case, backward)
+    forward = mutated(case, forward)
+    kept = case.call("forward", lambda: layer.forward(**forward))
+    if kept is None:
+        return
+    finite("y", forward["y"])
+    if case.chance(0.02):
+        kept = _core.Kept.__new__(_core.Kept)
+    gradients = [
+        tuple(None if w is None else s.zeros("dw", *np.shape(w)) for w in weights)
+        for weights in own
+    ]
+    backward: Arguments = {
+        "x": forward["x"],
+        "y": forward["y"],
+        "dy": s.numbers("dy", s.steps, s.batch, directions * s.units, layouts=STRIDED),
+        "dh": s.state("dh", directions),
+        "dc": s.state("dc", directions),
+        "dx": None if x.ndim == 2 else s.zeros("dx", s.steps, s.batch, s.inputs, layouts=STRIDED),
+        "gradients": gradients,
+    }
+    backward = mutated(case, backward)
 
     def run() -> bool:
-        _core.backward(**backward)
+        kept.backward(**backward)
         return True
 
-    if s.case.call("backward", run):
-        finite("a gradient", backward["dh"], backward["dweight_hh"], backward["dx"])
-
-
-def play_packed(s: Sizes) -> None:
-    """Packed(), then forward() with it."""
-    given = forward_arguments(s)
-    weights = {name: given[name] for name in ("weight_ih", "weight_hh", "bias", "bias_hn")}
-    switches = {"backward": s.case.chance(0.2), "with_input": s.case.chance(0.8)}
-    arguments = mutated(s.case, {"cell": s.cell, **weights, "compute": s.compute, **switches})
-    packed = s.case.call("Packed", lambda: _core.Packed(**arguments))
-    if s.case.chance(0.1):
-        packed = _core.Packed.__new__(_core.Packed)
-    given = mutated(s.case, {**given, "packed": packed})
-    s.case.call("forward, packed", lambda: _core.forward(**given))
+    if case.call("backward", run):
+        finite("a gradient", backward["dh"], backward["gradients"][0][1], backward["dx"])
 
 
 def play_stepper(s: Sizes) -> None:
     """Stepper() and its steps."""
-    layers = []
+    weights = []
     for layer in range(s.case.one(1, 1, 2)):
         inputs, s.inputs = s.inputs, s.inputs if layer == 0 else s.units
-        layers.append(tuple(mutated(s.case, s.weights()).values()))
+        weights.append(tuple(mutated(s.case, s.weights()).values()))
         s.inputs = inputs
-    count = len(layers)
+    count = len(weights)
     given = {"h": s.state("h", count), "c": s.state("c", count), "narrow": s.case.chance(0.2)}
-    arguments = mutated(s.case, {"cell": s.cell, "layers": layers, **given, "compute": s.compute})
+    arguments = mutated(s.case, {"spec": s.spec(layers=count), "weights": weights, **given})
     stepper = s.case.call("Stepper", lambda: _core.Stepper(**arguments))
     if s.case.chance(0.05):
         stepper = _core.Stepper.__new__(_core.Stepper)
@@ -217,9 +216,7 @@ def play_others(s: Sizes) -> None:
         given = mutated(case, {"name": name, "x": s.numbers("x", rows)})
         case.call(which, lambda: _core.activation(**given))
     elif which == "plan":
-        sizes = {"inputs": s.inputs, "units": s.units, "steps": s.steps, "batch": s.batch}
-        given = {"cell": s.cell, **sizes, "float64": s.dtype == "float64", "compute": s.compute}
-        given = mutated(case, given)
+        given = mutated(case, {"spec": s.spec(), "steps": s.steps, "batch": s.batch})
         case.call(which, lambda: _core.plan(**given))
     else:
         name = case.one("isa", "isa_reason", "bfloat16_product", "supported_isas", "thread_limit")
@@ -244,17 +241,17 @@ def play_race(s: Sizes) -> None:
         shared = mask if which == "mask" else shared
     elif which == "step":
         weights = (np.ones((8, 3), np.float32), np.ones((8, 8), np.float32), None, None)
-        stepper = _core.Stepper(
-            "rnn_tanh", [weights], np.zeros((1, rows, 8), np.float32), None, narrow=False
-        )
+        state = np.zeros((1, rows, 8), np.float32)
+        stepper = _core.Stepper(LayerSpec("rnn_tanh", 3, 8), [weights], state, None)
         call = lambda: stepper.step(shared, None)  # noqa: E731
     else:
         x: Array = np.zeros((20, rows, 1), np.float32)
         w = (np.ones((8, 1), np.float32), np.ones((8, 8), np.float32), None, None)
-        h, y = np.zeros((rows, 8), np.float32), np.zeros((20, rows, 8), np.float32)
+        h, y = np.zeros((1, rows, 8), np.float32), np.zeros((20, rows, 8), np.float32)
         lengths = shared if which == "lengths" else None
         x = np.broadcast_to(shared, (20, rows)) if which == "tokens" else x
-        call = lambda: _core.forward("rnn_tanh", x, h, None, *w, lengths, False, y, True)  # noqa: E731
+        layer = _core.Layer(LayerSpec("rnn_tanh", 1, 8), [w])
+        call = lambda: layer.forward(_core.Schedule(x, lengths), x, h, None, y, True)  # noqa: E731
     done = threading.Event()
 
     def scribble() -> None:
@@ -278,7 +275,7 @@ def play(case: Case) -> None:
     if case.chance(0.005):
         play_race(sizes)
     else:
-        case.one(play_forward, play_packed, play_stepper, play_matmul, play_others)(sizes)
+        case.one(play_layer, play_layer, play_stepper, play_matmul, play_others)(sizes)
 
 
 # --- What an argument may be exchanged for --------------------------------------------------------

@@ -49,7 +49,7 @@ def call(s: Sizes, *, keep: bool) -> dict[str, Any]:
         "reverse": s.case.chance(0.5),
         "y": s.zeros("y", s.steps, s.batch, s.units, layouts=STRIDED),
         "saved": s.zeros("saved", live, s.saved, s.units) if keep and s.saved else None,
-        "cells": s.zeros("cells", live, s.units) if keep and s.cell == "lstm" else None,
+        "cells": s.zeros("cells", live, s.units) if keep and s.states > 1 else None,
     }
 
 
@@ -57,13 +57,11 @@ def play(case: Case) -> None:
     """One hostile call, or two that belong together."""
     s = Sizes(case)
     s.units, s.steps = min(s.units, 16), min(s.steps, 5)
-    compute = case.one(*MODES) if s.dtype == "float32" else None
-    sizes = (s.inputs, s.units, s.steps, s.batch)
-    which = case.one("forward", "forward", "forward", "matmul", "plan", "workspace")
+    s.compute = case.one(*MODES) if s.dtype == "float32" else None
+    which = case.one("forward", "forward", "forward", "matmul", "plan", "call")
     if which == "plan":
-        rest = {"directions": 1, "dtype": s.dtype, "compute": compute, "training": True}
-        names = dict(zip(("inputs", "units", "steps", "batch"), sizes, strict=True))
-        given = mutated(case, {"cell": s.cell, **names, **rest, "layers": case.one(1, 2, 9)})
+        spec = s.spec(layers=case.one(1, 2, 9))
+        given = mutated(case, {"spec": spec, "steps": s.steps, "batch": s.batch, "training": True})
         case.call(which, lambda: KERNELS.plan(**given))
         return
     if which == "matmul":
@@ -73,29 +71,38 @@ def play(case: Case) -> None:
             "out": s.zeros("out", s.batch, s.units),
             "bias": None,
         }
-        rest = {"transpose_a": False, "transpose_b": False, "accumulate": False, "stream": 0}
-        given = mutated(case, {**arrays, "compute": compute}, lying)
+        rest: dict[str, Any] = {
+            "transpose_a": False,
+            "transpose_b": False,
+            "accumulate": False,
+            "stream": 0,
+        }
+        given = mutated(case, {**arrays, "compute": s.compute}, lying)
         case.call(which, lambda: KERNELS.matmul(**given, **rest))
         return
     lengths = None if case.chance(0.6) else [s.steps] * s.batch
     keep = case.chance(0.5)
     one = call(s, keep=keep)
     tokens = one["x"].ndim == 2
-    common = (s.cell, 1, *sizes, lengths, tokens, s.dtype, compute)
-    if which == "workspace":
-        names_of = ("cell", "passes", "inputs", "units", "steps", "batch", "lengths", "tokens")
-        given = dict(zip((*names_of, "dtype", "compute"), common, strict=True))
-        given = mutated(case, given)
-        case.call(which, lambda: KERNELS.forward_workspace(**given))
+    sizes = {"spec": s.spec(), "steps": s.steps, "batch": s.batch, "lengths": lengths}
+    sizes |= {"tokens": tokens, "layers": 1}
+    if which == "call" or case.chance(0.1):
+        sizes = mutated(case, sizes)
+    sized = case.call("Call", lambda: KERNELS.Call(**sizes))
+    if case.chance(0.02):
+        sized = KERNELS.Call.__new__(KERNELS.Call)
+        case.call("workspace", lambda: sized.forward_workspace)
+    if sized is None or which == "call":
         return
 
-    def room(size: int) -> Any:
+    def room(which: str) -> Any:
+        size = case.call("workspace", lambda: getattr(sized, which)) or 0
+        size = min(size, 1 << 26)  # of sizes that were exchanged
         return case.array("workspace", np.zeros(size, np.uint8), written=True)
 
-    workspace = room(KERNELS.forward_workspace(*common))
     one = mutated(case, one, lying)
-    rest = mutated(case, {"lengths": lengths, "compute": compute, "workspace": workspace}, lying)
-    done = case.call("forward", lambda: [KERNELS.forward(s.cell, [one], **rest, stream=0)])
+    rest = mutated(case, {"passes": [one], "workspace": room("forward_workspace")}, lying)
+    done = case.call("forward", lambda: [sized.forward(**rest, stream=0)])
     if done is None or not keep:
         return
     finite("y", one["y"])
@@ -113,5 +120,5 @@ def play(case: Case) -> None:
         **{k: None if v is None else s.zeros(k, *np.shape(v)) for k, v in gradients.items()},
     }
     back = mutated(case, back, lying)
-    rest = {**rest, "workspace": room(KERNELS.backward_workspace(*common))}
-    case.call("backward", lambda: KERNELS.backward(s.cell, [back], **rest, stream=0))
+    rest = {"passes": [back], "workspace": room("backward_workspace")}
+    case.call("backward", lambda: sized.backward(**rest, stream=0))

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where arrays live and kernels run."""
 
-from rnnkern.devices.base import NAMES, Arguments, Device, Kept, device_of, get_device, to_host
+from rnnkern.devices.base import NAMES, Device, Gradient, device_of, get_device, to_host
 from rnnkern.devices.cpu import Cpu
 from rnnkern.devices.cuda import Cuda, cuda_status
+from rnnkern.devices.spec import CellFacts, LayerSpec, Weights, cell_facts
 
 __all__ = [
     "NAMES",
-    "Arguments",
+    "CellFacts",
     "Cpu",
     "Cuda",
     "Device",
-    "Kept",
+    "Gradient",
+    "LayerSpec",
+    "Weights",
+    "cell_facts",
     "cuda_status",
     "device_of",
     "get_device",

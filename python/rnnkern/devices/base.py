@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,15 +24,10 @@ from rnnkern._checks import (
     on_gpu,
 )
 from rnnkern.devices.memory import Region
+from rnnkern.devices.spec import LayerSpec, Weights
 
-# What a kernel takes for one direction of a layer, by name; None stands for what is absent.
-# Forward: x, h, c, weight_ih, weight_hh, bias, bias_hn, reverse, y. Backward: x, h_0, c_0,
-# weights (as kept), reverse, y, saved, cells, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias,
-# dbias_hn. Of stacked layers in one call all but the last may also have mask.
-Arguments = dict[str, Any]
-# (saved, cells, weights): what backward needs beside x, y and the initial state. The weights are a
-# snapshot, so that a later step of training does not change them.
-Kept = tuple["Array | None", "Array | None", Any]
+# ∂L/∂(the fields of Weights).
+Gradient = tuple[Array, Array, "Array | None", "Array | None"]
 
 
 class Device(ABC):
@@ -131,6 +126,8 @@ class Device(ABC):
 
     def last_axis_contiguous(self, array: Array) -> Array:
         """`array`, or a copy where the kernels could not walk its last axis or its strides."""
+        if array.flags.c_contiguous and self.aligned(array):
+            return array
         if array.shape[-1] == 1 or array.strides[-1] == array.itemsize:
             return self.walkable(array)
         return self.contiguous(array)
@@ -138,59 +135,98 @@ class Device(ABC):
     # -- kernels ------------------------------------------------------------------------------
 
     @abstractmethod
+    def layers(self, spec: LayerSpec, weights: Sequence[Weights]) -> list[Any]:
+        """The kernels' hold of a network's weights, by layer.
+
+        `weights` are by layer and direction, each an array of the device for life. The arrays are
+        held, not copied: what is written to them later counts.
+        """
+
+    @abstractmethod
+    def packed(self, layers: list[Any], *, by_token: bool) -> list[Any]:
+        """The same, with what helps many calls of ``forward``; the weights must stay as they are.
+
+        With `by_token` the first layer's x must be tokens.
+        """
+
+    @abstractmethod
+    def schedule(self, x: Array, lengths: Array | None) -> Any:
+        """Which rows of x (T, B, ...) are alive at which step: one for all passes of a call.
+
+        `lengths` (B,), if any, are in host memory. Neither T nor B is 0.
+        """
+
+    @abstractmethod
+    def layers_per_call(
+        self, spec: LayerSpec, steps: int, batch: int, *, backward: bool
+    ) -> list[int]:
+        """How many of the layers each call takes, from the first up."""
+
+    @abstractmethod
     def forward(
         self,
-        cell: str,
-        passes: list[Arguments],
-        lengths: Array | None,
-        compute: str | None,
+        spec: LayerSpec,
+        layers: list[Any],
+        schedule: Any,
+        x: Array,
+        h: Array,
+        c: Array | None,
+        ys: list[Array],
+        masks: Sequence[Array],
         *,
         keep: bool,
-        packed: list[Any] | None = None,
-        stacked: bool = False,
-    ) -> list[Kept]:
-        """All directions of one layer; h and c change in place, y is written.
+    ) -> list[Any]:
+        """The layers of one call, all directions of each.
 
-        `packed` is what ``pack`` gave for each direction, or None. Gives, for each direction, what
-        backward needs, Nones unless `keep`.
+        Args:
+            spec: of the network; its inputs are those of the first layer of the call.
+            layers: some of those from ``layers`` or ``packed``, as many as ``layers_per_call``
+                says.
+            schedule: of the call.
+            x: (T, B, I), or tokens (T, B).
+            h: (layers·D, B, H), in place: the initial states in, the last ones out.
+            c: likewise; None for a cell without c.
+            ys: (T, B, D·H), written, of each layer. It is the x of the next.
+            masks: factors, (T, B, D·H), of the y's on the way to the next layer, or none.
+            keep: whether a backward pass follows.
 
-        With `stacked` the passes are layers in one direction from the first up, as many as
-        ``layers_per_call`` says: each but the first has None as x, for it takes the y below it,
-        times that layer's mask.
+        Returns:
+            With `keep` for each layer what ``backward`` needs beside its x and y; its ``saved``
+            has for each direction (live steps, saved, H) or None.
+
         """
 
     @abstractmethod
     def backward(
         self,
-        cell: str,
-        passes: list[Arguments],
-        lengths: Array | None,
-        compute: str | None,
-        *,
-        stacked: bool = False,
+        spec: LayerSpec,
+        kept: list[Any],
+        xs: list[Array],
+        ys: list[Array],
+        dy: Array | None,
+        dh: Array,
+        dc: Array | None,
+        dx: Array | None,
+        gradients: list[list[Gradient]],
+        masks: Sequence[Array],
+        traces: list[list[Array]] | None,
     ) -> None:
-        """The gradients of ``forward``: dh and dc change in place, dx and the others are added to.
+        """The gradients of a call of ``forward``, of as many layers.
 
-        "weights" among the arguments is what ``forward`` kept of them.
+        Args:
+            spec: as there.
+            kept: what forward gave.
+            xs: the x of each layer.
+            ys: the y of each layer.
+            dy: of the last of the layers; None is zero.
+            dh: (layers·D, B, H), in place: of the last states in, of the initial ones out.
+            dc: likewise; None for a cell without c.
+            dx: of the first of the layers, added to; None for tokens.
+            gradients: by layer and direction, added to.
+            masks: as there.
+            traces: by layer and direction (live steps, states + gates, H), written; or None.
 
-        Where ``state_gradients`` is among the arguments it is written. With `stacked` each pass but
-        the first has None as dx, and each but the last None as dy.
         """
-
-    @abstractmethod
-    def layers_per_call(
-        self,
-        cell: str,
-        units: int,
-        steps: int,
-        batch: int,
-        layers: int,
-        dtype: np.dtype[Any],
-        compute: str | None,
-        *,
-        backward: bool,
-    ) -> list[int]:
-        """How many of the stacked layers in one direction each call takes, from the first up."""
 
     @abstractmethod
     def matmul(
@@ -235,56 +271,26 @@ class Device(ABC):
         """
 
     @abstractmethod
-    def pack(
-        self,
-        cell: str,
-        weight_ih: Array,
-        weight_hh: Array,
-        bias: Array | None,
-        bias_hn: Array | None,
-        compute: str | None,
-        *,
-        with_input: bool,
-    ) -> Any:
-        """The weights as many calls of ``forward`` want them, or None where that gains nothing.
-
-        Without `with_input` their x must be tokens.
-        """
-
-    @abstractmethod
     def stepper(
         self,
-        cell: str,
-        layers: list[tuple[Array, Array, Array | None, Array | None]],
+        spec: LayerSpec,
+        weights: Sequence[Weights],
         h: Array,
         c: Array | None,
-        compute: str | None,
         *,
         narrow: bool,
         by_token: bool,
     ) -> _core.Stepper | None:
         """One step of all layers as one kernel, or None where ``forward`` serves better.
 
-        With `by_token` x is tokens alone, and the first layer's weight_ih must stay as it is: no
-        more of it is packed than the columns of tokens that come.
+        With `narrow` it keeps the weight matrices as bfloat16. With `by_token` x is tokens alone,
+        and the first layer's weight_ih must stay as it is: no more of it is packed than the columns
+        of tokens that come.
         """
 
     @abstractmethod
-    def plan(
-        self,
-        cell: str,
-        inputs: int,
-        units: int,
-        steps: int,
-        batch: int,
-        directions: int,
-        layers: int,
-        dtype: np.dtype[Any],
-        compute: str | None,
-        *,
-        training: bool,
-    ) -> dict[str, Any]:
-        """How a layer of that size, the first of so many, is computed, and why."""
+    def plan(self, spec: LayerSpec, steps: int, batch: int, *, training: bool) -> dict[str, Any]:
+        """How the first layers of a call of that size are computed, and why."""
 
 
 # Each is a module beside this one, by that name, with a function ``open_device``.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from rnnkern import _core
 from rnnkern._checks import Array, host_array
-from rnnkern.devices.base import Arguments, Device, Kept
+from rnnkern.devices.base import Device, Gradient
+from rnnkern.devices.spec import LayerSpec, Weights
 
 
 class Cpu(Device):
@@ -48,97 +49,53 @@ class Cpu(Device):
     def writeable(self, array: Array) -> bool:
         return array.flags.writeable
 
+    def layers(self, spec: LayerSpec, weights: Sequence[Weights]) -> list[_core.Layer]:
+        n = spec.directions
+        return [_core.Layer(spec, weights[i : i + n]) for i in range(0, len(weights), n)]
+
+    def packed(self, layers: list[_core.Layer], *, by_token: bool) -> list[_core.Layer]:
+        return [layer.packed(with_input=k > 0 or not by_token) for k, layer in enumerate(layers)]
+
+    def schedule(self, x: Array, lengths: Array | None) -> _core.Schedule:
+        return _core.Schedule(x, lengths)
+
+    def layers_per_call(
+        self, spec: LayerSpec, steps: int, batch: int, *, backward: bool
+    ) -> list[int]:
+        return [1] * spec.layers
+
     def forward(
         self,
-        cell: str,
-        passes: list[Arguments],
-        lengths: Array | None,
-        compute: str | None,
+        spec: LayerSpec,
+        layers: list[_core.Layer],
+        schedule: _core.Schedule,
+        x: Array,
+        h: Array,
+        c: Array | None,
+        ys: list[Array],
+        masks: Sequence[Array],
         *,
         keep: bool,
-        packed: list[_core.Packed] | None = None,
-        stacked: bool = False,
-    ) -> list[Kept]:
-        made: list[Kept] = []
-        for index, p in enumerate(passes):
-            saved, cells = _core.forward(
-                cell,
-                p["x"],
-                p["h"],
-                p["c"],
-                p["weight_ih"],
-                p["weight_hh"],
-                p["bias"],
-                p["bias_hn"],
-                lengths,
-                p["reverse"],
-                p["y"],
-                keep,
-                None if packed is None else packed[index],
-                compute,
-            )
-            weights = None
-            if keep:
-                weights = _core.Packed(
-                    cell,
-                    p["weight_ih"],
-                    p["weight_hh"],
-                    None,
-                    None,
-                    compute,
-                    backward=True,
-                    with_input=p["x"].ndim == 3,
-                )
-            made.append((saved, cells, weights))
-        return made
+    ) -> list[_core.Kept | None]:
+        return [layers[0].forward(schedule, x, h, c, ys[0], keep)]
 
     def backward(
         self,
-        cell: str,
-        passes: list[Arguments],
-        lengths: Array | None,
-        compute: str | None,
-        *,
-        stacked: bool = False,
+        spec: LayerSpec,
+        kept: list[_core.Kept],
+        xs: list[Array],
+        ys: list[Array],
+        dy: Array | None,
+        dh: Array,
+        dc: Array | None,
+        dx: Array | None,
+        gradients: list[list[Gradient]],
+        masks: Sequence[Array],
+        traces: list[list[Array]] | None,
     ) -> None:
-        for p in passes:
-            # By position: binding two dozen names would take as long as a small layer.
-            _core.backward(
-                cell,
-                p["x"],
-                p["h_0"],
-                p["c_0"],
-                p["weights"],
-                lengths,
-                p["reverse"],
-                p["y"],
-                p["saved"],
-                p["cells"],
-                p["dy"],
-                p["dh"],
-                p["dc"],
-                p["dx"],
-                p["dweight_ih"],
-                p["dweight_hh"],
-                p["dbias"],
-                p["dbias_hn"],
-                p["state_gradients"],
-                compute,
-            )
-
-    def layers_per_call(
-        self,
-        cell: str,
-        units: int,
-        steps: int,
-        batch: int,
-        layers: int,
-        dtype: np.dtype[Any],
-        compute: str | None,
-        *,
-        backward: bool,
-    ) -> list[int]:
-        return [1] * layers
+        kept[0].backward(
+            xs[0], ys[0], dy, dh, dc, dx, gradients[0], None if traces is None else traces[0]
+        )
 
     def matmul(
         self,
@@ -179,58 +136,27 @@ class Cpu(Device):
             rate=rate,
         )
 
-    def pack(
-        self,
-        cell: str,
-        weight_ih: Array,
-        weight_hh: Array,
-        bias: Array | None,
-        bias_hn: Array | None,
-        compute: str | None,
-        *,
-        with_input: bool,
-    ) -> _core.Packed:
-        return _core.Packed(
-            cell, weight_ih, weight_hh, bias, bias_hn, compute, with_input=with_input
-        )
-
     def stepper(
         self,
-        cell: str,
-        layers: list[tuple[Array, Array, Array | None, Array | None]],
+        spec: LayerSpec,
+        weights: Sequence[Weights],
         h: Array,
         c: Array | None,
-        compute: str | None,
         *,
         narrow: bool,
         by_token: bool,
-    ) -> _core.Stepper | None:
-        return _core.Stepper(cell, layers, h, c, narrow, compute, by_token)
+    ) -> _core.Stepper:
+        return _core.Stepper(spec, weights, h, c, narrow=narrow, by_token=by_token)
 
-    def plan(
-        self,
-        cell: str,
-        inputs: int,
-        units: int,
-        steps: int,
-        batch: int,
-        directions: int,
-        layers: int,
-        dtype: np.dtype[Any],
-        compute: str | None,
-        *,
-        training: bool,
-    ) -> dict[str, Any]:
-        row_groups, unit_groups, reason = _core.plan(
-            cell, inputs, units, steps, batch, dtype == np.float64, compute
-        )
+    def plan(self, spec: LayerSpec, steps: int, batch: int, *, training: bool) -> dict[str, Any]:
+        row_groups, unit_groups, reason = _core.plan(spec, steps, batch)
         return {
             "isa": _core.isa(),
             "threads": row_groups * unit_groups,
             "row_groups": row_groups,
             "unit_groups": unit_groups,
             "reason": reason,
-            "product": dtype.name if compute is None else _core.bfloat16_product(),
+            "product": spec.dtype.name if spec.compute is None else _core.bfloat16_product(),
         }
 
 

@@ -6,15 +6,40 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnnkern._checks import Array, from_dlpack, on_gpu
 from rnnkern.devices import philox
-from rnnkern.devices.base import Arguments, Device, Kept, get_device
+from rnnkern.devices.base import Device, Gradient, get_device
+from rnnkern.devices.spec import LayerSpec, Weights
+
+_GRADIENTS = tuple("d" + name for name in Weights._fields)
+
+
+class _Schedule(NamedTuple):
+    """The sizes of a call, and the lengths of its rows."""
+
+    steps: int
+    batch: int
+    lengths: Array | None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What backward needs of one layer, beside its x and y; lists are by direction."""
+
+    schedule: _Schedule
+    h_0: Array
+    c_0: Array | None
+    saved: tuple[Array | None, ...]
+    cells: tuple[Array | None, ...]
+    # A snapshot, so that a later step of training does not change them.
+    weights: list[tuple[Array, Array]]
 
 
 class Cuda(Device):
@@ -76,69 +101,125 @@ class Cuda(Device):
     def writeable(self, array: Array) -> bool:
         return True
 
+    def layers(self, spec: LayerSpec, weights: Sequence[Weights]) -> list[Sequence[Weights]]:
+        n = spec.directions
+        return [weights[i : i + n] for i in range(0, len(weights), n)]
+
+    def packed(self, layers: list[Sequence[Weights]], *, by_token: bool) -> list[Sequence[Weights]]:
+        return layers
+
+    def schedule(self, x: Array, lengths: Array | None) -> _Schedule:
+        steps, batch = x.shape[:2]
+        return _Schedule(steps, batch, lengths)
+
+    def layers_per_call(
+        self, spec: LayerSpec, steps: int, batch: int, *, backward: bool
+    ) -> list[int]:
+        if spec.directions > 1:  # a layer takes both directions below
+            return [1] * spec.layers
+        split: list[int] = self.kernels.layers_per_launch(spec, steps, batch, backward)
+        return split
+
     def forward(
         self,
-        cell: str,
-        passes: list[Arguments],
-        lengths: Array | None,
-        compute: str | None,
+        spec: LayerSpec,
+        layers: list[Sequence[Weights]],
+        schedule: _Schedule,
+        x: Array,
+        h: Array,
+        c: Array | None,
+        ys: list[Array],
+        masks: Sequence[Array],
         *,
         keep: bool,
-        packed: list[None] | None = None,
-        stacked: bool = False,
-    ) -> list[Kept]:
-        facts = self.kernels.facts(cell)
-        saved_shape: tuple[int, ...] | None = None
-        cells_shape: tuple[int, ...] | None = None
+    ) -> list[_Kept | None]:
+        xp, facts, units = self.xp, spec.facts, spec.units
+        call = self._call(spec, schedule, x, len(layers))
+        kept: list[_Kept | None] = [None] * len(layers)
         if keep:
-            (steps, batch), units = passes[0]["x"].shape[:2], passes[0]["weight_hh"].shape[1]
-            live = steps * batch if lengths is None else int(lengths.sum())
-            saved_shape = (live, facts["saved"], units) if facts["saved"] else None
-            cells_shape = (live, units) if facts["cell_state"] else None
-        for p in passes:
-            for name, shape in (("saved", saved_shape), ("cells", cells_shape)):
-                p[name] = None if shape is None else self.xp.empty(shape, p["y"].dtype)
-        self._launch("forward", cell, passes, lengths, compute, stacked)
-        weights = ("weight_ih", "weight_hh")
-        return [
-            (p["saved"], p["cells"], {w: p[w].copy() for w in weights} if keep else None)
-            for p in passes
-        ]
+            h_0, c_0 = h.copy(), None if c is None else c.copy()
+        passes: list[dict[str, Any]] = []
+        for k, weights in enumerate(layers):
+            rooms: list[tuple[Array | None, Array | None]] = []
+            for d, own in enumerate(weights):
+                saved = cells = None
+                if keep and facts.saved:
+                    saved = xp.empty((call.live, facts.saved, units), spec.dtype)
+                if keep and c is not None:
+                    cells = xp.empty((call.live, units), spec.dtype)
+                rooms.append((saved, cells))
+                index = len(passes)
+                passes.append(
+                    {
+                        "x": x if k == 0 else None,
+                        "h": h[index],
+                        "c": None if c is None else c[index],
+                        **own._asdict(),
+                        "reverse": d == 1,
+                        "y": _direction(ys[k], d, units),
+                        "saved": saved,
+                        "cells": cells,
+                        "mask": masks[k] if k < len(masks) else None,
+                    }
+                )
+            if keep:
+                first = len(passes) - len(weights)
+                kept[k] = _Kept(
+                    schedule,
+                    h_0[first : len(passes)],
+                    None if c_0 is None else c_0[first : len(passes)],
+                    tuple(saved for saved, _ in rooms),
+                    tuple(cells for _, cells in rooms),
+                    [(own.weight_ih.copy(), own.weight_hh.copy()) for own in weights],
+                )
+        call.forward(passes, self._workspace(call.forward_workspace), self._stream())
+        return kept
 
     def backward(
         self,
-        cell: str,
-        passes: list[Arguments],
-        lengths: Array | None,
-        compute: str | None,
-        *,
-        stacked: bool = False,
+        spec: LayerSpec,
+        kept: list[_Kept],
+        xs: list[Array],
+        ys: list[Array],
+        dy: Array | None,
+        dh: Array,
+        dc: Array | None,
+        dx: Array | None,
+        gradients: list[list[Gradient]],
+        masks: Sequence[Array],
+        traces: list[list[Array]] | None,
     ) -> None:
-        if any(p.pop("state_gradients", None) is not None for p in passes):
+        if traces is not None:
             raise ValueError(
                 "state_gradients needs device='cpu', got a layer with device='cuda': rnnkern.save "
                 "it and load it with device='cpu'"
             )
-        for p in passes:
-            p.update(p.pop("weights"))
-        self._launch("backward", cell, passes, lengths, compute, stacked)
-
-    def layers_per_call(
-        self,
-        cell: str,
-        units: int,
-        steps: int,
-        batch: int,
-        layers: int,
-        dtype: np.dtype[Any],
-        compute: str | None,
-        *,
-        backward: bool,
-    ) -> list[int]:
-        split: list[int] = self.kernels.layers_per_launch(
-            cell, units, steps, batch, layers, dtype.name, compute, backward
-        )
-        return split
+        units, last = spec.units, len(kept) - 1
+        call = self._call(spec, kept[0].schedule, xs[0], len(kept))
+        passes: list[dict[str, Any]] = []
+        for k, own in enumerate(kept):
+            for d, (weight_ih, weight_hh) in enumerate(own.weights):
+                index = len(passes)
+                passes.append(
+                    {
+                        "x": xs[k],
+                        "h_0": own.h_0[d],
+                        "c_0": None if own.c_0 is None else own.c_0[d],
+                        "weight_ih": weight_ih,
+                        "weight_hh": weight_hh,
+                        "reverse": d == 1,
+                        "y": _direction(ys[k], d, units),
+                        "saved": own.saved[d],
+                        "cells": own.cells[d],
+                        "dy": None if dy is None or k < last else _direction(dy, d, units),
+                        "dh": dh[index],
+                        "dc": None if dc is None else dc[index],
+                        "dx": dx if k == 0 else None,
+                        "mask": masks[k] if k < len(masks) else None,
+                        **dict(zip(_GRADIENTS, gradients[k][d], strict=True)),
+                    }
+                )
+        call.backward(passes, self._workspace(call.backward_workspace), self._stream())
 
     def matmul(
         self,
@@ -180,49 +261,20 @@ class Cuda(Device):
         p *= decay
         p -= rate * first / (np.sqrt(second) + epsilon)
 
-    def pack(
-        self,
-        cell: str,
-        weight_ih: Array,
-        weight_hh: Array,
-        bias: Array | None,
-        bias_hn: Array | None,
-        compute: str | None,
-        *,
-        with_input: bool,
-    ) -> None:
-        return None
-
     def stepper(
         self,
-        cell: str,
-        layers: list[tuple[Array, Array, Array | None, Array | None]],
+        spec: LayerSpec,
+        weights: Sequence[Weights],
         h: Array,
         c: Array | None,
-        compute: str | None,
         *,
         narrow: bool,
         by_token: bool,
     ) -> None:
         return None
 
-    def plan(
-        self,
-        cell: str,
-        inputs: int,
-        units: int,
-        steps: int,
-        batch: int,
-        directions: int,
-        layers: int,
-        dtype: np.dtype[Any],
-        compute: str | None,
-        *,
-        training: bool,
-    ) -> dict[str, Any]:
-        plan: dict[str, Any] = self.kernels.plan(
-            cell, inputs, units, steps, batch, directions, dtype.name, compute, training, layers
-        )
+    def plan(self, spec: LayerSpec, steps: int, batch: int, *, training: bool) -> dict[str, Any]:
+        plan: dict[str, Any] = self.kernels.plan(spec, steps, batch, training)
         return plan
 
     def describe(self) -> str:
@@ -233,31 +285,9 @@ class Cuda(Device):
             for d in self.kernels.devices()
         )
 
-    def _launch(
-        self,
-        kind: str,
-        cell: str,
-        passes: list[Arguments],
-        lengths: Array | None,
-        compute: str | None,
-        stacked: bool,
-    ) -> None:
-        """Call a kernel, "forward" or "backward", with the memory that it asks for."""
-        x, weight_ih = passes[0]["x"], passes[0]["weight_ih"]
-        size = getattr(self.kernels, f"{kind}_workspace")(
-            cell,
-            len(passes),
-            weight_ih.shape[1],
-            passes[0]["weight_hh"].shape[1],
-            *x.shape[:2],
-            lengths,
-            x.ndim == 2,
-            weight_ih.dtype.name,
-            compute,
-            stacked,
-        )
-        workspace, stream = self._workspace(size), self._stream()
-        getattr(self.kernels, kind)(cell, passes, lengths, compute, workspace, stream, stacked)
+    def _call(self, spec: LayerSpec, schedule: _Schedule, x: Array, layers: int) -> Any:
+        """The sizes of a call, checked, with its kernels."""
+        return self.kernels.Call(spec, *schedule, tokens=x.ndim == 2, layers=layers)
 
     def _workspace(self, size: int) -> Array:
         """Bytes from CuPy's pool, which aligns to 512."""
@@ -267,6 +297,11 @@ class Cuda(Device):
     def _stream(self) -> int:
         pointer: int = self.xp.cuda.get_current_stream().ptr
         return pointer
+
+
+def _direction(array: Array, direction: int, units: int) -> Array:
+    """The part of a (T, B, D·H) array that belongs to a direction."""
+    return array[..., direction * units : (direction + 1) * units]
 
 
 def cuda_status() -> str:

@@ -20,7 +20,8 @@ from rnnkern.explore.result import Result
 from rnnkern.explore.run import Experiment, Run
 from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.layers.base import Recurrent
-from rnnkern.layers.tape import StateGradients, Tape
+from rnnkern.layers.gradients import StateGradients
+from rnnkern.layers.tape import Tape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

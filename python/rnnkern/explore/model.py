@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rnnkern._checks import Array, choice
 from rnnkern.cells import CELLS
 from rnnkern.layers import Linear, Parameters, StateGradients, Tape
-from rnnkern.layers.tape import State
+from rnnkern.layers.arguments import State
 from rnnkern.training.clip import clip_grad_norm
 from rnnkern.training.losses import softmax_cross_entropy
 from rnnkern.training.optim import Adam

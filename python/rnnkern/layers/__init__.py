@@ -3,11 +3,12 @@
 
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.frozen import Frozen
+from rnnkern.layers.gradients import Gradients, StateGradients
 from rnnkern.layers.linear import FrozenLinear, Linear, LinearTape
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.recurrent import GRU, LSTM, RNN, SimplifiedGRU
 from rnnkern.layers.stream import Stream
-from rnnkern.layers.tape import StateGradients, Tape
+from rnnkern.layers.tape import Tape
 
 __all__ = [
     "GRU",
@@ -15,6 +16,7 @@ __all__ = [
     "RNN",
     "Frozen",
     "FrozenLinear",
+    "Gradients",
     "Linear",
     "LinearTape",
     "Parameters",

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rnnkern._checks import Array
-from rnnkern.layers.tape import State
-
-if TYPE_CHECKING:
-    from rnnkern.layers.base import Recurrent
+from rnnkern.layers.arguments import State
+from rnnkern.layers.network import Network, run
 
 
 class Frozen:
@@ -19,10 +17,10 @@ class Frozen:
     holds no hidden state: one may be called from several threads at once.
     """
 
-    def __init__(self, layer: Recurrent) -> None:
-        self._layer = layer._snapshot(batch_first=layer.batch_first)
-        self._weights = self._layer._weights
-        self._panels = self._layer._panels(self._weights)
+    def __init__(self, network: Network, text: str) -> None:
+        """Of a network whose weights nobody writes to; `text` is its layer's repr."""
+        self._network = network.packed()
+        self._text = text
 
     def __call__(
         self,
@@ -33,14 +31,11 @@ class Frozen:
         out: Array | None = None,
     ) -> tuple[Array, State]:
         """As a plain call of the layer: the same arguments, results and errors."""
-        y, state, _ = self._layer._run(
-            x, state, lengths, out, weights=self._weights, panels=self._panels
-        )
-        return y, state
+        return run(self._network, x, state, lengths, out)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickles: the panels are packed anew, for the processor that is there."""
-        return type(self), (self._layer,)
+        return type(self), (self._network, self._text)
 
     def __repr__(self) -> str:
-        return f"Frozen({self._layer!r})"
+        return f"Frozen({self._text})"

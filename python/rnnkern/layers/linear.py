@@ -21,6 +21,7 @@ from rnnkern._checks import (
 )
 from rnnkern.devices import get_device
 from rnnkern.layers.fixed import Fixed
+from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.parameters import Parameter, Parameters
 
 _SUMMED_ROWS = 8192  # of a gradient, by themselves
@@ -161,8 +162,8 @@ class LinearTape:
         self._weight = layer._weight.own.copy()
         self._x = x
 
-    def backward(self, dy: Any) -> tuple[Array, dict[str, Array]]:
-        """``dx``, shaped like ``x``, and the gradients by parameter name.
+    def backward(self, dy: Any) -> Gradients:
+        """`Gradients`, which unpacks to ``dx``, shaped like ``x``, and those of ``params``.
 
         Args:
             dy: Gradient of the loss in ``y`` (..., out_features), of the parameters' dtype.
@@ -185,7 +186,7 @@ class LinearTape:
         if layer.bias:
             with np.errstate(all="ignore"):  # it may overflow, as a product may
                 grads["bias"] = _summed(_column_sums, dy_rows)
-        return device.matmul(dy_rows, self._weight).reshape(x.shape), grads
+        return Gradients(params=grads, x=device.matmul(dy_rows, self._weight).reshape(x.shape))
 
 
 def _summed(of_rows: Callable[..., Array], *arrays: Array) -> Array:

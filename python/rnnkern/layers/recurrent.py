@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from rnnkern._checks import (
     finite_float,
     float_dtype,
 )
+from rnnkern.devices import cell_facts
 from rnnkern.layers.base import Recurrent
-from rnnkern.layers.parameters import Parameter
 
 
 class RNN(Recurrent):
@@ -27,7 +27,7 @@ class RNN(Recurrent):
     Args as in `Recurrent`, and ``nonlinearity``, f: "tanh" or "relu".
     """
 
-    gates = ("h",)
+    gates = cell_facts("rnn_tanh").gates
 
     @explains_options
     def __init__(
@@ -79,7 +79,7 @@ class SimplifiedGRU(Recurrent):
     h_t = u_t·n_t + (1 - u_t)·h_{t-1}. Parameters' rows stack u, n. Args as in `Recurrent`.
     """
 
-    gates = ("u", "n")
+    gates = cell_facts("simplified_gru").gates
 
     @property
     def _cell(self) -> str:
@@ -95,7 +95,7 @@ class GRU(Recurrent):
     in `Recurrent`.
     """
 
-    gates = ("r", "u", "n")
+    gates = cell_facts("gru_before").gates
 
     @explains_options
     def __init__(
@@ -135,10 +135,6 @@ class GRU(Recurrent):
     def _cell(self) -> str:
         return f"gru_{self.reset}"
 
-    @property
-    def _has_bias_hn(self) -> bool:
-        return self.reset == "after"
-
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, from which an equal layer can be built."""
         return {**super().config(), "reset": self.reset}
@@ -153,8 +149,7 @@ class LSTM(Recurrent):
     (Jozefowicz et al. 2015 advise 1), None for the same as the others'.
     """
 
-    gates = ("u", "f", "n", "o")
-    _has_cell_state = True
+    gates = cell_facts("lstm").gates
 
     @explains_options
     def __init__(
@@ -201,12 +196,11 @@ class LSTM(Recurrent):
     def _cell(self) -> str:
         return "lstm"
 
-    def _initial_values(self, parameters: Mapping[str, Parameter]) -> Iterator[Array]:
-        values = super()._initial_values(parameters)
-        for name, array in zip(parameters, values, strict=True):
+    def _initial_values(self) -> Iterator[tuple[str, Array]]:
+        for name, array in super()._initial_values():
             if self.forget_bias is not None and name.startswith("bias_"):
                 array[self.hidden_size : 2 * self.hidden_size] = self.forget_bias
-            yield array
+            yield name, array
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, from which an equal layer can be built."""

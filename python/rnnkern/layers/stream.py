@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from rnnkern import _core
 from rnnkern._checks import Array, choice
-from rnnkern.layers.tape import State
-
-if TYPE_CHECKING:
-    from rnnkern.layers.base import Recurrent
+from rnnkern.layers.arguments import State
+from rnnkern.layers.network import Network, forward
 
 # Measured: in a step of fewer flops a second thread costs more to wake than it saves.
 _SHARED_STEP_FLOPS = 1e7
@@ -28,68 +27,67 @@ class Stream:
     """
 
     def __init__(
-        self,
-        layer: Recurrent,
-        batch: int,
-        weights: str | None = None,
-        *,
-        by_token: bool = False,
+        self, network: Network, batch: int, weights: str | None = None, *, by_token: bool = False
     ) -> None:
-        if layer.bidirectional:
+        """Of a network, of whose weights it takes a copy.
+
+        With `by_token` there will be tokens alone, and for as long as the stream lives nobody may
+        write to the weights: no copies, and of a large vocabulary no more is packed than the tokens
+        that come.
+        """
+        spec, device = network.spec, network.device
+        if spec.directions > 1:
             raise ValueError(
                 "stream needs a layer with bidirectional=False, got one whose second direction "
                 "would need the whole sequence first"
             )
-        # That of a decoding lives for one call and takes tokens alone: no copies, and of a large
-        # vocabulary no more is packed than the tokens that come.
         self._by_token = by_token
-        self._layer = layer if by_token else layer._snapshot(batch_first=False)
+        if not by_token:
+            network = network.snapshot(replace(network.layout, batch_first=False))
         if weights is not None:
             choice("weights", weights, ("bfloat16",))
-            if not layer._device.has_stepper:
+            if not device.has_stepper:
                 raise ValueError(
                     f"weights='bfloat16' needs device='cpu', got a layer with "
-                    f"device={layer.device!r}: compute='bfloat16' is its like there"
+                    f"device={device.name!r}: compute='bfloat16' is its like there"
                 )
-            if layer.dtype != np.float32:
+            if spec.dtype != np.float32:
                 raise ValueError(
-                    f"weights='bfloat16' needs a layer of dtype float32, got {layer.dtype.name}"
+                    f"weights='bfloat16' needs a layer of dtype float32, got {spec.dtype.name}"
                 )
-            for name, array in self._layer.params.items():
-                if name.startswith("weight_"):
-                    array[...] = _rounded_to_bfloat16(array)
-        self._weights = self._layer._weights
-        self._panels: list[Any] | None = None  # packed at the first block
-        h, c = self._layer._check_state("state", None, batch, unbatched=False)
+            for w in network.weights:
+                for matrix in (w.weight_ih, w.weight_hh):
+                    matrix[...] = _rounded_to_bfloat16(matrix)
+        self._network = network
+        self._layout = network.layout
+        self._packed: Network | None = None  # at the first block
+        h, c = self._layout.state("state", None, batch, unbatched=False)
         # h and, where there is one, c in one array, so that no signal comes between the two.
-        self._states = self._layer._device.xp.stack([h] if c is None else [h, c])
+        self._states = device.xp.stack([h] if c is None else [h, c])
         self._h, self._c = self._states[0], None if c is None else self._states[1]
         self._rounding = weights
         self._stepper = self._new_stepper(narrow=weights is not None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickles: weights are packed anew, and the state is copied."""
-        return type(self), (self._layer, self.batch, self._rounding), self.state
+        arguments = (self._network, self.batch, self._rounding, self._by_token)
+        return _again, (type(self), *arguments), self.state
 
     def __setstate__(self, state: State) -> None:
         self.state = state
 
     def _new_stepper(self, *, narrow: bool) -> _core.Stepper | None:
         """None where a step is so much work that threads share it, as a block, to the same bits."""
-        layer = self._layer
+        spec, device, weights = self._network.spec, self._network.device, self._network.weights
         if self.batch == 0:
             return None
-        flops = self.batch * sum(2 * (w.weight_ih.size + w.weight_hh.size) for w in self._weights)
-        if flops >= _SHARED_STEP_FLOPS and layer.plan(1, self.batch).get("threads", 1) > 1:
-            return None
-        return layer._device.stepper(
-            layer._cell,
-            [(w.weight_ih, w.weight_hh, w.bias, w.bias_hn) for w in self._weights],
-            self._h,
-            self._c,
-            layer.compute,
-            narrow=narrow,
-            by_token=self._by_token,
+        flops = self.batch * sum(2 * (w.weight_ih.size + w.weight_hh.size) for w in weights)
+        if flops >= _SHARED_STEP_FLOPS:
+            plan = device.plan(spec, 1, self.batch, training=False)
+            if plan.get("threads", 1) > 1:
+                return None
+        return device.stepper(
+            spec, weights, self._h, self._c, narrow=narrow, by_token=self._by_token
         )
 
     def step(self, x: Any, out: Array | None = None) -> Array:
@@ -102,18 +100,18 @@ class Stream:
         return self._checked_step(x, out) if y is None else y
 
     def _checked_step(self, x: Any, out: Array | None) -> Array:
-        layer = self._layer
-        array = layer._device.array("x", x)
+        spec, layout = self._network.spec, self._layout
+        array = self._network.device.array("x", x)
         axes = 1 if array.dtype.kind in "iu" else 2
         if array.ndim != axes or array.shape[0] != self.batch:
-            wanted = (self.batch,) if axes == 1 else (self.batch, layer.input_size)
+            wanted = (self.batch,) if axes == 1 else (self.batch, spec.inputs)
             raise ValueError(f"x must have shape {wanted}, got {array.shape}")
-        given = layer._check_input(array[None], None, None)
+        given = layout.input(array[None], None, None)
         if out is not None:
-            layer._check_out(out, (self.batch, layer.hidden_size))
+            layout.check_out(out, (self.batch, spec.units))
         y = None
         if self._stepper is not None:
-            dtype = np.dtype(np.int64) if axes == 1 else layer.dtype
+            dtype = np.dtype(np.int64) if axes == 1 else spec.dtype
             y = self._stepper.step(np.array(given.x[0], dtype, order="C"), None)
         if y is None:
             y = self.block(given.x)[0]
@@ -127,21 +125,21 @@ class Stream:
 
         One that is interrupted (KeyboardInterrupt) leaves the state as it was before the block.
         """
-        layer = self._layer
-        given = layer._check_input(x, None, None)
+        network, layout = self._network, self._layout
+        given = layout.input(x, None, None)
         if given.unbatched or given.batch != self.batch:
+            inputs, shape = network.spec.inputs, network.device.array("x", x).shape
             raise ValueError(
-                f"x must have shape (T, {self.batch}, {layer.input_size}), or (T, {self.batch}) "
-                f"for tokens, got {layer._device.array('x', x).shape}"
+                f"x must have shape (T, {self.batch}, {inputs}), or (T, {self.batch}) "
+                f"for tokens, got {shape}"
             )
-        result = layer._output(out, given, self._weights)
-        if self._panels is None:
-            self._panels = layer._panels(self._weights, by_token=self._by_token)
+        y = layout.output(out, given, () if out is None else network.named_weights())
+        if self._packed is None:
+            self._packed = network.packed(by_token=self._by_token)
         states = self._states.copy()
-        c = None if self._c is None else states[1]
-        layer._through_layers(given, states[0], c, result, self._weights, self._panels)
+        forward(self._packed, given, states[0], None if self._c is None else states[1], y)
         self._states[...] = states
-        return result
+        return y
 
     @property
     def batch(self) -> int:
@@ -155,26 +153,33 @@ class Stream:
 
     @state.setter
     def state(self, state: State) -> None:
-        h, c = self._layer._check_state("state", state, self.batch, unbatched=False)
+        h, c = self._layout.state("state", state, self.batch, unbatched=False)
         self._h[...] = h
         if self._c is not None:
             self._c[...] = c
 
-    def _take(self, rows: Array) -> None:
-        """Row b goes on from where row ``rows[b]`` is."""
+    def take(self, rows: Array) -> None:
+        """Let row b go on from where row ``rows[b]`` is: a search's beams change places."""
         for state in (self._h, self._c):
             if state is not None:
                 state[...] = state[:, rows]
 
     def reset(self, mask: Any = None) -> None:
         """Set the state to zero: all of it, or the rows where `mask` (B,) is true."""
-        device, rows = self._layer._device, None
+        device, rows = self._network.device, None
         if mask is not None:
             rows = device.shaped("mask", mask, (self.batch,), np.dtype(bool))[:, None]
         for state in (self._h, self._c):
             if state is not None:
                 zero = state.dtype.type(0)
                 state[...] = zero if rows is None else device.xp.where(rows, zero, state)
+
+
+def _again(
+    kind: type[Stream], network: Network, batch: int, weights: str | None, by_token: bool
+) -> Stream:
+    """What a copied or pickled stream is built of."""
+    return kind(network, batch, weights, by_token=by_token)
 
 
 def _rounded_to_bfloat16(array: Array) -> Array:

@@ -4,92 +4,14 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, overload
+from typing import Any, NoReturn
 
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.devices import Arguments
-
-if TYPE_CHECKING:
-    from rnnkern.layers.base import Recurrent
-
-State = Union[Array, "tuple[Array, Array]"]
-
-_KINDS = ("weight_ih", "weight_hh", "bias", "bias_hn")  # of a layer's parameters
-
-
-@dataclass(frozen=True)
-class Weights:
-    """One layer's parameters in one direction."""
-
-    weight_ih: Array
-    weight_hh: Array
-    bias: Array | None
-    bias_hn: Array | None
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What backward needs of one layer in one direction."""
-
-    weights: Any  # as ``Device.forward`` kept them
-    x: Array
-    h_0: Array
-    c_0: Array | None
-    y: Array
-    saved: Array | None
-    cells: Array | None
-
-
-@dataclass(frozen=True)
-class Input:
-    """A call's checked arguments, time first and batched."""
-
-    x: Array
-    h_0: Array
-    c_0: Array | None
-    lengths: Array | None
-    unbatched: bool
-
-    @property
-    def steps(self) -> int:
-        """T."""
-        return int(self.x.shape[0])
-
-    @property
-    def batch(self) -> int:
-        """B."""
-        return int(self.x.shape[1])
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to compute."""
-        return self.x.size == 0
-
-
-def masked(array: Array, mask: Array) -> Array:
-    """Their product, whatever ``np.seterr`` says of numbers that vanish or overflow in it."""
-    with np.errstate(all="ignore"):
-        product: Array = array * mask
-    return product
-
-
-@dataclass(frozen=True)
-class StateGradients:
-    """∂L/∂(what a layer computes at each step); every array is shaped as y and 0 past a length.
-
-    Attributes:
-        h: ∂L/∂h_t by every path, through y_t and through all later steps.
-        c: ∂L/∂c_t likewise; None for a cell without c.
-        gates: for each gate by name, ∂L/∂a_t, where a_t is what its σ or tanh is applied to.
-
-    """
-
-    h: Array
-    c: Array | None
-    gates: dict[str, Array]
+from rnnkern.layers.arguments import Input, State
+from rnnkern.layers.gradients import Gradients, StateGradients
+from rnnkern.layers.network import Network, Pass, backward
 
 
 class Tape:
@@ -99,21 +21,21 @@ class Tape:
     """
 
     def __init__(
-        self, layer: Recurrent, given: Input, passes: list[Pass], masks: list[Array]
+        self, network: Network, given: Input, passes: list[Pass], masks: list[Array]
     ) -> None:
-        self._layer = layer
+        self._network = network
         self._given = given
         self._passes = passes
         self._masks = masks
 
     def __copy__(self) -> Tape:
-        return Tape(self._layer, self._given, self._passes, self._masks)
+        return Tape(self._network, self._given, self._passes, self._masks)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tape:
-        # Neither the layer's facts nor the weights that were kept ever change.
-        for never_changed in (self._layer, *(kept.weights for kept in self._passes)):
+        # Neither the layer's facts nor what was kept for the kernels ever change.
+        for never_changed in (self._network, *(p.kept for p in self._passes)):
             memo[id(never_changed)] = never_changed
-        return Tape(*deepcopy((self._layer, self._given, self._passes, self._masks), memo))
+        return Tape(*deepcopy((self._network, self._given, self._passes, self._masks), memo))
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -126,26 +48,26 @@ class Tape:
 
         The values are those after σ or tanh, and 0 past a row's length.
         """
-        names = self._layer.gates
-        values = [
-            kept.y[None] if kept.saved is None else self._unpacked(kept.saved)[: len(names)]
-            for kept in self._passes
+        facts = self._network.spec.facts
+        names = facts.gates
+        if self._given.is_empty:
+            values = [[p.y] * len(names) for p in self._passes]
+        elif facts.saved == 0:  # then y is the one gate's
+            values = [[p.y] for p in self._passes]
+        else:
+            values = [
+                self._join([self._unpacked(saved)[: len(names)] for saved in p.kept.saved])
+                for p in self._passes
+            ]
+        layout = self._network.layout
+        return [
+            {n: layout.as_given(a, self._given) for n, a in zip(names, arrays, strict=True)}
+            for arrays in values
         ]
-        return [dict(zip(names, self._join(v), strict=True)) for v in self._by_layer(values)]
-
-    @overload
-    def backward(
-        self, dy: Any = ..., dstate: State | None = ..., *, state_gradients: Literal[False] = ...
-    ) -> tuple[Array | None, State, dict[str, Array]]: ...
-
-    @overload
-    def backward(
-        self, dy: Any = ..., dstate: State | None = ..., *, state_gradients: Literal[True]
-    ) -> tuple[Array | None, State, dict[str, Array], list[StateGradients]]: ...
 
     def backward(
         self, dy: Any = None, dstate: State | None = None, *, state_gradients: bool = False
-    ) -> tuple[Any, ...]:
+    ) -> Gradients:
         """Gradients of a loss L by back-propagation through time.
 
         Args:
@@ -155,119 +77,53 @@ class Tape:
                 on ``device="cpu"`` alone.
 
         Returns:
-            ∂L/∂x (None for tokens), ∂L/∂(initial state), and ∂L/∂parameter by name; with
-            `state_gradients` a fourth item, a list with the `StateGradients` of each layer.
+            `Gradients`, which unpacks to ∂L/∂x (None for tokens), ∂L/∂(initial state), and
+            ∂L/∂parameter by name; with `state_gradients` a fourth item, a list with the
+            `StateGradients` of each layer.
 
         Raises:
             TypeError, ValueError: dy or dstate has the wrong dtype or shape.
 
         """
-        layer, given, xp = self._layer, self._given, self._layer._device.xp
-        dh, dc = layer._check_state("dstate", dstate, given.batch, given.unbatched)
-        if dstate is not None:  # the kernels work in place, and these are the caller's
-            dh, dc = dh.copy(), None if dc is None else dc.copy()
-        upstream = self._check_dy(dy)
-        grads: dict[str, Array] = {}
-        traces = [self._new_trace() if state_gradients else None for _ in self._passes]
-        dx: Array | None = None
-        end = len(self._passes)
-        for count in reversed(layer._layers_per_call(given, backward=True)):
-            first = end - count * layer.num_directions
-            x = self._passes[first].x
-            dx = None if x.ndim == 2 else xp.zeros(x.shape, layer.dtype)
-            calls = []
-            for index in range(first, end):
-                lowest = index - first < layer.num_directions
-                highest = end - index <= layer.num_directions
-                calls.append(self._arguments(index, dh, dc, traces[index]))
-                calls[-1]["dx"] = dx if lowest else None
-                calls[-1]["dy"] = None
-                if highest and upstream is not None:
-                    calls[-1]["dy"] = layer._direction(upstream, index % layer.num_directions)
-                elif self._masks and not highest:
-                    calls[-1]["mask"] = self._masks[index]
-                for kind, parameter in zip(_KINDS, layer._parameters[index], strict=True):
-                    if parameter is not None:
-                        grads[parameter.name] = calls[-1]["d" + kind]
-            if not given.is_empty:
-                layer._device.backward(
-                    layer._cell, calls, given.lengths, layer.compute, stacked=count > 1
-                )
-            if first > 0:
-                assert dx is not None
-                below = first // layer.num_directions - 1
-                upstream = masked(dx, self._masks[below]) if self._masks else dx
-            end = first
-        ordered = {name: grads[name] for name in layer.params}
-        dstate_0 = (dh, dc) if dc is not None else dh
-        result = (
-            None if dx is None else layer._as_given(dx, given),
-            layer._state_as_given(dstate_0, given),
-            ordered,
+        network, given, layout = self._network, self._given, self._network.layout
+        dh, dc = layout.own_state("dstate", dstate, given.batch, unbatched=given.unbatched)
+        upstream = layout.gradient(dy, given)
+        traces = [self._new_traces() for _ in self._passes] if state_gradients else None
+        dx, grads = backward(network, given, self._passes, self._masks, upstream, dh, dc, traces)
+        return Gradients(
+            params=grads,
+            x=None if dx is None else layout.as_given(dx, given),
+            state=layout.state_as_given(dh, dc, given),
+            steps=None if traces is None else [self._as_state_gradients(t) for t in traces],
         )
-        if not state_gradients:
-            return result
-        traced = [self._unpacked(trace) for trace in traces if trace is not None]
-        return (*result, [self._as_state_gradients(t) for t in self._by_layer(traced)])
 
-    def _arguments(self, index: int, dh: Array, dc: Array | None, trace: Array | None) -> Arguments:
-        """The kernel's, for one layer in one direction; the gradients of parameters start at zero.
-
-        Without dx, dy and mask.
-        """
-        layer, kept = self._layer, self._passes[index]
-        direction = index % layer.num_directions
-        gradients = {
-            f"d{kind}": parameter and layer._device.xp.zeros(parameter.shape, layer.dtype)
-            for kind, parameter in zip(_KINDS, layer._parameters[index], strict=True)
-        }
-        return {
-            "x": kept.x,
-            "h_0": kept.h_0,
-            "c_0": kept.c_0,
-            "weights": kept.weights,
-            "reverse": direction == 1,
-            "y": kept.y,
-            "saved": kept.saved,
-            "cells": kept.cells,
-            "dh": dh[index],
-            "dc": None if dc is None else dc[index],
-            **gradients,
-            "state_gradients": trace,
-        }
-
-    def _new_trace(self) -> Array:
-        """Room for what the kernel tells of one pass: (live steps, states + gates, H)."""
-        layer, given = self._layer, self._given
+    def _new_traces(self) -> list[Array]:
+        """Room for what is told of one layer: by direction (live steps, states + gates, H)."""
+        spec, given = self._network.spec, self._given
         live = given.steps * given.batch if given.lengths is None else int(given.lengths.sum())
-        parts = 1 + layer._has_cell_state + len(layer.gates)
-        trace: Array = layer._device.xp.empty((live, parts, layer.hidden_size), layer.dtype)
-        return trace
+        shape = (live, len(spec.facts.states) + len(spec.facts.gates), spec.units)
+        empty = self._network.device.xp.empty
+        return [empty(shape, spec.dtype) for _ in range(spec.directions)]
 
     def _as_state_gradients(self, traces: list[Array]) -> StateGradients:
-        """From one layer's directions, (states + gates, T, B, H) each."""
-        layer, parts = self._layer, self._join(traces)
-        states = 1 + layer._has_cell_state
+        facts, layout = self._network.spec.facts, self._network.layout
+        joined = self._join([self._unpacked(trace) for trace in traces])
+        parts = [layout.as_given(array, self._given) for array in joined]
+        states = len(facts.states)
         return StateGradients(
             h=parts[0],
-            c=parts[1] if layer._has_cell_state else None,
-            gates=dict(zip(layer.gates, parts[states:], strict=True)),
+            c=parts[1] if states > 1 else None,
+            gates=dict(zip(facts.gates, parts[states:], strict=True)),
         )
 
-    def _by_layer(self, arrays: list[Array]) -> list[list[Array]]:
-        """One array a pass, grouped."""
-        n = self._layer.num_directions
-        return [arrays[i : i + n] for i in range(0, len(arrays), n)]
-
     def _join(self, directions: list[Array]) -> list[Array]:
-        """(K, T, B, H) of every direction as K arrays in the caller's order of axes."""
-        joined = self._layer._device.xp.concatenate(directions, axis=-1)
-        return [self._layer._as_given(array, self._given) for array in joined]
+        """(K, T, B, H) of every direction as K arrays (T, B, D·H)."""
+        return list(self._network.device.xp.concatenate(directions, axis=-1))
 
     def _unpacked(self, packed: Array) -> Array:
         """(live steps, K, H) in the kernels' order, rows by falling length, as (K, T, B, H)."""
         steps, batch, lengths = self._given.steps, self._given.batch, self._given.lengths
-        device = self._layer._device
+        device = self._network.device
         if lengths is None:
             lengths = np.full(batch, steps)
         order = np.argsort(-lengths, kind="stable")
@@ -277,19 +133,3 @@ class Tape:
         by_step = whole.reshape(steps, batch, *packed.shape[1:])
         unpacked: Array = device.xp.moveaxis(by_step, 2, 0)
         return unpacked
-
-    def _check_dy(self, dy: Any) -> Array | None:
-        if dy is None:
-            return None
-        layer, given = self._layer, self._given
-        shape: tuple[int, ...] = (given.steps, given.batch, layer._features)
-        if given.unbatched:
-            shape = (given.steps, layer._features)
-        elif layer.batch_first:
-            shape = (given.batch, given.steps, layer._features)
-        array = layer._device.shaped("dy", dy, shape, layer.dtype)
-        if given.unbatched:
-            array = array[:, None]
-        elif layer.batch_first:
-            array = array.swapaxes(0, 1)
-        return layer._device.last_axis_contiguous(array)

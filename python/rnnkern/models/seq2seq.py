@@ -13,7 +13,8 @@ from rnnkern._checks import Array, DType, choice, explains_options, finite_float
 from rnnkern.cells import layer_classes
 from rnnkern.devices import Device, get_device
 from rnnkern.layers import LSTM
-from rnnkern.layers.base import check_dropout_key
+from rnnkern.layers.arguments import check_dropout_key
+from rnnkern.layers.base import stream_of_tokens
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.linear import Linear, LinearTape
 from rnnkern.layers.parameters import Parameters
@@ -302,7 +303,7 @@ class Seq2Seq(Fixed):
             token, scores, counts = chosen[origin, branch], totals[origin, branch], counts[origin]
             ended = token == self.eos
             if width > 1:
-                stream._take(origin)
+                stream.take(origin)
             taken.append((origin, token))
         beam = first
         answer = []
@@ -317,10 +318,10 @@ class Seq2Seq(Fixed):
     ) -> tuple[Stream, Callable[[Array], Array]]:
         """The decoder after the source, ``width`` rows for each of its rows; the head: packed."""
         _, encoded = self.encoder(source, None, source_lengths)
-        stream = Stream(self.decoder, source.shape[1] * width, by_token=True)
+        stream = stream_of_tokens(self.decoder, source.shape[1] * width)
         states = _as_tuple(self._bridge(encoded))
         stream.state = _as_state(tuple(self._device.xp.repeat(s, width, axis=1) for s in states))
-        return stream, self.output.freeze()._affine
+        return stream, self.output.freeze()
 
     def _lengths(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of each column before its first eos."""
@@ -423,7 +424,8 @@ def _like(layer: Any, states: tuple[Array, ...]) -> Any:
     """States as ``layer`` takes them: c dropped where it has none, 0 where it lacks one."""
     if not isinstance(layer, LSTM):
         return states[0]
-    return states if len(states) == 2 else (states[0], layer._device.xp.zeros_like(states[0]))
+    zeros_like = get_device(layer.device).xp.zeros_like
+    return states if len(states) == 2 else (states[0], zeros_like(states[0]))
 
 
 def _likeliest(xp: Any, logits: Array, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

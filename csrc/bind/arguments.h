@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Arguments that are no arrays: what a layer is, and objects of our own.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "core/backend.h"
+
+namespace rnnkern {
+
+namespace py = pybind11;
+
+// The object that was built as its class builds them: pybind11 gives the memory of one that has only seen
+// __new__ out as if it had been.
+template <class C>
+C& built(const py::handle& object, const char* name) {
+  if (!py::isinstance<C>(object) || !reinterpret_cast<py::detail::instance*>(object.ptr())
+                                         ->get_value_and_holder()
+                                         .holder_constructed()) {
+    throw py::type_error(std::string(name) + " must be a " +
+                         py::str(py::type::of<C>().attr("__name__")).template cast<std::string>() +
+                         " that was built by its constructor, got " +
+                         py::str(py::type::handle_of(object)).template cast<std::string>());
+  }
+  return *static_cast<C*>(
+      reinterpret_cast<py::detail::instance*>(object.ptr())->get_value_and_holder().value_ptr());
+}
+
+// The argument, which must not be None.
+inline const py::handle& required(const py::handle& object, const char* name) {
+  if (object.is_none()) throw std::invalid_argument(std::string(name) + " must be given");
+  return object;
+}
+
+// rnnkern.devices.LayerSpec: what a layer is, apart from its weights.
+struct LayerSpec {
+  int cell;
+  Index inputs, units, layers, directions;
+  std::string dtype;
+  std::optional<std::string> compute;
+
+  const CellFacts& facts() const { return all_cells()[static_cast<std::size_t>(cell)]; }
+};
+
+inline LayerSpec read_spec(const py::handle& spec) {
+  const auto field = [&](const char* name) {
+    py::object value = py::getattr(spec, name, py::none());
+    if (value.is_none() && name != std::string("compute"))
+      throw py::type_error(std::string("spec must be a LayerSpec, got one without ") + name);
+    return value;
+  };
+  const auto size = [&](const char* name, Index most) {
+    const py::object given = field(name);
+    if (!py::isinstance<py::int_>(given)) {
+      throw py::type_error(std::string(name) + " must be an integer, got " +
+                           py::repr(given).cast<std::string>());
+    }
+    const auto value = PyLong_AsSsize_t(given.ptr());
+    if (value == -1 && PyErr_Occurred()) {
+      PyErr_Clear();
+      throw std::invalid_argument(std::string(name) + " must be within 64 bits");
+    }
+    if (value < 1 || value > most) {
+      throw std::invalid_argument(std::string(name) + " must be at least 1" +
+                                  (value > most ? " and at most " + std::to_string(most) : "") +
+                                  ", got " + std::to_string(value));
+    }
+    return Index{value};
+  };
+  const auto text = [](const py::object& value, const char* name) {
+    try {
+      if (py::isinstance<py::str>(value)) return value.cast<std::string>();
+    } catch (const py::cast_error&) {  // of what is no text to others
+    }
+    throw py::type_error(std::string(name) + " must be a string, got " +
+                         py::repr(value).cast<std::string>());
+  };
+  constexpr Index any = std::numeric_limits<Index>::max(), most_layers = Index{1} << 20;
+  const py::object compute = field("compute");
+  return {.cell = find_cell(text(field("cell"), "cell")),
+          .inputs = size("inputs", any),
+          .units = size("units", any),
+          .layers = size("layers", most_layers),
+          .directions = size("directions", 2),
+          .dtype = text(py::str(field("dtype")), "dtype"),
+          .compute = compute.is_none() ? std::nullopt : std::optional(text(compute, "compute"))};
+}
+
+// Name -> what the arrays of a cell's calls depend on, and what its parts are called.
+inline py::dict cells() {
+  py::dict all;
+  for (const auto& facts : all_cells()) {
+    const auto tuple = [](auto names) {
+      py::list list;
+      for (const char* name : names) list.append(name);
+      return py::tuple(list);
+    };
+    py::dict d;
+    d["gates"] = tuple(facts.gate_names);
+    d["states"] = tuple(facts.states);
+    d["saved"] = facts.saved;
+    d["recurrent_bias_gate"] = facts.recurrent_bias_gate;
+    all[py::str(std::string(facts.name))] = d;
+  }
+  return all;
+}
+
+}  // namespace rnnkern

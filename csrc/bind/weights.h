@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// The weights of one layer in one direction, as Python's objects and as the kernels' pointers.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "bind/arguments.h"
+#include "bind/host_arrays.h"
+#include "core/problem.h"
+
+namespace rnnkern {
+
+inline Compute read_compute(const std::optional<std::string>& name) {
+  if (!name) return Compute::exact;
+  if (*name == "bfloat16") return Compute::bfloat16;
+  throw std::invalid_argument("compute must be None or 'bfloat16', got '" + *name + "'");
+}
+
+// (weight_ih, weight_hh, bias, bias_hn), kept for as long as it lives. An array may be given other memory by
+// who owns it, so that each call asks for the pointers anew.
+class HeldWeights {
+ public:
+  HeldWeights(const CellFacts& facts, const py::handle& weights) : gates_(facts.gates) {
+    if (!py::isinstance<py::tuple>(weights) || py::len(weights) != 4) {
+      throw std::invalid_argument(
+          "weights must be (weight_ih, weight_hh, bias, bias_hn) each, got " +
+          py::str(py::type::handle_of(weights)).cast<std::string>());
+    }
+    const auto tuple = py::reinterpret_borrow<py::tuple>(weights);
+    w_ih_ = tuple[0], w_hh_ = tuple[1], bias_ = tuple[2], bias_hn_ = tuple[3];
+    const HostArray ih(w_ih_, "weight_ih"), hh(w_hh_, "weight_hh");
+    if (ih.axes != 2 || hh.axes != 2) {
+      throw std::invalid_argument("weight_ih and weight_hh must have 2 axes, got shapes " +
+                                  ih.shape_text() + " and " + hh.shape_text());
+    }
+    inputs_ = ih.shape[1], units_ = hh.shape[1];
+    if (inputs_ < 1 || units_ < 1) {
+      throw std::invalid_argument(
+          "weight_ih and weight_hh must have at least one column, got shapes " + ih.shape_text() +
+          " and " + hh.shape_text());
+    }
+    by_type(hh, [&]<class T>(T) { parameters<T>(); });
+  }
+
+  Index inputs() const { return inputs_; }
+  Index units() const { return units_; }
+  Type type() const { return HostArray(w_hh_, "weight_hh").type; }
+
+  template <class T>
+  Parameters<T> parameters() const {
+    const Index rows = gates_ * units_;
+    return {.inputs = inputs_,
+            .units = units_,
+            .w_ih = read<T>(required(w_ih_, "weight_ih"), "weight_ih", {rows, inputs_}),
+            .w_hh = read<T>(required(w_hh_, "weight_hh"), "weight_hh", {rows, units_}),
+            .bias = read<T>(bias_, "bias", {rows}),
+            .bias_hn = read<T>(bias_hn_, "bias_hn", {units_})};
+  }
+
+ private:
+  Index gates_, inputs_ = 0, units_ = 0;
+  py::object w_ih_, w_hh_, bias_, bias_hn_;
+};
+
+}  // namespace rnnkern

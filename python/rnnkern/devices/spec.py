@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network of recurrent layers is, apart from its weights: what devices take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnnkern import _core
+from rnnkern._checks import Array
+
+
+class Weights(NamedTuple):
+    """One layer's parameters in one direction, in the kernels' order."""
+
+    weight_ih: Array
+    weight_hh: Array
+    bias: Array | None
+    bias_hn: Array | None
+
+    @classmethod
+    def of(cls, arrays: Iterable[Array | None]) -> Weights:
+        """Of the fields in turn, of which the first two are never None."""
+        weight_ih, weight_hh, bias, bias_hn = arrays
+        assert weight_ih is not None
+        assert weight_hh is not None
+        return cls(weight_ih, weight_hh, bias, bias_hn)
+
+
+@dataclass(frozen=True)
+class CellFacts:
+    """What the kernels say of a cell.
+
+    Attributes:
+        gates: names, in the order in which they are stacked in the parameters' rows.
+        states: ("h",) or ("h", "c").
+        saved: values of a unit and step that ``forward`` keeps for ``backward``.
+        recurrent_bias_gate: the gate that ``bias_hn`` belongs to, or -1.
+
+    """
+
+    gates: tuple[str, ...]
+    states: tuple[str, ...]
+    saved: int
+    recurrent_bias_gate: int
+
+
+_FACTS = {name: CellFacts(**facts) for name, facts in _core.cells().items()}
+
+
+def cell_facts(cell: str) -> CellFacts:
+    """Of a cell by the kernels' name."""
+    return _FACTS[cell]
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """Stacked layers of one cell.
+
+    Attributes:
+        cell: the kernels' name.
+        inputs: I, of the first layer.
+        units: H, of each layer and direction.
+        layers: L.
+        directions: D.
+        bias: whether there are bias parameters.
+        dtype: of parameters, input and output.
+        compute: how products are done; None is exactly the dtype.
+
+    """
+
+    cell: str
+    inputs: int
+    units: int
+    layers: int = 1
+    directions: int = 1
+    bias: bool = True
+    dtype: np.dtype[Any] = np.dtype(np.float32)  # noqa: RUF009  # dtypes never change
+    compute: str | None = None
+
+    @cached_property
+    def facts(self) -> CellFacts:
+        """Of the cell."""
+        return cell_facts(self.cell)
+
+    @property
+    def features(self) -> int:
+        """D·H, of y."""
+        return self.directions * self.units
+
+    @property
+    def states(self) -> int:
+        """L·D, arrays (B, H) of each kind of state."""
+        return self.layers * self.directions
+
+    @cached_property
+    def above(self) -> LayerSpec:
+        """The same with the inputs of every layer but the first."""
+        return replace(self, inputs=self.features)

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of a call: checked, and laid out as the kernels want them: time first, batched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, SupportsIndex, Union
+
+import numpy as np
+
+from rnnkern._checks import Array, conversion, dtype_text, host_array, positive_int
+from rnnkern.devices import Device, LayerSpec
+
+State = Union[Array, "tuple[Array, Array]"]
+
+
+class Input(NamedTuple):
+    """A call's checked arguments, time first and batched."""
+
+    x: Array
+    h_0: Array
+    c_0: Array | None
+    lengths: Array | None
+    unbatched: bool
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return int(self.x.shape[0])
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return int(self.x.shape[1])
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to compute."""
+        return self.x.size == 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How callers lay out the arrays of a network, and what its errors call it.
+
+    Attributes:
+        spec: of the network.
+        device: where its arrays are.
+        batch_first: whether x and y are (B, T, ·).
+        owner: the class that a caller sees.
+
+    """
+
+    spec: LayerSpec
+    device: Device
+    batch_first: bool
+    owner: str
+
+    # -- in -----------------------------------------------------------------------------------
+
+    def input(self, x: Any, state: State | None, lengths: Any) -> Input:
+        """What a call is given."""
+        device, spec = self.device, self.spec
+        array = device.array("x", x)
+        shape = array.shape
+        tokens = array.dtype != spec.dtype
+        if tokens and array.dtype.kind not in "iu":
+            raise TypeError(
+                f"x must be {spec.dtype.name} as the layer, or integer tokens, "
+                f"got {dtype_text(array.dtype)}: {conversion(spec.dtype)}"
+            )
+        axes = 2 if tokens else 3
+        if len(shape) not in (axes - 1, axes):
+            order = "(B, T" if self.batch_first else "(T, B"
+            wanted = f"{order}) or (T,)" if tokens else f"{order}, I) or (T, I)"
+            note = f" of integers, which are tokens: {conversion(spec.dtype)}" if tokens else ""
+            raise ValueError(f"x must have shape {wanted}, got {shape}{note}")
+        unbatched = len(shape) == axes - 1
+        if unbatched:
+            array = array[:, None]
+        elif self.batch_first:
+            array = array.swapaxes(0, 1)
+        if not tokens and shape[-1] != spec.inputs:
+            raise ValueError(f"x must have input_size = {spec.inputs} features, got shape {shape}")
+        h_0, c_0 = self.state("state", state, array.shape[1], unbatched=unbatched)
+        checked_lengths = None if lengths is None else _check_lengths(lengths, array.shape[:2])
+        if not tokens:
+            array = device.last_axis_contiguous(array)
+        else:
+            if array.dtype == np.uint64:
+                array = self._within_int64(array, checked_lengths)
+            array = device.walkable(array.astype(np.int64, copy=False))
+        return Input(array, h_0, c_0, checked_lengths, unbatched)
+
+    def _within_int64(self, tokens: Array, lengths: Array | None) -> Array:
+        """uint64 tokens (T, B); those too large for int64, that may stand past a length, cut."""
+        most = np.uint64(2**63 - 1)
+        if self.device.values_are_free:
+            live = True if lengths is None else np.arange(len(tokens))[:, None] < lengths
+            wrong = (tokens > most) & live
+            if wrong.any():
+                raise ValueError(
+                    f"x must hold tokens in 0..{self.spec.inputs - 1}, got {tokens[wrong][0]}"
+                )
+        cut: Array = np.minimum(tokens, most)
+        return cut
+
+    def state(
+        self, name: str, state: State | None, batch: int, *, unbatched: bool
+    ) -> tuple[Array, Array | None]:
+        """H and c (None where the cell has none), both (L·D, B, H) and contiguous.
+
+        New ones for None, else perhaps the caller's own.
+        """
+        spec, device = self.spec, self.device
+        has_c = len(spec.facts.states) > 1
+        full = (spec.states, batch, spec.units)
+        zeros = device.xp.zeros
+        if state is None:
+            return zeros(full, spec.dtype), zeros(full, spec.dtype) if has_c else None
+        parts: tuple[Any, ...]
+        if has_c:
+            wanted = f"{name} must be the pair (h, c) of this {self.owner}"
+            if not isinstance(state, (tuple, list)):
+                raise TypeError(f"{wanted}, got {type(state)!r}")
+            if len(state) != 2:
+                raise ValueError(f"{wanted}, got {len(state)} parts")
+            parts = tuple(state)
+        else:
+            if isinstance(state, (tuple, list)):
+                raise TypeError(f"{name} must be one array h, got {type(state)!r}")
+            parts = (state,)
+        shape = (spec.states, spec.units) if unbatched else full
+        arrays = [
+            zeros(full, spec.dtype)
+            if part is None
+            else device.contiguous(
+                device.shaped(f"{name}[{letter!r}]", part, shape, spec.dtype).reshape(full)
+            )
+            for letter, part in zip("hc", parts, strict=False)
+        ]
+        return arrays[0], arrays[1] if has_c else None
+
+    def own_state(
+        self, name: str, state: State | None, batch: int, *, unbatched: bool
+    ) -> tuple[Array, Array | None]:
+        """As ``state``, to be written to."""
+        h, c = self.state(name, state, batch, unbatched=unbatched)
+        if state is None:
+            return h, c
+        return h.copy(), None if c is None else c.copy()
+
+    def gradient(self, dy: Any, given: Input) -> Array | None:
+        """∂L/∂y, time first and batched."""
+        if dy is None:
+            return None
+        array = self.device.shaped("dy", dy, self._shape(given), self.spec.dtype)
+        return self.device.last_axis_contiguous(self._time_first(array, given))
+
+    # -- out ----------------------------------------------------------------------------------
+
+    def output(
+        self, out: Array | None, given: Input, read: Iterable[tuple[str, Array | None]]
+    ) -> Array:
+        """The (T, B, D·H) array that y goes to: a view of `out`, or a new one.
+
+        Memory that the call reads, or the tape after it, is refused: what `given` and `read` have.
+        """
+        shape = self._shape(given)
+        if out is None:
+            fresh: Array = self.device.xp.empty(shape, self.spec.dtype)
+            return self._time_first(fresh, given)
+        self.check_out(out, shape)
+        for name, array in (("x", given.x), ("state", given.h_0), ("state", given.c_0), *read):
+            if array is not None and self.device.overlap(out, array):
+                raise ValueError(f"out must not share memory with {name}, got arrays that overlap")
+        return self._time_first(out, given)
+
+    def check_out(self, out: Array, shape: tuple[int, ...]) -> None:
+        """Refuse an array that the kernels cannot write as it stands."""
+        device = self.device
+        if not isinstance(out, device.xp.ndarray):
+            raise TypeError(f"out must be a {device.library} array, got {type(out)!r}")
+        device.shaped("out", out, shape, self.spec.dtype)
+        if not device.writeable(out):
+            raise ValueError("out must be writable, got a read-only array")
+        if not device.aligned(out):
+            raise ValueError("out must be aligned, got an array whose elements are not")
+        if out.strides[-1] != out.itemsize and shape[-1] > 1 and out.size:
+            raise ValueError(f"out must have a contiguous last axis, got strides {out.strides}")
+        if not out.flags.c_contiguous and not device.region(out).has_own_elements():
+            raise ValueError(
+                f"out must not have two elements in the same memory, got strides {out.strides}"
+            )
+
+    def as_given(self, array: Array, given: Input) -> Array:
+        """A (T, B, ·) array in the caller's order of axes."""
+        if given.unbatched:
+            return array[:, 0]
+        return array.swapaxes(0, 1) if self.batch_first else array
+
+    def state_as_given(self, h: Array, c: Array | None, given: Input) -> State:
+        """The states in the caller's axes."""
+        if given.unbatched:
+            h, c = h[:, 0], None if c is None else c[:, 0]
+        return h if c is None else (h, c)
+
+    def _shape(self, given: Input) -> tuple[int, ...]:
+        """Of y and dy, as the caller has it."""
+        steps, batch = given.x.shape[:2]
+        if given.unbatched:
+            return (steps, self.spec.features)
+        order = (batch, steps) if self.batch_first else (steps, batch)
+        return (*order, self.spec.features)
+
+    def _time_first(self, array: Array, given: Input) -> Array:
+        """A view of the caller's array with the kernels' axes."""
+        if given.unbatched:
+            return array[:, None]
+        return array.swapaxes(0, 1) if self.batch_first else array
+
+
+def _check_lengths(lengths: Any, shape: tuple[int, ...]) -> Array:
+    steps, batch = shape
+    array = host_array("lengths", lengths)
+    if array.dtype.kind not in "iu" and array.size:  # an empty list is of floats
+        raise TypeError(f"lengths must be an integer array, got {array.dtype.name}")
+    if array.shape != (batch,):
+        raise ValueError(f"lengths must have shape ({batch},), got {array.shape}")
+    if array.size and (array.min() < 0 or array.max() > steps):
+        wrong = array.min() if array.min() < 0 else array.max()
+        raise ValueError(f"lengths must lie in 0..{steps}, got {wrong}")
+    return array.astype(np.int64)
+
+
+def check_dropout_key(key: SupportsIndex, bits: int) -> int:
+    """The key of dropout masks as an integer of so many bits."""
+    result = positive_int("dropout_key", key, minimum=0)
+    if result >= 2**bits:
+        raise ValueError(f"dropout_key must be below 2**{bits}, got {result}")
+    return result

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backward pass gives: one class for layers, ``Linear`` and models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rnnkern._checks import Array
+from rnnkern.layers.arguments import State
+
+
+@dataclass(frozen=True)
+class StateGradients:
+    """∂L/∂(what a layer computes at each step); every array is shaped as y and 0 past a length.
+
+    Attributes:
+        h: ∂L/∂h_t by every path, through y_t and through all later steps.
+        c: ∂L/∂c_t likewise; None for a cell without c.
+        gates: for each gate by name, ∂L/∂a_t, where a_t is what its σ or tanh is applied to.
+
+    """
+
+    h: Array
+    c: Array | None
+    gates: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradients of a loss L.
+
+    It unpacks to what it has, in the order x, state, params, steps: ``dx, dstate, grads`` from a
+    recurrent layer's tape, ``dx, grads`` from a `Linear`'s. Optimizers and clipping take it as they
+    take its `params`.
+
+    Attributes:
+        params: ∂L/∂parameter by name, in the order of the layer's ``params``.
+        x: ∂L/∂x; None for tokens.
+        state: ∂L/∂(initial state), shaped as the state; None where there is none.
+        steps: the `StateGradients` of each layer, where they were asked for, else None.
+
+    """
+
+    params: dict[str, Array]
+    x: Array | None = None
+    state: State | None = None
+    steps: list[StateGradients] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.x
+        if self.state is not None:
+            yield self.state
+        yield self.params
+        if self.steps is not None:
+            yield self.steps
+
+    def __getitem__(self, place: int) -> Any:
+        return tuple(self)[place]
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters of recurrent layers: names, shapes, limits and initial values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from rnnkern._checks import Array
+from rnnkern.devices import LayerSpec, Weights
+
+# More parameters or stacked layers than these are a mistake, found before memory is asked for.
+_MOST_PARAMETERS, _MOST_LAYERS = 2**40, 2**16
+
+
+def check_sizes(spec: LayerSpec) -> None:
+    """Refuse sizes that no memory has room for."""
+    above = spec.units * (spec.directions + 1) * (spec.layers - 1)
+    columns = spec.inputs + spec.units + above
+    if len(spec.facts.gates) * spec.units * columns * spec.directions > _MOST_PARAMETERS:
+        raise ValueError(
+            f"input_size, hidden_size and num_layers must give at most {_MOST_PARAMETERS} "
+            f"parameters, got input_size={spec.inputs}, hidden_size={spec.units}, "
+            f"num_layers={spec.layers}"
+        )
+    if spec.layers > _MOST_LAYERS:
+        raise ValueError(f"num_layers must be at most {_MOST_LAYERS}, got {spec.layers}")
+
+
+def parameter_names(spec: LayerSpec) -> list[list[str | None]]:
+    """Of every layer and direction, in the order of the states: as ``Weights`` has its fields."""
+    endings = ("", "_reverse")[: spec.directions]
+    there = (True, True, spec.bias, spec.bias and spec.facts.recurrent_bias_gate >= 0)
+    kinds = [k if has else None for k, has in zip(Weights._fields, there, strict=True)]
+    return [
+        [kind and f"{kind}_l{layer}{ending}" for kind in kinds]
+        for layer in range(spec.layers)
+        for ending in endings
+    ]
+
+
+def parameter_shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+    """Name -> shape."""
+    rows, units = len(spec.facts.gates) * spec.units, spec.units
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, names in enumerate(parameter_names(spec)):
+        inputs = spec.inputs if index < spec.directions else spec.features
+        of_kinds = ((rows, inputs), (rows, units), (rows,), (units,))
+        shapes |= {n: s for n, s in zip(names, of_kinds, strict=True) if n is not None}
+    return shapes
+
+
+def initial_values(
+    spec: LayerSpec, seed: int | None, recurrent_init: str
+) -> Iterator[tuple[str, Array]]:
+    """For each parameter in turn its name and values, in host memory."""
+    random = np.random.default_rng(seed)
+    bound = spec.units**-0.5
+    for name, shape in parameter_shapes(spec).items():
+        if name.startswith("weight_hh") and recurrent_init == "orthogonal":
+            yield name, _orthogonal(random, shape, spec.dtype)
+        else:
+            yield name, random.uniform(-bound, bound, shape).astype(spec.dtype)
+
+
+def _orthogonal(
+    random: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[np.floating]
+) -> Array:
+    """A random orthogonal matrix for each gate (Saxe et al. 2014, arXiv:1312.6120)."""
+    rows, units = shape
+    blocks = []
+    for _ in range(rows // units):
+        q, r = np.linalg.qr(random.standard_normal((units, units)))
+        blocks.append(q * np.sign(np.diag(r)))
+    return np.concatenate(blocks).astype(dtype)
