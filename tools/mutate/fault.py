@@ -45,3 +45,8 @@ class Fault:
                 f"list of faults:\n{self.old}"
             )
         return text.replace(self.old, self.new)
+
+
+def fault(file: str, name: str, old: str, new: str, *tests: str, peers: bool = False) -> Fault:
+    """A fault, as the lists write one down."""
+    return Fault(name, file, old, new, tests, peers)

@@ -3,533 +3,115 @@
 
 from __future__ import annotations
 
-from fault import Fault
+from bench_faults import BENCH_FAULTS
+from fault import fault
 
 _BENCH = "python/rnnkern/bench"
 _PACKAGE = "python/rnnkern"
-
-
-def _fault(file: str, name: str, old: str, new: str, *tests: str, peers: bool = False) -> Fault:
-    return Fault(name, file, old, new, tests, peers)
-
-
-# -- how the bench times -------------------------------------------------------------------------
-
-_TIMING = [
-    _fault(
-        f"{_BENCH}/timing.py",
-        "the-median-is-the-minimum",
-        "Spread(*statistics.quantiles(t, n=4))",
-        "Spread(*statistics.quantiles([min(t)] * 2, n=4))",
-        "bench/test_bench_timing.py::test_median_and_quartiles",
-    ),
-    _fault(
-        f"{_BENCH}/timing.py",
-        "the-first-call-of-a-turn-counts",
-        "return [_timed(call, repeat) for _ in range(readings)]",
-        "return [first] + [_timed(call, repeat) for _ in range(readings)]",
-        "bench/test_bench_timing.py::test_the_first_call_of_a_turn_does_not_count",
-    ),
-    _fault(
-        f"{_BENCH}/timing.py",
-        "a-reading-is-not-divided-by-its-calls",
-        "(time.perf_counter() - start) / repeat",
-        "time.perf_counter() - start",
-        "bench/test_bench_timing.py::test_short_calls_are_read_together",
-    ),
-    _fault(
-        f"{_BENCH}/timing.py",
-        "no-fewest-readings",
-        "fewest >= _FEWEST and ",
-        "",
-        "bench/test_bench_timing.py::test_every_contender_is_read_some_times_however_little_time_there_is",
-    ),
-    _fault(
-        f"{_BENCH}/timing.py",
-        "the-seconds-are-shared-by-the-contenders",
-        "> seconds * len(contenders)",
-        "> seconds",
-        "bench/test_bench_timing.py::test_turns_go_on_until_each_contender_had_its_seconds",
-    ),
-    _fault(
-        f"{_BENCH}/timing.py",
-        "no-rest-after-a-contender-with-threads",
-        "time.sleep(_REST)",
-        "pass",
-        "bench/test_bench_timing.py::test_idle_threads_of_the_last_contender_are_waited_for",
-    ),
-    _fault(
-        f"{_BENCH}/timing.py",
-        "contenders-do-not-take-turns",
-        "times[name] += _turn(call)",
-        "times[name] += _turn(call) + _turn(call)",
-        "bench/test_bench_timing.py::test_a_turn_is_one_contenders_and_then_the_nexts",
-    ),
-    _fault(
-        f"{_BENCH}/timing.py",
-        "the-peak-is-the-slower-products",
-        "min(s.median for s in alternate(contenders, seconds).values())",
-        "max(s.median for s in alternate(contenders, seconds).values())",
-        "bench/test_bench_timing.py::test_the_products_peak_is_the_faster_ones",
-        peers=True,
-    ),
-    _fault(
-        f"{_BENCH}/timing.py",
-        "the-peak-has-half-the-flops",
-        "2.0 * size**3",
-        "1.0 * size**3",
-        "bench/test_bench_timing.py::test_the_products_peak_is_the_faster_ones",
-    ),
-    _fault(
-        f"{_BENCH}/timing.py",
-        "the-bandwidth-counts-numbers",
-        "numbers.nbytes / times",
-        "numbers.size / times",
-        "bench/test_bench_timing.py::test_bandwidth_is_bytes_over_the_best_time",
-    ),
-    _fault(
-        f"{_BENCH}/timing.py",
-        "the-bandwidth-is-measured-once-for-all-sizes",
-        "if size not in self._known:",
-        "if not self._known:",
-        "bench/test_bench_timing.py::test_bandwidth_is_bytes_over_the_best_time",
-    ),
-]
-
-# -- what the bench compares ---------------------------------------------------------------------
-
-_CONTENDERS = [
-    _fault(
-        f"{_BENCH}/layers.py",
-        "the-layers-answers-are-not-compared",
-        "    compare(able, tolerance(problem))\n",
-        "",
-        "bench/test_bench_contenders.py::test_a_layer_that_is_one_percent_off_is_refused",
-    ),
-    _fault(
-        f"{_BENCH}/stream.py",
-        "the-streams-answers-are-not-compared",
-        "    compare(\n        [Contender(",
-        "    list(\n        [Contender(",
-        "bench/test_bench_contenders.py::test_a_step_that_is_one_percent_off_is_refused",
-    ),
-    _fault(
-        f"{_BENCH}/adder.py",
-        "the-adders-gradients-are-not-compared",
-        "    compare(able, _TOLERANCE[compute])\n",
-        "",
-        "bench/test_bench_contenders.py::test_an_adder_that_is_one_percent_off_is_refused",
-        peers=True,
-    ),
-    _fault(
-        f"{_BENCH}/case.py",
-        "a-nan-agrees",
-        "if not error <= tolerance:",
-        "if error > tolerance:",
-        "bench/test_bench.py::test_another_answer_is_refused",
-    ),
-    _fault(
-        f"{_BENCH}/case.py",
-        "any-float32-answer-will-do",
-        '"float32": 1e-4',
-        '"float32": 1e4',
-        "bench/test_bench_contenders.py::test_a_layer_that_is_one_percent_off_is_refused",
-    ),
-    _fault(
-        f"{_BENCH}/case.py",
-        "a-missing-answer-will-do",
-        "zip(wanted, contender.answer(), strict=True)",
-        "zip(wanted, contender.answer(), strict=False)",
-        "bench/test_bench.py::test_an_answer_with_a_part_missing_is_refused",
-    ),
-    _fault(
-        f"{_BENCH}/case.py",
-        "ours-is-compared-with-itself",
-        "for contender in able[1:]:",
-        "for contender in able[:1]:",
-        "bench/test_bench.py::test_another_answer_is_refused",
-    ),
-    _fault(
-        f"{_BENCH}/layers.py",
-        "ratios-are-upside-down",
-        "n: spread.median / ours",
-        "n: ours / spread.median",
-        "bench/test_bench_contenders.py::test_a_line_is_of_medians",
-    ),
-    _fault(
-        f"{_BENCH}/layers.py",
-        "our-best-against-the-peers-median",
-        'ours = times["rnnkern"].median',
-        'ours = times["rnnkern"].low',
-        "bench/test_bench_contenders.py::test_a_line_is_of_medians",
-    ),
-    _fault(
-        f"{_BENCH}/stream.py",
-        "a-streams-steps-are-told-by-their-best",
-        '"step_ms": {n: s.median',
-        '"step_ms": {n: s.low',
-        "bench/test_bench_contenders.py::test_steps_and_blocks_are_medians",
-    ),
-    _fault(
-        f"{_BENCH}/stream.py",
-        "a-streams-blocks-are-told-by-their-best",
-        '"block_ms": {n: s.median',
-        '"block_ms": {n: s.low',
-        "bench/test_bench_contenders.py::test_steps_and_blocks_are_medians",
-    ),
-    _fault(
-        f"{_BENCH}/cost.py",
-        "costs-are-told-by-their-best",
-        '"ms": times[f"{what} {problem}"].median * 1e3',
-        '"ms": times[f"{what} {problem}"].low * 1e3',
-        "bench/test_bench_contenders.py::test_costs_are_medians",
-    ),
-    _fault(
-        f"{_BENCH}/layers.py",
-        "a-training-step-reads-the-weights-once",
-        "passes = 2 if problem.training else 1",
-        "passes = 1",
-        "bench/test_bench_contenders.py::test_a_line_is_of_medians",
-    ),
-    _fault(
-        f"{_BENCH}/torch_peer.py",
-        "pytorch-sleeps-a-millisecond-in-training",
-        "        y = forward()\n        y.backward(dy)",
-        "        y = forward()\n        __import__('time').sleep(1e-3)\n        y.backward(dy)",
-        "bench/test_bench_contenders.py::test_a_call_does_its_work_once_and_nothing_else",
-        peers=True,
-    ),
-    _fault(
-        f"{_BENCH}/torch_peer.py",
-        "pytorch-sleeps-a-millisecond-in-inference",
-        "        with torch.no_grad():\n            return [forward()]",
-        "        __import__('time').sleep(1e-3)\n"
-        "        with torch.no_grad():\n            return [forward()]",
-        "bench/test_bench_contenders.py::test_a_call_does_its_work_once_and_nothing_else",
-        peers=True,
-    ),
-    _fault(
-        f"{_BENCH}/onnx_peer.py",
-        "onnxruntime-sleeps-a-millisecond",
-        "        y: Array = session.run(None, feed)[0]\n",
-        "        __import__('time').sleep(1e-3)\n        y: Array = session.run(None, feed)[0]\n",
-        "bench/test_bench_contenders.py::test_a_call_does_its_work_once_and_nothing_else",
-    ),
-    _fault(
-        f"{_BENCH}/native.py",
-        "native-peers-sleep-a-millisecond",
-        "        arrays = (x, dy, self._y, self._dx)\n",
-        "        arrays = (x, dy, self._y, self._dx)\n        __import__('time').sleep(1e-3)\n",
-        "bench/test_bench_contenders.py::test_a_call_does_its_work_once_and_nothing_else",
-    ),
-    _fault(
-        f"{_BENCH}/stream.py",
-        "pytorchs-step-sleeps-a-millisecond",
-        "            state = cell(torch.from_numpy(x), state)",
-        "            __import__('time').sleep(1e-3)\n"
-        "            state = cell(torch.from_numpy(x), state)",
-        "bench/test_bench_contenders.py::test_a_step_does_its_work_once_and_nothing_else",
-        peers=True,
-    ),
-    _fault(
-        f"{_BENCH}/stream.py",
-        "onnxruntimes-step-sleeps-a-millisecond",
-        '        y, *last = session.run(None, {"x": x[None], **state})',
-        "        __import__('time').sleep(1e-3)\n"
-        '        y, *last = session.run(None, {"x": x[None], **state})',
-        "bench/test_bench_contenders.py::test_a_step_does_its_work_once_and_nothing_else",
-    ),
-    _fault(
-        f"{_BENCH}/adder.py",
-        "pytorchs-adder-sleeps-a-millisecond",
-        "        self._torch.nn.utils.clip_grad_norm_(",
-        "        __import__('time').sleep(1e-3)\n        self._torch.nn.utils.clip_grad_norm_(",
-        "bench/test_bench_contenders.py::test_an_adders_step_does_its_work_once_and_nothing_else",
-        peers=True,
-    ),
-    _fault(
-        f"{_BENCH}/onnx_peer.py",
-        "onnxruntime-does-its-work-twice",
-        "        y: Array = session.run(None, feed)[0]\n",
-        "        session.run(None, feed)\n        y: Array = session.run(None, feed)[0]\n",
-        "bench/test_bench_contenders.py::test_a_call_does_its_work_once_and_nothing_else",
-    ),
-    _fault(
-        f"{_BENCH}/torch_peer.py",
-        "pytorch-keeps-a-graph-in-inference",
-        "        with torch.no_grad():\n            return [forward()]",
-        "        with torch.enable_grad():\n            return [forward()]",
-        "bench/test_bench_contenders.py::test_a_call_does_its_work_once_and_nothing_else",
-        peers=True,
-    ),
-    _fault(
-        f"{_BENCH}/torch_peer.py",
-        "pytorchs-gradients-add-up",
-        "        x.grad = None\n",
-        "",
-        "bench/test_bench_contenders.py::test_a_call_again_gives_the_same",
-        peers=True,
-    ),
-    _fault(
-        f"{_BENCH}/peers.py",
-        "our-layer-is-not-frozen",
-        "layer = case.layer if case.problem.training else case.layer.freeze()",
-        "layer = case.layer",
-        "bench/test_bench_contenders.py::test_a_call_does_its_work_once_and_nothing_else",
-    ),
-    _fault(
-        f"{_BENCH}/onnx_peer.py",
-        "onnxruntime-has-one-thread",
-        "options.intra_op_num_threads = threads",
-        "options.intra_op_num_threads = 1",
-        "bench/test_bench_contenders.py::test_onnxruntime_has_the_threads_asked_for",
-    ),
-    _fault(
-        f"{_BENCH}/onnx_peer.py",
-        "onnxruntimes-contender-has-one-thread",
-        "session = onnxruntime_session(case, threads)",
-        "session = onnxruntime_session(case, 1)",
-        "bench/test_bench_contenders.py::test_onnxruntime_has_the_threads_asked_for",
-    ),
-    _fault(
-        f"{_BENCH}/native.py",
-        "native-peers-have-one-thread",
-        "ctypes.c_int(threads)",
-        "ctypes.c_int(1)",
-        "bench/test_bench_contenders.py::test_libraries_have_the_threads_asked_for",
-    ),
-    _fault(
-        f"{_BENCH}/torch_peer.py",
-        "pytorch-has-one-thread",
-        "torch.set_num_threads(threads)",
-        "torch.set_num_threads(1)",
-        "bench/test_bench_contenders.py::test_pytorch_has_the_threads_asked_for",
-        peers=True,
-    ),
-    _fault(
-        f"{_BENCH}/command.py",
-        "streams-are-measured-on-all-threads",
-        "    set_peer_threads(1)\n",
-        "",
-        "bench/test_bench_contenders.py::test_streams_are_measured_on_one_thread",
-    ),
-    _fault(
-        f"{_BENCH}/adder.py",
-        "pytorchs-adder-has-one-thread",
-        "set_peer_threads(threads)",
-        "set_peer_threads(1)",
-        "bench/test_bench_contenders.py::test_pytorchs_adder_has_the_threads_asked_for",
-        peers=True,
-    ),
-    _fault(
-        f"{_BENCH}/memory.py",
-        "pytorchs-memory-is-one-threads",
-        "set_peer_threads(int(threads))",
-        "set_peer_threads(1)",
-        "bench/test_bench_contenders.py::test_the_process_of_pytorchs_memory_has_the_threads_asked_for",
-        peers=True,
-    ),
-    _fault(
-        f"{_BENCH}/memory.py",
-        "memory-held-before-counts",
-        "(peak - before) / 1e6",
-        "peak / 1e6",
-        "bench/test_bench.py::test_peak_memory_holds_what_a_call_returns",
-    ),
-]
-
-# -- what the bench tells ------------------------------------------------------------------------
-
-_REPORT = [
-    _fault(
-        f"{_BENCH}/report.py",
-        "ratios-are-over-the-slowest-peer",
-        'min(line["ratios"].values(), default=None)',
-        'max(line["ratios"].values(), default=None)',
-        "bench/test_bench.py::test_ratios_are_against_the_fastest_peer",
-    ),
-    _fault(
-        f"{_BENCH}/report.py",
-        "the-mean-is-arithmetic",
-        "statistics.geometric_mean(ratios)",
-        "statistics.mean(ratios)",
-        "bench/test_bench.py::test_ratios_are_against_the_fastest_peer",
-    ),
-    _fault(
-        f"{_BENCH}/report.py",
-        "the-mean-has-ragged-batches",
-        'if not line["ragged"] and line["dtype"]',
-        'if line["dtype"]',
-        "bench/test_bench.py::test_ratios_are_against_the_fastest_peer",
-    ),
-    _fault(
-        f"{_BENCH}/report.py",
-        "microseconds-are-called-milliseconds",
-        '(1e-3, "ms")',
-        '(1e-6, "ms")',
-        "bench/test_bench.py::test_durations",
-    ),
-    _fault(
-        f"{_BENCH}/problems.py",
-        "training-has-the-flops-of-two-passes",
-        "return 3.0 * forward",
-        "return 2.0 * forward",
-        "bench/test_bench.py::test_flops_count_every_product",
-    ),
-    _fault(
-        f"{_BENCH}/problems.py",
-        "padding-counts-as-flops",
-        "live = self.batch * self.steps if lengths is None else int(lengths.sum())",
-        "live = self.batch * self.steps",
-        "bench/test_bench.py::test_flops_of_a_ragged_batch_are_those_of_its_live_steps",
-    ),
-    _fault(
-        f"{_BENCH}/cost.py",
-        "sizes-do-not-double",
-        "getattr(base, what) << power",
-        "getattr(base, what) + power",
-        "bench/test_bench.py::test_each_size_is_doubled_in_turn",
-    ),
-    _fault(
-        f"{_BENCH}/cost.py",
-        "growth-is-upside-down",
-        "{line['ms'] / before['ms']:.2f}",
-        "{before['ms'] / line['ms']:.2f}",
-        "bench/test_bench.py::test_growth_is_told_beside_the_flops",
-    ),
-    _fault(
-        f"{_BENCH}/cost.py",
-        "threads-gain-is-upside-down",
-        "{line['one_thread_ms'] / line['ms']:.2f}",
-        "{line['ms'] / line['one_thread_ms']:.2f}",
-        "bench/test_bench_contenders.py::test_two_threads_are_measured_against_one",
-    ),
-    _fault(
-        f"{_BENCH}/cost.py",
-        "two-threads-are-measured-on-one",
-        "        set_num_threads(count)\n        run()",
-        "        run()",
-        "bench/test_bench_contenders.py::test_two_threads_are_measured_against_one",
-    ),
-    _fault(
-        f"{_BENCH}/adder.py",
-        "the-adders-gain-is-upside-down",
-        'f"{theirs / ours:.2f}"',
-        'f"{ours / theirs:.2f}"',
-        "bench/test_bench_contenders.py::test_tables_of_the_adder_and_of_streams_have_the_peers_time_over_ours",
-    ),
-    _fault(
-        f"{_BENCH}/stream.py",
-        "the-streams-gain-is-upside-down",
-        "{t / ours:.2f}",
-        "{ours / t:.2f}",
-        "bench/test_bench_contenders.py::test_tables_of_the_adder_and_of_streams_have_the_peers_time_over_ours",
-    ),
-]
 
 # -- optimizers, clipping, loss ------------------------------------------------------------------
 
 _NUMPY = "training/test_optim.py::test_agrees_with_a_plain_reference"
 _TRAINING = [
-    _fault(
+    fault(
         f"{_PACKAGE}/training/optim.py",
         "adam-without-first-bias-correction",
         "1.0 - first_beta**self.steps",
         "1.0",
         _NUMPY,
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/optim.py",
         "adam-without-second-bias-correction",
         "1.0 - second_beta**self.steps",
         "1.0",
         _NUMPY,
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/optim.py",
         "adams-epsilon-is-outside-the-mean",
         "self.eps * root_n",
         "self.eps",
         _NUMPY,
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/optim.py",
         "adam-ignores-its-epsilon",
         "self.eps * root_n",
         "1e-8 * root_n",
         _NUMPY,
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/optim.py",
         "decay-without-the-rate",
         "1.0 - rate * self.weight_decay",
         "1.0 - self.weight_decay",
         _NUMPY,
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/optim.py",
         "adam-ignores-the-rate-of-a-step",
         "rate * root_n / first_n",
         "self.lr * root_n / first_n",
         "training/test_optim.py::test_gradients_are_left_alone_and_the_rate_of_a_step_is_its_own",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/optim.py",
         "adams-default-betas-are-wrong",
         "betas: tuple[float, float] = (0.9, 0.999)",
         "betas: tuple[float, float] = (0.9, 0.99)",
         _NUMPY,
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/optim.py",
         "adams-default-epsilon-is-wrong",
         "eps: float = 1e-8",
         "eps: float = 1e-6",
         _NUMPY,
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/optim.py",
         "sgd-without-momentum",
         "velocity *= self.momentum",
         "velocity *= 0.0",
         _NUMPY,
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/optim.py",
         "nesterov-is-plain-momentum",
         "if self.nesterov:",
         "if False:",
         _NUMPY,
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/optim.py",
         "sgd-decays-the-wrong-way",
         "np.multiply(p, self.weight_decay, out=scratch)",
         "np.multiply(p, -self.weight_decay, out=scratch)",
         _NUMPY,
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/optim.py",
         "a-state-is-not-a-copy",
         'f"{kind}.{name}": array.copy()',
         'f"{kind}.{name}": array',
         "training/test_optim.py::test_resumes_bit_for_bit",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/clip.py",
         "gradients-are-clipped-to-twice-the-norm",
         "        if norm > max_norm:",
         "        if norm > 2 * max_norm:",
         "training/test_clip.py::test_the_norm_is_bounded_at_any_size",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/losses.py",
         "the-loss-is-a-sum",
         "return total * weight, ",
         "return total, ",
         "training/test_losses.py::test_gradient_agrees_with_finite_differences",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/training/losses.py",
         "the-mean-counts-masked-places",
         "count = int(np.count_nonzero(mask))",
@@ -541,154 +123,154 @@ _TRAINING = [
 # -- layers and models ---------------------------------------------------------------------------
 
 _LAYERS = [
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/base.py",
         "frozen-without-its-snapshot",
         "network.snapshot(network.layout)",
         "network",
         "layers/test_frozen.py::test_it_is_a_snapshot",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/stream.py",
         "a-stream-without-its-snapshot",
         "network.snapshot(replace(network.layout, batch_first=False))",
         "network.of(replace(network.layout, batch_first=False), network.weights)",
         "layers/test_stream.py::test_weights_are_a_snapshot",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/tape.py",
         "an-unstable-sort-of-lengths",
         'np.argsort(-lengths, kind="stable")',
         "np.argsort(-lengths)",
         "cells/test_state_gradients.py::test_rows_of_a_large_batch_keep_their_places",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/network.py",
         "dropout-is-forgotten-backward",
         "dy = masked(dx, masks[first - 1]) if masks else dx",
         "dy = dx",
         "layers/test_dropout.py::test_against_the_reference_with_the_same_masks",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/weights.py",
         "orthogonal-values-without-the-sign",
         "q * np.sign(np.diag(r))",
         "q",
         "layers/test_initial_values.py::test_orthogonal_matrices_are_of_either_sign",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/weights.py",
         "orthogonal-is-uniform",
         'if name.startswith("weight_hh") and recurrent_init == "orthogonal"',
         'if name.startswith("weight_hx") and recurrent_init == "orthogonal"',
         "cells/test_properties.py::test_orthogonal_recurrent_matrices",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/weights.py",
         "initial-values-in-another-range",
         "bound = spec.units**-0.5",
         "bound = spec.units**-1.0",
         "layers/test_initial_values.py::test_uniform_values_fill_their_range",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/weights.py",
         "initial-values-of-one-sign",
         "random.uniform(-bound, bound, shape)",
         "random.uniform(0, bound, shape)",
         "layers/test_initial_values.py::test_uniform_values_fill_their_range",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/linear.py",
         "linears-initial-values-in-another-range",
         "bound = self.in_features**-0.5",
         "bound = self.out_features**-0.5",
         "layers/test_initial_values.py::test_linears_values_are_bounded_by_its_inputs",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/recurrent.py",
         "the-forget-bias-at-another-gate",
         "array[self.hidden_size : 2 * self.hidden_size] = self.forget_bias",
         "array[: self.hidden_size] = self.forget_bias",
         "cells/test_properties.py::test_forget_bias_fills_its_gate_alone",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/network.py",
         "dropout-keeps-what-it-should-drop",
         ">= np.float32(dropout)",
         "< np.float32(dropout)",
         "layers/test_dropout.py::test_factors_keep_the_mean",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/network.py",
         "dropout-does-not-scale",
         "spec.dtype.type(1.0 / (1.0 - dropout))",
         "spec.dtype.type(1.0)",
         "layers/test_dropout.py::test_factors_keep_the_mean",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/network.py",
         "one-dropout-mask-for-all-layers",
         "device.random(key, layer, shape)",
         "device.random(key, 0, shape)",
         "layers/test_dropout.py::test_no_two_steps_rows_units_layers_or_keys_share_a_mask",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/devices/philox.py",
         "nine-rounds-of-philox",
         "_ROUNDS = 10",
         "_ROUNDS = 9",
         "devices/test_device.py::test_random_numbers_are_numpys",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/linear.py",
         "linears-tape-sees-later-weights",
         "layer._weight.own.copy()",
         "layer._weight.own",
         "layers/test_linear.py::test_a_tape_keeps_its_own_weights",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/arguments.py",
         "backward-writes-into-dstate",
         "return h.copy(), None if c is None else c.copy()",
         "return h, c",
         "cells/test_properties.py::test_arguments_are_left_alone",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/stream.py",
         "reset-clears-the-other-rows",
         "device.xp.where(rows, zero, state)",
         "device.xp.where(rows, state, zero)",
         "layers/test_stream.py::test_reset_touches_only_the_masked_rows",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/layers/stream.py",
         "ties-round-up-to-bfloat16",
         "0x7FFF + ((bits >> 16) & 1)",
         "0x8000",
         "layers/test_stream.py::test_bfloat16_weights_half_way_between_two_are_rounded_to_the_even_one",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/models/seq2seq.py",
         "one-dropout-key-for-encoder-and-decoder",
         "keys = 2 * key, 2 * key + 1",
         "keys = 2 * key, 2 * key",
         "models/test_seq2seq.py::test_no_two_keys_drop_the_same_units",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/models/seq2seq.py",
         "the-directions-are-not-side-by-side",
         "s.reshape(layers, directions, rows, size).transpose(0, 2, 1, 3)",
         "s.reshape(layers, directions, rows, size)[:, ::-1].transpose(0, 2, 1, 3)",
         "models/test_seq2seq.py::test_gradients_agree_with_finite_differences",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/models/seq2seq.py",
         "the-length-penalty-is-forgotten",
         "** length_penalty",
         "** 0.0",
         "models/test_seq2seq.py::test_an_exhaustive_beam_finds_the_best_answer",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/models/seq2seq.py",
         "an-ended-answer-pays-for-its-end-again",
         "xp.where(xp.arange(branches) == 0, 0.0, -np.inf)",
@@ -700,77 +282,77 @@ _LAYERS = [
 # -- the adder, the programs, the command line -----------------------------------------------------
 
 _PROGRAMS = [
-    _fault(
+    fault(
         f"{_PACKAGE}/adder/training.py",
         "the-adder-does-not-clip",
         "clip_grad_norm(grads, settings.clip)",
         "clip_grad_norm(grads, 1e30)",
         "models/test_adder.py::test_gradients_are_clipped",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/adder/training.py",
         "the-adders-rate-does-not-rise",
         "if fraction < _WARM_UP:",
         "if False:",
         "models/test_adder.py::test_the_learning_rate_rises_then_falls_to_nothing",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/adder/training.py",
         "the-adders-rate-does-not-fall",
         "return max(0.0, (1.0 - fraction) / (1.0 - _WARM_UP))",
         "return 1.0",
         "models/test_adder.py::test_the_learning_rate_rises_then_falls_to_nothing",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/adder/task.py",
         "the-adder-learns-held-out-pairs",
         "bits % np.uint64(self.trained)",
         "bits % np.uint64(self.count)",
         "models/test_adder.py::test_training_never_sees_a_held_out_pair",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/adder/task.py",
         "the-adder-is-asked-what-it-learned",
         "self.at(self.trained + np.arange(size, dtype=np.int64)",
         "self.at(np.arange(size, dtype=np.int64)",
         "models/test_adder.py::test_training_never_sees_a_held_out_pair",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/adder/model.py",
         "a-part-right-rounds-to-all-right",
         "self.right * 1_000_000 // self.total / 10_000",
         "round(self.right / self.total, 4) * 100",
         "models/test_adder.py::test_scores",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/adder/task.py",
         "the-question-is-not-reversed",
         "tokens[: self.digits] = b // self._places[:-1] % 10",
         "tokens[: self.digits] = b // self._places[:-1][::-1] % 10",
         "models/test_adder.py::test_questions_and_answers_are_encoded_as_documented",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/explore/model.py",
         "the-programs-do-not-clip",
         "clip_grad_norm(grads, self.clip)",
         "clip_grad_norm(grads, 1e30)",
         "explore/test_explore_common.py::test_gradients_are_clipped",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/explore/run.py",
         "the-programs-rate-does-not-fall",
         "min(1.0, (steps - step) / (decay * steps)) if decay else 1.0",
         "1.0",
         "explore/test_explore_common.py::test_the_rate_falls_in_the_last_steps",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/explore/result.py",
         "the-spread-is-of-the-first-seeds",
         "Spread(statistics.median(numbers), min(numbers), max(numbers))",
         "Spread(statistics.median(numbers), numbers[0], numbers[-1])",
         "explore/test_explore_common.py::test_spread",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/explore/model.py",
         "the-mean-is-over-padding-too",
         "(1.0 / np.maximum(lengths, 1)).astype(y.dtype)[:, None]",
@@ -778,56 +360,56 @@ _PROGRAMS = [
         "explore/test_explore_common.py::test_gradients_of_a_model_are_those_of_its_loss",
         "explore/test_explore_common.py::test_the_mean_is_over_the_live_steps",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/explore/clipping.py",
         "clipping-by-value-clips-by-norm",
         "clip_grad_value(grads, _MOST_VALUE)",
         "clip_grad_norm(grads, _MOST_VALUE)",
         "explore/test_explore_clipping.py::test_the_clippers_bound_what_they_say",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/cli.py",
         "an-error-exits-with-0",
         "        return 2\n",
         "        return 0\n",
         "models/test_cli.py::test_errors_have_no_traceback",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/cli.py",
         "an-interrupt-exits-with-1",
         "        return 130\n",
         "        return 1\n",
         "models/test_cli.py::test_interrupted",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/serialize.py",
         "an-altered-file-is-read",
         "if digest.hexdigest() != metadata[SUM]:",
         "if not metadata[SUM]:",
         "files/test_foreign_files.py::test_every_altered_byte_is_noticed",
     ),
-    _fault(
+    fault(
         f"{_BENCH}/command.py",
         "a-record-names-no-version-of-the-libraries",
         '    facts["versions"].update(native.versions())\n',
         "",
         "bench/test_bench_contenders.py::test_records_name_the_libraries_versions",
     ),
-    _fault(
+    fault(
         f"{_BENCH}/documents.py",
         "a-document-is-not-made-from-its-record",
         'return f"{begin}{make(*records)}\\n{end}"',
         "return match.group()",
         "project/test_documents.py::test_the_command_makes_a_table_anew",
     ),
-    _fault(
+    fault(
         f"{_BENCH}/documents.py",
         "a-span-is-its-median-and-its-greatest",
         "(min(numbers), max(numbers))",
         "(sorted(numbers)[len(numbers) // 2], max(numbers))",
         "project/test_documents.py::test_tables_of_layers",
     ),
-    _fault(
+    fault(
         f"{_PACKAGE}/record.py",
         "a-record-names-no-commit",
         '        "build": build(),\n',
@@ -836,4 +418,4 @@ _PROGRAMS = [
     ),
 ]
 
-PYTHON_FAULTS = [*_TIMING, *_CONTENDERS, *_REPORT, *_TRAINING, *_LAYERS, *_PROGRAMS]
+PYTHON_FAULTS = [*BENCH_FAULTS, *_TRAINING, *_LAYERS, *_PROGRAMS]
