@@ -296,7 +296,7 @@ def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             training.optimizer,
             "step",
-            lambda grads, lr, given=given: given.append(joint_norm(grads.values())),
+            lambda grads, lr, given=given: given.append(joint_norm(grads.params.values())),
         )
         training.advance()
         (norms[clip],) = given

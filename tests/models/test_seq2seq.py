@@ -59,8 +59,13 @@ def test_gradients_agree_with_finite_differences(name: str) -> None:
     arguments = (source, SOURCE_LENGTHS, target, TARGET_LENGTHS)
     logits, tape = model.forward(*arguments)
     weights = np.random.default_rng(2).standard_normal(logits.shape)
-    grads = tape.backward(weights)
-    assert grads.keys() == model.params.keys()
+    found = tape.backward(weights)
+    assert isinstance(found, rk.Gradients)
+    assert (found.x, found.state, found.steps) == (None, None, None)
+    grads = found.params
+    assert list(grads) == list(model.params)
+    with pytest.raises(TypeError, match=r"'output.bias': .params has the names"):
+        found["output.bias"]  # type: ignore[index]
     for key, p in model.params.items():
         differences = np.empty_like(p)
         for place in np.ndindex(p.shape):

@@ -169,6 +169,35 @@ def test_a_state_is_taken_whole_or_not_at_all() -> None:
 # --- Clipping -------------------------------------------------------------------------------------
 
 
+def backward(layer: Any) -> rk.Gradients:
+    """The gradients of a layer as its tape gives them."""
+    x = np.ones((2, 3, next(iter(layer.params.values())).shape[1]), np.float32)
+    y, *_, tape = layer.forward(x)
+    found: rk.Gradients = tape.backward(np.ones_like(y))
+    return found
+
+
+@pytest.mark.parametrize("nesting", NESTINGS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_backward_gives_is_taken_as_it_is(name: str, nesting: str) -> None:
+    nest = NESTINGS[nesting]
+    whole, plain = layers(), layers()
+    optimizers = OPTIMIZERS[name](nest(*whole)), OPTIMIZERS[name](nest(*plain))
+    found = [backward(layer) for layer in whole]
+    norm = rk.clip_grad_norm(nest(*([f.params for f in found])), 1e30)
+    assert rk.clip_grad_norm(nest(*found), 1e30) == norm > 0.0
+    optimizers[0].step(nest(*found))
+    optimizers[1].step(nest(*(dict(f.params) for f in found)))
+    pairs: Any = zip(whole, plain, strict=True)
+    for one, other in pairs:
+        for key, p in one.params.items():
+            assert_same_bits(key, p, other.params[key])
+    alone = OPTIMIZERS[name](whole[0])
+    alone.step(found[0])
+    rk.clip_grad_value(found[0], 1e-3)
+    assert max(np.abs(g).max() for g in found[0].params.values()) == np.float32(1e-3)
+
+
 @pytest.mark.parametrize("nesting", NESTINGS)
 def test_gradients_of_several_layers_are_clipped_together(nesting: str) -> None:
     parts = [gradients(layer) for layer in layers()]

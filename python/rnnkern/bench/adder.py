@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rnnkern import Adam, Seq2Seq, clip_grad_norm, softmax_cross_entropy
+from rnnkern import Adam, Gradients, Seq2Seq, clip_grad_norm, softmax_cross_entropy
 from rnnkern._checks import Array
 from rnnkern.adder import Adder, Encoding, Settings
 from rnnkern.bench.case import Contender, compare
@@ -45,7 +45,7 @@ class Ours:
 
     def gradients(self) -> list[Array]:
         """Of the loss in all parameters, in the order of their names; nothing is changed."""
-        grads = self._gradients(lambda _: None)
+        grads = self._gradients(lambda _: None).params
         return [grads[name] for name in sorted(grads)]
 
     def step(self) -> None:
@@ -64,7 +64,7 @@ class Ours:
         self._optimizer.step(grads)
         done("Adam")
 
-    def _gradients(self, done: Callable[[str], None]) -> dict[str, Array]:
+    def _gradients(self, done: Callable[[str], None]) -> Gradients:
         question, fed, answer = self._batch
         logits, tape = self._model.forward(question, None, fed)
         done("forward")

@@ -132,13 +132,13 @@ class Model:
     def loss_and_gradients(self, batch: Batch) -> tuple[float, dict[str, Array]]:
         """The loss, and its gradients by the names in ``params``."""
         loss, tape, dy, dstate, of_head = self._forward(batch)
-        _, _, grads = tape.backward(dy, dstate)
-        return loss, _joined(grads, of_head)
+        return loss, _joined(tape.backward(dy, dstate).params, of_head)
 
     def trace(self, batch: Batch) -> tuple[Tape, list[StateGradients]]:
         """The tape, and the gradients of every step's state and gates in the loss."""
         _, tape, dy, dstate, _ = self._forward(batch)
-        *_, traced = tape.backward(dy, dstate, state_gradients=True)
+        traced = tape.backward(dy, dstate, state_gradients=True).steps
+        assert traced is not None
         return tape, traced
 
     def step(self, batch: Batch, lr: float | None = None) -> float:

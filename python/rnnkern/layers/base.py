@@ -315,3 +315,8 @@ def stream_of_tokens(layer: Recurrent, batch: int) -> Stream:
     It copies none of them, and of a large vocabulary it packs no more than the tokens that come.
     """
     return Stream(layer._network, batch, by_token=True)
+
+
+def state_names(layer: Recurrent) -> tuple[str, ...]:
+    """Of the parts of a layer's state: h, and c where the cell has one."""
+    return layer._spec.facts.states

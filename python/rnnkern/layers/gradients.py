@@ -57,6 +57,8 @@ class Gradients:
             yield self.steps
 
     def __getitem__(self, place: int) -> Any:
+        if isinstance(place, str):
+            raise TypeError(f"Gradients has places, got the name {place!r}: .params has the names")
         return tuple(self)[place]
 
     def __len__(self) -> int:

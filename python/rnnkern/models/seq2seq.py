@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from rnnkern._checks import Array, DType, choice, explains_options, finite_float, positive_int
 from rnnkern.cells import layer_classes
 from rnnkern.devices import Device, get_device
-from rnnkern.layers import LSTM
 from rnnkern.layers.arguments import check_dropout_key
-from rnnkern.layers.base import stream_of_tokens
+from rnnkern.layers.base import state_names, stream_of_tokens
 from rnnkern.layers.fixed import Fixed
+from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.linear import Linear, LinearTape
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.stream import Stream
@@ -339,7 +339,8 @@ class Seq2Seq(Fixed):
             merged: Array = split.reshape(layers, rows, directions * size)
             return merged
 
-        return _like(self.decoder, tuple(side_by_side(s) for s in _as_tuple(state)))
+        states = tuple(side_by_side(s) for s in _as_tuple(state))
+        return self._handed_over(self.encoder, states, self.decoder)
 
     def _bridge_backward(self, dstate: Any) -> Any:
         """The gradient of ``_bridge``."""
@@ -351,7 +352,15 @@ class Seq2Seq(Fixed):
             merged: Array = split.reshape(layers * directions, rows, size // directions)
             return merged
 
-        return _like(self.encoder, tuple(apart(d) for d in _as_tuple(dstate)))
+        states = tuple(apart(d) for d in _as_tuple(dstate))
+        return self._handed_over(self.decoder, states, self.encoder)
+
+    def _handed_over(self, giver: Any, states: tuple[Array, ...], taker: Any) -> Any:
+        """One layer's states as another takes them: a missing one is 0, one too many is dropped."""
+        given = dict(zip(state_names(giver), states, strict=True))
+        zero = self._device.xp.zeros_like
+        names = state_names(taker)
+        return _as_state(tuple(given[n] if n in given else zero(states[0]) for n in names))
 
 
 class Seq2SeqTape:
@@ -365,31 +374,25 @@ class Seq2SeqTape:
         self._decoder_tape = decoder_tape
         self._output_tape = output_tape
 
-    def backward(self, dlogits: Array) -> dict[str, Array]:
-        """Gradients named like ``Seq2Seq.params``.
+    def backward(self, dlogits: Array) -> Gradients:
+        """``Gradients`` whose ``params`` are named like those of the ``Seq2Seq``; there is no x.
 
         Args:
             dlogits: Gradient of the loss in the logits (T, B, target_vocab).
 
         """
-        dy, output_grads = self._output_tape.backward(dlogits)
-        _, dstate, decoder_grads = self._decoder_tape.backward(dy)
-        _, _, encoder_grads = self._encoder_tape.backward(
-            None, self._model._bridge_backward(dstate)
+        output = self._output_tape.backward(dlogits)
+        decoder = self._decoder_tape.backward(output.x)
+        dstate = self._model._bridge_backward(decoder.state)
+        encoder = self._encoder_tape.backward(None, dstate)
+        parts = {"encoder": encoder, "decoder": decoder, "output": output}
+        return Gradients(
+            {
+                f"{part}.{name}": array
+                for part, gradients in parts.items()
+                for name, array in gradients.params.items()
+            }
         )
-        return _joined(encoder_grads, decoder_grads, output_grads)
-
-
-def _joined(
-    encoder: Mapping[str, Array],
-    decoder: Mapping[str, Array],
-    output: Mapping[str, Array],
-) -> dict[str, Array]:
-    """The parts' arrays under one roof."""
-    parts = {"encoder": encoder, "decoder": decoder, "output": output}
-    return {
-        f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()
-    }
 
 
 def _token(name: str, value: int, vocabulary: int) -> int:
@@ -418,14 +421,6 @@ def _as_tuple(state: Any) -> tuple[Array, ...]:
 def _as_state(states: tuple[Array, ...]) -> Any:
     """The inverse of ``_as_tuple``."""
     return states if len(states) > 1 else states[0]
-
-
-def _like(layer: Any, states: tuple[Array, ...]) -> Any:
-    """States as ``layer`` takes them: c dropped where it has none, 0 where it lacks one."""
-    if not isinstance(layer, LSTM):
-        return states[0]
-    zeros_like = get_device(layer.device).xp.zeros_like
-    return states if len(states) == 2 else (states[0], zeros_like(states[0]))
 
 
 def _likeliest(xp: Any, logits: Array, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

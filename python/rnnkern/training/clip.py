@@ -23,8 +23,8 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     """Scale all gradients together, in place, so that their joint norm is at most ``max_norm``.
 
     Args:
-        grads: Arrays by parameter name, float32 or float64, or a mapping or list of such, as the
-            gradients of several layers.
+        grads: What a tape's ``backward`` gave, or arrays by parameter name, float32 or float64, or
+            a mapping or list of such, as the gradients of several layers.
         max_norm: The bound on the Euclidean norm of all gradients as one vector, above 0.
 
     Returns:

@@ -14,7 +14,8 @@ from rnnkern._checks import Array
 def named_arrays(what: str, value: Any) -> dict[str, Array]:
     """The arrays in `value` by names that tell the way to each, as ``head.weight``.
 
-    A layer or model stands for its ``params``; a list's items are named by their places.
+    A layer or model stands for its ``params``, and so does what a backward pass gives; a list's
+    items are named by their places.
 
     Raises:
         TypeError: something is no array and holds none.

@@ -12,6 +12,7 @@ import numpy as np
 
 from rnnkern._checks import FLOATS, Array, boolean, explains_options, finite_float
 from rnnkern.devices import device_of
+from rnnkern.layers.gradients import Gradients
 from rnnkern.training.named import named_arrays
 
 # A velocity below the smallest normal number is set to 0 every so many steps: with gradients of 0
@@ -67,8 +68,9 @@ class Optimizer:
         """Take one step down the gradients.
 
         Args:
-            grads: One array for every parameter, of its shape and dtype: by its name, or nested as
-                the parameters were given.
+            grads: One array for every parameter, of its shape and dtype: what a tape's
+                ``backward`` gave, or by the parameters' names, or such nested as the parameters
+                were given.
             lr: Learning rate of this step, at least 0; ``None`` takes the optimizer's own.
 
         Raises:
@@ -127,8 +129,8 @@ class Optimizer:
         Gives the gradients by name, and the rate.
         """
         rate = finite_float("lr", self.lr if lr is None else lr, minimum=0.0)
-        given = grads
-        if type(grads) is not dict or grads.keys() != self._params.keys():
+        given = grads.params if isinstance(grads, Gradients) else grads
+        if type(given) is not dict or given.keys() != self._params.keys():
             given = named_arrays("grads", grads)
             _same_names("grads", given, self._params.keys())
         checked = {
