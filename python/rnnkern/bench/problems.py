@@ -70,7 +70,7 @@ class Problem:
 
     @property
     def flops(self) -> float:
-        """Useful ones of the products: a pass forward, and two more backward when training."""
+        """Useful ones of the products: those forward, and twice as many backward when training."""
         lengths = self.lengths()
         live = self.batch * self.steps if lengths is None else int(lengths.sum())
         inputs = self.hidden * (1 + self.directions * (self.layers - 1))
