@@ -32,21 +32,23 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 
-# By a cell's place in the registry; past the last they begin anew.
-_LOOKS = (
-    (BLACK, "o", "-"),
-    (ORANGE, "^", "--"),
-    (BLUE, "s", "-"),
-    (SKY, "D", "-."),
-    (VERMILION, "v", "-"),
-    (GREEN, "P", "--"),
-    (PURPLE, "X", "-."),
-)
+_LOOKS = {
+    "rnn": (BLACK, "o", "-"),
+    "simplified-gru": (ORANGE, "^", "--"),
+    "gru": (BLUE, "s", "-"),
+    "gru-after": (SKY, "D", "-."),
+    "lstm": (VERMILION, "v", "-"),
+}
+_FURTHER_LOOKS = ((GREEN, "P", "--"), (PURPLE, "X", "-."))  # of other cells in turn
 
 
 def style_of(cell: str) -> Style:
     """The style of a cell of the registry."""
-    return Style(CELLS[cell].label, *_LOOKS[list(CELLS).index(cell) % len(_LOOKS)])
+    look = _LOOKS.get(cell)
+    if look is None:
+        further = [name for name in CELLS if name not in _LOOKS]
+        look = _FURTHER_LOOKS[further.index(cell) % len(_FURTHER_LOOKS)]
+    return Style(CELLS[cell].label, *look)
 
 
 def new_figure(width: float, height: float) -> Figure:
