@@ -451,6 +451,7 @@ class Backward {
                                   .start = matrix.start(panel),
                                   .start_row = 0,
                                   .start_panel = matrix.stride(),
+                                  .add = g > 0,
                                   .out = scratch_.tile,
                                   .out_row = side * matrix.row_size(),
                                   .out_panel = matrix.row_size()};
@@ -711,6 +712,7 @@ class Backward {
                                           .start = direct ? c[0] : scratch_.tile,
                                           .start_row = direct ? out_row : columns,
                                           .start_panel = 0,
+                                          .add = true,
                                           .out = direct ? c[0] : scratch_.tile,
                                           .out_row = direct ? out_row : columns,
                                           .out_panel = 0};

@@ -289,6 +289,7 @@ template <class V, class Product>
                                       .start = b.start(first + p),
                                       .start_row = 0,
                                       .start_panel = b.stride(),
+                                      .add = false,
                                       .out = out + p * b.row_size(),
                                       .out_row = count * b.row_size(),
                                       .out_panel = b.row_size()};
@@ -350,6 +351,7 @@ void multiply(const PanelMatrix<V, Product>& b, const typename Product::Operand*
                                     .start = b.start(p),
                                     .start_row = 0,
                                     .start_panel = b.stride(),
+                                    .add = add,
                                     .out = out,
                                     .out_row = direct ? c_row : side * panel_columns,
                                     .out_panel = panel_columns};

@@ -91,9 +91,10 @@ struct TileProduct {
   Index b_panel;            // from one panel to the next
   Index depth;              // how many k
   const std::byte* ahead;   // a line from here on is fetched at every step over k; null for none
-  const T* start;           // what the sums are added to: element (row, panel, column)
+  const T* start;  // what the sums begin with, or are added to: element (row, panel, column)
   Index start_row, start_panel;
-  T* out;  // where they go
+  bool add;  // the second
+  T* out;    // where they go
   Index out_row, out_panel;
 };
 
@@ -115,76 +116,74 @@ constexpr Index stored_row(int width) {
   return round_up(width, Product::kWidthStep) * Product::Lane::size;
 }
 
+// Where in `start` the sum of row m and the tile's w-th lane of columns stands.
+template <class V, int W, class Tile>
+[[gnu::always_inline]] inline Index start_of(const Tile& t, int m, int w) {
+  return m * t.start_row + (w / W) * t.start_panel + (w % W) * V::size;
+}
+
+// No deeper than kSumDepth.
 template <class Product, int M, int W, int P>
 void multiply_tile(const typename Product::Tile& t) {
   using V = typename Product::Lane;
   const typename Product::Operand* a[M];
+  V sum[M][P * W];
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) a[m] = t.a[m];
+  for (int m = 0; m < M; ++m) {
+    a[m] = t.a[m];
+#pragma GCC unroll 16
+    for (int w = 0; w < P * W; ++w) {
+      sum[m][w] = t.add ? V(0) : V::load(t.start + start_of<V, W>(t, m, w));
+    }
+  }
   const auto* b = t.b;
   const Index b_panel = t.b_panel, a_step = t.a_step;
-  const Index out_row = t.out_row, out_panel = t.out_panel;
-  auto* const out = t.out;
   Index at = t.a_begin;
   [[maybe_unused]] const auto* ahead = t.ahead ? t.ahead : reinterpret_cast<const std::byte*>(b);
-  const auto* start = t.start;
-  Index start_row = t.start_row, start_panel = t.start_panel;
-  Index left = t.depth;
-  do {
-    V sum[M][P * W];
+  for (Index k = t.depth; k > 0; k -= Product::kDepthStep) {
+    // The shorter side of the tile waits in registers while the longer one passes through one of them:
+    // with both there 12 sums would not fit beside them in 16 registers.
+    using Register = typename Product::Columns;
+    if constexpr (M < P * W) {
+      Register row[M];
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 16
-      for (int w = 0; w < P * W; ++w) sum[m][w] = V(0);
-    }
-    for (Index k = left < kSumDepth ? left : kSumDepth; k > 0; k -= Product::kDepthStep) {
-      // The shorter side of the tile waits in registers while the longer one passes through one of them:
-      // with both there 12 sums would not fit beside them in 16 registers.
-      using Register = typename Product::Columns;
-      if constexpr (M < P * W) {
-        Register row[M];
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) row[m] = Product::broadcast(a[m] + at);
+      for (int m = 0; m < M; ++m) row[m] = Product::broadcast(a[m] + at);
 #pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) {
-          Product::template for_columns<W>(b + p * b_panel, [&](int w, Register column) {
+      for (int p = 0; p < P; ++p) {
+        Product::template for_columns<W>(b + p * b_panel, [&](int w, Register column) {
 #pragma GCC unroll 8
-            for (int m = 0; m < M; ++m)
-              sum[m][p * W + w] = Product::multiply_add(row[m], column, sum[m][p * W + w]);
-          });
-        }
-      } else {
-        Register column[P * W];
+          for (int m = 0; m < M; ++m)
+            sum[m][p * W + w] = Product::multiply_add(row[m], column, sum[m][p * W + w]);
+        });
+      }
+    } else {
+      Register column[P * W];
 #pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) {
-          Product::template for_columns<W>(b + p * b_panel,
-                                           [&](int w, Register c) { column[p * W + w] = c; });
-        }
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-          const Register row = Product::broadcast(a[m] + at);
-#pragma GCC unroll 16
-          for (int w = 0; w < P * W; ++w)
-            sum[m][w] = Product::multiply_add(row, column[w], sum[m][w]);
-        }
-        __builtin_prefetch(ahead, 0, 2);  // into the L2 cache
-        ahead += Ahead::kLineBytes;
+      for (int p = 0; p < P; ++p) {
+        Product::template for_columns<W>(b + p * b_panel,
+                                         [&](int w, Register c) { column[p * W + w] = c; });
       }
-      at += a_step * Product::kDepthStep;
-      b += stored_row<Product>(W) * Product::kDepthStep;
-    }
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
+      for (int m = 0; m < M; ++m) {
+        const Register row = Product::broadcast(a[m] + at);
 #pragma GCC unroll 16
-      for (int w = 0; w < P * W; ++w) {
-        const Index panel = w / W, column = (w % W) * V::size;
-        const V before = V::load(start + m * start_row + panel * start_panel + column);
-        (before + sum[m][w]).store(out + m * out_row + panel * out_panel + column);
+        for (int w = 0; w < P * W; ++w)
+          sum[m][w] = Product::multiply_add(row, column[w], sum[m][w]);
       }
+      __builtin_prefetch(ahead, 0, 2);  // into the L2 cache
+      ahead += Ahead::kLineBytes;
     }
-    start = out, start_row = out_row, start_panel = out_panel;
-    left -= kSumDepth;
-  } while (left > 0);
+    at += a_step * Product::kDepthStep;
+    b += stored_row<Product>(W) * Product::kDepthStep;
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+    for (int w = 0; w < P * W; ++w) {
+      if (t.add) sum[m][w] = V::load(t.start + start_of<V, W>(t, m, w)) + sum[m][w];
+      sum[m][w].store(t.out + m * t.out_row + (w / W) * t.out_panel + (w % W) * V::size);
+    }
+  }
 }
 
 // Every tile shape that fits the registers, found by (rows, width, panels).
@@ -243,8 +242,19 @@ class RegisterTiles {
   int panels(int rows, Index available) const {
     return TileKernels<Product>::panels(rows, width_, available);
   }
-  void multiply(int rows, int panels, const typename Product::Tile& tile) const {
-    TileKernels<Product>::find(rows, width_, panels)(tile);
+  void multiply(int rows, int panels, typename Product::Tile tile) const {
+    const auto kernel = TileKernels<Product>::find(rows, width_, panels);
+    for (Index left = tile.depth; left > kSumDepth; left -= kSumDepth) {
+      tile.depth = kSumDepth;
+      kernel(tile);
+      tile.a_begin += kSumDepth * tile.a_step;
+      tile.b += kSumDepth * stored_row<Product>(width_);
+      if (tile.ahead) tile.ahead += kSumDepth / Product::kDepthStep * Ahead::kLineBytes;
+      tile.start = tile.out, tile.start_row = tile.out_row, tile.start_panel = tile.out_panel;
+      tile.add = true;
+      tile.depth = left - kSumDepth;
+    }
+    kernel(tile);
   }
 
  private:
