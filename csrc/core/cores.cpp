@@ -166,6 +166,28 @@ Cores cores_now() {
   return cores;
 }
 
+int this_core() {
+#ifdef __linux__
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+void leave_out([[maybe_unused]] CoreMask& mask, [[maybe_unused]] int core) {
+#ifdef __linux__
+  if (core >= 0) CPU_CLR(static_cast<std::size_t>(core), &mask.bits);
+#endif
+}
+
+bool run_on([[maybe_unused]] const CoreMask& mask) {
+#ifdef __linux__
+  return CPU_COUNT(&mask.bits) > 0 && sched_setaffinity(0, sizeof mask.bits, &mask.bits) == 0;
+#else
+  return false;
+#endif
+}
+
 int process_threads() { return asked_of_process.load(std::memory_order_relaxed); }
 
 void set_process_threads(int count, const char* by) {

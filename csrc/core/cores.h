@@ -21,6 +21,12 @@ struct CoreMask {
 #endif
 };
 
+// The processor that this thread runs on, or -1 where that is not known.
+int this_core();
+void leave_out(CoreMask& mask, int core);
+// Lets the calling thread run there alone from now on; false where that is nowhere.
+bool run_on(const CoreMask& mask);
+
 struct Cores {
   CoreMask mask;  // of the calling thread
   int count;      // how many it has, or as many as the quota is worth where that is less

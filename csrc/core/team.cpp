@@ -2,141 +2,22 @@
 #include "core/team.h"
 
 #include <algorithm>
-#include <chrono>
-#include <csignal>
 #include <deque>
 #include <mutex>
 #include <stdexcept>
-#include <system_error>
-#include <thread>
+#include <type_traits>
 
 #include "core/forks.h"
-
-#ifdef __linux__
-#include <linux/futex.h>
-#include <pthread.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "core/retreat.h"
 
 namespace rnnkern {
 namespace {
 
-using Nanoseconds = std::int64_t;
-constexpr Nanoseconds kMicrosecond = 1000, kMillisecond = 1000 * kMicrosecond;
-
-Nanoseconds now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-// Spinning beats sleeping while every thread has a core; who has waited longer probably waits for one
-// that has none. To be woken takes up to 150 us on a virtual machine: with less spinning than that, who is
-// woken late would make the others sleep, step after step.
-constexpr Nanoseconds kWake = 150 * kMicrosecond, kSpin = 200 * kMicrosecond;
-
-void pause_briefly() {
-#if defined(__x86_64__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-// Whether it came to be within that time.
-template <class Ready>
-bool spin_until(Nanoseconds limit, Ready ready) {
-  Nanoseconds end = 0;
-  for (unsigned turn = 1;; ++turn) {
-    if (ready()) return true;
-    pause_briefly();
-    if (turn % 32 != 0) continue;
-    const Nanoseconds time = now();
-    if (end == 0) end = time + limit;
-    if (time >= end) return false;
-  }
-}
-
-// May return early.
-void sleep_while(std::atomic<int>& word, int value) {
-#ifdef __linux__
-  static_assert(sizeof word == sizeof(int));
-  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
-#else
-  word.wait(value);
-#endif
-}
-
-void wake_all(std::atomic<int>& word) {
-#ifdef __linux__
-  syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, 1 << 30, nullptr, nullptr, 0);
-#else
-  word.notify_all();
-#endif
-}
-
-// A thread of ours, for life. Who takes it from those that are free says what it does:
-//   parked -> offered -> taken -> working -> parked
-// An offer that it has not taken, or a place that it has and that is not needed, may be withdrawn.
-struct Member {
-  enum State : int { parked, offered, taken, working };
-
-  alignas(64) std::atomic<int> state{parked};
-  std::atomic<int> sleepers{0};
-  // Set before it begins to work:
-  Team* team = nullptr;
-  int id = 0;
-
-  Member* next = nullptr;  // among those that are free
-  CoreMask mask{};
-#ifdef __linux__
-  pthread_t thread{};
-#endif
-
-  void set(State s) {
-    state.store(s);
-    if (sleepers.load() > 0) wake_all(state);
-  }
-  bool change(int from, State to) { return state.compare_exchange_strong(from, to); }
-  void wait_while(State s) {
-    while (!spin_until(kSpin, [&] { return state.load(std::memory_order_acquire) != s; })) {
-      sleepers.fetch_add(1);
-      if (state.load() == s) sleep_while(state, s);
-      sleepers.fetch_sub(1);
-    }
-  }
-
-  void live();
-};
-
-// Where threads have to wait for one that has no core more than what teams do in between is worth, calls go
-// on with fewer for a while; longer and longer while that is so.
-struct Retreat {
-  static constexpr Nanoseconds kShortest = 10 * kMillisecond, kLongest = 1000 * kMillisecond;
-  // Who shares a core is left alone for some time after it has slept: only after a longer one without
-  // a wait, and one as long as the retreat before it, the next retreat is short again.
-  static constexpr Nanoseconds kForgetting = 100 * kMillisecond;
-  // The time that teams worked is their credit, up to so much; a wait costs so many times its length.
-  static constexpr Nanoseconds kMostCredit = 12 * kMillisecond, kPrice = 3;
-
-  std::atomic<Nanoseconds> until{0};
-  std::atomic<int> threads{0};
-  std::atomic<Nanoseconds> credit{0};
-  Nanoseconds interval = 0, last_wait = 0;  // under the lock
-};
-
 // All that the calls of the process share.
 struct Shared {
   std::mutex mutex;
-  Member* free = nullptr;
-  int members = 0;
-  Retreat retreat;
   std::atomic<int> callers{0};
-  std::atomic<int> forks{0};  // that this process was the child of
+  std::atomic<Nanoseconds> last_call_ended{0};
   std::atomic<bool (*)()> interrupt_check{nullptr};
   std::vector<int>* pretended_teams = nullptr;  // under the lock
   std::size_t pretended_turn = 0;
@@ -145,50 +26,14 @@ struct Shared {
 constinit Shared shared;
 static_assert(std::is_trivially_destructible_v<Shared>);
 
-// No thread but the one that forked is in a child: its teams are new ones.
+// No call but the one that forked goes on in a child.
 [[maybe_unused]] const bool registered = at_fork({.before = [] { shared.mutex.lock(); },
                                                   .in_parent = [] { shared.mutex.unlock(); },
                                                   .in_child =
                                                       [] {
-                                                        shared.free = nullptr;
-                                                        shared.members = 0;
-                                                        shared.retreat.until = 0;
                                                         shared.callers = 0;
-                                                        ++shared.forks;
                                                         shared.mutex.unlock();
                                                       }});
-
-constexpr int kMostMembers = 4096;
-
-// A wait that is long in itself, and against what was done before it: somebody has no core.
-bool is_stall(Nanoseconds waited, Nanoseconds since) {
-  return waited > 400 * kMicrosecond && 3 * waited > since;
-}
-
-// A team of so many `threads` worked, then had to wait. Whether calls shall do with fewer.
-bool note_stall(int threads, Nanoseconds worked, Nanoseconds waited) {
-  const std::lock_guard lock(shared.mutex);
-  auto& retreat = shared.retreat;
-  const Nanoseconds time = now(), until = retreat.until.load(std::memory_order_relaxed);
-  if (time < until && retreat.threads.load(std::memory_order_relaxed) < threads) return true;
-  Nanoseconds credit = std::min(retreat.credit.exchange(0) + worked, Retreat::kMostCredit);
-  const Nanoseconds calm = time - waited - std::max(until, retreat.last_wait);
-  retreat.last_wait = time;
-  if (calm > std::max(retreat.interval, Retreat::kForgetting)) {
-    retreat.interval = 0;
-    credit = Retreat::kMostCredit;
-  }
-  credit -= Retreat::kPrice * waited;
-  if (credit > 0) {
-    retreat.credit.fetch_add(credit);
-    return false;
-  }
-  retreat.interval = std::clamp(8 * retreat.interval, Retreat::kShortest, Retreat::kLongest);
-  retreat.threads.store(std::max(std::min(threads - 1, threads * 3 / 4), 1),
-                        std::memory_order_relaxed);
-  retreat.until.store(time + retreat.interval, std::memory_order_relaxed);
-  return true;
-}
 
 }  // namespace
 
@@ -222,6 +67,12 @@ class alignas(64) Pieces {
   Index size_ = 0;
 };
 
+// A processor that a thread was seen on, or -1.
+struct Core : std::atomic<int> {
+  Core() : std::atomic<int>(-1) {}
+  using std::atomic<int>::operator=;
+};
+
 // Those who run one segment of a call.
 class Team {
  public:
@@ -233,7 +84,8 @@ class Team {
         all(*this, plan.threads(), true),
         pieces(static_cast<std::size_t>(plan.threads() * Worker::kQueues)),
         call_(call),
-        body_(body) {
+        body_(body),
+        core_of_(static_cast<std::size_t>(plan.threads())) {
     for (int g = 0; g < plan.row_groups; ++g)
       groups.emplace_back(*this, plan.unit_groups, plan.row_groups == 1);
   }
@@ -248,7 +100,35 @@ class Team {
   std::deque<Barrier> groups;
   std::vector<Pieces> pieces;
 
-  void work(int id) { body_(Worker(id, plan, *this)); }
+  void work(int id) {
+    settle(id);
+    body_(Worker(id, plan, *this));
+  }
+
+  // By a thread that may have been put elsewhere. The kernel often wakes one where another of the team runs,
+  // though a core is idle, for threads that spin look like much load to it; and they would stay together,
+  // one asleep while the other runs, barrier after barrier. Whoever comes later goes elsewhere.
+  void settle(int id) {
+    const int core = this_core();
+    const auto mine = core_of_.begin() + id;
+    *mine = -1;
+    if (plan.threads() > 1 && core >= 0 && std::find(core_of_.begin(), mine, core) != mine) {
+      CoreMask free = call_.cores_.mask;
+      for (const int taken : core_of_) leave_out(free, taken);
+      if (run_on(free)) run_on(call_.cores_.mask);
+    }
+    *mine = this_core();
+  }
+
+  // By the thread that made the call, when its own part is done.
+  void join(Recruits& recruits) {
+    if (plan.threads() == 1) return;
+    const Nanoseconds since = now();
+    recruits.join();
+    const Nanoseconds time = now();
+    note_wait(formed_at, time - since);
+    note_work(time - uncounted_since);
+  }
 
   void stop() {
     stopped.store(true);
@@ -278,7 +158,7 @@ class Team {
     call.next_check_ = time + kCheckEvery;
     const auto check = shared.interrupt_check.load(std::memory_order_relaxed);
     if (check && check()) throw Interrupted();
-    if (shared.forks.load(std::memory_order_relaxed) != call.forks_)
+    if (forks() != call.forks_)
       throw std::runtime_error(
           "a signal handler forked in the middle of a call: the child cannot finish it");
   }
@@ -288,9 +168,12 @@ class Team {
  private:
   Call& call_;
   const std::function<void(const Worker&)>& body_;
+  std::vector<Core> core_of_;  // each of its threads, as far as is known
 };
 
-bool Barrier::wait() {
+void work_in(Team& team, int id) { team.work(id); }
+
+bool Barrier::wait(int id) {
   const int generation = generation_.load(std::memory_order_acquire);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_)
     return arrive_last(generation);
@@ -305,6 +188,7 @@ bool Barrier::wait() {
     while (generation_.load() == generation && !team_.stopped.load())
       sleep_while(generation_, generation);
     sleepers_.fetch_sub(1);
+    team_.settle(id);
   }
   if (team_.stopped.load(std::memory_order_acquire)) throw Interrupted();
   return breaks_up_;
@@ -352,11 +236,11 @@ Worker::Worker(int id, const Plan& plan, Team& team)
       left_(kLookEvery) {}
 
 bool Worker::wait_team() const {
-  return count > 1 ? team_.all.wait() : team_.breaks_up.load(std::memory_order_relaxed);
+  return count > 1 ? team_.all.wait(id) : team_.breaks_up.load(std::memory_order_relaxed);
 }
 
 bool Worker::wait_group() const {
-  if (unit_groups > 1) return group_.wait();
+  if (unit_groups > 1) return group_.wait(id);
   return count == 1 && team_.breaks_up.load(std::memory_order_relaxed);
 }
 
@@ -384,145 +268,14 @@ Worker::Share Worker::take_piece(int queue) const {
 
 namespace {
 
-void Member::live() {
-  for (;;) {
-    wait_while(parked);
-    if (!change(offered, taken)) continue;
-    wait_while(taken);
-    if (state.load(std::memory_order_acquire) != working) continue;
-    try {
-      team->work(id);
-    } catch (const Interrupted&) {  // the thread that made the call tells of it
-    }
-    set(parked);
-  }
+// Whether threads that sleep shall be woken, and be waited for: where more is gained than a wake takes, or
+// where one call follows the other, for then they are awake from the second on.
+bool worth_waking(double flops, Nanoseconds time) {
+  constexpr double kFlopsPerNanosecond =
+      30;  // of one core: 10 for one row of a batch, 100 for many
+  return flops / kFlopsPerNanosecond > 2 * kWake || pretends_cores() ||
+         time - shared.last_call_ended.load(std::memory_order_relaxed) < kSpin;
 }
-
-// Null where the system gives no more threads.
-Member* new_member() {
-  if (shared.members == kMostMembers) return nullptr;
-  auto* member = new Member;
-  member->state.store(Member::offered);
-#ifdef __linux__
-  // Signals are for the threads of the program, which has handlers for them.
-  sigset_t every, before;
-  sigfillset(&every);
-  pthread_sigmask(SIG_SETMASK, &every, &before);
-#endif
-  bool started = true;
-  try {
-    std::thread thread([member] { member->live(); });
-#ifdef __linux__
-    member->thread = thread.native_handle();
-#endif
-    thread.detach();
-  } catch (const std::system_error&) {
-    started = false;
-  }
-#ifdef __linux__
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-#endif
-  if (!started) {
-    delete member;
-    return nullptr;
-  }
-  ++shared.members;
-  return member;
-}
-
-// Threads that were offered a place in a team, back among the free ones in the end.
-class Recruits {
- public:
-  Recruits(int count, const CoreMask& mask) {
-    members_.reserve(static_cast<std::size_t>(count));
-    const std::lock_guard lock(shared.mutex);
-    for (int i = 0; i < count; ++i) {
-      Member* member = shared.free;
-      const bool known = member != nullptr;
-      if (known) {
-        shared.free = member->next;
-      } else {
-        member = new_member();
-        any_new_ = true;
-        if (!member) break;
-      }
-      follow(*member, mask);
-      any_asleep_ = any_asleep_ || member->sleepers.load() > 0;
-      members_.push_back(member);
-      if (known) member->set(Member::offered);
-    }
-  }
-  ~Recruits() {
-    const std::lock_guard lock(shared.mutex);
-    if (forgotten_) return;
-    for (Member* member : members_) {
-      member->next = shared.free;
-      shared.free = member;
-    }
-  }
-  Recruits(const Recruits&) = delete;
-  Recruits& operator=(const Recruits&) = delete;
-
-  // Leaves out those that have not turned up by then; returns how many have.
-  int turned_up(Nanoseconds patience) {
-    // A new thread takes its time.
-    if (any_new_) patience = std::max(patience, 5 * kMillisecond);
-    if (hurried(patience)) patience = 0;
-    const auto all = [&] {
-      return std::all_of(members_.begin(), members_.end(), [](Member* member) {
-        return member->state.load(std::memory_order_acquire) == Member::taken;
-      });
-    };
-    while (!spin_until(patience, all) && pretends_cores()) std::this_thread::yield();
-    const auto late = std::stable_partition(members_.begin(), members_.end(), [](Member* member) {
-      return !member->change(Member::offered, Member::parked);
-    });
-    present_ = static_cast<int>(late - members_.begin());
-    return present_;
-  }
-
-  // Whether the work is done sooner than one that sleeps is there. It is woken all the same: another call
-  // may follow.
-  bool hurried(Nanoseconds patience) const { return any_asleep_ && patience < kWake; }
-
-  void start(Team& team) {
-    working_ = team.plan.threads() - 1;
-    for (int i = 0; i < present_; ++i) {
-      Member& member = at(i);
-      member.team = &team;
-      member.id = i + 1;
-      member.set(i < working_ ? Member::working : Member::parked);
-    }
-  }
-
-  void join(Team& team) {
-    const Nanoseconds since = now();
-    for (int i = 0; i < working_; ++i) at(i).wait_while(Member::working);
-    if (working_ == 0) return;
-    const Nanoseconds time = now();
-    team.note_wait(team.formed_at, time - since);
-    shared.retreat.credit.fetch_add(time - team.uncounted_since, std::memory_order_relaxed);
-  }
-
-  // They are the threads of another process, which this one was forked from.
-  void forget() { forgotten_ = true; }
-
- private:
-  Member& at(int i) const { return *members_[static_cast<std::size_t>(i)]; }
-
-  // A thread runs where the one may that it works for.
-  static void follow([[maybe_unused]] Member& member, [[maybe_unused]] const CoreMask& mask) {
-#ifdef __linux__
-    if (member.mask == mask) return;
-    member.mask = mask;
-    pthread_setaffinity_np(member.thread, sizeof mask.bits, &mask.bits);
-#endif
-  }
-
-  std::vector<Member*> members_;
-  int present_ = 0, working_ = 0;
-  bool any_new_ = false, any_asleep_ = false, forgotten_ = false;
-};
 
 }  // namespace
 
@@ -531,23 +284,22 @@ Call::Call(double flops)
       most_(thread_limit(cores_)),
       shared_(std::max(most_, process_limit(cores_))),
       patience_(std::min(50 * kMicrosecond + static_cast<Nanoseconds>(flops / 400), kMillisecond)),
-      forks_(shared.forks.load(std::memory_order_relaxed)),
-      next_check_(now() + Team::kCheckEvery) {
+      forks_(forks()),
+      began_(now()),
+      wakes_(worth_waking(flops, began_)),
+      next_check_(began_ + Team::kCheckEvery) {
   shared.callers.fetch_add(1, std::memory_order_relaxed);
 }
 
 Call::~Call() {
-  if (forks_ == shared.forks.load(std::memory_order_relaxed))
-    shared.callers.fetch_sub(1, std::memory_order_relaxed);
+  shared.last_call_ended.store(now(), std::memory_order_relaxed);
+  if (forks_ == forks()) shared.callers.fetch_sub(1, std::memory_order_relaxed);
 }
 
 int Call::wanted() const {
   const int callers = std::max(shared.callers.load(std::memory_order_relaxed), 1);
   const int threads = std::min(most_, std::max(shared_ / callers, 1));
-  const auto& retreat = shared.retreat;
-  const Nanoseconds until = retreat.until.load(std::memory_order_relaxed);
-  if (until == 0 || now() >= until) return threads;
-  return std::min(threads, retreat.threads.load(std::memory_order_relaxed));
+  return after_retreat(threads);
 }
 
 void Call::run(const std::function<Plan(int)>& plan_for,
@@ -560,28 +312,26 @@ void Call::run(const std::function<Plan(int)>& plan_for,
     threads = std::min(most_, sizes[shared.pretended_turn++ % sizes.size()]);
   }
   Plan plan = plan_for(threads);
-  Recruits recruits(plan.threads() - 1, cores_.mask);
+  Recruits recruits(plan.threads() - 1, cores_.mask, wakes_);
   if (plan.threads() > 1) {
-    const int present = recruits.turned_up(patience_) + 1;
-    if (present < plan.threads()) {
-      if (!recruits.hurried(patience_)) note_stall(plan.threads(), 0, patience_);
-      plan = plan_for(present);
-    }
+    const int present = recruits.turned_up(patience_);
+    if (present < recruits.size()) note_stall(plan.threads(), 0, patience_);
+    if (present + 1 < plan.threads()) plan = plan_for(present + 1);
   }
   Team team(*this, threads, plan, body);
-  recruits.start(team);
+  recruits.start(team, plan.threads() - 1);
   try {
     team.work(0);
   } catch (...) {
-    if (forks_ != shared.forks.load(std::memory_order_relaxed)) {
+    if (forks_ != forks()) {
       recruits.forget();
       throw;
     }
     team.stop();
-    recruits.join(team);
+    recruits.join();
     throw;
   }
-  recruits.join(team);
+  team.join(recruits);
 }
 
 void set_interrupt_check(bool (*check)()) { shared.interrupt_check.store(check); }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/cores.h"
+#include "core/members.h"
 #include "core/memory.h"
 #include "core/plan.h"
 
@@ -23,8 +24,8 @@ class Barrier {
   // `whole`: of all threads of the team, so that it may break up here.
   Barrier(Team& team, int count, bool whole) : team_(team), count_(count), whole_(whole) {}
 
-  // Whether the team shall break up, the same for all. Throws Interrupted.
-  bool wait();
+  // By thread `id` of the team. Whether that shall break up, the same for all. Throws Interrupted.
+  bool wait(int id);
   // Wakes who waits, for the team has been stopped.
   void release_all();
 
@@ -43,9 +44,6 @@ class Barrier {
 };
 
 class Pieces;
-
-// Thrown in every thread of a team when a signal handler wants the call to end.
-struct Interrupted {};
 
 // One thread's place in a team.
 class Worker {
@@ -127,6 +125,8 @@ class Call {
   const int most_, shared_;      // the second by all callers there are
   const std::int64_t patience_;  // for the threads of a team to turn up; nanoseconds
   const int forks_;
+  const std::int64_t began_;  // as above
+  const bool wakes_;          // threads that sleep
   std::int64_t next_check_;
 };
 
