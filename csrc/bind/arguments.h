@@ -18,16 +18,17 @@ namespace py = pybind11;
 // __new__ out as if it had been.
 template <class C>
 C& built(const py::handle& object, const char* name) {
-  if (!py::isinstance<C>(object) || !reinterpret_cast<py::detail::instance*>(object.ptr())
-                                         ->get_value_and_holder()
-                                         .holder_constructed()) {
-    throw py::type_error(std::string(name) + " must be a " +
-                         py::str(py::type::of<C>().attr("__name__")).template cast<std::string>() +
-                         " that was built by its constructor, got " +
-                         py::str(py::type::handle_of(object)).template cast<std::string>());
+  static const py::handle type = py::type::of<C>().release();
+  const bool of_type =
+      PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(type.ptr())) != 0;
+  if (of_type) {
+    const auto held = reinterpret_cast<py::detail::instance*>(object.ptr())->get_value_and_holder();
+    if (held.holder_constructed()) return *static_cast<C*>(held.value_ptr());
   }
-  return *static_cast<C*>(
-      reinterpret_cast<py::detail::instance*>(object.ptr())->get_value_and_holder().value_ptr());
+  throw py::type_error(std::string(name) + " must be a " +
+                       py::str(type.attr("__name__")).template cast<std::string>() +
+                       " that was built by its constructor, got " +
+                       py::str(py::type::handle_of(object)).template cast<std::string>());
 }
 
 // The argument, which must not be None.

@@ -69,9 +69,14 @@ class GilReleased {
   static inline thread_local GilReleased* current_ = nullptr;
 };
 
-// The result of compute(), without the lock; a signal handler's exception where it was interrupted.
+// Flops above which other Python threads shall run meanwhile: below, to hand the lock over takes as long.
+inline constexpr double kWorthReleasing = 1e6;
+
+// The result of compute() of so many flops, without the lock; a signal handler's exception where it was
+// interrupted.
 template <class F>
-auto without_gil(F compute) {
+auto without_gil(double flops, F compute) {
+  if (flops < kWorthReleasing) return compute();
   try {
     const GilReleased released;
     return compute();

@@ -78,14 +78,22 @@ T* flat(const py::handle& object, const char* name, Index size) {
   return array.data<T>();
 }
 
+// Uninitialised.
 template <class T>
-py::object new_array(std::vector<Index> shape) {
+py::object new_array(std::initializer_list<Index> shape) {
   auto most = kMostBytes / static_cast<Index>(sizeof(T));
   for (const Index n : shape) {
     if (n > most) throw std::invalid_argument("the sizes give an array beyond any memory");
     most /= std::max<Index>(n, 1);
   }
-  return py::array_t<T>(std::move(shape));
+  const auto& api = py::detail::npy_api::get();
+  PyObject* const dtype = const_cast<PyObject*>(native_dtype<T>());
+  Py_INCREF(dtype);  // for the array
+  PyObject* const array =
+      api.PyArray_NewFromDescr_(api.PyArray_Type_, dtype, static_cast<int>(shape.size()),
+                                shape.begin(), nullptr, nullptr, 0, nullptr);
+  if (!array) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(array);
 }
 
 }  // namespace rnnkern

@@ -41,6 +41,12 @@ Tokens view_of(const std::shared_ptr<const TokenStorage>& tokens) {
   return tokens ? tokens->tokens() : Tokens{};
 }
 
+// Of a pass over so many live steps.
+double flops_of(const CellFacts& facts, Index live, Index inputs, Index units) {
+  return 2.0 * static_cast<double>(live) * static_cast<double>(facts.gates) *
+         static_cast<double>(units) * (static_cast<double>(inputs) + static_cast<double>(units));
+}
+
 template <class T>
 Sequence<T> part(const Sequence<T>& whole, Index first) {
   return {whole.data ? whole.data + first : nullptr, whole.step, whole.row};
@@ -126,7 +132,7 @@ struct KeptOf {
                write<T>(trace, "state_gradients",
                         {live, static_cast<Index>(facts().states.size()) + facts().gates, units})});
     }
-    without_gil([&] {
+    without_gil(2 * flops_of(facts(), live * count, inputs, units), [&] {
       for (std::size_t d = 0; d < problems.size(); ++d)
         rnnkern::backward(cell, problems[d], compute, *directions[d].weights);
     });
@@ -228,7 +234,7 @@ class LayerOf {
       problems.back().saved = write<T>(own.saved, "saved", {live, facts().saved, units()});
       problems.back().cells = write<T>(own.cells, "cells", {live, units()});
     }
-    without_gil([&] {
+    without_gil(flops_of(facts(), live * count, inputs(), units()), [&] {
       for (Index b = 0; b < batch && storage.ragged(); ++b) {
         for (Index t = storage.length(b); t < steps; ++t)
           std::fill_n(out.at(t, b), count * units(), T(0));

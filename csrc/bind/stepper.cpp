@@ -100,9 +100,6 @@ class BoundStepper {
   static constexpr int kPlainFlags =
       py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 
-  // Flops of a step above which other Python threads shall run meanwhile.
-  static constexpr double kWorthReleasing = 1e6;
-
   py::object h_, c_;
   py::object first_;  // the first layer's arrays, where they are read by token
   Any stepper_;

@@ -36,7 +36,10 @@ class BoundMatrix {
           const T* const data = read<T>(x, "x", {count, matrix.columns()});
           py::object y = new_array<T>({count, matrix.rows()});
           T* const out = write<T>(y, "y", {count, matrix.rows()});
-          if (count > 0) without_gil([&] { matrix.times(data, count, out); });
+          const double flops = 2.0 * static_cast<double>(count) *
+                               static_cast<double>(matrix.rows()) *
+                               static_cast<double>(matrix.columns());
+          if (count > 0) without_gil(flops, [&] { matrix.times(data, count, out); });
           return y;
         },
         matrix_);
@@ -83,7 +86,9 @@ py::object run_matmul(const py::handle& a, const py::handle& b, const py::object
     };
     if (!apart(left, a_view.size()) || !apart(right, b_view.size()))
       throw std::invalid_argument("out must share no memory with a or b");
-    if (rows > 0 && columns > 0) without_gil([&] { matmul(problem); });
+    const double flops =
+        2.0 * static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(depth);
+    if (rows > 0 && columns > 0) without_gil(flops, [&] { matmul(problem); });
     return result;
   });
 }

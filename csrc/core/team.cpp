@@ -279,8 +279,22 @@ bool worth_waking(double flops, Nanoseconds time) {
 
 }  // namespace
 
+namespace {
+
+// Work that no plan shares takes less time than to ask what there is.
+Cores cores_for(double flops) {
+  constexpr double kAlone = 4e5;
+  const bool pretends = shared.pretends_teams.load(std::memory_order_relaxed) || pretends_cores();
+  if (flops >= kAlone || pretends) return cores_now();
+  Cores one{};
+  one.count = 1;
+  return one;
+}
+
+}  // namespace
+
 Call::Call(double flops)
-    : cores_(cores_now()),
+    : cores_(cores_for(flops)),
       most_(thread_limit(cores_)),
       shared_(std::max(most_, process_limit(cores_))),
       patience_(std::min(50 * kMicrosecond + static_cast<Nanoseconds>(flops / 400), kMillisecond)),

@@ -359,6 +359,18 @@ def test_costs_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {line["ms"] for line in cost.measure_cost("lstm", 0.0)} == {6000.0}
 
 
+def test_small_calls_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    def called(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, Spread]:
+        for call in calls.values():
+            call()
+        return alternated(calls, seconds)
+
+    monkeypatch.setattr(cost, "alternate", called)
+    line = cost.measure_calls("gru", 0.0)
+    assert {value for name, value in line.items() if name.endswith("_us")} == {6e6}
+    assert "| gru  | 6000000.0 " in cost.calls_table([line])
+
+
 def test_tables_of_the_adder_and_of_streams_have_the_peers_time_over_ours() -> None:
     times = {"rnnkern": {"ms": 2.0}, "torch": {"ms": 5.0}}
     line = {"cell": "lstm", "threads": 1, "results": times, "shares": {"Adam": 1.0}}

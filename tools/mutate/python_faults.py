@@ -134,7 +134,7 @@ _LAYERS = [
         f"{_PACKAGE}/layers/stream.py",
         "a-stream-without-its-snapshot",
         "network.snapshot(replace(network.layout, batch_first=False))",
-        "network.of(replace(network.layout, batch_first=False), network.weights)",
+        "Network(replace(network.layout, batch_first=False), network.weights)",
         "layers/test_stream.py::test_weights_are_a_snapshot",
     ),
     fault(

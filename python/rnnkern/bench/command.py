@@ -26,7 +26,7 @@ _SUBJECTS = {
     "stream": "single steps from Python against the peers, one thread",
     "adder": "the adder's training step against PyTorch",
     "memory": "peak memory of a call against PyTorch",
-    "cost": "our time as the work doubles, and two threads against one",
+    "cost": "our time of a small call, as the work doubles, and with two threads against one",
 }
 _SECONDS = {"quick": 0.01, "short": 0.15, "full": 0.4}  # of measuring, a problem and contender
 
@@ -218,6 +218,11 @@ class _Run:
             "A training step as the work doubles, one size in turn.", cost.cost_table(lines)
         )
         self._draw("cost", lambda: report.cost_figure(lines))
+        called = [
+            cost.measure_calls(cell, self.seconds) for cell in self._each("calls", cells, str)
+        ]
+        self.results["calls"] = called
+        self._table("Calls of one step of one row, H = 16.", cost.calls_table(called))
         if (os.cpu_count() or 1) > 1:
             for cell in self._each("threads", cells, str):
                 scaled += cost.measure_threads(cell, 2, self.seconds)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own cost against the work: T, B and H doubled in turn, and two threads against one."""
+"""Our own cost: of a call that does next to nothing, and as the work or the threads double."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from rnnkern import set_num_threads
 from rnnkern.bench.case import make_case
 from rnnkern.bench.peers import rnnkern_contender
 from rnnkern.bench.problems import Problem
 from rnnkern.bench.report import Line, duration, table
 from rnnkern.bench.timing import Call, alternate
+from rnnkern.cells import CELLS as CELLS_BY_NAME
 
 CELLS = ("gru-after", "lstm")  # unless others are asked for
 _BASE = (16, 25, 128)  # B, T, H
 _DOUBLINGS = 3
+_CALLED = 16  # I and H of a call that does next to nothing
 _SCALED = ((32, 50, 256), (64, 25, 512))  # (B, T, H) that threads are compared on
 
 
@@ -62,6 +66,35 @@ def cost_table(lines: list[Line]) -> str:
                 ]
             )
     return table(["cell", "doubled", "time grows", "flops grow"], rows)
+
+
+def measure_calls(cell: str, seconds: float) -> dict[str, Any]:
+    """The time of calls of T = B = 1, by turns: nearly all of it is what a call costs as such."""
+    layer = CELLS_BY_NAME[cell].build(_CALLED, _CALLED, seed=0)
+    frozen, stream = layer.freeze(), layer.stream()
+    x = np.ones((1, 1, _CALLED), np.float32)
+
+    def training() -> None:
+        y, _, tape = layer.forward(x)
+        tape.backward(y)
+
+    calls: dict[str, Call] = {
+        "plain": lambda: layer(x),
+        "frozen": lambda: frozen(x),
+        "training": training,
+        "step": lambda: stream.step(x[0]),
+    }
+    times = alternate(calls, seconds)
+    return {"cell": cell, **{f"{name}_us": t.median * 1e6 for name, t in times.items()}}
+
+
+def calls_table(lines: list[Line]) -> str:
+    """Microseconds."""
+    names = ("plain", "frozen", "training", "step")
+    return table(
+        ["cell", "plain call, μs", "frozen, μs", "forward and backward, μs", "stream's step, μs"],
+        [[line["cell"], *(f"{line[f'{name}_us']:.1f}" for name in names)] for line in lines],
+    )
 
 
 def measure_threads(cell: str, threads: int, seconds: float) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where arrays live and kernels run."""
 
-from rnnkern.devices.base import NAMES, Device, Gradient, device_of, get_device, to_host
+from rnnkern.devices.base import NAMES, Device, Gradient, Pass, device_of, get_device, to_host
 from rnnkern.devices.cpu import Cpu
 from rnnkern.devices.cuda import Cuda, cuda_status
 from rnnkern.devices.spec import CellFacts, LayerSpec, Weights, cell_facts
@@ -14,6 +14,7 @@ __all__ = [
     "Device",
     "Gradient",
     "LayerSpec",
+    "Pass",
     "Weights",
     "cell_facts",
     "cuda_status",

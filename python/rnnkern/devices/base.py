@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,14 @@ from rnnkern.devices.spec import LayerSpec, Weights
 
 # ∂L/∂(the fields of Weights).
 Gradient = tuple[Array, Array, "Array | None", "Array | None"]
+
+
+class Pass(NamedTuple):
+    """One layer's run over a sequence: what backward needs of it."""
+
+    x: Array
+    y: Array
+    kept: Any  # as ``Device.forward`` gave it; None where there was nothing to compute
 
 
 class Device(ABC):
@@ -200,9 +208,7 @@ class Device(ABC):
     def backward(
         self,
         spec: LayerSpec,
-        kept: list[Any],
-        xs: list[Array],
-        ys: list[Array],
+        passes: list[Pass],
         dy: Array | None,
         dh: Array,
         dc: Array | None,
@@ -215,9 +221,7 @@ class Device(ABC):
 
         Args:
             spec: as there.
-            kept: what forward gave.
-            xs: the x of each layer.
-            ys: the y of each layer.
+            passes: of each layer, forward.
             dy: of the last of the layers; None is zero.
             dh: (layers·D, B, H), in place: of the last states in, of the initial ones out.
             dc: likewise; None for a cell without c.

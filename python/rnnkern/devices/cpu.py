@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rnnkern import _core
 from rnnkern._checks import Array, host_array
-from rnnkern.devices.base import Device, Gradient
+from rnnkern.devices.base import Device, Gradient, Pass
 from rnnkern.devices.spec import LayerSpec, Weights
 
 
@@ -82,9 +82,7 @@ class Cpu(Device):
     def backward(
         self,
         spec: LayerSpec,
-        kept: list[_core.Kept],
-        xs: list[Array],
-        ys: list[Array],
+        passes: list[Pass],
         dy: Array | None,
         dh: Array,
         dc: Array | None,
@@ -93,9 +91,8 @@ class Cpu(Device):
         masks: Sequence[Array],
         traces: list[list[Array]] | None,
     ) -> None:
-        kept[0].backward(
-            xs[0], ys[0], dy, dh, dc, dx, gradients[0], None if traces is None else traces[0]
-        )
+        ((x, y, kept),) = passes
+        kept.backward(x, y, dy, dh, dc, dx, gradients[0], None if traces is None else traces[0])
 
     def matmul(
         self,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rnnkern._checks import Array, from_dlpack, on_gpu
 from rnnkern.devices import philox
-from rnnkern.devices.base import Device, Gradient, get_device
+from rnnkern.devices.base import Device, Gradient, Pass, get_device
 from rnnkern.devices.spec import LayerSpec, Weights
 
 _GRADIENTS = tuple("d" + name for name in Weights._fields)
@@ -178,9 +178,7 @@ class Cuda(Device):
     def backward(
         self,
         spec: LayerSpec,
-        kept: list[_Kept],
-        xs: list[Array],
-        ys: list[Array],
+        passes: list[Pass],
         dy: Array | None,
         dh: Array,
         dc: Array | None,
@@ -194,21 +192,21 @@ class Cuda(Device):
                 "state_gradients needs device='cpu', got a layer with device='cuda': rnnkern.save "
                 "it and load it with device='cpu'"
             )
-        units, last = spec.units, len(kept) - 1
-        call = self._call(spec, kept[0].schedule, xs[0], len(kept))
-        passes: list[dict[str, Any]] = []
-        for k, own in enumerate(kept):
+        units, last = spec.units, len(passes) - 1
+        call = self._call(spec, passes[0].kept.schedule, passes[0].x, len(passes))
+        launched: list[dict[str, Any]] = []
+        for k, (x, y, own) in enumerate(passes):
             for d, (weight_ih, weight_hh) in enumerate(own.weights):
-                index = len(passes)
-                passes.append(
+                index = len(launched)
+                launched.append(
                     {
-                        "x": xs[k],
+                        "x": x,
                         "h_0": own.h_0[d],
                         "c_0": None if own.c_0 is None else own.c_0[d],
                         "weight_ih": weight_ih,
                         "weight_hh": weight_hh,
                         "reverse": d == 1,
-                        "y": _direction(ys[k], d, units),
+                        "y": _direction(y, d, units),
                         "saved": own.saved[d],
                         "cells": own.cells[d],
                         "dy": None if dy is None or k < last else _direction(dy, d, units),
@@ -219,7 +217,7 @@ class Cuda(Device):
                         **dict(zip(_GRADIENTS, gradients[k][d], strict=True)),
                     }
                 )
-        call.backward(passes, self._workspace(call.backward_workspace), self._stream())
+        call.backward(launched, self._workspace(call.backward_workspace), self._stream())
 
     def matmul(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, SupportsIndex, Union
 
 import numpy as np
@@ -37,7 +38,7 @@ class Input(NamedTuple):
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to compute."""
-        return self.x.size == 0
+        return 0 in self.x.shape
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class Layout:
     device: Device
     batch_first: bool
     owner: str
+
+    @cached_property
+    def _has_c(self) -> bool:
+        return len(self.spec.facts.states) > 1
+
+    @cached_property
+    def _features(self) -> int:
+        return self.spec.features
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -113,10 +122,8 @@ class Layout:
 
         New ones for None, else perhaps the caller's own.
         """
-        spec, device = self.spec, self.device
-        has_c = len(spec.facts.states) > 1
+        spec, device, has_c, zeros = self.spec, self.device, self._has_c, self.device.xp.zeros
         full = (spec.states, batch, spec.units)
-        zeros = device.xp.zeros
         if state is None:
             return zeros(full, spec.dtype), zeros(full, spec.dtype) if has_c else None
         parts: tuple[Any, ...]
@@ -208,11 +215,11 @@ class Layout:
 
     def _shape(self, given: Input) -> tuple[int, ...]:
         """Of y and dy, as the caller has it."""
-        steps, batch = given.x.shape[:2]
+        steps, batch, *_ = given.x.shape
         if given.unbatched:
-            return (steps, self.spec.features)
+            return steps, self._features
         order = (batch, steps) if self.batch_first else (steps, batch)
-        return (*order, self.spec.features)
+        return *order, self._features
 
     def _time_first(self, array: Array, given: Input) -> Array:
         """A view of the caller's array with the kernels' axes."""

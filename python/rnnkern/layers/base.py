@@ -8,40 +8,21 @@ an x without its batch axis gives results without theirs. Integer x (T, B) stand
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, ClassVar, SupportsIndex
+from typing import Any, SupportsIndex
 
-import numpy as np
-
-from rnnkern._checks import (
-    Array,
-    DType,
-    boolean,
-    choice,
-    explains_options,
-    finite_float,
-    float_dtype,
-    positive_int,
-    warn,
-)
-from rnnkern.devices import LayerSpec, Weights, get_device
+from rnnkern._checks import Array, positive_int
+from rnnkern.devices import Weights
 from rnnkern.layers.arguments import Layout, State, check_dropout_key
-from rnnkern.layers.fixed import Fixed
+from rnnkern.layers.configured import Configured
 from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.network import Network, dropout_masks, forward, run
-from rnnkern.layers.parameters import Parameter, Parameters
 from rnnkern.layers.stream import Stream
 from rnnkern.layers.tape import Tape
-from rnnkern.layers.weights import (
-    check_sizes,
-    initial_values,
-    parameter_names,
-    parameter_shapes,
-)
+from rnnkern.layers.weights import parameter_names
 
 
-class Recurrent(Fixed):
+class Recurrent(Configured):
     """What all recurrent layers share. Use one of the subclasses.
 
     Args:
@@ -80,78 +61,6 @@ class Recurrent(Fixed):
 
     """
 
-    gates: ClassVar[tuple[str, ...]]
-
-    @explains_options
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        bidirectional: bool = False,
-        batch_first: bool = False,
-        bias: bool = True,
-        dropout: float = 0.0,
-        dtype: DType = "float32",
-        compute: str | None = None,
-        device: str = "cpu",
-        seed: int | None = None,
-        recurrent_init: str = "uniform",
-    ) -> None:
-        self.input_size = positive_int("input_size", input_size)
-        self.hidden_size = positive_int("hidden_size", hidden_size)
-        self.num_layers = positive_int("num_layers", num_layers)
-        self.bidirectional = boolean("bidirectional", bidirectional)
-        self.batch_first = boolean("batch_first", batch_first)
-        self.bias = boolean("bias", bias)
-        self.dropout = finite_float("dropout", dropout, minimum=0.0)
-        if self.dropout >= 1.0:
-            raise ValueError(f"dropout must be below 1, got {dropout!r}")
-        if self.dropout > 0.0 and self.num_layers == 1:
-            warn(f"dropout={dropout!r} does nothing with num_layers=1: it lies between layers")
-        self.dtype = float_dtype("dtype", dtype)
-        self._device = get_device(device)
-        self.device = self._device.name
-        self.compute = choice("compute", compute, self._device.computes)
-        if self.compute is not None and self.dtype != np.float32:
-            raise ValueError(
-                f"compute={compute!r} needs dtype='float32', got dtype={self.dtype.name!r}"
-            )
-        self.seed = None if seed is None else positive_int("seed", seed, minimum=0)
-        self.recurrent_init = choice("recurrent_init", recurrent_init, ("uniform", "orthogonal"))
-        self._spec = LayerSpec(
-            self._cell,
-            self.input_size,
-            self.hidden_size,
-            self.num_layers,
-            self.num_directions,
-            self.bias,
-            self.dtype,
-            self.compute,
-        )
-        check_sizes(self._spec)
-        self._parameters = {
-            name: Parameter(name, shape, self.dtype, self._device)
-            for name, shape in parameter_shapes(self._spec).items()
-        }
-        self.params = Parameters(self._parameters, (a for _, a in self._initial_values()))
-        self._settle()
-
-    @property
-    def num_directions(self) -> int:
-        """D: 2 when bidirectional, else 1."""
-        return 2 if self.bidirectional else 1
-
-    @property
-    def _cell(self) -> str:
-        """The kernel's name of the cell."""
-        raise NotImplementedError
-
-    def _initial_values(self) -> Iterator[tuple[str, Array]]:
-        """For each parameter in turn its name and values, in host memory."""
-        return initial_values(self._spec, self.seed, self.recurrent_init)
-
     @cached_property
     def _network(self) -> Network:
         """What runs: the parameters' own arrays, by layer and direction."""
@@ -160,32 +69,7 @@ class Recurrent(Fixed):
             Weights.of(None if name is None else self._parameters[name].own for name in names)
             for names in parameter_names(self._spec)
         ]
-        return Network.of(layout, weights)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments, from which an equal layer can be built."""
-        return {
-            "input_size": self.input_size,
-            "hidden_size": self.hidden_size,
-            "num_layers": self.num_layers,
-            "bidirectional": self.bidirectional,
-            "batch_first": self.batch_first,
-            "bias": self.bias,
-            "dropout": self.dropout,
-            "dtype": self.dtype.name,
-            "compute": self.compute,
-            "device": self.device,
-            "seed": self.seed,
-            "recurrent_init": self.recurrent_init,
-        }
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: `_network` names arrays that a copy has anew."""
-        return {name: value for name, value in vars(self).items() if name != "_network"}
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
-        return f"{type(self).__name__}({arguments})"
+        return Network(layout, weights)
 
     def __call__(
         self,
@@ -319,4 +203,4 @@ def stream_of_tokens(layer: Recurrent, batch: int) -> Stream:
 
 def state_names(layer: Recurrent) -> tuple[str, ...]:
     """Of the parts of a layer's state: h, and c where the cell has one."""
-    return layer._spec.facts.states
+    return layer._network.spec.facts.states

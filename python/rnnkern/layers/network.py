@@ -4,56 +4,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any, NamedTuple
+from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.devices import Device, Gradient, LayerSpec, Weights
+from rnnkern.devices import Gradient, LayerSpec, Pass, Weights
 from rnnkern.layers.arguments import Input, Layout, State
 from rnnkern.layers.weights import parameter_names
 
 
-@dataclass(frozen=True)
 class Network:
     """Stacked layers as they run: what layers, snapshots, streams and tapes have in common.
 
     Attributes:
         layout: what the layers are, where, and how callers see them.
+        spec: the layout's, as is the device.
         weights: by layer and direction, arrays that are fixed for life.
         layers: the kernels' hold of them, by layer.
+        names: of the parameters, as the weights' fields in turn; None where there is none.
 
     """
 
-    layout: Layout
-    weights: tuple[Weights, ...]
-    layers: list[Any]
+    __slots__ = ("device", "layers", "layout", "names", "spec", "weights")
 
-    @classmethod
-    def of(cls, layout: Layout, weights: Sequence[Weights]) -> Network:
-        """A network of these weights; what is written to them later counts."""
-        return cls(layout, tuple(weights), layout.device.layers(layout.spec, weights))
+    def __init__(
+        self, layout: Layout, weights: Sequence[Weights], layers: list[Any] | None = None
+    ) -> None:
+        """Of these weights; what is written to them later counts."""
+        self.layout = layout
+        self.spec = layout.spec
+        self.device = layout.device
+        self.weights = tuple(weights)
+        self.layers = self.device.layers(self.spec, self.weights) if layers is None else layers
+        self.names = tuple(chain(*parameter_names(self.spec)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickles: the kernels take hold of the copied weights."""
-        return type(self).of, (self.layout, self.weights)
-
-    @property
-    def spec(self) -> LayerSpec:
-        """What the layers are."""
-        return self.layout.spec
-
-    @property
-    def device(self) -> Device:
-        """Where they are."""
-        return self.layout.device
+        return type(self), (self.layout, self.weights)
 
     def snapshot(self, layout: Layout) -> Network:
         """A twin with a copy of the weights."""
         copies = [Weights.of(None if a is None else a.copy() for a in w) for w in self.weights]
-        return self.of(layout, copies)
+        return Network(layout, copies)
 
     def packed(self, *, by_token: bool = False) -> Network:
         """The same for many calls, while the weights stay as they are."""
@@ -62,16 +56,8 @@ class Network:
 
     def named_weights(self) -> list[tuple[str, Array | None]]:
         """The weights by the names that errors use."""
-        names = (f"params[{name!r}]" for name in chain(*parameter_names(self.spec)))
-        return list(zip(names, chain(*self.weights), strict=True))
-
-
-class Pass(NamedTuple):
-    """One layer's run over a sequence: what backward needs of it."""
-
-    x: Array
-    y: Array
-    kept: Any  # as ``Device.forward`` gave it; None where there was nothing to compute
+        labels = (f"params[{name!r}]" for name in self.names)
+        return list(zip(labels, chain(*self.weights), strict=True))
 
 
 def run(
@@ -103,35 +89,38 @@ def forward(
     `masks` are factors of what one layer hands to the next, or none. Gives one `Pass` a layer if
     `keep`, else nothing.
     """
-    spec, device = network.spec, network.device
-    empty = given.is_empty
-    schedule = None if empty else device.schedule(given.x, given.lengths)
+    spec, device, x = network.spec, network.device, given.x
+    if given.is_empty:
+        ys = [*(device.xp.empty(y.shape, spec.dtype) for _ in range(spec.layers - 1)), y]
+        return [Pass(a, b, None) for a, b in pairwise((x, *ys))] if keep else []
+    schedule = device.schedule(x, given.lengths)
+    if spec.layers == 1:
+        kept = device.forward(spec, network.layers, schedule, x, h, c, [y], (), keep=keep)
+        return [Pass(x, y, kept[0])] if keep else []
     passes: list[Pass] = []
-    first, source = 0, given.x
-    for count in _layers_per_call(network, given, backward=False):
+    first = 0
+    for count in device.layers_per_call(spec, given.steps, given.batch, backward=False):
         end = first + count
         inner = count - (end == spec.layers)
         ys = [device.xp.empty(y.shape, spec.dtype) for _ in range(inner)]
         if end == spec.layers:
             ys.append(y)
-        kept: Sequence[Any] = (None,) * count
-        if not empty:
-            kept = device.forward(
-                spec if first == 0 else spec.above,
-                network.layers[first:end],
-                schedule,
-                source,
-                _states(h, first, end, spec),
-                None if c is None else _states(c, first, end, spec),
-                ys,
-                masks[first : end - 1],
-                keep=keep,
-            )
+        kept = device.forward(
+            spec if first == 0 else spec.above,
+            network.layers[first:end],
+            schedule,
+            x,
+            _states(h, first, end, spec),
+            None if c is None else _states(c, first, end, spec),
+            ys,
+            masks[first : end - 1],
+            keep=keep,
+        )
         for layer in range(first, end):
             own = ys[layer - first]
             if keep:
-                passes.append(Pass(source, own, kept[layer - first]))
-            source = masked(own, masks[layer]) if layer < len(masks) else own
+                passes.append(Pass(x, own, kept[layer - first]))
+            x = masked(own, masks[layer]) if layer < len(masks) else own
         first = end
     return passes
 
@@ -151,21 +140,40 @@ def backward(
     dh and dc change in place, from those of the last states to those of the initial ones; `traces`,
     by layer and direction, are written.
     """
+    gradients = [_zeros_like(network, layer) for layer in range(network.spec.layers)]
+    if network.spec.layers == 1 and not given.is_empty:
+        dx = _zero_dx(network, passes[0])
+        network.device.backward(network.spec, passes, dy, dh, dc, dx, gradients, (), traces)
+    else:
+        dx = _back_through_layers(network, given, passes, masks, dy, dh, dc, gradients, traces)
+    named = zip(network.names, chain(*chain(*gradients)), strict=True)
+    return dx, {name: a for name, a in named if name is not None and a is not None}
+
+
+def _back_through_layers(
+    network: Network,
+    given: Input,
+    passes: list[Pass],
+    masks: Sequence[Array],
+    dy: Array | None,
+    dh: Array,
+    dc: Array | None,
+    gradients: list[list[Gradient]],
+    traces: list[list[Array]] | None,
+) -> Array | None:
     spec, device = network.spec, network.device
-    gradients = [_zeros_like(network, layer) for layer in range(spec.layers)]
     dx: Array | None = None
     end = spec.layers
-    for count in reversed(_layers_per_call(network, given, backward=True)):
+    counts = [1] * spec.layers
+    if not given.is_empty:
+        counts = device.layers_per_call(spec, given.steps, given.batch, backward=True)
+    for count in reversed(counts):
         first = end - count
-        x = passes[first].x
-        dx = None if x.ndim == 2 else device.xp.zeros(x.shape, spec.dtype)
+        dx = _zero_dx(network, passes[first])
         if not given.is_empty:
-            of_call = passes[first:end]
             device.backward(
                 spec if first == 0 else spec.above,
-                [p.kept for p in of_call],
-                [p.x for p in of_call],
-                [p.y for p in of_call],
+                passes[first:end],
                 dy,
                 _states(dh, first, end, spec),
                 None if dc is None else _states(dc, first, end, spec),
@@ -178,8 +186,14 @@ def backward(
             assert dx is not None
             dy = masked(dx, masks[first - 1]) if masks else dx
         end = first
-    named = zip(chain(*parameter_names(spec)), chain(*chain(*gradients)), strict=True)
-    return dx, {name: a for name, a in named if name is not None and a is not None}
+    return dx
+
+
+def _zero_dx(network: Network, of: Pass) -> Array | None:
+    if of.x.ndim == 2:
+        return None
+    dx: Array = network.device.xp.zeros(of.x.shape, network.spec.dtype)
+    return dx
 
 
 def _states(states: Array, first: int, end: int, spec: LayerSpec) -> Array:
@@ -191,24 +205,16 @@ def _states(states: Array, first: int, end: int, spec: LayerSpec) -> Array:
 
 def _zeros_like(network: Network, layer: int) -> list[Gradient]:
     """Gradients of a layer's parameters, by direction."""
-    zeros, n = network.device.xp.zeros, network.spec.directions
+    zeros, dtype, n = network.device.xp.zeros, network.spec.dtype, network.spec.directions
     return [
         (
-            zeros(w.weight_ih.shape, w.weight_ih.dtype),
-            zeros(w.weight_hh.shape, w.weight_hh.dtype),
-            None if w.bias is None else zeros(w.bias.shape, w.bias.dtype),
-            None if w.bias_hn is None else zeros(w.bias_hn.shape, w.bias_hn.dtype),
+            zeros(weight_ih.shape, dtype),
+            zeros(weight_hh.shape, dtype),
+            None if bias is None else zeros(bias.shape, dtype),
+            None if bias_hn is None else zeros(bias_hn.shape, dtype),
         )
-        for w in network.weights[layer * n : (layer + 1) * n]
+        for weight_ih, weight_hh, bias, bias_hn in network.weights[layer * n : (layer + 1) * n]
     ]
-
-
-def _layers_per_call(network: Network, given: Input, *, backward: bool) -> list[int]:
-    """How many layers each call of the device's takes, from the first up."""
-    spec = network.spec
-    if spec.layers == 1 or given.is_empty:
-        return [1] * spec.layers
-    return network.device.layers_per_call(spec, given.steps, given.batch, backward=backward)
 
 
 def dropout_masks(network: Network, given: Input, dropout: float, key: int) -> list[Array]:

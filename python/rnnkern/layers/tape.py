@@ -9,9 +9,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from rnnkern._checks import Array
+from rnnkern.devices import Pass
 from rnnkern.layers.arguments import Input, State
 from rnnkern.layers.gradients import Gradients, StateGradients
-from rnnkern.layers.network import Network, Pass, backward
+from rnnkern.layers.network import Network, backward
 
 
 class Tape:

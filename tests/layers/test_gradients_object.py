@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What backward gives: by name, in turn, and as optimizers and clipping take it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkern as rk
+from rnnkern.layers.base import stream_of_tokens
+
+X = np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32)
+
+
+def test_a_layer_has_all_four() -> None:
+    y, _, tape = rk.LSTM(3, 5, seed=0).forward(X)
+    grads = tape.backward(y, state_gradients=True)
+    assert isinstance(grads, rk.Gradients)
+    dx, dstate, params, steps = grads
+    assert (dx, dstate, params, steps) == (grads.x, grads.state, grads.params, grads.steps)
+    assert len(grads) == 4
+    assert grads[2] is params
+    assert len(tape.backward(y)) == 3
+    assert tape.backward(y).steps is None
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        grads.x = None  # type: ignore[misc]
+
+
+def test_tokens_have_no_gradient_but_keep_their_place() -> None:
+    y, _, tape = rk.GRU(3, 5, seed=0).forward(np.zeros((4, 2), np.int64))
+    dx, _dstate, params = tape.backward(y)
+    assert dx is None
+    assert params.keys() == rk.GRU(3, 5).params.keys()
+
+
+def test_a_linear_map_has_no_state() -> None:
+    y, tape = rk.Linear(3, 5, seed=0).forward(X)
+    grads = tape.backward(y)
+    dx, params = grads
+    assert isinstance(grads, rk.Gradients)
+    assert (dx, params) == (grads.x, grads.params)
+    assert grads.state is None
+
+
+def test_optimizers_and_clipping_take_it() -> None:
+    layer, twin, head = rk.GRU(3, 5, seed=0), rk.GRU(3, 5, seed=0), rk.Linear(5, 2, seed=0)
+    y, _, tape = layer.forward(X)
+    assert rk.clip_grad_norm(tape.backward(y), 1e9) == rk.clip_grad_norm(tape.backward(y)[2], 1e9)
+    rk.clip_grad_value(tape.backward(y), 1.0)
+    rk.SGD(layer, 0.1).step(tape.backward(y))
+    rk.SGD(twin.params, 0.1).step(tape.backward(y).params)
+    assert layer.params == twin.params
+    logits, head_tape = head.forward(y)
+    rk.Adam({"gru": layer, "head": head}).step(
+        {"gru": tape.backward(y), "head": head_tape.backward(logits)}
+    )
+    assert layer.params != twin.params
+
+
+COPIES: dict[str, Any] = {"deep": copy.deepcopy, "pickle": lambda s: pickle.loads(pickle.dumps(s))}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copied_stream_of_tokens_takes_tokens_alone(how: str) -> None:
+    twin = COPIES[how](stream_of_tokens(rk.GRU(3, 5, seed=0), 2))
+    assert twin._stepper.step(X[0], None) is None
+    assert twin._stepper.step(np.zeros(2, np.int64), None) is not None
+
+
+def test_an_error_names_the_callers_own_class() -> None:
+    class Mine(rk.LSTM):
+        pass
+
+    with pytest.raises(TypeError, match=r"state must be the pair \(h, c\) of this Mine, got"):
+        Mine(3, 5)(X, np.zeros((1, 2, 5), np.float32))
