@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "core/engine.h"
+#include "cpu/engine.h"
 
 namespace {
 

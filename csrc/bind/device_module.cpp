@@ -12,7 +12,7 @@
 #include "bind/arguments.h"
 #include "bind/device_arrays.h"
 #include "bind/gil.h"
-#include "core/backend.h"
+#include "core/cells.h"
 #include "cuda/engine.h"
 #include "cuda/kernels.h"
 
@@ -386,7 +386,7 @@ py::list devices() {
 }
 
 #ifdef RNNKERN_EMULATION
-void set_device_facts(int multiprocessors, int shared_bytes, Index run_bytes, bool descending,
+void set_device_facts(int multiprocessors, int shared_bytes, Index chunk_bytes, bool descending,
                       std::uint32_t most_polls) {
   cuda::set_device({.name = "emulation",
                     .major = 9,
@@ -394,7 +394,7 @@ void set_device_facts(int multiprocessors, int shared_bytes, Index run_bytes, bo
                     .multiprocessors = multiprocessors,
                     .shared_bytes = shared_bytes,
                     .memory_bytes = Index{1} << 30,
-                    .run_bytes = run_bytes},
+                    .chunk_bytes = chunk_bytes},
                    descending, most_polls);
 }
 #endif
@@ -461,13 +461,13 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
         py::arg("stream"),
         "out = a @ b + bias for C-contiguous 2-D arrays; with accumulate, out += a @ b.");
 #ifdef RNNKERN_EMULATION
-  m.def(
-      "set_device_facts", set_device_facts, py::arg("multiprocessors") = 8,
-      py::arg("shared_bytes") = 227 << 10, py::arg("run_bytes") = Index{256} << 20,
-      py::arg("descending") = false, py::arg("most_polls") = cuda::kMostPolls,
-      "The device that is made up: its size, what the buffers of a run of steps may take, whether "
-      "a block's threads run from the last to the first, and how often a block asks for a flag "
-      "before the launch is given up.");
+  m.def("set_device_facts", set_device_facts, py::arg("multiprocessors") = 8,
+        py::arg("shared_bytes") = 227 << 10, py::arg("chunk_bytes") = Index{256} << 20,
+        py::arg("descending") = false, py::arg("most_polls") = cuda::kMostPolls,
+        "The device that is made up: its size, what the buffers of a chunk of steps may take, "
+        "whether "
+        "a block's threads run from the last to the first, and how often a block asks for a flag "
+        "before the launch is given up.");
 #endif
 }
 

@@ -10,8 +10,8 @@
 #include "bind/gil.h"
 #include "bind/modules.h"
 #include "bind/weights.h"
-#include "core/engine.h"
 #include "core/schedule.h"
+#include "cpu/engine.h"
 
 namespace rnnkern {
 namespace {

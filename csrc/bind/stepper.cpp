@@ -8,7 +8,7 @@
 #include "bind/gil.h"
 #include "bind/modules.h"
 #include "bind/weights.h"
-#include "core/engine.h"
+#include "cpu/engine.h"
 
 namespace rnnkern {
 namespace {

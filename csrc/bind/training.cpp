@@ -10,7 +10,7 @@
 #include "bind/gil.h"
 #include "bind/host_arrays.h"
 #include "bind/modules.h"
-#include "core/engine.h"
+#include "cpu/engine.h"
 
 namespace rnnkern {
 namespace {

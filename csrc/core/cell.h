@@ -2,12 +2,13 @@
 // What a cell says of itself, and the registers through which the time loops talk to its equations.
 //
 // A cell is a struct, a template on its lane V and derived from CellDefaults<gates>, with
-//   name                        as the Python layer calls it
-//   gate_names                  of its pre-activations; gate g is rows [g·H, (g+1)·H) of the weights
-//   forward(Phase<p>, s)        the equations, and below it
-//   backward(Phase<p>, s)       their derivatives, run for rising p too
-// all of them on registers of a lane V: no memory, no shapes, no loops. CellDefaults has what else a
-// cell may say of itself, and what holds where it does not.
+//   name                   as the Python layer calls it
+//   gate_names             of its pre-activations: gate g is rows [g·H, (g+1)·H) of the weights
+//   forward(Phase<p>, s)   the equations, and below it
+//   backward(Phase<p>, s)  their derivatives, run for rising p too
+// Its equations see registers of a lane V alone: no memory, no shapes, no loops. So sequences and
+// single steps have them from one place on every processor. What else a cell may say of itself, and
+// what holds where it does not, is in CellDefaults.
 #pragma once
 
 #include "core/activations.h"
@@ -37,13 +38,13 @@ struct CellDefaults {
   static constexpr const char* states[] = {"h"};
 
   // The parts of the recurrent product in the order in which they are needed: a phase computes its
-  // gates [first, first + count). Phase 0 multiplies h_{t-1}; phase 1, which needs what phase 0 made,
-  // multiplies saved[operand_gate]·h_{t-1}.
+  // gates [first, first + count). Phase 0 multiplies h_{t-1}; phase 1, which needs what phase 0
+  // made, multiplies saved[operand_gate]·h_{t-1}.
   static constexpr Range phases[] = {{0, Gates}};
   static constexpr int operand_gate = kNoGate;
 
-  // The gate whose recurrent product has a bias of its own, bias_hn. Then its gradient is apart from
-  // that of the part from x too, and stands behind the gates' own, in delta[gates].
+  // The gate whose recurrent product has a bias of its own, bias_hn. Then its gradient is apart
+  // from that of the part from x too, and stands behind the gates' own, in delta[gates].
   static constexpr int recurrent_bias_gate = kNoGate;
 };
 
@@ -71,8 +72,8 @@ constexpr Range saved_in(int phase) {
   return {first, (last ? Cell::saved : Cell::phases[phase + 1].first) - first};
 }
 
-// The gradients that a phase of the backward pass finds: those of the gate that phase 1's operand is
-// made of wait for ∂L/∂operand, the others need ∂L/∂h_t alone.
+// The gradients that a phase of the backward pass finds: those of the gate that phase 1's operand
+// is made of wait for ∂L/∂operand, the others need ∂L/∂h_t alone.
 template <class Cell>
 constexpr Range found_in(int phase) {
   if constexpr (phase_count<Cell> == 1) {

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The list of cells: a new one is a header of its own and one more entry here.
+// The list of cells, and their facts: a new cell is a header of its own and one more entry here.
 #pragma once
+
+#include <span>
+#include <string_view>
+#include <vector>
 
 #include "cells/gru.h"
 #include "cells/lstm.h"
@@ -16,5 +20,23 @@ struct CellList {
 };
 
 using AllCells = CellList<RnnTanh, RnnRelu, SimplifiedGru, GruResetBefore, GruResetAfter, Lstm>;
+
+// What those who are no templates know of a cell.
+struct CellFacts {
+  std::string_view name;
+  std::span<const char* const> gate_names, states;  // states: h, or h and c
+  int gates, saved, deltas;
+  bool cell_state;  // whether there is c
+  std::span<const Range> phases;
+  int operand_gate, recurrent_bias_gate;  // or kNoGate
+
+  // Where among the deltas that of a gate's recurrent part is.
+  int recurrent_delta(int gate) const { return gate == recurrent_bias_gate ? gates : gate; }
+};
+const std::vector<CellFacts>& all_cells();
+
+// Index into all_cells(), and into the kernels' tables; throws std::invalid_argument for a name
+// that no cell has.
+int find_cell(std::string_view name);
 
 }  // namespace rnnkern

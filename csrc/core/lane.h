@@ -41,8 +41,8 @@ struct Bfloat16 {
   std::uint16_t bits;
 };
 
-// Adding just below half of the last kept bit, or half where that bit is 1, carries as rounding to the
-// nearest does, ties to even. A NaN is made quiet instead, so that it stays one.
+// Adding just below half of the last kept bit, or half where that bit is 1, carries as rounding to
+// the nearest does, ties to even. A NaN is made quiet instead, so that it stays one.
 [[gnu::always_inline]] inline float round_to_bfloat16(float v) {
   const auto bits = std::bit_cast<std::uint32_t>(v);
   const std::uint32_t changed = v == v ? bits + 0x7FFFu + (bits >> 16 & 1u) : bits | 0x400000u;

@@ -16,7 +16,8 @@ namespace rnnkern {
 // What a product's operands are rounded to; its sums, and all else, are of the dtype.
 enum class Compute { exact, bfloat16 };
 
-// A (T, B, ·) array with any strides over T and B and its last axis contiguous; strides in elements.
+// A (T, B, ·) array with any strides over T and B and its last axis contiguous; strides in
+// elements.
 template <class T>
 struct Sequence {
   T* data = nullptr;
@@ -109,7 +110,8 @@ struct StepProblem {
   bool back;                   // units from the last to the first: every other step's
 };
 
-// C (M, N) = A B + bias, or C += A B; any strides over A, rows of B and C contiguous unless transposed.
+// C (M, N) = A B + bias, or C += A B; any strides over A, rows of B and C contiguous unless
+// transposed.
 template <class T>
 struct MatmulProblem {
   Index rows, columns, depth;

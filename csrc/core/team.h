@@ -11,7 +11,7 @@
 #include "core/cores.h"
 #include "core/members.h"
 #include "core/memory.h"
-#include "core/plan.h"
+#include "cpu/plan.h"
 
 namespace rnnkern {
 

@@ -312,18 +312,16 @@ template <class V, class Product>
   return (block / b.blocks * b.lanes() + block % b.blocks) * V::size;
 }
 
-// C = A·B + start row, or C += A·B, for `rows` rows of `all_rows` that the team has. Row i of A is
-// a[i]; row i of C is c[i], contiguous; c_row is the distance between rows of C, or 0 if they are not
+// C = A·B + start row, or C += A·B, for `rows` rows. Row i of A is a[i]; row i of C is c[i], contiguous; c_row is the distance between rows of C, or 0 if they are not
 // even. Large depths go block by block; within one, a panel stays in the cache while all rows pass.
 template <class V, class Product>
-void multiply(const PanelMatrix<V, Product>& b, const typename Product::Operand* const* a,
-              typename V::value* const* c, Index c_row, Index rows, Index all_rows, bool accumulate,
-              typename V::value* scratch, const Worker& worker) {
+void multiply(const PanelMatrix<V, Product>& b, const typename Product::Tiles& tiles,
+              const typename Product::Operand* const* a, typename V::value* const* c, Index c_row,
+              Index rows, bool accumulate, typename V::value* scratch, const Worker& worker) {
   using T = typename V::value;
   constexpr Index kDepth = 1024;
   static_assert(kDepth % Product::kDepthMultiple == 0 && kDepth % kSumDepth == 0);
   const Index panel_columns = b.row_size();
-  const typename Product::Tiles tiles(b.width, all_rows);
   const TileCut cut(rows, tiles.height());
   const int highest = static_cast<int>((rows + cut.tiles - 1) / (cut.tiles ? cut.tiles : 1));
   for (Index p = 0, side; p < b.count() && rows > 0; p += side) {

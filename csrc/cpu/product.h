@@ -232,11 +232,13 @@ class TileKernels {
   Function table_[kPanelWidth<typename Product::Lane>][kMaxRegisterRows][kMaxPanels] = {};
 };
 
+struct TallTiles;  // pair_product.h: what else may multiply tiles, for the one product that asks
+
 // Panels of so many lanes: how high a tile is, how many panels it spans, and its product.
 template <class Product>
 class RegisterTiles {
  public:
-  RegisterTiles(int width, Index /*rows of the whole product*/) : width_(width) {}
+  RegisterTiles(int width, Index /*rows of the whole product*/, const TallTiles*) : width_(width) {}
 
   int height() const { return tile_rows<Product>(width_); }
   int panels(int rows, Index available) const {
@@ -261,7 +263,9 @@ class RegisterTiles {
   const int width_;
 };
 
-struct NoSession {};
+struct NoSession {
+  explicit NoSession(const TallTiles*) {}
+};
 
 // A's rows lie across as they came, in rows of one k each: whole lanes, of which what is beyond the
 // tile is overwritten by the rows after, for masks are dear.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a step of training does around the layers. Each reads its arrays once; elements or rows do not
-// depend on each other but for the sums, whose order is fixed.
+// What a step of training does around the layers. Each reads its arrays once; elements or rows do
+// not depend on each other but for the sums, whose order is fixed.
 #pragma once
 
 #include <cmath>
@@ -12,9 +12,9 @@
 
 namespace rnnkern {
 
-// Rounded to a multiple of the smallest normal number, which changes nothing but far smaller numbers
-// than matter: with gradients of 0 a running sum would come to rest among the denormal ones, and make
-// every later step slow.
+// Rounded to a multiple of the smallest normal number, which changes nothing but far smaller
+// numbers than matter: with gradients of 0 a running sum would come to rest among the denormal
+// ones, and make every later step slow.
 template <class V>
 [[gnu::always_inline]] inline V without_denormals(V v) {
   using Limits = std::numeric_limits<typename V::value>;
@@ -53,8 +53,9 @@ double sum_of_elements(V v) {
   return sum;
 }
 
-// Blocks short enough that a float32 sum loses nothing that matters, added up in double. The several
-// sums side by side keep the units busy: this kernel also tells how fast memory can be read.
+// Blocks short enough that a float32 sum loses nothing that matters, added up in double. The
+// several sums side by side keep the units busy: this kernel also tells how fast memory can be
+// read.
 template <class V>
 double sum_of_squares(const typename V::value* x, Index size) {
   constexpr Index kSums = 8, kRow = kSums * V::size, kBlock = 64 * kRow;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The backward time loop, one launch for a run of steps, from its end: cpu/backward.h's loop with the
-// exchange of recurrence.h. What the blocks exchange is the gate gradients; a slice of the weights is
-// its units' columns of W_hh, and between layers of the upper W_ih. The gradients of weights and inputs
-// follow as products over the run.
+// The backward time loop, one launch for a chunk of steps, from its end: cpu/recurrent/backward.h's
+// loop with the exchange of recurrence.h. What the blocks exchange is the gate gradients; a slice
+// of the weights is its units' columns of W_hh, and between layers of the upper W_ih. The gradients
+// of weights and inputs follow as products over the chunk.
 #pragma once
 
 #include <utility>
@@ -50,8 +50,8 @@ class BackwardKernel {
 
   RNNKERN_KERNEL Index live(Index s) const { return schedule_.live(s, pass_.reverse); }
 
-  // Phase 0 multiplies what step s + 1 left, phase 1 what phase 0 of this step has. Rows that are not
-  // live in step s, but in step s + 1, end here with ∂L/∂h_0; step -1 has only such rows.
+  // Phase 0 multiplies what step s + 1 left, phase 1 what phase 0 of this step has. Rows that are
+  // not live in step s, but in step s + 1, end here with ∂L/∂h_0; step -1 has only such rows.
   template <int N>
   RNNKERN_KERNEL void run_phase(Index s) const {
     const Index now = live(s), after = live(s + 1);
@@ -149,8 +149,8 @@ class BackwardKernel {
     exchange<N>(s, at, step, std::make_integer_sequence<int, Cell::gates>());
   }
 
-  // The gates' gradients that this phase knows: the recurrent ones to the phases that multiply them,
-  // those of W_ih x to the layer below.
+  // The gates' gradients that this phase knows: the recurrent ones to the phases that multiply
+  // them, those of W_ih x to the layer below.
   template <int N, int... Gate>
   RNNKERN_KERNEL void exchange(Index s, const Place& at, const BackwardStep<V, Cell>& step,
                                std::integer_sequence<int, Gate...>) const {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // A thread block, as the kernels see it: phases that all threads run, with a barrier behind each.
 //
-// The kernels are written once over this file. nvcc makes GPU code of them; a host compiler makes an
-// emulation of them, in which a block is one std::thread, a phase a loop over the block's threads,
-// shared memory an array, and the tensor cores' fragments arrays of 32 lanes. So index arithmetic and
-// the exchange between blocks can be tested, under sanitizers too, on a machine without a GPU. To
-// keep a forgotten barrier or wait from passing there, copies to shared memory are put off until they
-// are waited for, and the order of the threads within a phase can be turned round.
+// The kernels are written once over this file. nvcc makes GPU code of them; a host compiler makes
+// an emulation of them, in which a block is one std::thread, a phase a loop over the block's
+// threads, shared memory an array, and the tensor cores' fragments arrays of 32 lanes. So index
+// arithmetic and the exchange between blocks can be tested, under sanitizers too, on a machine
+// without a GPU. To keep a forgotten barrier or wait from passing there, copies to shared memory
+// are put off until they are waited for, and the order of the threads within a phase can be turned
+// round.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +27,8 @@
 
 namespace rnnkern::cuda {
 
-// So often a block asks for a flag: some seconds, where no wait takes milliseconds. Then something is
-// wrong, and the launch ends in an error: a kernel that waits for ever cannot be interrupted.
+// So often a block asks for a flag: some seconds, where no wait takes milliseconds. Then something
+// is wrong, and the launch ends in an error: a kernel that waits for ever cannot be interrupted.
 inline constexpr std::uint32_t kMostPolls = 1u << 24;
 
 // What shared memory and the operands that blocks exchange are copied in.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs a layer, or several as a wavefront, on the device: plan, workspace, and the launches in their order. Nothing here waits for
-// the device or allocates on it, so that calls may be captured in a graph.
+// Runs a layer, or several as a wavefront, on the device: plan, workspace, and the launches in
+// their order. Nothing here waits for the device or allocates on it, so that calls may be captured
+// in a graph.
 #pragma once
 
 #include <numeric>
@@ -14,8 +15,9 @@ namespace rnnkern::cuda {
 
 enum class Compute { exact, tfloat32, bfloat16, float16 };
 
-// What a plan and a workspace depend on; sizes and their products fit 31 bits. Stacked, the passes are layers in one direction from the first
-// up, and inputs and tokens are the first one's; or they are the directions of one layer.
+// What a plan and a workspace depend on; sizes and their products fit 31 bits. Stacked, the passes
+// are layers in one direction from the first up, and inputs and tokens are the first one's; or they
+// are the directions of one layer.
 struct Shape {
   int cell;
   Index inputs, units, steps, batch;

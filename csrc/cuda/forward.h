@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The forward time loop, one launch for a run of steps: cpu/forward.h's loop, with the exchange of
-// recurrence.h in the place of its barriers. Each value of the state is read and written by one thread
-// alone; what its equations need besides the product is on its way before the block waits for others.
+// The forward time loop, one launch for a chunk of steps: cpu/recurrent/forward.h's loop, with the
+// exchange of recurrence.h in the place of its barriers. Each value of the state is read and
+// written by one thread alone; what its equations need besides the product is on its way before the
+// block waits for others.
 #pragma once
 
 #include "cuda/recurrence.h"
@@ -83,7 +84,8 @@ class ForwardKernel {
                        : pass_.scratch + at.i * Cell::saved * units_;
   }
 
-  // What stands in the fields: W_ih x + b of the phase's gates, h, c, what phase 0 saved, and the mask.
+  // What stands in the fields: W_ih x + b of the phase's gates, h, c, what phase 0 saved, and the
+  // mask.
   template <int N>
   static constexpr int kSavedBefore = saved_in<Cell>(N).first;
 
@@ -161,8 +163,8 @@ class ForwardKernel {
     }
   }
 
-  // The new state: to the other blocks, to the layer above, to the caller, and where the row ends as its
-  // last.
+  // The new state: to the other blocks, to the layer above, to the caller, and where the row ends
+  // as its last.
   RNNKERN_KERNEL void finish(Index s, const Place& at, const ForwardStep<V, Cell>& step) const {
     const bool ends = at.i >= schedule_.live(s + 1, pass_.reverse);
     loop_.operand(0, s + 1, at.j)[at.unit] = P::Element::round(step.h.v);

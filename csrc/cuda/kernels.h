@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "core/backend.h"
+#include "core/cells.h"
 #include "cuda/problem.h"
 
 namespace rnnkern::cuda {
@@ -20,8 +20,8 @@ struct Grid {
 template <class T>
 struct RecurrentKernels {
   ProductFacts product;
-  void (*forward[kMaxCells])(const Grid&, const RecurrentProblem<ForwardPass<T>>&);
-  void (*backward[kMaxCells])(const Grid&, const RecurrentProblem<BackwardPass<T>>&);
+  void (*forward[AllCells::size])(const Grid&, const RecurrentProblem<ForwardPass<T>>&);
+  void (*backward[AllCells::size])(const Grid&, const RecurrentProblem<BackwardPass<T>>&);
 };
 
 // What depends on how products are computed; each defined in csrc/cuda/<compute>.cu.

@@ -32,8 +32,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   K::run(Block(), arguments);
 }
 
-// Once a kernel and device, and to the most that there is: a limit that followed each launch could be
-// lowered between another thread's limit and its launch, or behind a launch that a graph has captured.
+// Once a kernel and device, and to the most that there is: a limit that followed each launch could
+// be lowered between another thread's limit and its launch, or behind a launch that a graph has
+// captured.
 template <class K>
 void allow_all_shared_memory() {
   static std::atomic<std::uint64_t> allowed = 0;  // a bit a device

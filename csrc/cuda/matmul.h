@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The products over many steps at once, and the caller's own: out (M, N) = [out +] a bᵀ [+ bias].
 //
-// Our own rather than cuBLAS': it is there wherever the module is, needs no handle or workspace, can be
-// captured in a graph, rounds its operands in the one way of this library, gives the same bits from
-// run to run, and reads gathered rows where they lie. cuBLAS could be added behind the same call.
+// Our own rather than cuBLAS': it is there wherever the module is, needs no handle or workspace,
+// can be captured in a graph, rounds its operands in the one way of this library, gives the same
+// bits from run to run, and reads gathered rows where they lie. cuBLAS could be added behind the
+// same call.
 #pragma once
 
 #include "cuda/problem.h"
@@ -126,8 +127,9 @@ class MatmulKernel {
     Quad<T> quad[kShare<Outer>];
   };
 
-  // The first element of quad q of a tile: four k, or four rows where the source runs the other way.
-  // Then 32 neighbouring threads take 8 rows of 16 k, so that the stores spread over the banks.
+  // The first element of quad q of a tile: four k, or four rows where the source runs the other
+  // way. Then 32 neighbouring threads take 8 rows of 16 k, so that the stores spread over the
+  // banks.
   struct Corner {
     int outer, k;
   };

@@ -12,20 +12,21 @@ namespace {
 constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 constexpr Index round_up(Index a, Index b) { return ceil_div(a, b) * b; }
 
-constexpr int kChunkAlignment = 128;     // with the padding, an odd multiple of 64 apart
-constexpr int kSmallestChunk = 512;      // bytes below which barriers outweigh the work
+constexpr int kPartAlignment = 128;      // with the padding, an odd multiple of 64 apart
+constexpr int kSmallestPart = 512;       // bytes below which barriers outweigh the work
 constexpr Index kMostRowsOfSlice = 512;  // of weights
 
-// Estimates, in cycles; none was measured. A phase hands over through L2: a flag, the operand, a store.
+// Estimates, in cycles; none was measured. A phase hands over through L2: a flag, the operand, a
+// store.
 constexpr double kPhaseCycles = 1700, kTileCycles = 200;
 constexpr double kAwaitCycles = 1000;  // of a phase; a product between layers goes on meanwhile
-constexpr double kChunkCycles = 900;   // its loads are waited for, and two barriers
+constexpr double kPartCycles = 900;    // its loads are waited for, and two barriers
 constexpr double kFlagCycles = 2;      // for each flag that is polled
 constexpr double kSharedBytesACycle = 128;  // into a multiprocessor's registers
 constexpr double kOperandBytesACycle = 28;  // out of L2 into a multiprocessor, all reading at once
 constexpr double kScalarSumsACycle = 128;   // multiply-adds of a multiprocessor
 constexpr double kTensorSumsACycle = 1024;
-constexpr double kMatmulShare = 0.4;      // of these sums that the products over a run reach
+constexpr double kMatmulShare = 0.4;      // of these sums that the products over a chunk reach
 constexpr double kLaunchCycles = 20'000;  // of the small kernels before a time loop
 
 struct Candidate {
@@ -38,7 +39,7 @@ double sums_a_cycle(const ProductFacts& product) {
   return !product.vector && product.rows == 16 ? kTensorSumsACycle : kScalarSumsACycle;
 }
 
-// A plan for slices of `units` units and chunks that cut a row in `cuts`, if it fits.
+// A plan for slices of `units` units and parts that cut a row in `cuts`, if it fits.
 std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index groups, Index cuts) {
   const Index budget = r.device.multiprocessors / r.passes;
   const Index slices = ceil_div(r.units, units);
@@ -61,19 +62,19 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
   for (int p = 0; p < kMaxProducts; ++p) {
     if (r.weights[p].gates == 0) continue;
     auto& product = plan.product[p];
-    const Index depth = round_up(r.weights[p].depth * r.product.element_bytes, kChunkAlignment);
-    const Index chunk = round_up(ceil_div(depth, cuts), kChunkAlignment);
-    if (cuts > 1 && chunk < kSmallestChunk) return std::nullopt;
+    const Index depth = round_up(r.weights[p].depth * r.product.element_bytes, kPartAlignment);
+    const Index part = round_up(ceil_div(depth, cuts), kPartAlignment);
+    if (cuts > 1 && part < kSmallestPart) return std::nullopt;
     product.rows = static_cast<int>(r.weights[p].gates * units);
     product.depth_bytes = static_cast<int>(depth);
-    product.chunk_bytes = static_cast<int>(chunk);
-    product.chunks = static_cast<int>(ceil_div(depth, chunk));
+    product.part_bytes = static_cast<int>(part);
+    product.parts = static_cast<int>(ceil_div(depth, part));
     product.row_tiles = static_cast<int>(ceil_div(product.rows, r.product.rows));
     product.depth_shares = static_cast<int>(kWarps / (product.row_tiles * column_tiles));
-    const Index tile = Index{product.rows} * (chunk + kRowPadding);
+    const Index tile = Index{product.rows} * (part + kRowPadding);
     largest_tile = std::max(largest_tile, tile);
-    all_tiles += tile * per_block * product.chunks;
-    operand = std::max(operand, plan.tile_rows * (chunk + kRowPadding));
+    all_tiles += tile * per_block * product.parts;
+    operand = std::max(operand, plan.tile_rows * (part + kRowPadding));
     partial = std::max(partial, round_up(Index{product.depth_shares} * plan.tile_rows *
                                              product.rows * r.product.sum_bytes,
                                          kVectorBytes));
@@ -92,8 +93,8 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
   for (int p = 0; p < kMaxProducts; ++p) {
     auto& product = plan.product[p];
     if (product.rows == 0) continue;
-    const Index tile = Index{product.rows} * (product.chunk_bytes + kRowPadding);
-    const Index tiles = per_block * product.chunks, kept = std::min(tiles, room / tile);
+    const Index tile = Index{product.rows} * (product.part_bytes + kRowPadding);
+    const Index tiles = per_block * product.parts, kept = std::min(tiles, room / tile);
     product.resident = static_cast<int>(kept), product.resident_at = static_cast<int>(at);
     at += kept * tile, room -= kept * tile;
     const double streamed = static_cast<double>((tiles - kept) * tile);
@@ -102,7 +103,7 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
     const double sums = weights / r.product.element_bytes * column_passes * plan.tile_rows;
     const double multiplied =
         column_passes * static_cast<double>(per_block) *
-            (kTileCycles + kChunkCycles * static_cast<double>(product.chunks)) +
+            (kTileCycles + kPartCycles * static_cast<double>(product.parts)) +
         std::max(column_passes * weights / kSharedBytesACycle, sums / sums_a_cycle(r.product)) +
         (static_cast<double>(per_block * rows * product.depth_bytes) + column_passes * streamed) /
             kOperandBytesACycle;
@@ -131,7 +132,7 @@ std::string in_words(const PlanRequest& r, const Candidate& c) {
   } else {
     Index kept = 0, all = 0;
     for (const auto& product : p.product)
-      kept += product.resident, all += Index{p.slices_per_block} * product.chunks;
+      kept += product.resident, all += Index{p.slices_per_block} * product.parts;
     text += "the " + weights + " exceed shared memory: " + std::to_string(kept) + " of " +
             std::to_string(all) + " tiles a block stay, the others are read from L2 each step";
   }

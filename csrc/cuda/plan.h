@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who does what in a persistent kernel: computed on the host, from numbers alone, read on the device.
+// Who does what in a persistent kernel: computed on the host, from numbers alone, read on the
+// device.
 //
-// The units are cut into slices; a slice has all gates of its units, and its own rows of the recurrent
-// weights. The batch is cut into groups that share nothing but the weights' values; the blocks of a
-// group divide the slices. A phase of a step multiplies a tile of the group's rows at a time; its
-// depth comes in chunks, as long as shared memory has room for.
+// The units are cut into slices; a slice has all gates of its units, and its own rows of the
+// recurrent weights. The batch is cut into groups that share nothing but the weights' values; the
+// blocks of a group divide the slices. A phase of a step multiplies a tile of the group's rows at a
+// time; its depth comes in parts, as long as shared memory has room for.
 //
-// Stacked layers can share a launch, as a wavefront: a layer is a step behind the one before it, and its
-// phases have a second product, of that layer's results. Then they are cut alike, each on its share of
-// the multiprocessors.
+// Stacked layers can share a launch, as a wavefront: a layer is a step behind the one before it,
+// and its phases have a second product, of that layer's results. Then they are cut alike, each on
+// its share of the multiprocessors.
 #pragma once
 
 #include <compare>
@@ -32,7 +33,7 @@ struct DeviceFacts {
   int multiprocessors = 0;
   int shared_bytes = 0;  // that a block may have
   Index memory_bytes = 0;
-  Index run_bytes = Index{256} << 20;  // that the buffers of a run of steps may take
+  Index chunk_bytes = Index{256} << 20;  // that the buffers of a chunk of steps may take
 
   auto operator<=>(const DeviceFacts&) const = default;
 };
@@ -57,9 +58,9 @@ struct WeightFacts {
 struct ProductPlan {
   int rows;          // of weights that a slice has
   int depth_bytes;   // a row of the operand, padded
-  int chunk_bytes;   // of it that are multiplied at once, a multiple of 128
-  int chunks;        // in a row
-  int resident;      // weight tiles, one a slice and chunk, that stay in shared memory
+  int part_bytes;    // of it that are multiplied at once, a multiple of 128
+  int parts;         // in a row
+  int resident;      // weight tiles, one a slice and part, that stay in shared memory
   int resident_at;   // where, in bytes
   int row_tiles;     // warp tiles over `rows`
   int depth_shares;  // warps that share a tile's depth
@@ -72,14 +73,14 @@ struct RecurrentPlan {
   int tile_rows;  // of the batch, multiplied at once
   ProductPlan product[kMaxProducts];
   int staged_at;   // a weight tile that does not stay
-  int operand_at;  // a chunk of the tile's operand rows
+  int operand_at;  // a part of the tile's operand rows
   int partial_at;  // sums, by depth share, row of the batch, row of weights
   int fields_at;   // what the cell's equations read besides the product
   int shared_bytes;
 
-  RNNKERN_DEVICE Index tiles(int p) const { return Index{slices} * product[p].chunks; }
+  RNNKERN_DEVICE Index tiles(int p) const { return Index{slices} * product[p].parts; }
   RNNKERN_DEVICE Index tile_bytes(int p) const {
-    return Index{product[p].rows} * product[p].chunk_bytes;
+    return Index{product[p].rows} * product[p].part_bytes;
   }
   // One of the two halves of a phase's exchange buffer.
   RNNKERN_DEVICE Index exchange_bytes(int p) const {
@@ -123,12 +124,12 @@ struct LayerSplit {
   std::string reason;
 };
 
-// The split of the least estimated time. The time loop of k layers takes cycles[k - 1], and each launch
-// but the first brings `launch_cycles`.
+// The split of the least estimated time. The time loop of k layers takes cycles[k - 1], and each
+// launch but the first brings `launch_cycles`.
 LayerSplit split_layers(int layers, const std::vector<double>& cycles, double launch_cycles);
 
-// A launch more than a wavefront would have: its other kernels, and W_ih times (rows, depth), or its
-// gradient, as a product of its own.
+// A launch more than a wavefront would have: its other kernels, and W_ih times (rows, depth), or
+// its gradient, as a product of its own.
 double launch_cycles(const PlanRequest& request, Index rows, Index columns, Index depth);
 
 }  // namespace rnnkern::cuda

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The small kernels around the time loop: the schedule in device memory, packed weights, zeros, tokens.
-// All of them share their elements out over a grid of any size.
+// The small kernels around the time loop: the schedule in device memory, packed weights, zeros,
+// tokens. All of them share their elements out over a grid of any size.
 #pragma once
 
 #include "cuda/launch.h"
@@ -89,11 +89,11 @@ struct PackKernel {
   RNNKERN_KERNEL static void run(Block block, const Arguments& args) {
     const ProductPlan& product = args.plan.product[args.product];
     const Index units = args.units, size = args.plan.units;
-    const Index depth = product.chunk_bytes / Index{sizeof(typename E::Storage)};
+    const Index depth = product.part_bytes / Index{sizeof(typename E::Storage)};
     each_element(block, args.plan.tiles(args.product) * product.rows * depth, [&](Index at) {
       const Index row = at / depth % product.rows, tile = at / depth / product.rows;
-      const Index k = tile % product.chunks * depth + at % depth;
-      const Index unit = tile / product.chunks * size + row % size;
+      const Index k = tile % product.parts * depth + at % depth;
+      const Index unit = tile / product.parts * size + row % size;
       T value(0);
       if (unit < units && k < (args.backward ? args.gates * units : units)) {
         value = args.backward
@@ -105,8 +105,8 @@ struct PackKernel {
   }
 };
 
-// x_part for tokens: a column of W_ih for each packed row of the run, bias added. A token outside the
-// weights cannot be reported without waiting for the device: it counts as the nearest inside.
+// x_part for tokens: a column of W_ih for each packed row of the chunk, bias added. A token outside
+// the weights cannot be reported without waiting for the device: it counts as the nearest inside.
 template <class T>
 struct GatherKernel {
   using Arguments = GatherArguments<T>;

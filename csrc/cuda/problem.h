@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the kernels are told: sizes and pointers into device memory. Letters as in core/problem.h.
 //
-// The schedule lies in device memory too, for a call must not wait for the host: prepare.h fills it.
+// The schedule lies in device memory too, for a call must not wait for the host: prepare.h fills
+// it.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +12,8 @@
 
 namespace rnnkern::cuda {
 
-// What shares a launch: the directions of a layer, or stacked layers as a wavefront, ordered so that
-// each takes up what the one before it hands on (backward, the last layer comes first).
+// What shares a launch: the directions of a layer, or stacked layers as a wavefront, ordered so
+// that each takes up what the one before it hands on (backward, the last layer comes first).
 inline constexpr int kMaxPasses = 4;
 
 // Rows sorted by falling length; live pairs packed as in core/problem.h. Counts fit 31 bits.
@@ -35,11 +36,11 @@ struct DeviceSchedule {
 
 // What the blocks of a pass share.
 struct Exchange {
-  const std::byte* weights[kMaxProducts];  // packed: (slice, chunk, row, chunk_bytes)
+  const std::byte* weights[kMaxProducts];  // packed: (slice, part, row, part_bytes)
   std::byte* operand[kMaxPhases];  // (2, group, group_rows, depth_bytes), zeroed before the call
   std::uint32_t* flags;            // (group, block), likewise: phases that a block has done
-  // (packed rows of the run, depth_bytes), each written once: y_t (backward: the gradients of W_ih y_t)
-  // for the next layer of the wavefront; or null.
+  // (packed rows of the chunk, depth_bytes), each written once: y_t (backward: the gradients of
+  // W_ih y_t) for the next layer of the wavefront; or null.
   std::byte* handed;
 };
 
@@ -47,7 +48,7 @@ template <class T>
 struct ForwardPass {
   bool reverse;
   Exchange exchange;
-  const T* x_part;   // (packed rows of the run, G·H): W_ih x + b; null where a layer hands x on
+  const T* x_part;   // (packed rows of the chunk, G·H): W_ih x + b; null where a layer hands x on
   const T* bias;     // (G·H) or null, in the latter case
   const T* bias_hn;  // (H) or null
   T* h;              // (B, H): in h_0, out h_n
@@ -72,18 +73,18 @@ struct BackwardPass {
   Sequence<const T> mask;  // (T, B, H): a factor of the dy that is handed on; or data null
   T* dh;                   // (B, H): in ∂L/∂h_n, out ∂L/∂h_0; between them ∂L/∂h_t's direct part
   T* dc;                   // (B, H): likewise for c
-  T* delta;                // (packed rows of the run, deltas, H)
+  T* delta;                // (packed rows of the chunk, deltas, H)
   T* dh_now;               // (B, H): ∂L/∂h_t, from the phase that finds it to the next; or null
 };
 
-// A run of processed steps [begin, end); a backward run that begins at 0 also ends in ∂L/∂h_0.
+// A chunk of processed steps [begin, end); a backward one that begins at 0 also ends in ∂L/∂h_0.
 template <class Pass>
 struct RecurrentProblem {
   RecurrentPlan plan;
   DeviceSchedule schedule;
   bool stacked;  // the passes are layers
   std::int32_t units, begin, end;
-  std::int32_t first_row[kMaxPasses];  // the run's first packed row in each pass
+  std::int32_t first_row[kMaxPasses];  // the chunk's first packed row in each pass
   Pass pass[kMaxPasses];
 };
 

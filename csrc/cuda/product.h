@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A warp's part of a matrix product: the rows of a times the rows of b, both in shared memory and both
-// running along the depth k, so that every load is a vector of 16 bytes.
+// A warp's part of a matrix product: the rows of a times the rows of b, both in shared memory and
+// both running along the depth k, so that every load is a vector of 16 bytes.
 //
 // A step of the product covers 64 bytes of a row: lane l of the warp takes its vector l % 4 of row
 // l / 4, of a and of b alike. Since both take the same places, the order in which the tensor cores
@@ -30,9 +30,9 @@ struct Rows {
   }
 };
 
-// The tensor cores' instruction. Lane 4g + t holds, of each stretch of four words that a step's lanes
-// share, rows g (`low`) and g + 8 (`high`) of a and row g of b; word pair `half` of them is what one
-// instruction takes. sums.v[i][j] gets (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+// The tensor cores' instruction. Lane 4g + t holds, of each stretch of four words that a step's
+// lanes share, rows g (`low`) and g + 8 (`high`) of a and row g of b; word pair `half` of them is
+// what one instruction takes. sums.v[i][j] gets (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
 #ifdef __CUDACC__
 
 #define RNNKERN_MMA(shape, type)                                                  \
@@ -196,8 +196,8 @@ struct ScalarProduct {
 
   template <class Visit>
   RNNKERN_KERNEL static void visit(const Sums& sums, int lane, Visit visit) {
-    // All four lanes have the sums of all four rows. One gives them all: were each to give one row's,
-    // the index would put the sums in memory.
+    // All four lanes have the sums of all four rows. One gives them all: were each to give one
+    // row's, the index would put the sums in memory.
     if (lane % 4 != 0) return;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

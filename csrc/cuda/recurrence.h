@@ -2,10 +2,11 @@
 // What the forward and the backward time loop share: a block's place in the launch, its weights in
 // shared memory, the product of a phase, and the exchange with the other blocks of its group.
 //
-// The exchange has no barrier. In a phase a block stores its part of an operand into one half of that
-// operand's buffer, then publishes in its flag how many phases it has done. Before it reads an operand,
-// a block awaits the flags of all blocks of its group. The halves take turns step by step: when a block
-// stores into one again, it has awaited flags that every block published after it last read that half.
+// The exchange has no barrier. In a phase a block stores its part of an operand into one half of
+// that operand's buffer, then publishes in its flag how many phases it has done. Before it reads an
+// operand, a block awaits the flags of all blocks of its group. The halves take turns step by step:
+// when a block stores into one again, it has awaited flags that every block published after it last
+// read that half.
 //
 // In a wavefront a block also awaits the flags of its group in the layer before, which waits for no
 // later one. What that layer hands on is never overwritten in the launch, so it may run ahead.
@@ -96,9 +97,9 @@ class Recurrence {
     Index parity;         // of the operand's half
   };
 
-  // before(place) for what is had without other blocks; where the pass is fed, the product of what was
-  // handed on, and receive(place); the product of the phase's operand, and after(place). receive and
-  // after find their sums by sum().
+  // before(place) for what is had without other blocks; where the pass is fed, the product of what
+  // was handed on, and receive(place); the product of the phase's operand, and after(place).
+  // receive and after find their sums by sum().
   template <class Before, class Receive, class After>
   RNNKERN_KERNEL void run_phase(const PhaseOfStep& at, Before before, Receive receive,
                                 After after) const {
@@ -185,8 +186,8 @@ class Recurrence {
   }
 
   // What the product of a slice and of `count` rows of its operand, row_bytes apart, is made of. By
-  // value: behind a pointer the called function could not tell the kernel's parameters from any other
-  // memory, and would load them anew behind each copy and each flag.
+  // value: behind a pointer the called function could not tell the kernel's parameters from any
+  // other memory, and would load them anew behind each copy and each flag.
   struct Tile {
     ProductPlan product;
     int staged_at, operand_at, partial_at, tile_rows;
@@ -198,36 +199,35 @@ class Recurrence {
   RNNKERN_KERNEL Tile tile_of(int p, int local, const std::byte* rows, Index row_bytes,
                               int count) const {
     const ProductPlan& product = plan_.product[p];
-    const int first = local * product.chunks;
-    return {
-        product,
-        plan_.staged_at,
-        plan_.operand_at,
-        plan_.partial_at,
-        plan_.tile_rows,
-        product.resident - first,
-        product.resident_at + first * product.rows * stride(product),
-        count,
-        row_bytes,
-        rows,
-        pass().exchange.weights[p] + Index{slice(local)} * product.chunks * plan_.tile_bytes(p)};
+    const int first = local * product.parts;
+    return {product,
+            plan_.staged_at,
+            plan_.operand_at,
+            plan_.partial_at,
+            plan_.tile_rows,
+            product.resident - first,
+            product.resident_at + first * product.rows * stride(product),
+            count,
+            row_bytes,
+            rows,
+            pass().exchange.weights[p] + Index{slice(local)} * product.parts * plan_.tile_bytes(p)};
   }
 
   // No cell is in it, so that all of them share its code.
   RNNKERN_KERNEL_CALLED static void multiply_tile(Block block, Tile tile) {
     const ProductPlan& product = tile.product;
-    const int tile_bytes = product.rows * product.chunk_bytes;
+    const int tile_bytes = product.rows * product.part_bytes;
     const auto rows_at = [&](int at, int count) {
       return Rows{block.shared() + at, stride(product), count};
     };
     Warps<Lanes<typename P::Sums>> sums{};
-    for (int chunk = 0; chunk < product.chunks; ++chunk) {
-      const int begin = chunk * product.chunk_bytes, left = product.depth_bytes - begin;
-      const int bytes = left < product.chunk_bytes ? left : product.chunk_bytes;
-      const bool resident = chunk < tile.resident;
+    for (int part = 0; part < product.parts; ++part) {
+      const int begin = part * product.part_bytes, left = product.depth_bytes - begin;
+      const int bytes = left < product.part_bytes ? left : product.part_bytes;
+      const bool resident = part < tile.resident;
       block.each([&](int thread) {
         if (!resident) {
-          copy_weights(block, product, tile.weights + Index{chunk} * tile_bytes, tile.staged_at,
+          copy_weights(block, product, tile.weights + Index{part} * tile_bytes, tile.staged_at,
                        thread);
         }
         const int vectors = bytes / kVectorBytes;
@@ -243,7 +243,7 @@ class Recurrence {
         if (!share.works) return;
         const int steps = bytes / kStepBytes;
         const int weights_at =
-            resident ? tile.resident_at + chunk * product.rows * stride(product) : tile.staged_at;
+            resident ? tile.resident_at + part * product.rows * stride(product) : tile.staged_at;
         P::multiply(
             sums[warp], rows_at(weights_at + share.row * stride(product), product.rows - share.row),
             rows_at(tile.operand_at + share.column * stride(product), tile.count - share.column),
@@ -275,7 +275,7 @@ class Recurrence {
     return pass.exchange.handed + (packed - first_row()) * plan_.product[kBetween].depth_bytes;
   }
   RNNKERN_KERNEL static int stride(const ProductPlan& product) {
-    return product.chunk_bytes + kRowPadding;
+    return product.part_bytes + kRowPadding;
   }
   RNNKERN_KERNEL static Vector* vector(Block block, int at) {
     return reinterpret_cast<Vector*>(block.shared() + at);
@@ -287,7 +287,7 @@ class Recurrence {
 
   RNNKERN_KERNEL static void copy_weights(Block block, const ProductPlan& product,
                                           const std::byte* from, int at, int thread) {
-    const int vectors = product.chunk_bytes / kVectorBytes;
+    const int vectors = product.part_bytes / kVectorBytes;
     for (int i = thread; i < product.rows * vectors; i += kThreads) {
       block.copy(vector(block, at + i / vectors * stride(product)) + i % vectors,
                  reinterpret_cast<const Vector*>(from) + i);
@@ -296,11 +296,11 @@ class Recurrence {
 
   RNNKERN_KERNEL void load_resident(int p) const {
     const ProductPlan& product = plan_.product[p];
-    const int own = own_slices() * product.chunks;
+    const int own = own_slices() * product.parts;
     block_.each([&](int thread) {
       for (int tile = 0; tile < product.resident && tile < own; ++tile) {
         const Index index =
-            Index{slice(tile / product.chunks)} * product.chunks + tile % product.chunks;
+            Index{slice(tile / product.parts)} * product.parts + tile % product.parts;
         copy_weights(block_, product, pass().exchange.weights[p] + index * plan_.tile_bytes(p),
                      product.resident_at + tile * product.rows * stride(product), thread);
       }

@@ -66,7 +66,7 @@ DEVICES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "one-block": ({"multiprocessors": 2}, {"blocks_per_group": 1}),
     "groups": ({"multiprocessors": 48}, {"path": "resident"}),
     "streaming": ({"multiprocessors": 4, "shared_bytes": 20 << 10}, {"path": "streaming"}),
-    "runs": ({"multiprocessors": 6, "run_bytes": 1}, {}),
+    "chunks": ({"multiprocessors": 6, "chunk_bytes": 1}, {}),
 }
 
 

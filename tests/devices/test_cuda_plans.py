@@ -77,7 +77,7 @@ def test_how_layers_share_launches(side: Any) -> None:
     assert large["reason"].startswith("a launch for each layer: by the estimate wavefronts take 1.")
     assert plan(1024, 2)["path"] == "resident"
     # Where each step is a launch, the layers cannot work at once.
-    side.device(multiprocessors=132, run_bytes=1)
+    side.device(multiprocessors=132, chunk_bytes=1)
     assert plan(256, 3)["layers_per_launch"] == [1, 1, 1]
     side.device(multiprocessors=1)
     assert plan(64, 3)["layers_per_launch"] == [1, 1, 1]

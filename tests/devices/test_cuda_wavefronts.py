@@ -59,8 +59,8 @@ WAVEFRONT_DEVICES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "one-block": ({"multiprocessors": 3}, {"blocks_per_group": 1}),
     "groups": ({"multiprocessors": 48}, {"path": "resident"}),
     "streaming": ({"multiprocessors": 12, "shared_bytes": 20 << 10}, {"path": "streaming"}),
-    "runs": ({"multiprocessors": 6, "run_bytes": 1}, {}),
-    "two-runs": ({"multiprocessors": 6, "run_bytes": 1 << 17}, {}),
+    "chunks": ({"multiprocessors": 6, "chunk_bytes": 1}, {}),
+    "two-chunks": ({"multiprocessors": 6, "chunk_bytes": 1 << 17}, {}),
 }
 
 
@@ -75,7 +75,7 @@ def test_wavefronts_on_every_path(side: Any, cell: str, device: str, compute: st
     for way in (plan, plan["backward"]):
         # Elsewhere a launch for each layer may be estimated to be faster: its plan is another.
         if way["layers_per_launch"] != [3]:
-            assert compute != "float16" or device.endswith("runs"), way
+            assert compute != "float16" or device.endswith("chunks"), way
         elif device != "streaming" or not cell.startswith("rnn"):
             assert expected.items() <= way.items(), way
             assert device != "groups" or way["groups"] > 1, way

@@ -65,7 +65,7 @@ def test_forced(isa: str) -> None:
 def test_supported_names_and_default() -> None:
     """Supported sets stand best first, scalar after all real ones; unforced, the best one runs."""
     supported = _core.supported_isas()
-    # Intel's AVX512-BF16 is slower than its AVX-512: csrc/core/backend.cpp.
+    # Intel's AVX512-BF16 is slower than its AVX-512: csrc/cpu/isa/detect.h.
     on_intel = ["amx", "avx512", "avx512bf16", *ISAS[3:]]
     assert supported in ([i for i in order if i in supported] for order in (ISAS, on_intel))
     assert "scalar" in supported

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cpu/lane_avx2.h"
-#include "cpu/make_backend.h"
+#include "cpu/isa/lane_avx2.h"
+#include "cpu/isa/make_backend.h"
 
 namespace rnnkern {
 

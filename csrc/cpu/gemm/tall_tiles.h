@@ -11,7 +11,7 @@
 
 #include <utility>
 
-#include "cpu/pair_product.h"
+#include "cpu/gemm/pair_product.h"
 
 namespace rnnkern {
 

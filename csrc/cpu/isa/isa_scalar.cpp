@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cpu/make_backend.h"
+#include "cpu/isa/make_backend.h"
 
 namespace rnnkern {
 

@@ -4,14 +4,14 @@
 
 #include <vector>
 
-#include "core/backend.h"
+#include "cpu/dispatch.h"
 
 namespace rnnkern {
 
 enum class Pass { forward, backward };
 
-// A snapshot of a layer's weights, packed for one kind of pass: a stream's, from call to call, and a
-// tape's, until the backward pass.
+// A snapshot of a layer's weights, packed for one kind of pass: a stream's, from call to call, and
+// a tape's, until the backward pass.
 template <class T>
 class PackedWeights {
  public:
@@ -33,16 +33,16 @@ class PackedWeights {
   AlignedBytes bytes_;
 };
 
-// Layers upon each other that go one step at a time. Packs the parameters when built, so that a step
-// neither packs nor allocates; it runs on the calling thread.
+// Layers upon each other that go one step at a time. Packs the parameters when built, so that a
+// step neither packs nor allocates; it runs on the calling thread.
 template <class T>
 class Stepper {
  public:
-  // h (L, B, H) and c (likewise, or null) are the state: the caller's memory, which step() advances.
-  // Narrow rounds the weight matrices to bfloat16 (float32; the biases are kept whole), and so does
-  // a compute of bfloat16, which rounds the other operands too. With by_token there will be tokens
-  // alone, and of the first layer's W_ih, which must stay as it is, a column is packed when its token
-  // comes first.
+  // h (L, B, H) and c (likewise, or null) are the state: the caller's memory, which step()
+  // advances. Narrow rounds the weight matrices to bfloat16 (float32; the biases are kept whole),
+  // and so does a compute of bfloat16, which rounds the other operands too. With by_token there
+  // will be tokens alone, and of the first layer's W_ih, which must stay as it is, a column is
+  // packed when its token comes first.
   Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c, bool narrow,
           Compute compute, bool by_token);
 
@@ -57,6 +57,7 @@ class Stepper {
 
  private:
   const StepKernels<T>& kernels_;
+  const TallTiles* const tall_;
   std::vector<StepProblem<T>> problems_;
   std::vector<AlignedBytes> packed_;
   AlignedBytes scratch_;
@@ -88,9 +89,9 @@ template <class T>
 Work work_of(int cell, Index steps, Index batch, double live, Index inputs, Index units,
              Compute compute);
 
-// `packed` null: the weights are packed within the call. These throw std::invalid_argument where the
-// dtype does not have that compute, or `packed` does not fit; and Interrupted, after which what they
-// write holds nothing of use.
+// `packed` null: the weights are packed within the call. These throw std::invalid_argument where
+// the dtype does not have that compute, or `packed` does not fit; and Interrupted, after which what
+// they write holds nothing of use.
 template <class T>
 void forward(int cell, const ForwardProblem<T>& problem, Compute compute,
              const PackedWeights<T>* packed = nullptr);

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdint>
 
-#include "cpu/tall_tiles.h"
+#include "cpu/dispatch.h"
+#include "cpu/gemm/tall_tiles.h"
 
 #if !defined(__AMX_TILE__) || !defined(__AMX_BF16__)
 #error "isa_amx.cpp needs AMX flags"
 #endif
 
 namespace rnnkern {
+
+const Backend& avx512bf16_backend();  // isa_avx512bf16.cpp
 namespace {
 
-// Written as assembly: the compilers' intrinsics want a register's number as a literal, and GCC's do not
-// say that the whole shape is read.
+// Written as assembly: the compilers' intrinsics want a register's number as a literal, and GCC's
+// do not say that the whole shape is read.
 struct Amx {
   struct alignas(64) Shape {  // of the tile registers, as LDTILECFG reads it
     std::uint8_t palette = 1, start_row = 0, reserved[14] = {};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 lanes, AVX512-BF16 and AMX in plain C++, to run their kernels where they are not: slow, and
-// as Intel's manual (Software Developer's Manual, volume 2) says of VDPBF16PS and TDPBF16PS.
+// AVX-512 lanes, AVX512-BF16 and AMX in plain C++, to run their kernels where they are not: slow,
+// and as Intel's manual (Software Developer's Manual, volume 2) says of VDPBF16PS and TDPBF16PS.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 #include <limits>
 
 #include "core/lane.h"
-#include "cpu/pair_product.h"
+#include "cpu/gemm/pair_product.h"
 
 namespace rnnkern {
 

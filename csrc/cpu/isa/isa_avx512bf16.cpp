@@ -2,15 +2,17 @@
 #include <bit>
 #include <cstring>
 
-#include "cpu/lane_avx512.h"
-#include "cpu/make_backend.h"
-#include "cpu/pair_product.h"
+#include "cpu/gemm/pair_product.h"
+#include "cpu/isa/lane_avx512.h"
+#include "cpu/isa/make_backend.h"
 
 #ifndef __AVX512BF16__
 #error "isa_avx512bf16.cpp needs AVX512-BF16 flags"
 #endif
 
 namespace rnnkern {
+
+const Backend& avx512_backend();  // isa_avx512.cpp
 
 struct Avx512Bf16 {
   using V = Avx512Float<Avx512Bf16>;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One step of a few rows: W_ih x and W_hh h panel by panel, with the cell's equations as the epilogue.
-// It is what a stream runs: no team, no schedule, nothing packed and nothing allocated.
+// One step of a few rows: W_ih x and W_hh h panel by panel, with the cell's equations as the
+// epilogue. It is what a stream runs: no team, no schedule, nothing packed and nothing allocated.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +8,9 @@
 
 #include "core/cell.h"
 #include "core/problem.h"
-#include "cpu/forward.h"
 #include "cpu/panels.h"
+#include "cpu/recurrent/cell_io.h"
+#include "cpu/recurrent/chunk.h"
 
 namespace rnnkern {
 
@@ -95,10 +96,11 @@ class Step {
     return measure.used();
   }
 
-  static void run(const StepProblem<T>& problem, std::byte* packed, std::byte* scratch) {
-    [[maybe_unused]] const typename Product::Session session;
+  static void run(const StepProblem<T>& problem, const TallTiles* tall, std::byte* packed,
+                  std::byte* scratch) {
+    [[maybe_unused]] const typename Product::Session session(tall);
     Arena packed_arena(packed), scratch_arena(scratch);
-    Step(problem, Panels(problem.inputs, problem.units, packed_arena),
+    Step(problem, tall, Panels(problem.inputs, problem.units, packed_arena),
          Scratch(problem, scratch_arena))
         .template run_phases<0>();
   }
@@ -126,12 +128,15 @@ class Step {
     }
   };
 
-  Step(const StepProblem<T>& problem, const Panels& panels, const Scratch& scratch)
-      : problem_(problem), panels_(panels), scratch_(scratch) {}
+  Step(const StepProblem<T>& problem, const TallTiles* tall, const Panels& panels,
+       const Scratch& scratch)
+      : problem_(problem), tall_(tall), panels_(panels), scratch_(scratch) {}
+
+  Tiles tiles_for(const Matrix& matrix) const { return {matrix.width, problem_.batch, tall_}; }
 
   template <int P>
   void run_phases() const {
-    const Index height = Tiles(panels_.recurrent[P].width, problem_.batch).height();
+    const Index height = tiles_for(panels_.recurrent[P]).height();
     for (Index i = 0; i < problem_.batch; i += height)
       run_rows<P>(i, static_cast<int>(std::min(height, problem_.batch - i)));
     if constexpr (P + 1 < kPhases) {
@@ -145,7 +150,7 @@ class Step {
   void run_rows(Index first, int rows) const {
     const Index units = problem_.units;
     const auto& matrix = panels_.recurrent[P];
-    const Tiles tiles(matrix.width, problem_.batch);
+    const Tiles tiles = tiles_for(matrix);
     const Operand *x[kMaxTileRows], *state[kMaxTileRows];
     for (int r = 0; r < rows; ++r) {
       const Index i = first + r, inputs = problem_.inputs;
@@ -191,9 +196,8 @@ class Step {
     const auto& matrix = panels_.input[P];
     T* out = scratch_.from_input;
     if (problem_.x) {
-      const Tiles tiles(matrix.width, problem_.batch);
       Ahead nothing;
-      return multiply_panels(matrix, tiles, x, rows, panel, count, nothing, out);
+      return multiply_panels(matrix, tiles_for(matrix), x, rows, panel, count, nothing, out);
     }
     for (int r = 0; r < rows; ++r) {
       const Index token = problem_.tokens[first + r];
@@ -217,32 +221,25 @@ class Step {
   template <int P, class Lane>
   void apply(Lane lane, Index i, Index unit, Index sums, Index gate) const {
     const Index units = problem_.units, at = i * units + unit;
-    const T *x = scratch_.from_input + sums, *product = scratch_.from_state + sums;
     T* saved = kPhases > 1 ? scratch_.saved + i * Cell::saved * units + unit : nullptr;
-    constexpr Range phase = Cell::phases[P];
-    constexpr Range saves = saved_in<Cell>(P);
-    ForwardStep<V, Cell> step;
-    for (int g = 0; g < phase.count; ++g) {
-      step.x[phase.first + g] = V::load(x + g * gate);
-      step.product[phase.first + g] = V::load(product + g * gate);
-    }
-    for (int k = 0; k < saves.first; ++k) step.saved[k] = lane.load(saved + k * units);
-    step.h = lane.load(problem_.h + at);
-    if constexpr (has_c<Cell>) step.c = lane.load(problem_.c + at);
-
-    Cell::forward(Phase<P>{}, step);
-
-    if constexpr (P + 1 < kPhases) {
-      for (int k = saves.first; k < saves.first + saves.count; ++k)
-        lane.store(saved + k * units, step.saved[k]);
-      lane.store(scratch_.operand + at, step.saved[Cell::operand_gate] * step.h);
-    } else {
-      lane.store(scratch_.h + at, step.h);
-      if constexpr (has_c<Cell>) lane.store(problem_.c + at, step.c);
-    }
+    ForwardPlace<T> place{.x = scratch_.from_input + sums,
+                          .x_gate = gate,
+                          .sums = scratch_.from_state + sums,
+                          .sums_gate = gate,
+                          .h = problem_.h + at,
+                          .c = nullptr,
+                          .saved_before = saved,
+                          .saved = P + 1 < kPhases ? saved : nullptr,
+                          .units = units,
+                          .operand = P + 1 < kPhases ? scratch_.operand + at : nullptr,
+                          .new_h = scratch_.h + at,
+                          .new_c = nullptr};
+    if constexpr (has_c<Cell>) place.c = place.new_c = problem_.c + at;
+    forward_cell<P, V, Cell>(lane, place);
   }
 
   const StepProblem<T>& problem_;
+  const TallTiles* const tall_;
   const Panels panels_;
   const Scratch scratch_;
 };

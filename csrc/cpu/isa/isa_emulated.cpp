@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The backends "emulated-avx512bf16" and "emulated-amx": the scalar one, with the products of the
 // instruction sets that they are named for.
-#include "cpu/emulated.h"
-#include "cpu/make_backend.h"
-#include "cpu/tall_tiles.h"
+#include "cpu/gemm/tall_tiles.h"
+#include "cpu/isa/emulated.h"
+#include "cpu/isa/make_backend.h"
 
 namespace rnnkern {
+
+const Backend& scalar_backend();  // isa_scalar.cpp
 
 const Backend& emulated_avx512bf16_backend() {
   static const Backend backend = [] {

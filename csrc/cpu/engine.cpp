@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/engine.h"
+#include "cpu/engine.h"
 
 #include <algorithm>
 #include <functional>
@@ -83,7 +83,8 @@ bool PackedWeights<T>::fits(int cell, Index inputs, Index units, Pass pass, bool
 template <class T>
 Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c,
                     bool narrow, Compute compute, bool by_token)
-    : kernels_(step_kernels<T>(cell, narrow, compute)) {
+    : kernels_(step_kernels<T>(cell, narrow, compute)),
+      tall_(chosen_backend().backend->tall_tiles) {
   if (!kernels_.run) throw std::invalid_argument("narrow weights are for float32 alone");
   Index scratch = 0;
   const T* below = nullptr;
@@ -125,7 +126,7 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
     StepProblem<T> problem = problems_[k];
     if (k == 0) problem.x = x, problem.x_row = problem.inputs, problem.tokens = tokens;
     problem.back = back_;
-    kernels_.run(problem, packed_[k].get(), scratch_.get());
+    kernels_.run(problem, tall_, packed_[k].get(), scratch_.get());
   }
   const auto& last = problems_.back();
   std::copy_n(last.h, last.batch * last.units, y);
@@ -187,6 +188,7 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
     own = AlignedBytes(kernels.forward_panels.bytes(problem.parameters, problem.input_packed));
     panels = own.get();
   }
+  const TallTiles* const tall = chosen_backend().backend->tall_tiles;
   Call call(work.total_flops);
   const AlignedBytes scratch(kernels.forward_scratch(problem, call.most_threads()));
   run_segments(call, work, [&](const Worker& worker, Progress at) {
@@ -194,7 +196,7 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
       kernels.forward_panels.pack(problem.parameters, problem.input_packed, worker, panels);
       worker.wait_team();
     }
-    return kernels.forward(problem, worker, at, panels, scratch.get());
+    return kernels.forward(problem, tall, worker, at, panels, scratch.get());
   });
 }
 
@@ -206,10 +208,11 @@ void backward(int cell, const BackwardProblem<T>& problem, Compute compute,
     throw std::invalid_argument("packed must be of these weights, for this pass and compute");
   const auto& kernels = pass_kernels<T>(cell, compute);
   const Work work = work_of<T>(cell, problem.schedule, problem.inputs, problem.units, compute);
+  const TallTiles* const tall = chosen_backend().backend->tall_tiles;
   Call call(2 * work.total_flops);
   const AlignedBytes scratch(kernels.backward_scratch(problem, call.most_threads()));
   run_segments(call, work, [&](const Worker& worker, Progress at) {
-    return kernels.backward(problem, worker, at, packed.data(), scratch.get());
+    return kernels.backward(problem, tall, worker, at, packed.data(), scratch.get());
   });
 }
 

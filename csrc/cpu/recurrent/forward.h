@@ -1,97 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// The forward time loop: W_ih x for a run of steps as one product, then step by step the recurrent
-// product with the cell's equations as its epilogue.
+// The forward time loop: W_ih x for a chunk of steps as one product, then step by step the
+// recurrent product with the cell's equations as its epilogue.
 #pragma once
 
 #include "core/cell.h"
 #include "core/problem.h"
 #include "core/team.h"
 #include "cpu/panels.h"
+#include "cpu/recurrent/cell_io.h"
+#include "cpu/recurrent/chunk.h"
 
 namespace rnnkern {
 
-// A run of processed steps [begin, end) whose packed rows [first_row, last_row) are worked on as one.
-struct Chunk {
-  Index begin, end, first_row, last_row;
-
-  [[gnu::always_inline]] Index rows() const { return last_row - first_row; }
-};
-
-// Rows that make a chunk: enough for the products over it, few enough for it to stay in cache.
-inline constexpr Index kChunkRows = 512;
-
-// Of a chunk of at least `rows` rows, or all there are.
-[[gnu::always_inline]] inline Index largest_chunk(const Schedule& s, Index rows) {
-  const Index all = s.offset[s.steps], most = rows + s.batch;
-  return all < most ? all : most;
-}
-
-[[gnu::always_inline]] inline void set_rows(const Schedule& s, Chunk& chunk) {
-  const Index first = s.reverse ? s.time(chunk.end - 1) : chunk.begin;
-  chunk.first_row = s.offset[first];
-  chunk.last_row = s.offset[first + (chunk.end - chunk.begin)];
-}
-
-[[gnu::always_inline]] inline Chunk chunk_from(const Schedule& s, Index begin, Index least) {
-  Chunk chunk{begin, begin, 0, 0};
-  for (Index rows = 0; chunk.end < s.steps && rows < least; ++chunk.end) rows += s.live(chunk.end);
-  set_rows(s, chunk);
-  return chunk;
-}
-
-[[gnu::always_inline]] inline Chunk chunk_until(const Schedule& s, Index end) {
-  Chunk chunk{end, end, 0, 0};
-  for (Index rows = 0; chunk.begin > 0 && rows < kChunkRows; --chunk.begin) {
-    rows += s.live(chunk.begin - 1);
-  }
-  set_rows(s, chunk);
-  return chunk;
-}
-
-// Calls visit(packed row, t, i) for the packed rows [begin, end).
-template <class V, class Visit>
-[[gnu::always_inline]] inline void for_packed_rows(const Schedule& s, Index begin, Index end,
-                                                   Visit visit) {
-  Index low = 0, high = s.steps;  // the step that holds `begin`: the last t with offset[t] <= begin
-  while (high - low > 1) {
-    const Index middle = low + (high - low) / 2;
-    (s.offset[middle] <= begin ? low : high) = middle;
-  }
-  for (Index t = low, p = begin; p < end; ++t) {
-    for (; p < end && p < s.offset[t + 1]; ++p) visit(p, t, p - s.offset[t]);
-  }
-}
-
-// Whole lanes and the last, partial one, as two types so that the first pays nothing for the second.
-template <class V>
-struct WholeLane {
-  using T = typename V::value;
-  [[gnu::always_inline]] V load(const T* p) const { return V::load(p); }
-  [[gnu::always_inline]] void store(T* p, V v) const { v.store(p); }
-};
-
-template <class V>
-struct PartLane {
-  using T = typename V::value;
-  Index n;
-  [[gnu::always_inline]] V load(const T* p) const { return V::load(p, n); }
-  [[gnu::always_inline]] void store(T* p, V v) const { v.store(p, n); }
-};
-
-// Copies of A's rows, each filled with zeros to a whole multiple of the depth; none where A is used
-// where it stands.
-template <class Product>
-constexpr Index copy_size(Index depth) {
-  return Product::kRounds ? round_up(depth, Product::kDepthMultiple) : 0;
-}
-
-template <class Product>
-[[gnu::always_inline]] inline typename Product::Operand* take_copies(Arena& arena, Index rows,
-                                                                     Index depth) {
-  return arena.take<typename Product::Operand>(rows * copy_size<Product>(depth));
-}
-
-// The panels that a forward pass reads; `stream` keeps them from call to call.
+// The panels that a forward pass reads. A frozen layer keeps them from call to call.
 template <class V, class Cell, class Product>
 struct ForwardPanels {
   using T = typename V::value;
@@ -164,9 +85,9 @@ class Forward {
     return measure.used();
   }
 
-  static Progress run(const ForwardProblem<T>& problem, const Worker& worker, Progress from,
-                      std::byte* packed, std::byte* scratch) {
-    return Forward(problem, worker, packed, scratch).run(from);
+  static Progress run(const ForwardProblem<T>& problem, const TallTiles* tall, const Worker& worker,
+                      Progress from, std::byte* packed, std::byte* scratch) {
+    return Forward(problem, tall, worker, packed, scratch).run(from);
   }
 
  private:
@@ -218,18 +139,19 @@ class Forward {
     }
   };
 
-  Forward(const ForwardProblem<T>& problem, const Worker& worker, std::byte* packed,
-          std::byte* scratch)
+  Forward(const ForwardProblem<T>& problem, const TallTiles* tall, const Worker& worker,
+          std::byte* packed, std::byte* scratch)
       : problem_(problem),
         schedule_(problem.schedule),
+        tall_(tall),
         units_(problem.parameters.units),
         worker_(worker),
         panels_(make_panels(problem, packed)),
         scratch_(make_scratch(problem, worker, scratch)),
         cut_(schedule_.batch, tile_height(), worker.row_groups) {}
 
-  // Half as many where W_ih x then stays in the L2 cache or nearly does; where it would not, the panels
-  // of W_ih are read for twice as many rows at once.
+  // Half as many where W_ih x then stays in the L2 cache or nearly does; where it would not, the
+  // panels of W_ih are read for twice as many rows at once.
   static Index chunk_rows(const ForwardProblem<T>& problem) {
     constexpr Index kShortRow = 5 << 10;  // bytes of W_ih x
     const Index row = kGates * problem.parameters.units * static_cast<Index>(sizeof(T));
@@ -247,10 +169,10 @@ class Forward {
   }
 
   typename Product::Tiles tiles_for(const PanelMatrix<V, Product>& matrix) const {
-    return {matrix.width, schedule_.batch};
+    return {matrix.width, schedule_.batch, tall_};
   }
 
-  // The same for all phases, so that a row of the batch stays with its thread.
+  // The same for all phases, so that a row of the batch stays with its thread and its cache.
   int tile_height() const {
     int height = kMaxTileRows;
     for (const auto& matrix : panels_.recurrent) {
@@ -261,7 +183,7 @@ class Forward {
   }
 
   Progress run(Progress at) const {
-    [[maybe_unused]] const typename Product::Session session;
+    [[maybe_unused]] const typename Product::Session session(tall_);
     if (problem_.tokens.slot && at.steps == 0 && !at.inside) gather_tokens();
     while (at.chunks < schedule_.steps) {
       const Chunk chunk = chunk_from(schedule_, at.chunks, chunk_rows(problem_));
@@ -289,7 +211,7 @@ class Forward {
     return at;
   }
 
-  // This thread's.
+  // Of a step's work, what is this thread's.
   double step_flops(Index s) const {
     return static_cast<double>(2 * kGates * units_ * units_ * schedule_.live(s)) / worker_.count;
   }
@@ -317,8 +239,9 @@ class Forward {
           scratch_.a[p - first] = input_row(chunk, p, t, i, true);
           scratch_.c[p - first] = scratch_.x_part + (p - chunk.first_row) * kGates * units_;
         });
-    multiply(panels_.input, scratch_.a, scratch_.c, kGates * units_, share.end - share.begin,
-             chunk.rows(), false, scratch_.tile, worker_);
+    multiply(panels_.input, typename Product::Tiles(panels_.input.width, chunk.rows(), tall_),
+             scratch_.a, scratch_.c, kGates * units_, share.end - share.begin, false, scratch_.tile,
+             worker_);
   }
 
   // x_t of packed row p as the product takes it; of those that are copied, `copies` makes the copy.
@@ -362,7 +285,8 @@ class Forward {
       });
       for (Index row = 0; row < rows; ++row) scratch_.c[row] += first - moved;
       moved = first;
-      multiply(some, scratch_.a, scratch_.c, columns, rows, rows, false, scratch_.tile, worker_);
+      multiply(some, typename Product::Tiles(some.width, rows, tall_), scratch_.a, scratch_.c,
+               columns, rows, false, scratch_.tile, worker_);
     }
   }
 
@@ -471,40 +395,32 @@ class Forward {
     }
   }
 
-  // The cell's equations on `rows` rows of one lane of units; gate g's sums stand g·blocks lanes on.
+  // The cell's equations on `rows` rows of one lane of units; gate g's sums stand g·blocks lanes
+  // on.
   template <int P, class Lane>
   void apply_cell(Lane lane, const T* sums, Index sums_row, int blocks, Index begin, int rows,
                   Index unit) const {
-    constexpr Range phase = Cell::phases[P];
-    constexpr Range saves = saved_in<Cell>(P);
+    constexpr int first = Cell::phases[P].first;
     for (int r = 0; r < rows; ++r, sums += sums_row) {
       const Index i = begin + r;
-      ForwardStep<V, Cell> step;
-      for (int g = phase.first; g < phase.first + phase.count; ++g) {
-        step.x[g] = lane.load(scratch_.x[i] + g * units_ + unit);
-        step.product[g] = V::load(sums + Index{g - phase.first} * blocks * V::size);
-      }
-      for (int k = 0; k < saves.first; ++k) {
-        step.saved[k] = lane.load(scratch_.saved_rows[i] + k * units_ + unit);
-      }
-      step.h = lane.load(scratch_.h[i] + unit);
-      if constexpr (has_c<Cell>) step.c = lane.load(scratch_.c_previous[i] + unit);
-
-      Cell::forward(Phase<P>{}, step);
-
-      if constexpr (Cell::saved > 0) {
-        if (T* saved = scratch_.saved_rows[i]) {
-          for (int k = saves.first; k < saves.first + saves.count; ++k) {
-            lane.store(saved + k * units_ + unit, step.saved[k]);
-          }
-        }
-      }
-      if constexpr (P + 1 < kPhases) {
-        lane.store(scratch_.operand + i * units_ + unit, step.saved[Cell::operand_gate] * step.h);
-      } else {
-        lane.store(scratch_.y[i] + unit, step.h);
-        if constexpr (has_c<Cell>) lane.store(scratch_.cell[i] + unit, step.c);
-      }
+      T* saved =
+          Cell::saved > 0 && scratch_.saved_rows[i] ? scratch_.saved_rows[i] + unit : nullptr;
+      ForwardPlace<T> at{.x = scratch_.x[i] + first * units_ + unit,
+                         .x_gate = units_,
+                         .sums = sums,
+                         .sums_gate = Index{blocks} * V::size,
+                         .h = scratch_.h[i] + unit,
+                         .c = nullptr,
+                         .saved_before = saved,
+                         .saved = saved,
+                         .units = units_,
+                         .operand = nullptr,
+                         .new_h = scratch_.y[i] + unit,
+                         .new_c = nullptr};
+      if constexpr (P + 1 < kPhases) at.operand = scratch_.operand + i * units_ + unit;
+      if constexpr (has_c<Cell>)
+        at.c = scratch_.c_previous[i] + unit, at.new_c = scratch_.cell[i] + unit;
+      forward_cell<P, V, Cell>(lane, at);
     }
   }
 
@@ -531,6 +447,7 @@ class Forward {
 
   const ForwardProblem<T>& problem_;
   const Schedule& schedule_;
+  const TallTiles* const tall_;
   const Index units_;
   const Worker& worker_;
   const Panels panels_;

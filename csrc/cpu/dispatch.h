@@ -2,17 +2,16 @@
 // The kernel tables: one backend an instruction set, chosen once when the module is loaded.
 #pragma once
 
-#include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
+#include "core/cells.h"
 #include "core/problem.h"
 #include "core/team.h"
 
 namespace rnnkern {
 
-inline constexpr int kMaxCells = 16;
+struct TallTiles;  // cpu/gemm/pair_product.h
 
 // One step of a cell, over weights in panels of its own. Without W_ih's columns only tokens can be
 // taken, each after its column was packed.
@@ -22,7 +21,7 @@ struct StepKernels {
   void (*pack)(const Parameters<T>&, bool with_input, std::byte* packed);
   void (*pack_token)(const Parameters<T>&, Index token, std::byte* packed);
   Index (*scratch)(const StepProblem<T>&);
-  void (*run)(const StepProblem<T>&, std::byte* packed, std::byte* scratch);
+  void (*run)(const StepProblem<T>&, const TallTiles*, std::byte* packed, std::byte* scratch);
 };
 
 // A layer's weights as a pass over a sequence reads them.
@@ -40,24 +39,24 @@ struct Progress {
   bool done = false;
 };
 
-// Whole sequences, forward and backward. Scratch and packed memory come from the caller, as large as
-// `bytes` and the functions of scratch say, aligned to 64 bytes. A pass goes on from where the segment
-// before ended; the scratch memory keeps what it needs of that.
+// Whole sequences, forward and backward. Scratch and packed memory come from the caller, as large
+// as `bytes` and the functions of scratch say, aligned to 64 bytes. A pass goes on from where the
+// segment before ended; the scratch memory keeps what it needs of that.
 template <class T>
 struct PassKernels {
   PanelKernels<T> forward_panels, backward_panels;
   Index (*forward_scratch)(const ForwardProblem<T>&, int threads);
-  Progress (*forward)(const ForwardProblem<T>&, const Worker&, Progress, std::byte* packed,
-                      std::byte* scratch);
+  Progress (*forward)(const ForwardProblem<T>&, const TallTiles*, const Worker&, Progress,
+                      std::byte* packed, std::byte* scratch);
   Index (*backward_scratch)(const BackwardProblem<T>&, int threads);
-  Progress (*backward)(const BackwardProblem<T>&, const Worker&, Progress, std::byte* packed,
-                       std::byte* scratch);
+  Progress (*backward)(const BackwardProblem<T>&, const TallTiles*, const Worker&, Progress,
+                       std::byte* packed, std::byte* scratch);
 };
 
 template <class T>
 struct Passes {
-  PassKernels<T> cells[kMaxCells];
-  StepKernels<T> steps[kMaxCells];
+  PassKernels<T> cells[AllCells::size];
+  StepKernels<T> steps[AllCells::size];
 };
 
 // What every backend has for a cell and a dtype.
@@ -70,7 +69,7 @@ struct CellKernels {
 
 template <class T>
 struct Kernels {
-  CellKernels<T> cells[kMaxCells];
+  CellKernels<T> cells[AllCells::size];
   Index (*matmul_packed_bytes)(const MatmulProblem<T>&);
   void (*matmul_pack)(const MatmulProblem<T>&, const Worker&, std::byte* packed);
   Index (*matmul_scratch)(const MatmulProblem<T>&, int threads);
@@ -83,14 +82,12 @@ struct Kernels {
   double (*softmax_cross_entropy)(const SoftmaxProblem<T>&);
 };
 
-struct TallTiles;  // cpu/pair_product.h
-
 struct Backend {
   const char* name;
   const Kernels<float>* for_float;
   const Kernels<double>* for_double;
-  // Passes and steps whose products take operands rounded to bfloat16, all else being float32; what multiplies
-  // them, in words; and the kernels for many rows that they use, if any.
+  // Passes and steps whose products take operands rounded to bfloat16, all else being float32; what
+  // multiplies them, in words; and the kernels for many rows that they use, if any.
   const Passes<float>* for_bfloat16;
   const char* bfloat16_product;
   const TallTiles* tall_tiles;
@@ -104,29 +101,6 @@ struct Backend {
     }
   }
 };
-
-// Each defined in csrc/cpu/isa_<name>.cpp, the only file compiled with that instruction set's flags.
-const Backend& scalar_backend();
-const Backend& avx2_backend();
-const Backend& avx512_backend();
-const Backend& avx512bf16_backend();
-const Backend& amx_backend();
-// Both in csrc/cpu/isa_emulated.cpp.
-const Backend& emulated_avx512bf16_backend();
-const Backend& emulated_amx_backend();
-
-// The facts of a cell that those who allocate for it need.
-struct CellFacts {
-  std::string_view name;
-  std::span<const char* const> gate_names, states;  // states: h, or h and c
-  int gates, saved;
-  bool cell_state;          // whether there is c
-  int recurrent_bias_gate;  // the gate that bias_hn belongs to, or -1
-};
-const std::vector<CellFacts>& all_cells();
-
-// Index into all_cells(); throws std::invalid_argument for a name that no cell has.
-int find_cell(std::string_view name);
 
 // Those that were built and this processor can run, best first; emulated ones stand last.
 const std::vector<const Backend*>& supported_backends();

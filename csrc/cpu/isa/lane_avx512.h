@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 lanes: 16 floats or 8 doubles, 32 registers. Isa is the file that they are compiled in: files
-// with other flags must share no symbol.
+// AVX-512 lanes: 16 floats or 8 doubles, 32 registers. Isa is the file that they are compiled in:
+// files with other flags must share no symbol.
 #pragma once
 
 #ifndef __AVX512F__

@@ -8,7 +8,6 @@
 //   store(p, v)                 V::size values, rounded to bfloat16
 #pragma once
 
-#include "core/backend.h"
 #include "cpu/panels.h"
 
 namespace rnnkern {
@@ -21,20 +20,20 @@ inline constexpr int kTallWidth = 4;     // of them side by side in a panel
 inline constexpr Index kTallFrom = 16;   // a product of fewer rows is left to registers
 
 // Kernels for tiles of up to kMaxTileRows rows by one panel of `width` lanes of kTallColumns, whose
-// rows of A are evenly spaced. Their sums are not to the last bit those of Dot, so that whether they are
-// used must depend on the sizes of the problem alone.
+// rows of A are evenly spaced. Their sums are not to the last bit those of Dot, so that whether
+// they are used must depend on the sizes of the problem alone.
 struct TallTiles {
   void (*multiply[kTallWidth])(const PairTile& tile, int rows);  // found by width - 1
   void (*release)();  // on a thread that has multiplied, once it is done
 };
 
-// The tiles of a product of so many rows: tall ones where the backend in use has them.
+// The tiles of a product of so many rows: tall ones where there are any.
 template <class Product>
 class PairTiles {
  public:
-  PairTiles(int width, Index rows)
-      : registers_(width, rows),
-        tall_(rows >= kTallFrom ? chosen_backend().backend->tall_tiles : nullptr),
+  PairTiles(int width, Index rows, const TallTiles* tall)
+      : registers_(width, rows, nullptr),
+        tall_(rows >= kTallFrom ? tall : nullptr),
         width_(width) {}
 
   int height() const { return tall_ ? kMaxTileRows : registers_.height(); }
@@ -56,13 +55,17 @@ class PairTiles {
 };
 
 // Not copied: what ends with it is the thread's use of the tiles.
-struct TallSession {
-  TallSession() = default;
+class TallSession {
+ public:
+  explicit TallSession(const TallTiles* tall) : tall_(tall) {}
   TallSession(const TallSession&) = delete;
   TallSession& operator=(const TallSession&) = delete;
   ~TallSession() {
-    if (const TallTiles* tall = chosen_backend().backend->tall_tiles) tall->release();
+    if (tall_) tall_->release();
   }
+
+ private:
+  const TallTiles* const tall_;
 };
 
 template <class V, class Dot>

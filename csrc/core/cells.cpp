@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The list of cells as facts: apart from the kernels' tables, for those who have kernels of their own.
+#include "core/cells.h"
+
 #include <iterator>
 #include <stdexcept>
-
-#include "core/backend.h"
-#include "core/cells.h"
+#include <string>
 
 namespace rnnkern {
 
@@ -18,7 +17,10 @@ CellFacts facts_of() {
           .states = Cell::states,
           .gates = Cell::gates,
           .saved = Cell::saved,
+          .deltas = delta_count<Cell>,
           .cell_state = has_c<Cell>,
+          .phases = Cell::phases,
+          .operand_gate = Cell::operand_gate,
           .recurrent_bias_gate = Cell::recurrent_bias_gate};
 }
 
@@ -30,7 +32,6 @@ std::vector<CellFacts> describe(CellList<Cells...>) {
 }  // namespace
 
 const std::vector<CellFacts>& all_cells() {
-  static_assert(AllCells::size <= kMaxCells);
   static const std::vector<CellFacts> cells = describe(AllCells());
   return cells;
 }

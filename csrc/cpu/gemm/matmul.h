@@ -64,9 +64,10 @@ class Matmul {
     }
     // So many rows at a time that an interruption is soon seen.
     constexpr Index kRows = 4096;
+    const typename ExactProduct<V>::Tiles tiles(b.width, problem.rows, nullptr);
     for (Index i = rows.begin; i < rows.end; i += kRows) {
-      multiply(b, scratch.a + i, scratch.c + i, problem.c_row, std::min(kRows, rows.end - i),
-               problem.rows, problem.accumulate, scratch.tile, worker);
+      multiply(b, tiles, scratch.a + i, scratch.c + i, problem.c_row, std::min(kRows, rows.end - i),
+               problem.accumulate, scratch.tile, worker);
     }
   }
 

@@ -4,12 +4,12 @@
 
 #include <type_traits>
 
-#include "core/backend.h"
 #include "core/cells.h"
-#include "cpu/backward.h"
-#include "cpu/forward.h"
-#include "cpu/matmul.h"
-#include "cpu/step.h"
+#include "cpu/dispatch.h"
+#include "cpu/gemm/matmul.h"
+#include "cpu/recurrent/backward.h"
+#include "cpu/recurrent/forward.h"
+#include "cpu/recurrent/step.h"
 #include "cpu/training.h"
 
 namespace rnnkern {

@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: Apache-2.0
+// The gradients of the input and of all weights, once a chunk of steps: products of the
+// pre-activations' gradients, the deltas, over all rows of the chunk.
+#pragma once
+
+#include "core/cell.h"
+#include "core/problem.h"
+#include "core/team.h"
+#include "cpu/panels.h"
+#include "cpu/recurrent/chunk.h"
+
+namespace rnnkern {
+
+// What row i's product of processed step s multiplied.
+template <class T>
+[[gnu::always_inline]] inline const T* previous_h(const BackwardProblem<T>& problem, Index s,
+                                                  Index i) {
+  const Schedule& schedule = problem.schedule;
+  const Index b = schedule.order[i];
+  if (s == 0 || i >= schedule.live(s - 1)) return problem.h_0 + b * problem.units;
+  return problem.y.at(schedule.time(s - 1), b);
+}
+
+template <class V, class Cell, class Product>
+class WeightGradients {
+  using T = typename V::value;
+  using Operand = typename Product::Operand;
+  using Matrix = PanelMatrix<V, Product>;
+  static constexpr int kPhases = phase_count<Cell>;
+  static constexpr int kGates = Cell::gates;
+  static constexpr int kDeltas = delta_count<Cell>;
+
+  struct Gradients {
+    T *dw_ih, *dw_hh, *dbias, *dbias_hn;
+  };
+
+  // So many rows are summed by themselves: the shorter the sums, the fewer digits they lose. A
+  // token's gradient has one addend a row; the others are sums of the products' sums.
+  static constexpr Index kSumRows = 1 << 14, kTokenSumRows = 1 << 10;
+
+  static bool many_rows(const Schedule& s) { return s.offset[s.steps] > kSumRows; }
+
+ public:
+  // What the team shares: it stays where it is while teams of other sizes take over.
+  struct Shared {
+    Matrix inputs;             // x of a chunk, (rows, I)
+    Matrix operands[kPhases];  // what a phase's product multiplied in a chunk, (rows, H)
+    T* token_gradient;         // (distinct tokens, G·H)
+    Gradients recent;          // of the latest rows, where there are many
+    Operand* packed_delta;     // the chunk's deltas transposed, by tiles of gate rows
+    Operand* delta_copies;     // (rows of a chunk, G·H), where operands are rounded
+
+    Shared(const BackwardProblem<T>& problem, Arena& arena) {
+      const Index units = problem.units;
+      const Index chunk = largest_chunk(problem.schedule, kChunkRows);
+      const auto take = [&](Matrix matrix) {
+        matrix.data = arena.take<T>(matrix.size());
+        return matrix;
+      };
+      for (int p = 0; p < kPhases; ++p) operands[p] = take(Matrix(chunk, units, 1));
+      if (!problem.tokens.slot) inputs = take(Matrix(chunk, problem.inputs, 1));
+      token_gradient =
+          arena.take<T>(problem.tokens.slot ? problem.tokens.count * kGates * units : 0);
+      const Index recent_rows = many_rows(problem.schedule) ? kGates * units : 0;
+      recent.dw_ih = arena.take<T>(problem.tokens.slot ? 0 : recent_rows * problem.inputs);
+      recent.dw_hh = arena.take<T>(recent_rows * units);
+      recent.dbias = arena.take<T>(recent_rows);
+      recent.dbias_hn = arena.take<T>(many_rows(problem.schedule) ? units : 0);
+      packed_delta =
+          arena.take<Operand>(kDeltas * units * round_up(chunk, Product::kDepthMultiple));
+      delta_copies = take_copies<Product>(arena, problem.dx.data ? chunk : 0, kGates * units);
+    }
+  };
+
+  // What is one thread's.
+  struct Own {
+    T* tile;
+    const Operand** a;  // (rows of a chunk): rows of a product over it, in and
+    T** c;              // out
+    const T** source;   // likewise: what its panels are packed from
+
+    Own() = default;
+    Own(const BackwardProblem<T>& problem, Arena& arena) {
+      const Index chunk = largest_chunk(problem.schedule, kChunkRows);
+      tile = arena.take<T>(tile_scratch<V>());
+      a = arena.take<const Operand*>(chunk);
+      c = arena.take<T*>(chunk);
+      source = arena.take<const T*>(chunk);
+    }
+  };
+
+  // `delta` (rows of a chunk, deltas, H) is what the time loop leaves.
+  WeightGradients(const BackwardProblem<T>& problem, const TallTiles* tall, const Worker& worker,
+                  const Matrix& input_panels, const Shared& shared, const Own& own, const T* delta)
+      : problem_(problem),
+        schedule_(problem.schedule),
+        tall_(tall),
+        units_(problem.units),
+        worker_(worker),
+        input_panels_(input_panels),
+        shared_(shared),
+        own_(own),
+        delta_(delta),
+        sums_(many_rows(schedule_)
+                  ? shared.recent
+                  : Gradients{problem.dw_ih, problem.dw_hh, problem.dbias, problem.dbias_hn}) {}
+
+  void clear() const {
+    for_recent_sums([&](T* from, T*, Index n) {
+      const auto share = worker_.share(n);
+      for (Index j = share.begin; j < share.end; ++j) from[j] = T(0);
+    });
+    if (!problem_.tokens.slot) return;
+    const auto share = worker_.share(problem_.tokens.count * kGates * units_);
+    for (Index j = share.begin; j < share.end; ++j) shared_.token_gradient[j] = T(0);
+  }
+
+  // The chunk's deltas are there, all threads'.
+  void add(const Chunk& chunk) const {
+    pack_chunk(chunk);
+    worker_.offer(kInputRows, problem_.dx.data ? chunk.rows() : 0, kPieceRows);
+    worker_.offer(kWeightTiles, kDeltas * delta_tiles().tiles, kPieceTiles);
+    worker_.wait_team();
+    worker_.for_pieces(kInputRows,
+                       [&](Index begin, Index end) { add_input_gradient(chunk, begin, end); });
+    add_bias_gradients(chunk);
+    worker_.for_pieces(kWeightTiles,
+                       [&](Index begin, Index end) { add_weight_gradients(chunk, begin, end); });
+    if (problem_.tokens.slot) add_token_gradients(chunk);
+  }
+
+  // To be called once all threads have added.
+  void collect(const Chunk& chunk) const {
+    if (ends_rows(chunk, kSumRows)) {
+      for_recent_sums([&](T* from, T* to, Index n) {
+        const auto share = worker_.share(to ? n : 0);
+        for (Index j = share.begin; j < share.end; ++j) to[j] += from[j], from[j] = T(0);
+      });
+    }
+    if (!problem_.tokens.slot) return;
+    // Rarely enough that few rows of the many tokens are gone through for each one added.
+    const Index all_tokens = 4 * problem_.tokens.count;
+    if (ends_rows(chunk, all_tokens > kTokenSumRows ? all_tokens : kTokenSumRows))
+      scatter_token_gradients();
+  }
+
+ private:
+  // Queues of pieces of a chunk's products, and how large one is: some hundred microseconds' worth.
+  enum { kInputRows, kWeightTiles };
+  static constexpr Index kPieceRows = 64, kPieceTiles = 8;
+
+  // Calls visit(from, to, n) for each array of sums and what it is added to at last; `to` may be
+  // null.
+  template <class Visit>
+  [[gnu::always_inline]] void for_recent_sums(Visit visit) const {
+    if (!many_rows(schedule_)) return;
+    const Gradients& recent = shared_.recent;
+    const Index rows = kGates * units_;
+    if (!problem_.tokens.slot) visit(recent.dw_ih, problem_.dw_ih, rows * problem_.inputs);
+    visit(recent.dw_hh, problem_.dw_hh, rows * units_);
+    visit(recent.dbias, problem_.dbias, rows);
+    visit(recent.dbias_hn, problem_.dbias_hn, units_);
+  }
+
+  // Whether so many rows end with this chunk, counted in the order in which chunks are worked on.
+  bool ends_rows(const Chunk& chunk, Index rows) const {
+    const Index all = schedule_.offset[schedule_.steps];
+    const Index done = schedule_.reverse ? chunk.last_row : all - chunk.first_row;
+    return chunk.begin == 0 || done / rows != (done - chunk.rows()) / rows;
+  }
+
+  // For products whose left-hand side has a delta's columns as its rows.
+  typename Product::Tiles tiles_over_chunk(const Matrix& matrix) const {
+    return {matrix.width, units_, tall_};
+  }
+
+  int delta_tile_rows() const {
+    const int for_operands = tiles_over_chunk(shared_.operands[0]).height();
+    if (problem_.tokens.slot) return for_operands;
+    const int for_inputs = tiles_over_chunk(shared_.inputs).height();
+    return for_inputs < for_operands ? for_inputs : for_operands;
+  }
+
+  // Of one delta's rows.
+  TileCut delta_tiles() const { return TileCut(units_, delta_tile_rows()); }
+
+  // Calls visit(d, first unit, rows) for this thread's tiles of the deltas' rows.
+  template <class Visit>
+  [[gnu::always_inline]] void for_delta_tiles(Visit visit) const {
+    const TileCut cut = delta_tiles();
+    const auto share = worker_.share(kDeltas * cut.tiles);
+    for (Index t = share.begin; t < share.end; ++t) {
+      const Index first = cut.begin(t % cut.tiles);
+      visit(static_cast<int>(t / cut.tiles), first, cut.begin(t % cut.tiles + 1) - first);
+    }
+  }
+
+  void pack_chunk(const Chunk& chunk) const {
+    const Index rows = chunk.rows();
+    const T** const a = own_.source;
+    for (int p = 0; p < kPhases; ++p) {
+      Matrix matrix = shared_.operands[p];
+      matrix.depth = rows;
+      const auto share = worker_.share(matrix.count());
+      for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row,
+                         [&](Index row, Index t, Index i) {
+                           a[row - chunk.first_row] = previous_h(problem_, schedule_.time(t), i);
+                         });
+      pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
+        const V h = load_some<V>(a[k] + unit, n);
+        if constexpr (kPhases > 1) {
+          if (p == 1) {
+            const T* saved = problem_.saved + (chunk.first_row + k) * Cell::saved * units_;
+            return load_some<V>(saved + Cell::operand_gate * units_ + unit, n) * h;
+          }
+        }
+        return h;
+      });
+    }
+    if (!problem_.tokens.slot) {
+      Matrix matrix = shared_.inputs;
+      matrix.depth = rows;
+      const auto share = worker_.share(matrix.count());
+      for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row,
+                         [&](Index row, Index t, Index i) {
+                           a[row - chunk.first_row] = problem_.x.at(t, schedule_.order[i]);
+                         });
+      pack_rows(matrix, share.begin, share.end,
+                [&](Index k, Index unit, Index n) { return load_some<V>(a[k] + unit, n); });
+    }
+    for_delta_tiles([&](int d, Index first, Index height) {
+      Product::pack_across(delta_ + d * units_ + first, kDeltas * units_, rows, height,
+                           packed_delta(d, first, rows));
+    });
+  }
+
+  // dx += deltas · W_ih for rows [begin, end) of the chunk.
+  void add_input_gradient(const Chunk& chunk, Index begin, Index end) const {
+    const Index first = chunk.first_row + begin;
+    for_packed_rows<V>(schedule_, first, chunk.first_row + end, [&](Index p, Index t, Index i) {
+      const Index row = p - chunk.first_row;
+      own_.a[p - first] =
+          Product::copy_row(delta_ + row * kDeltas * units_, kGates * units_,
+                            shared_.delta_copies + row * copy_size<Product>(kGates * units_));
+      own_.c[p - first] = problem_.dx.at(t, schedule_.order[i]);
+    });
+    multiply(input_panels_, typename Product::Tiles(input_panels_.width, chunk.rows(), tall_),
+             own_.a, own_.c, 0, end - begin, true, own_.tile, worker_);
+  }
+
+  // Column sums of the deltas, for this thread's columns.
+  void add_bias_gradients(const Chunk& chunk) const {
+    const Index lanes = (units_ + V::size - 1) / V::size;
+    const auto share = worker_.share(kDeltas * lanes);
+    for (Index j = share.begin; j < share.end; ++j) {
+      const int d = static_cast<int>(j / lanes);
+      const Index unit = j % lanes * V::size, n = units_ - unit;
+      T* out = nullptr;
+      if (d < kGates) {
+        if (problem_.dbias) out = sums_.dbias + d * units_ + unit;
+      } else if (problem_.dbias_hn) {
+        out = sums_.dbias_hn + unit;
+      }
+      if (!out) continue;
+      const V sum = column_sums(delta_ + d * units_ + unit, chunk.rows(), n);
+      store_some(out, load_some<V>(out, n) + sum, n);
+    }
+  }
+
+  // Of so many rows of deltas. The several sums side by side are short, and keep the units busy.
+  V column_sums(const T* from, Index rows, Index n) const {
+    constexpr Index kSums = 8, kRows = 128 * kSums;
+    const Index row = kDeltas * units_;
+    V total(T(0));
+    for (Index begin = 0; begin < rows; begin += kRows) {
+      const Index end = begin + kRows < rows ? begin + kRows : rows;
+      V sums[kSums];
+      for (auto& sum : sums) sum = V(T(0));
+      Index k = begin;
+      for (; end - k >= kSums; k += kSums) {
+#pragma GCC unroll 8
+        for (Index i = 0; i < kSums; ++i) sums[i] = sums[i] + load_some<V>(from + (k + i) * row, n);
+      }
+      for (; k < end; ++k) sums[0] = sums[0] + load_some<V>(from + k * row, n);
+      for (Index half = kSums / 2; half > 0; half /= 2) {
+        for (Index i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+      }
+      total = total + sums[0];
+    }
+    return total;
+  }
+
+  // dW += deltasᵀ · (x or operand) for tiles [begin, end) of the deltas' rows.
+  void add_weight_gradients(const Chunk& chunk, Index begin, Index end) const {
+    const Index tiles = delta_tiles().tiles;
+    for (Index t = begin, next; t < end; t = next) {
+      const int d = static_cast<int>(t / tiles);
+      next = (d + 1) * tiles < end ? (d + 1) * tiles : end;
+      const Range part{static_cast<int>(t - d * tiles), static_cast<int>(next - t)};
+      for (int g = 0; g < kGates; ++g) {
+        if (!problem_.tokens.slot && g == d) {
+          multiply_delta(chunk, d, part, shared_.inputs, sums_.dw_ih + g * units_ * problem_.inputs,
+                         problem_.inputs);
+        }
+        for (int p = 0; p < kPhases; ++p) {
+          const Range phase = Cell::phases[p];
+          if (recurrent_delta<Cell>(g) != d || g < phase.first || g >= phase.first + phase.count)
+            continue;
+          multiply_delta(chunk, d, part, shared_.operands[p], sums_.dw_hh + g * units_ * units_,
+                         units_);
+        }
+      }
+    }
+  }
+
+  // Rows of units [first, ...) of delta d.
+  Operand* packed_delta(int d, Index first, Index chunk_rows) const {
+    return shared_.packed_delta +
+           (d * units_ + first) * round_up(chunk_rows, Product::kDepthMultiple);
+  }
+
+  void multiply_delta(const Chunk& chunk, int d, Range part, Matrix matrix, T* out,
+                      Index out_row) const {
+    const TileCut cut = delta_tiles();
+    matrix.depth = chunk.rows();
+    const Index columns = matrix.row_size();
+    const auto tiles = tiles_over_chunk(matrix);
+    for (Index p = 0; p < matrix.count(); ++p) {
+      const Index real = matrix.units - p * columns;
+      Ahead ahead = matrix.ahead(p + 1, 1);
+      for (Index t = part.first; t < part.first + part.count; ++t) {
+        const Index first = cut.begin(t), height = cut.begin(t + 1) - first;
+        const Operand* a[kMaxTileRows];
+        T* c[kMaxTileRows];
+        for (Index m = 0; m < height; ++m) {
+          a[m] = packed_delta(d, first, chunk.rows()) + m * Product::row_distance(chunk.rows());
+          c[m] = out + (first + m) * out_row + p * columns;
+        }
+        // What the next tile will add to: its sums would wait for it.
+        for (Index m = 0; m < height; ++m) prefetch(c[m] + height * out_row, columns);
+        const bool direct = real >= columns;
+        const typename Product::Tile tile{.a = a,
+                                          .a_begin = 0,
+                                          .a_step = Product::step_distance(height),
+                                          .b = matrix.row(p, 0),
+                                          .b_panel = 0,
+                                          .depth = chunk.rows(),
+                                          .ahead = ahead.take(chunk.rows() / Product::kDepthStep),
+                                          .start = direct ? c[0] : own_.tile,
+                                          .start_row = direct ? out_row : columns,
+                                          .start_panel = 0,
+                                          .add = true,
+                                          .out = direct ? c[0] : own_.tile,
+                                          .out_row = direct ? out_row : columns,
+                                          .out_panel = 0};
+        if (!direct) load_tile<V>(c, 0, height, real, columns, own_.tile);
+        tiles.multiply(static_cast<int>(height), 1, tile);
+        if (!direct) store_tile<V>(c, 0, height, real, columns, own_.tile);
+      }
+      worker_.progress(
+          static_cast<double>(2 * part.count * delta_tile_rows() * columns * chunk.rows()));
+    }
+  }
+
+  void add_token_gradients(const Chunk& chunk) const {
+    const auto share = worker_.share(kGates * units_);
+    for (Index k = 0; k < chunk.rows(); ++k) {
+      const T* from = delta_ + k * kDeltas * units_;
+      T* to = shared_.token_gradient + problem_.tokens.slot[chunk.first_row + k] * kGates * units_;
+      for (Index j = share.begin; j < share.end; ++j) to[j] += Product::rounded(from[j]);
+    }
+  }
+
+  void scatter_token_gradients() const {
+    const auto share = worker_.share(kGates * units_);
+    for (Index slot = 0; slot < problem_.tokens.count; ++slot) {
+      T* from = shared_.token_gradient + slot * kGates * units_;
+      T* column = problem_.dw_ih + problem_.tokens.token[slot];
+      for (Index j = share.begin; j < share.end; ++j) {
+        column[j * problem_.inputs] += from[j];
+        from[j] = T(0);
+      }
+    }
+  }
+
+  const BackwardProblem<T>& problem_;
+  const Schedule& schedule_;
+  const TallTiles* const tall_;
+  const Index units_;
+  const Worker& worker_;
+  const Matrix input_panels_;  // W_ih
+  const Shared shared_;
+  const Own own_;
+  const T* const delta_;
+  const Gradients sums_;  // what the products over a chunk are added to
+};
+
+}  // namespace rnnkern
