@@ -26,7 +26,7 @@ double time_step(int cell, Index units, bool narrow) {
                                               .bias = bias.data(),
                                               .bias_hn = nullptr};
   rnnkern::Stepper<float> stepper(cell, {parameters}, 1, h.data(), c.data(), narrow,
-                                  rnnkern::Compute::exact);
+                                  rnnkern::Compute::exact, false);
   const int steps = std::max(4, static_cast<int>(2e7 / stepper.flops()));
   std::vector<double> turns;
   for (int turn = 0; turn < 51; ++turn) {
