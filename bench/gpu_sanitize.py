@@ -16,6 +16,7 @@ import gpu_work
 import numpy as np
 
 import rnnkern as rk
+from rnnkern.cells import CELLS as REGISTRY
 from rnnkern.devices import get_device
 
 STEPS, INPUTS, HIDDEN = 5, 20, 100
@@ -24,14 +25,8 @@ LENGTHS = {6: np.array([3, 5, 0, 5, 1, 4]), 1: np.array([3])}
 COMPUTES = ("float16", "tfloat32", None, "bfloat16")
 _SHARE = 0.7  # of the seconds allowed: a case may be long under a sanitizer
 
-Cell = tuple[Any, dict[str, str]]
-CELLS: tuple[Cell, ...] = (
-    (rk.LSTM, {}),
-    (rk.GRU, {"reset": "before"}),
-    (rk.GRU, {"reset": "after"}),
-    (rk.SimplifiedGRU, {}),
-    (rk.RNN, {}),
-)
+Cell = tuple[Any, dict[str, Any]]
+CELLS: list[Cell] = [(cell.layer, {**cell.options}) for cell in reversed(REGISTRY.values())]
 
 
 def cases() -> Iterator[tuple[int, Cell, str | None]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rnnkern as rk
+from rnnkern.cells import layer_classes
 
 from support.layers import CELLS, as_layer_state, make
 from support.processes import run_python
@@ -34,7 +35,7 @@ def h(*shape: int, dtype: str = "float32") -> Any:
 # --- Constructors ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", [rk.RNN, rk.SimplifiedGRU, rk.GRU, rk.LSTM])
+@pytest.mark.parametrize("cls", layer_classes().values())
 @pytest.mark.parametrize("name", ["input_size", "hidden_size", "num_layers"])
 @pytest.mark.parametrize(
     ("value", "error"),

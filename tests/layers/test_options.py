@@ -4,21 +4,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 import rnnkern as rk
+from rnnkern.cells import layer_classes
 
 from support.arguments import BATCH, FLOATS, HIDDEN, INPUTS, TOKENS, model
 from support.layers import CELLS, make
 
+
+def of_sizes(layer: Any) -> Callable[..., Any]:
+    """A constructor that is given options alone."""
+    return partial(layer, 5, 4)
+
+
 MAKERS: dict[str, Callable[..., Any]] = {
-    "LSTM": lambda **o: rk.LSTM(5, 4, **o),
-    "GRU": lambda **o: rk.GRU(5, 4, **o),
-    "RNN": lambda **o: rk.RNN(5, 4, **o),
-    "SimplifiedGRU": lambda **o: rk.SimplifiedGRU(5, 4, **o),
+    **{name: of_sizes(layer) for name, layer in layer_classes().items()},
     "Linear": lambda **o: rk.Linear(5, 4, **o),
     "Seq2Seq": lambda **o: rk.Seq2Seq(5, 4, 3, bos=0, eos=1, **o),
     "Adam": lambda **o: rk.Adam(rk.Linear(5, 4), **o),
@@ -46,7 +51,7 @@ def test_options_that_are_not_there_yet() -> None:
         model(cell_options={"bais": False})
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "SimplifiedGRU", "Linear", "Seq2Seq"])
+@pytest.mark.parametrize("name", [*layer_classes(), "Linear", "Seq2Seq"])
 def test_spellings_of_dtype(name: str) -> None:
     for wide in ("float64", "f8", "double", float, np.float64, np.dtype("float64")):
         config = MAKERS[name](dtype=wide).config()

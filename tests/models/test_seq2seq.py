@@ -11,6 +11,7 @@ import pytest
 
 import rnnkern as rk
 from rnnkern import _core
+from rnnkern.cells import layer_classes
 
 from support.threads import using_threads
 
@@ -199,7 +200,7 @@ def test_greedy_is_a_loop_over_the_stream(
     np.testing.assert_array_equal(lengths, 12)
 
 
-@pytest.mark.parametrize("cell", ["RNN", "SimplifiedGRU", "GRU", "LSTM"])
+@pytest.mark.parametrize("cell", layer_classes())
 @pytest.mark.parametrize("compute", [None, "bfloat16"])
 @pytest.mark.parametrize("batch", [1, 16])
 def test_logits_of_decoding_are_those_of_teacher_forcing(

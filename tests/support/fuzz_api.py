@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 
 import rnnkern as rk
+from rnnkern.cells import layer_classes
 
 from support.fuzz_core import exchanged
 from support.fuzzing import LAYOUTS, Case, finite
 from support.reference import Array
 
-LAYERS: tuple[tuple[Any, dict[str, tuple[Any, ...]]], ...] = (
-    (rk.RNN, {"nonlinearity": ("tanh", "relu")}),
-    (rk.SimplifiedGRU, {}),
-    (rk.GRU, {"reset": ("before", "after")}),
-    (rk.LSTM, {}),
-)
+# Each class with the options that are its own.
+OWN: dict[Any, dict[str, tuple[Any, ...]]] = {
+    rk.RNN: {"nonlinearity": ("tanh", "relu")},
+    rk.GRU: {"reset": ("before", "after")},
+}
+LAYERS = [(cls, OWN.get(cls, {})) for cls in layer_classes().values()]
 
 
 class Play:
@@ -321,7 +322,7 @@ def play_seq2seq(play: Play) -> None:
     """A small model of two layers, trained and asked."""
     case = play.case
     options: dict[str, Any] = {
-        "cell": case.one("RNN", "SimplifiedGRU", "GRU", "LSTM"),
+        "cell": case.one(*layer_classes()),
         "bidirectional": case.chance(0.3),
         "dtype": play.options["dtype"],
         "bos": 0,

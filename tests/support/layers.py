@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import rnnkern as rk
+from rnnkern.cells import CELLS as REGISTRY
 
 from support import reference
 from support.compare import assert_close, assert_same_bits
@@ -20,13 +21,10 @@ DTYPES = ["float32", "float64"]
 # Norm-wise relative error against the float64 reference, on up to 50 steps.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 
-CLASSES: dict[str, tuple[type[Any], dict[str, str]]] = {
-    "rnn_tanh": (rk.RNN, {"nonlinearity": "tanh"}),
+# By the kernels' names: the registry's, and the one that has no name of its own there.
+CLASSES: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    **{cell.build(1, 1)._cell: (cell.layer, {**cell.options}) for cell in REGISTRY.values()},
     "rnn_relu": (rk.RNN, {"nonlinearity": "relu"}),
-    "simplified_gru": (rk.SimplifiedGRU, {}),
-    "gru_before": (rk.GRU, {"reset": "before"}),
-    "gru_after": (rk.GRU, {"reset": "after"}),
-    "lstm": (rk.LSTM, {}),
 }
 
 
