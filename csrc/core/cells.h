@@ -8,6 +8,7 @@
 
 #include "cells/gru.h"
 #include "cells/lstm.h"
+#include "cells/minimal_gated.h"
 #include "cells/rnn.h"
 #include "cells/simplified_gru.h"
 
@@ -19,7 +20,8 @@ struct CellList {
   static constexpr int size = sizeof...(Cells);
 };
 
-using AllCells = CellList<RnnTanh, RnnRelu, SimplifiedGru, GruResetBefore, GruResetAfter, Lstm>;
+using AllCells =
+    CellList<RnnTanh, RnnRelu, SimplifiedGru, GruResetBefore, GruResetAfter, MinimalGated, Lstm>;
 
 // What those who are no templates know of a cell.
 struct CellFacts {

@@ -2,7 +2,7 @@
 """Recurrent networks at the speed of the machine, straight from NumPy."""
 
 from rnnkern._version import __version__
-from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
+from rnnkern.layers import GRU, LSTM, MGU, RNN, SimplifiedGRU
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.gradients import Gradients, StateGradients
@@ -26,6 +26,7 @@ from rnnkern.training.optim import SGD, Adam
 __all__ = [
     "GRU",
     "LSTM",
+    "MGU",
     "RNN",
     "SGD",
     "Adam",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rnnkern.layers import GRU, LSTM, RNN, Recurrent, SimplifiedGRU
+from rnnkern.layers import GRU, LSTM, MGU, RNN, Recurrent, SimplifiedGRU
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ CELLS: dict[str, Cell] = {
         Cell("simplified-gru", "simplified GRU", SimplifiedGRU),
         Cell("gru", "GRU", GRU, {"reset": "before"}),
         Cell("gru-after", "GRU, reset after", GRU, {"reset": "after"}),
+        Cell("mgu", "minimal gated unit", MGU),
         Cell("lstm", "LSTM", LSTM),
     )
 }

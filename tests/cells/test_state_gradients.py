@@ -111,7 +111,8 @@ def test_gates_give_back_the_states(cell: str) -> None:
                     c = v["u"] * v["n"] + v["f"] * c
                     h = v["o"] * np.tanh(c)
                 else:
-                    h = v["u"] * v["n"] + (1 - v["u"]) * h
+                    u = v[layer.gates[-2]]  # what weighs the candidate stands before it
+                    h = u * v["n"] + (1 - u) * h
                 assert_close("h", y[t, b, columns], h, TOLERANCE)
         for array in gates.values():
             assert not np.any(array[n:, b])

@@ -188,6 +188,33 @@ class GruAfter(Cell):
         return np.concatenate([da_r, da_u, da_n], axis=1), (dh_old,), dw, dq.sum(axis=0)
 
 
+class MinimalGated(Cell):
+    """f = sigmoid(W_f h + a_f); n = tanh(W_n (f h) + a_n); h' = f n + (1 - f) h."""
+
+    gates = 2
+
+    def forward(self, a: Array, state: State, w: Weights) -> tuple[State, State]:
+        (h,) = state
+        w_f, w_n = np.split(w.w_hh, 2)
+        a_f, a_n = np.split(a, 2, axis=1)
+        f = sigmoid(dot(h, w_f.T) + a_f)
+        n = np.tanh(dot(f * h, w_n.T) + a_n)
+        return (f * n + (1.0 - f) * h,), (h, f, n)
+
+    def backward(
+        self, dstate: State, saved: State, w: Weights
+    ) -> tuple[Array, State, Array, Array]:
+        (dh,) = dstate
+        h, f, n = saved
+        w_f, w_n = np.split(w.w_hh, 2)
+        da_n = dh * f * (1.0 - n * n)
+        dfh = dot(da_n, w_n)
+        da_f = (dh * (n - h) + dfh * h) * f * (1.0 - f)
+        dh_old = dh * (1.0 - f) + dfh * f + dot(da_f, w_f)
+        dw = np.concatenate([dot(da_f.T, h), dot(da_n.T, f * h)])
+        return np.concatenate([da_f, da_n], axis=1), (dh_old,), dw, np.zeros_like(w.bias_hn)
+
+
 class Lstm(Cell):
     """u, f, o = sigmoid(W h + a); g = tanh(W_g h + a_g); c' = u g + f c; h' = o tanh(c')."""
 
@@ -222,6 +249,7 @@ CELLS: dict[str, Cell] = {
     "simplified_gru": SimplifiedGru(),
     "gru_before": GruBefore(),
     "gru_after": GruAfter(),
+    "minimal_gated": MinimalGated(),
     "lstm": Lstm(),
 }
 

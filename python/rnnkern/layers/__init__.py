@@ -6,13 +6,14 @@ from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.gradients import Gradients, StateGradients
 from rnnkern.layers.linear import FrozenLinear, Linear, LinearTape
 from rnnkern.layers.parameters import Parameters
-from rnnkern.layers.recurrent import GRU, LSTM, RNN, SimplifiedGRU
+from rnnkern.layers.recurrent import GRU, LSTM, MGU, RNN, SimplifiedGRU
 from rnnkern.layers.stream import Stream
 from rnnkern.layers.tape import Tape
 
 __all__ = [
     "GRU",
     "LSTM",
+    "MGU",
     "RNN",
     "Frozen",
     "FrozenLinear",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cells as layers: the simple RNN, the simplified GRU, the GRU and the LSTM."""
+"""The cells as layers: simple RNN, simplified GRU, GRU, minimal gated unit and LSTM."""
 
 from __future__ import annotations
 
@@ -138,6 +138,20 @@ class GRU(Recurrent):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, from which an equal layer can be built."""
         return {**super().config(), "reset": self.reset}
+
+
+class MGU(Recurrent):
+    """The minimal gated unit (Zhou et al. 2016, arXiv:1603.09420): one gate resets and updates.
+
+    f_t = σ(W_hf h_{t-1} + W_xf x_t + b_f), n_t = tanh(W_hn (f_t·h_{t-1}) + W_xn x_t + b_n),
+    h_t = f_t·n_t + (1 - f_t)·h_{t-1}. Parameters' rows stack f, n. Args as in `Recurrent`.
+    """
+
+    gates = cell_facts("minimal_gated").gates
+
+    @property
+    def _cell(self) -> str:
+        return "minimal_gated"
 
 
 class LSTM(Recurrent):
