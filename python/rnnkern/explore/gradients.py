@@ -18,7 +18,7 @@ from rnnkern.explore.model import Batch, Model
 from rnnkern.explore.pictures import COLORS, draw_cell, new_figure
 from rnnkern.explore.result import Result
 from rnnkern.explore.run import Experiment, Run
-from rnnkern.layers import GRU, LSTM, RNN, SimplifiedGRU
+from rnnkern.layers import GRU, LSTM, MGU, RNN, SimplifiedGRU
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.gradients import StateGradients
 from rnnkern.layers.tape import Tape
@@ -68,6 +68,8 @@ def _way(layer: Recurrent) -> _Way | None:
         return _Way(update="u", reset="r", after=layer.reset == "after")
     if isinstance(layer, SimplifiedGRU):
         return _Way(update="u")
+    if isinstance(layer, MGU):
+        return _Way(update="f", reset="f")
     return _Way() if isinstance(layer, (RNN, LSTM)) else None
 
 
