@@ -55,7 +55,7 @@ namespace rnnkern {
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Kernels of rnnkern, private: the layers are the interface.";
-  const auto& choice = chosen_backend();
+  chosen_backend();  // throws where RNNKERN_ISA is wrong
 
   bind_layers(m);
   bind_stepper(m);
@@ -65,12 +65,14 @@ PYBIND11_MODULE(_core, m) {
         "gate bias_hn belongs to (-1 for none).");
   m.def("plan", plan, py::arg("spec"), py::arg("steps"), py::arg("batch"),
         "(row groups, unit groups, reason): how a call of that size is shared by threads.");
+  m.def("isa", [] { return chosen_backend().backend->name; }, "The instruction set in use.");
+  m.def("isa_reason", [] { return chosen_backend().reason; }, "Why it is in use.");
   m.def(
-      "isa", [name = std::string(choice.backend->name)] { return name; },
-      "The instruction set in use.");
-  m.def("isa_reason", [reason = choice.reason] { return reason; }, "Why it is in use.");
+      "use_isa", [](const std::string& name) { use_backend(name); }, py::arg("name"),
+      "For tests: that one from now on, and for '' the chosen one again; no call may be under way, "
+      "and what was packed before is refused.");
   m.def(
-      "bfloat16_product", [product = choice.backend->bfloat16_product] { return product; },
+      "bfloat16_product", [] { return chosen_backend().backend->bfloat16_product; },
       "What computes products with compute 'bfloat16', in words.");
   m.def("supported_isas", supported_isas, "Those that were built and run here, best first.");
   set_interrupt_check(GilReleased::interrupted);

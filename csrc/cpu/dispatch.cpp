@@ -47,6 +47,11 @@ Choice choose() {
                            "), got '" + forced + "' (built: " + known + ")");
 }
 
+Choice& choice() {
+  static Choice made = choose();
+  return made;
+}
+
 }  // namespace
 
 const std::vector<const Backend*>& supported_backends() {
@@ -62,9 +67,26 @@ const std::vector<const Backend*>& supported_backends() {
   return supported;
 }
 
-const Choice& chosen_backend() {
-  static const Choice choice = choose();
-  return choice;
+const Choice& chosen_backend() { return choice(); }
+
+void use_backend(std::string_view name) {
+  if (name.empty()) {
+    choice() = choose();
+    return;
+  }
+  for (const auto* backend : supported_backends()) {
+    if (backend->name != name) continue;
+    choice() = {backend, "a test asks for it"};
+    return;
+  }
+  throw std::invalid_argument("isa must be one of supported_isas(), got '" + std::string(name) +
+                              "'");
+}
+
+void PackedBy::require_in_use() const {
+  if (in_use()) return;
+  throw std::invalid_argument(std::string("the weights were packed for ") + backend_->name +
+                              ", and " + chosen_backend().backend->name + " is in use");
 }
 
 }  // namespace rnnkern

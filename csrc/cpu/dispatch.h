@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/cells.h"
@@ -112,5 +113,20 @@ struct Choice {
   std::string reason;
 };
 const Choice& chosen_backend();
+
+// For tests: that one is in use from now on, and the chosen one again for an empty name. No call may
+// be under way; what was packed before is refused. Throws std::invalid_argument for a name that is not
+// supported.
+void use_backend(std::string_view name);
+
+// The backend that packed something: no other can read it.
+class PackedBy {
+ public:
+  bool in_use() const { return backend_ == chosen_backend().backend; }
+  void require_in_use() const;  // throws std::invalid_argument
+
+ private:
+  const Backend* backend_ = chosen_backend().backend;
+};
 
 }  // namespace rnnkern

@@ -77,7 +77,7 @@ template <class T>
 bool PackedWeights<T>::fits(int cell, Index inputs, Index units, Pass pass, bool with_input,
                             Compute compute) const {
   return cell == cell_ && inputs == inputs_ && units == units_ && pass == pass_ &&
-         with_input <= with_input_ && compute == compute_;
+         with_input <= with_input_ && compute == compute_ && by_.in_use();
 }
 
 template <class T>
@@ -116,6 +116,7 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
 
 template <class T>
 void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
+  by_.require_in_use();
   back_ = !back_;
   for (Index b = 0; by_token() && b < batch(); ++b) {
     const auto token = static_cast<std::size_t>(tokens[b]);
@@ -242,6 +243,7 @@ PackedMatrix<T>::PackedMatrix(const T* matrix, const T* bias, Index rows, Index 
 
 template <class T>
 void PackedMatrix<T>::times(const T* x, Index count, T* y) const {
+  by_.require_in_use();
   MatmulProblem<T> problem = problem_;
   problem.a = x, problem.rows = count, problem.c = y;
   matmul(problem);

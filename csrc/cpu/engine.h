@@ -30,6 +30,7 @@ class PackedWeights {
   Pass pass_;
   bool with_input_;
   Compute compute_;
+  PackedBy by_;
   AlignedBytes bytes_;
 };
 
@@ -56,6 +57,7 @@ class Stepper {
   Index batch() const { return problems_[0].batch; }
 
  private:
+  PackedBy by_;
   const StepKernels<T>& kernels_;
   const TallTiles* const tall_;
   std::vector<StepProblem<T>> problems_;
@@ -80,6 +82,7 @@ class PackedMatrix {
   Index columns() const { return problem_.depth; }
 
  private:
+  PackedBy by_;
   MatmulProblem<T> problem_;
   AlignedBytes bytes_;
 };

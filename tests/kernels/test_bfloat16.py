@@ -29,11 +29,8 @@ from support.layers import (
     run_all,
 )
 from support.needs import ISAS
-from support.processes import run_python
 from support.threads import using_threads
 
-# What a child needs to import this file.
-HERE = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
 # Norm-wise relative errors. Against exact operands; and against operands rounded as they are, over
 # one step and over many of stacked layers: there only float32 sums differ, and now and then, with
 # them, the side to which a number is rounded. (One kind of operand left unrounded makes about
@@ -132,51 +129,36 @@ def check_steps(cell: str) -> None:
                 assert_same_bits("state", got, want)
 
 
-def check_everything() -> None:
-    """Run in a child, under whatever instruction set is in force."""
-    for cell in CELLS:
-        for size in SIZES:
-            check_one_step(cell, size)
-            check_stacked(cell, size)
-        for size in (SIZES[0], SIZES[3], SIZES[4]):
-            check_threads(cell, size)
-        check_one_step(cell, DEEP)
-        check_stream(cell)
-        check_steps(cell)
-    print(_core.isa())
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_instruction_set(isa: str, cell: str) -> None:
+    for size in SIZES:
+        check_one_step(cell, size)
+        check_stacked(cell, size)
+    for size in (SIZES[0], SIZES[3], SIZES[4]):
+        check_threads(cell, size)
+    check_one_step(cell, DEEP)
+    check_stream(cell)
+    check_steps(cell)
+    assert _core.isa() == isa
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_every_instruction_set(isa: str) -> None:
-    done = run_python(
-        HERE + "import test_bfloat16; test_bfloat16.check_everything()", RNNKERN_ISA=isa
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [isa]
-
-
-def check_large_steps() -> None:
-    """Of so many flops that a second thread joins in, if there is one. Run in a child."""
-    for cell in CELLS:
-        for compute, batch in ((None, 1), ("bfloat16", 1), ("bfloat16", 16)):
-            gates = len(CLASSES[cell][0].gates)
-            hidden = math.isqrt(int(_SHARED_STEP_FLOPS) // (2 * batch * gates)) + 1
-            layer = make(cell, 40, hidden, compute=compute)
-            x = draw(3, batch, 40)
-            results = []
-            for threads in (1, 2):
-                with using_threads(threads):
-                    stream = layer.stream(batch)
-                    results.append([*(stream.step(x_t) for x_t in x), *as_tuple(stream.state)])
-            for got, want in zip(*results, strict=True):
-                assert_same_bits(f"{cell} {compute} {batch}", got, want)
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_threads_change_no_bit_of_a_large_step(isa: str) -> None:
-    code = HERE + "import test_bfloat16; test_bfloat16.check_large_steps()"
-    done = run_python(code, RNNKERN_ISA=isa)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("cell", CELLS)
+def test_threads_change_no_bit_of_a_large_step(isa: str, cell: str) -> None:
+    """Of so many flops that a second thread joins in, if there is one."""
+    for compute, batch in ((None, 1), ("bfloat16", 1), ("bfloat16", 16)):
+        gates = len(CLASSES[cell][0].gates)
+        hidden = math.isqrt(int(_SHARED_STEP_FLOPS) // (2 * batch * gates)) + 1
+        layer = make(cell, 40, hidden, compute=compute)
+        x = draw(3, batch, 40)
+        results = []
+        for threads in (1, 2):
+            with using_threads(threads):
+                stream = layer.stream(batch)
+                results.append([*(stream.step(x_t) for x_t in x), *as_tuple(stream.state)])
+        for got, want in zip(*results, strict=True):
+            assert_same_bits(f"{isa} {compute} {batch}", got, want)
 
 
 @pytest.mark.parametrize("dtype", ["float64", np.float64])
