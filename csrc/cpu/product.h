@@ -244,8 +244,18 @@ class RegisterTiles {
   int panels(int rows, Index available) const {
     return TileKernels<Product>::panels(rows, width_, available);
   }
-  void multiply(int rows, int panels, typename Product::Tile tile) const {
+  void multiply(int rows, int panels, const typename Product::Tile& tile) const {
     const auto kernel = TileKernels<Product>::find(rows, width_, panels);
+    if (tile.depth <= kSumDepth) {
+      kernel(tile);
+    } else {
+      multiply_parts(kernel, tile);
+    }
+  }
+
+ private:
+  void multiply_parts(typename TileKernels<Product>::Function kernel,
+                      typename Product::Tile tile) const {
     for (Index left = tile.depth; left > kSumDepth; left -= kSumDepth) {
       tile.depth = kSumDepth;
       kernel(tile);
@@ -259,7 +269,6 @@ class RegisterTiles {
     kernel(tile);
   }
 
- private:
   const int width_;
 };
 
