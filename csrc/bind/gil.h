@@ -4,7 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "core/team.h"
+#include "cpu/team/team.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>

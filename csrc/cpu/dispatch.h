@@ -8,7 +8,7 @@
 
 #include "core/cells.h"
 #include "core/problem.h"
-#include "core/team.h"
+#include "cpu/team/team.h"
 
 namespace rnnkern {
 

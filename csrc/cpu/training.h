@@ -8,7 +8,7 @@
 
 #include "core/activations.h"
 #include "core/problem.h"
-#include "cpu/panels.h"
+#include "cpu/gemm/panels.h"
 
 namespace rnnkern {
 

@@ -70,7 +70,7 @@ def test_the_environment_names_one(isa: str) -> None:
 
 def test_supported_names_and_default() -> None:
     """Supported sets stand best first, scalar after all real ones; unforced, the best one runs."""
-    # Intel's AVX512-BF16 is slower than its AVX-512: csrc/core/backend.cpp.
+    # Intel's AVX512-BF16 is slower than its AVX-512: csrc/cpu/isa/detect.cpp.
     on_intel = ["amx", "avx512", "avx512bf16", *REAL[3:]]
     orders = ([*order, *EMULATED] for order in (REAL, on_intel))
     assert HERE in ([isa for isa in order if isa in HERE] for order in orders)

@@ -8,7 +8,7 @@
 #include "check.h"
 #include "core/memory.h"
 #include "core/schedule.h"
-#include "core/team.h"
+#include "cpu/team/team.h"
 
 namespace rnnkern {
 namespace {

@@ -5,7 +5,7 @@
 #include <thread>
 
 #include "check.h"
-#include "core/team.h"
+#include "cpu/team/team.h"
 
 namespace rnnkern {
 namespace {

@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include "core/problem.h"
-#include "core/team.h"
-#include "cpu/panels.h"
+#include "cpu/gemm/panels.h"
+#include "cpu/team/team.h"
 
 namespace rnnkern {
 

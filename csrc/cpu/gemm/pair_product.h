@@ -8,7 +8,7 @@
 //   store(p, v)                 V::size values, rounded to bfloat16
 #pragma once
 
-#include "cpu/panels.h"
+#include "cpu/gemm/panels.h"
 
 namespace rnnkern {
 

@@ -6,11 +6,11 @@
 
 #include "core/cell.h"
 #include "core/problem.h"
-#include "core/team.h"
-#include "cpu/panels.h"
+#include "cpu/gemm/panels.h"
 #include "cpu/recurrent/cell_io.h"
 #include "cpu/recurrent/chunk.h"
 #include "cpu/recurrent/weight_gradients.h"
+#include "cpu/team/team.h"
 
 namespace rnnkern {
 

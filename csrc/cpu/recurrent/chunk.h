@@ -5,7 +5,7 @@
 
 #include "core/memory.h"
 #include "core/problem.h"
-#include "cpu/product.h"
+#include "cpu/gemm/product.h"
 
 namespace rnnkern {
 

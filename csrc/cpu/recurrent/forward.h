@@ -5,10 +5,10 @@
 
 #include "core/cell.h"
 #include "core/problem.h"
-#include "core/team.h"
-#include "cpu/panels.h"
+#include "cpu/gemm/panels.h"
 #include "cpu/recurrent/cell_io.h"
 #include "cpu/recurrent/chunk.h"
+#include "cpu/team/team.h"
 
 namespace rnnkern {
 

@@ -8,7 +8,7 @@
 
 #include "core/cell.h"
 #include "core/problem.h"
-#include "cpu/panels.h"
+#include "cpu/gemm/panels.h"
 #include "cpu/recurrent/cell_io.h"
 #include "cpu/recurrent/chunk.h"
 

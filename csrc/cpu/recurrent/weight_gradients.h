@@ -5,9 +5,9 @@
 
 #include "core/cell.h"
 #include "core/problem.h"
-#include "core/team.h"
-#include "cpu/panels.h"
+#include "cpu/gemm/panels.h"
 #include "cpu/recurrent/chunk.h"
+#include "cpu/team/team.h"
 
 namespace rnnkern {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/retreat.h"
+#include "cpu/team/retreat.h"
 
 #include <algorithm>
 #include <mutex>

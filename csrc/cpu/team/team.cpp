@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/team.h"
+#include "cpu/team/team.h"
 
 #include <algorithm>
 #include <deque>
@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "core/forks.h"
-#include "core/retreat.h"
+#include "cpu/team/retreat.h"
 
 namespace rnnkern {
 namespace {

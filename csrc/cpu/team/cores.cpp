@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/cores.h"
+#include "cpu/team/cores.h"
 
 #include <algorithm>
 #include <atomic>

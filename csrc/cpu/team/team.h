@@ -8,10 +8,10 @@
 #include <functional>
 #include <vector>
 
-#include "core/cores.h"
-#include "core/members.h"
 #include "core/memory.h"
 #include "cpu/plan.h"
+#include "cpu/team/cores.h"
+#include "cpu/team/members.h"
 
 namespace rnnkern {
 

@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "core/cores.h"
-#include "core/waiting.h"
+#include "cpu/team/cores.h"
+#include "cpu/team/waiting.h"
 
 namespace rnnkern {
 

@@ -3,7 +3,7 @@
 // on with fewer for a while; longer and longer while that is so.
 #pragma once
 
-#include "core/waiting.h"
+#include "cpu/team/waiting.h"
 
 namespace rnnkern {
 

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "core/lane.h"
-#include "core/team.h"
-#include "cpu/product.h"
+#include "cpu/gemm/product.h"
+#include "cpu/team/team.h"
 
 namespace rnnkern {
 
