@@ -44,6 +44,8 @@ SIZES = (
 def cases() -> dict[str, Case]:
     """The grid: a size each for inference and training, streams, many rows, and the optimizer."""
     found: dict[str, Case] = {}
+    for work in ("infer", "frozen", "train"):  # nearly all of it is what a call costs as such
+        found[f"LSTM B=1 T=1 H=16 {work}"] = ("LSTM", 1, 1, 16, work, None)
     for cell in ("LSTM", "GRU"):
         for batch, steps, hidden in SIZES:
             if cell == "GRU" and hidden > 256:
@@ -89,6 +91,9 @@ def prepare(case: Case) -> Call:
     x = rng.integers(0, hidden, (steps, batch)) if work == "tokens" else draw(steps, batch, hidden)
     if work == "infer":
         return lambda: layer(x)
+    if work == "frozen":
+        frozen = layer.freeze()
+        return lambda: frozen(x)
     dy = draw(steps, batch, hidden)
     return lambda: layer.forward(x)[2].backward(dy)
 
