@@ -12,9 +12,22 @@ namespace {
 
 constexpr double kMuch = 1e9;  // flops that are worth every thread
 
-struct Cores4 {
-  Cores4() { pretend_cores(4, ""); }
-  ~Cores4() { pretend_cores(0, ""); }
+// Four of them, and whatever the environment asks for, as many threads.
+class Cores4 {
+ public:
+  Cores4() {
+    pretend_cores(4, "");
+    set_process_threads(4, "a test");
+  }
+  ~Cores4() {
+    pretend_cores(0, "");
+    set_process_threads(before_, "a test");
+  }
+  Cores4(const Cores4&) = delete;
+  Cores4& operator=(const Cores4&) = delete;
+
+ private:
+  const int before_ = process_threads();
 };
 
 std::function<Plan(int)> grid(int row_groups, int unit_groups) {
