@@ -19,9 +19,8 @@ REAL_HERE = [isa for isa in HERE if isa in REAL]
 @contextmanager
 def using_isa(name: str) -> Iterator[None]:
     """Within, calls run on that instruction set; layers that are packed there end there."""
-    before = _core.isa()
     _core.use_isa(name)
     try:
         yield
     finally:
-        _core.use_isa(before)
+        _core.use_isa("")
