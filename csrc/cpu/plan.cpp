@@ -18,10 +18,7 @@ const Index own_cache_bytes = [] {
 }  // namespace
 
 Plan make_plan(const Work& work, int threads) {
-  // What waking the team and one meeting at a barrier cost, in flops that a core could do
-  // meanwhile: measured with two threads, where calls of less work were slower than on one
-  // (docs/speed.md).
-  constexpr double kWakeFlops = 4e5, kBarrierFlops = 1e4;
+  constexpr double kBarrierFlops = 1e4;  // what one meeting at a barrier costs, likewise
   if (threads <= 1) return {1, 1, "one thread is all that the limit allows"};
   if (work.total_flops < kWakeFlops * threads)
     return {1, 1, "too little work to wake a second thread"};

@@ -22,6 +22,10 @@ struct Work {
   Index weight_bytes;
 };
 
+// What waking a thread of the team costs, in flops that a core could do meanwhile: measured with two
+// threads, where calls of less work were slower than on one (docs/speed.md).
+inline constexpr double kWakeFlops = 4e5;
+
 Plan make_plan(const Work& work, int threads);
 
 }  // namespace rnnkern

@@ -109,10 +109,11 @@ class Team {
   // though a core is idle, for threads that spin look like much load to it; and they would stay together,
   // one asleep while the other runs, barrier after barrier. Whoever comes later goes elsewhere.
   void settle(int id) {
+    if (plan.threads() == 1) return;
     const int core = this_core();
     const auto mine = core_of_.begin() + id;
     *mine = -1;
-    if (plan.threads() > 1 && core >= 0 && std::find(core_of_.begin(), mine, core) != mine) {
+    if (core >= 0 && std::find(core_of_.begin(), mine, core) != mine) {
       CoreMask free = call_.cores_.mask;
       for (const int taken : core_of_) leave_out(free, taken);
       if (run_on(free)) run_on(call_.cores_.mask);
@@ -271,21 +272,16 @@ namespace {
 // Whether threads that sleep shall be woken, and be waited for: where more is gained than a wake takes, or
 // where one call follows the other, for then they are awake from the second on.
 bool worth_waking(double flops, Nanoseconds time) {
-  constexpr double kFlopsPerNanosecond =
-      30;  // of one core: 10 for one row of a batch, 100 for many
+  // Of one core: 10 for one row of a batch, 100 for many.
+  constexpr double kFlopsPerNanosecond = 30;
   return flops / kFlopsPerNanosecond > 2 * kWake || pretends_cores() ||
          time - shared.last_call_ended.load(std::memory_order_relaxed) < kSpin;
 }
 
-}  // namespace
-
-namespace {
-
 // Work that no plan shares takes less time than to ask what there is.
 Cores cores_for(double flops) {
-  constexpr double kAlone = 4e5;
   const bool pretends = shared.pretends_teams.load(std::memory_order_relaxed) || pretends_cores();
-  if (flops >= kAlone || pretends) return cores_now();
+  if (flops >= kWakeFlops || pretends) return cores_now();
   Cores one{};
   one.count = 1;
   return one;

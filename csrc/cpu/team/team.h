@@ -125,7 +125,7 @@ class Call {
   const int most_, shared_;      // the second by all callers there are
   const std::int64_t patience_;  // for the threads of a team to turn up; nanoseconds
   const int forks_;
-  const std::int64_t began_;  // as above
+  const std::int64_t began_;  // the same clock
   const bool wakes_;          // threads that sleep
   std::int64_t next_check_;
 };
