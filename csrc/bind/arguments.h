@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "bind/arrays.h"
 #include "core/cells.h"
 
 namespace rnnkern {
@@ -44,7 +45,7 @@ struct LayerSpec {
   std::string dtype;
   std::optional<std::string> compute;
 
-  const CellFacts& facts() const { return all_cells()[static_cast<std::size_t>(cell)]; }
+  const CellFacts& facts() const { return cell_facts(cell); }
 };
 
 inline LayerSpec read_spec(const py::handle& spec) {
@@ -89,6 +90,12 @@ inline LayerSpec read_spec(const py::handle& spec) {
           .directions = size("directions", 2),
           .dtype = text(py::str(field("dtype")), "dtype"),
           .compute = compute.is_none() ? std::nullopt : std::optional(text(compute, "compute"))};
+}
+
+// Calls f(float{}) or f(double{}), as the layer's dtype is.
+template <class F>
+auto by_dtype(const LayerSpec& spec, F f) {
+  return by_type(dtype_of(spec.dtype), spec.dtype, "dtype", f);
 }
 
 // Name -> what the arrays of a cell's calls depend on, and what its parts are called.

@@ -27,8 +27,6 @@ namespace {
 using cuda::Compute;
 using cuda::Shape;
 
-const CellFacts& cell_facts(int cell) { return all_cells()[static_cast<std::size_t>(cell)]; }
-
 Compute read_compute(const std::optional<std::string>& name) {
   if (!name) return Compute::exact;
   if (*name == "tfloat32") return Compute::tfloat32;
@@ -95,12 +93,6 @@ Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
           .tokens = tokens,
           .compute = read_compute(spec.compute),
           .lengths = read_lengths(lengths, steps, batch)};
-}
-
-// Calls f(float{}) or f(double{}).
-template <class F>
-auto by_dtype(const LayerSpec& spec, F f) {
-  return by_type(dtype_of(spec.dtype), spec.dtype, "dtype", f);
 }
 
 // A pass's argument of that name, None where it is absent.

@@ -73,7 +73,7 @@ struct KeptOf {
   AlignedBytes states;  // h_0 (D, B, H), then c_0
   std::vector<Direction> directions;
 
-  const CellFacts& facts() const { return all_cells()[static_cast<std::size_t>(cell)]; }
+  const CellFacts& facts() const { return cell_facts(cell); }
   const ScheduleStorage& storage() const { return built<ScheduleStorage>(schedule, "schedule"); }
 
   void backward(const py::object& given_x, const py::object& y, const py::object& dy,
@@ -254,7 +254,7 @@ class LayerOf {
  private:
   Index inputs() const { return weights_[0].inputs(); }
   Index units() const { return weights_[0].units(); }
-  const CellFacts& facts() const { return all_cells()[static_cast<std::size_t>(cell_)]; }
+  const CellFacts& facts() const { return cell_facts(cell_); }
 
   // With room for what forward keeps, and the initial states.
   KeptOf<T> keep_of(const py::object& schedule, std::shared_ptr<const TokenStorage> tokens,

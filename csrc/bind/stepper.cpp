@@ -55,8 +55,7 @@ class BoundStepper {
     }
     const auto count = static_cast<Index>(weights.size());
     T* const h = write<T>(h_, "h", {count, batch, units});
-    T* const c = has_c ? write<T>(c_, "c", {count, batch, units}) : nullptr;
-    if (has_c && !c) throw std::invalid_argument("c must be given");
+    T* const c = has_c ? write<T>(required(c_, "c"), "c", {count, batch, units}) : nullptr;
     return Stepper<T>(spec.cell, parameters, batch, h, c, narrow, read_compute(spec.compute),
                       by_token);
   }

@@ -2,6 +2,7 @@
 // The list of cells, and their facts: a new cell is a header of its own and one more entry here.
 #pragma once
 
+#include <cstddef>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -36,6 +37,7 @@ struct CellFacts {
   int recurrent_delta(int gate) const { return gate == recurrent_bias_gate ? gates : gate; }
 };
 const std::vector<CellFacts>& all_cells();
+inline const CellFacts& cell_facts(int cell) { return all_cells()[static_cast<std::size_t>(cell)]; }
 
 // Index into all_cells(), and into the kernels' tables; throws std::invalid_argument for a name
 // that no cell has.

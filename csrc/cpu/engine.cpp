@@ -103,8 +103,8 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
     packed_.emplace_back(kernels_.packed_bytes(layer));
     const bool with_input = !by_token || k > 0;
     kernels_.pack(layer, with_input, packed_.back().get());
-    flops_ += 2.0 * static_cast<double>(all_cells()[static_cast<std::size_t>(cell)].gates * batch *
-                                        layer.units * (layer.units + layer.inputs));
+    flops_ += 2.0 * static_cast<double>(cell_facts(cell).gates * batch * layer.units *
+                                        (layer.units + layer.inputs));
     scratch = std::max(scratch, kernels_.scratch(problems_.back()));
     below = h;
     h += batch * layer.units;
@@ -136,7 +136,7 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
 template <class T>
 Work work_of(int cell, Index steps, Index batch, double live, Index inputs, Index units,
              Compute compute) {
-  const double gates = all_cells()[static_cast<std::size_t>(cell)].gates;
+  const double gates = cell_facts(cell).gates;
   const double columns = static_cast<double>(inputs) + static_cast<double>(units),
                per_unit = 2 * gates * static_cast<double>(units);
   const double per_row = per_unit * static_cast<double>(units);

@@ -16,9 +16,7 @@
 
 namespace rnnkern::cuda {
 
-inline const CellFacts& facts_of(const Shape& shape) {
-  return all_cells()[static_cast<std::size_t>(shape.cell)];
-}
+inline const CellFacts& facts_of(const Shape& shape) { return cell_facts(shape.cell); }
 inline int phase_count(const CellFacts& cell) { return static_cast<int>(cell.phases.size()); }
 
 template <class T>

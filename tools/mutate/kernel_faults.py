@@ -201,7 +201,7 @@ _LOOPS = [
         _REFERENCE,
     ),
     _fault(
-        "cpu/recurrent/forward.h",
+        "cpu/recurrent/recurrent_panels.h",
         "a-candidates-own-bias-is-every-gates",
         "first + gate == Cell::recurrent_bias_gate ? parameters.bias_hn : nullptr;",
         "first + gate == 0 ? parameters.bias_hn : nullptr;",

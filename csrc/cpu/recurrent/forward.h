@@ -8,6 +8,7 @@
 #include "cpu/gemm/panels.h"
 #include "cpu/recurrent/cell_io.h"
 #include "cpu/recurrent/chunk.h"
+#include "cpu/recurrent/recurrent_panels.h"
 #include "cpu/team/team.h"
 
 namespace rnnkern {
@@ -36,7 +37,6 @@ struct ForwardPanels {
 
   // Each thread packs the units that it will multiply with, so that they are in its own cache.
   void pack(const Parameters<T>& parameters, const Worker& worker) const {
-    const Index units = parameters.units;
     if (input.data) {
       const auto share = worker.share(input.count());
       pack_start(input, share.begin, share.end, [&](int) { return parameters.bias; });
@@ -44,15 +44,8 @@ struct ForwardPanels {
                    [&](int, Index column) { return parameters.w_ih + column * parameters.inputs; });
     }
     for (int p = 0; p < phase_count<Cell>; ++p) {
-      const auto& matrix = recurrent[p];
-      const auto share = worker.share(matrix.groups());
-      const int first = Cell::phases[p].first;
-      pack_start(matrix, share.begin, share.end, [&](int gate) -> const T* {
-        return first + gate == Cell::recurrent_bias_gate ? parameters.bias_hn : nullptr;
-      });
-      pack_columns(matrix, share.begin, share.end, [&](int gate, Index unit) {
-        return parameters.w_hh + ((first + gate) * units + unit) * units;
-      });
+      const auto share = worker.share(recurrent[p].groups());
+      pack_recurrent<Cell>(recurrent[p], parameters, p, share.begin, share.end);
     }
   }
 };

@@ -11,6 +11,7 @@
 #include "cpu/gemm/panels.h"
 #include "cpu/recurrent/cell_io.h"
 #include "cpu/recurrent/chunk.h"
+#include "cpu/recurrent/recurrent_panels.h"
 
 namespace rnnkern {
 
@@ -42,12 +43,7 @@ struct StepPanels {
         return parameters.bias ? parameters.bias + (first + gate) * units : nullptr;
       });
       if (with_input) pack_columns(input[p], 0, input[p].groups(), input_row(parameters, first));
-      pack_start(recurrent[p], 0, recurrent[p].groups(), [&](int gate) {
-        return first + gate == Cell::recurrent_bias_gate ? parameters.bias_hn : nullptr;
-      });
-      pack_columns(recurrent[p], 0, recurrent[p].groups(), [&](int gate, Index unit) {
-        return parameters.w_hh + ((first + gate) * units + unit) * units;
-      });
+      pack_recurrent<Cell>(recurrent[p], parameters, p, 0, recurrent[p].groups());
     }
   }
 
