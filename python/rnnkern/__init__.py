@@ -19,6 +19,7 @@ from rnnkern.machine import (
 )
 from rnnkern.models.seq2seq import Seq2Seq
 from rnnkern.serialize import Checkpoint, FormatError, load, load_checkpoint, save
+from rnnkern.training.batches import Batches, batches, pad
 from rnnkern.training.clip import clip_grad_norm, clip_grad_value
 from rnnkern.training.losses import softmax_cross_entropy
 from rnnkern.training.optim import SGD, Adam
@@ -30,6 +31,7 @@ __all__ = [
     "RNN",
     "SGD",
     "Adam",
+    "Batches",
     "Checkpoint",
     "FormatError",
     "Frozen",
@@ -44,12 +46,14 @@ __all__ = [
     "Stream",
     "Tape",
     "__version__",
+    "batches",
     "clip_grad_norm",
     "clip_grad_value",
     "get_num_threads",
     "info",
     "load",
     "load_checkpoint",
+    "pad",
     "register_threadpoolctl",
     "save",
     "set_num_threads",
