@@ -4,8 +4,11 @@
 from rnnkern._version import __version__
 from rnnkern.layers import GRU, LSTM, MGU, RNN, SimplifiedGRU
 from rnnkern.layers.base import Recurrent
+from rnnkern.layers.dropout import Dropout
+from rnnkern.layers.embedding import Embedding
 from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.gradients import Gradients, StateGradients
+from rnnkern.layers.layer_norm import LayerNorm
 from rnnkern.layers.linear import FrozenLinear, Linear
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.stream import Stream
@@ -33,10 +36,13 @@ __all__ = [
     "Adam",
     "Batches",
     "Checkpoint",
+    "Dropout",
+    "Embedding",
     "FormatError",
     "Frozen",
     "FrozenLinear",
     "Gradients",
+    "LayerNorm",
     "Linear",
     "Parameters",
     "Recurrent",

@@ -156,9 +156,12 @@ def dtype_text(dtype: np.dtype[Any]) -> str:
     return dtype.name if dtype.isnative else f"{dtype.name} of foreign byte order ({dtype.str})"
 
 
-def conversion(dtype: np.dtype[Any]) -> str:
-    """What makes an array of that dtype."""
-    return f".astype({dtype.name!r}) converts an array, .to(torch.{dtype.name}) a tensor"
+def conversion(dtype: np.dtype[Any], given: np.dtype[Any] | None = None) -> str:
+    """What makes an array of that dtype, and a layer of the given one, where there can be one."""
+    text = f".astype({dtype.name!r}) converts an array, .to(torch.{dtype.name}) a tensor"
+    if given is not None and dtype in FLOATS and given in FLOATS:  # None is float64 to NumPy
+        text += f", and dtype={given.name!r} makes a layer of {given.name}"
+    return text
 
 
 def warn(message: str) -> None:

@@ -40,6 +40,9 @@ from rnnkern._safetensors import (
 )
 from rnnkern.cells import layer_classes
 from rnnkern.devices import get_device, to_host
+from rnnkern.layers.dropout import Dropout
+from rnnkern.layers.embedding import Embedding
+from rnnkern.layers.layer_norm import LayerNorm
 from rnnkern.layers.linear import Linear
 from rnnkern.layers.parameters import undrawn
 from rnnkern.models.seq2seq import Seq2Seq
@@ -88,7 +91,7 @@ def save(
 
     Args:
         path: The file to write or to replace.
-        model: A layer, ``Linear`` or ``Seq2Seq``, or a mapping of names without dots to those.
+        model: A layer or model of this package, or a mapping of names without dots to those.
         optimizer: An optimizer whose state to keep, or a mapping of names without dots to those.
         extra: Further arrays of any device to keep, float32, float64 or int64, by name.
         notes: Further strings to keep, by name; 16 MiB at most, as JSON.
@@ -212,7 +215,8 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: str = "cpu") -> Che
 
 def _classes() -> dict[str, type[Any]]:
     """What can be saved, by the name that a file tells."""
-    return {**layer_classes(), "Linear": Linear, "Seq2Seq": Seq2Seq}
+    others = (Linear, Embedding, Dropout, LayerNorm, Seq2Seq)
+    return {**layer_classes(), **{kind.__name__: kind for kind in others}}
 
 
 # -- what was given -------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ MODELS: dict[str, Any] = {
     "GRU with bias_hn": lambda: rk.GRU(3, 4, reset="after", seed=0),
     "LSTM": lambda: rk.LSTM(3, 4, 2, batch_first=True, dropout=0.1, forget_bias=1.0, seed=0),
     "Linear": lambda: rk.Linear(3, 4, seed=0),
+    "Embedding": lambda: rk.Embedding(5, 3, dtype="float64", seed=0),
+    "Dropout": lambda: rk.Dropout(0.25),
+    "LayerNorm": lambda: rk.LayerNorm(4, eps=1e-3, bias=False),
     "Seq2Seq": lambda: rk.Seq2Seq(
         5, 4, 3, bos=0, eos=1, cell="GRU", cell_options={"reset": "after"}, decoder_cell="LSTM"
     ),

@@ -196,8 +196,8 @@ _LAYERS = [
     fault(
         f"{_PACKAGE}/layers/network.py",
         "dropout-keeps-what-it-should-drop",
-        ">= np.float32(dropout)",
-        "< np.float32(dropout)",
+        ">= np.float32(share)",
+        "< np.float32(share)",
         "layers/test_dropout.py::test_factors_keep_the_mean",
     ),
     fault(

@@ -108,7 +108,8 @@ class Device(ABC):
         array = self.array(name, value)
         if array.dtype != dtype:
             raise TypeError(
-                f"{name} must be {dtype.name}, got {dtype_text(array.dtype)}: {conversion(dtype)}"
+                f"{name} must be {dtype.name}, got {dtype_text(array.dtype)}: "
+                f"{conversion(dtype, array.dtype)}"
             )
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
@@ -249,6 +250,14 @@ class Device(ABC):
         """``rows @ weight.T + bias`` as a function of contiguous rows, for many calls.
 
         It has copies of the weight and the bias, packed where that helps.
+        """
+
+    @abstractmethod
+    def sums_by_token(self, tokens: Array, rows: Array, count: int) -> Array:
+        """The sums (count, D) of those rows (N, D) whose tokens (N,), in 0..count-1, are equal.
+
+        Many rows of one token are summed pairwise or in blocks, since long sums of float32 lose
+        digits, and in an order that follows from the tokens alone.
         """
 
     @abstractmethod

@@ -237,6 +237,22 @@ class Cuda(Device):
         kept = weight.copy(), None if bias is None else bias.copy()
         return lambda rows: self.matmul(rows, kept[0], transpose_b=True, bias=kept[1])
 
+    def sums_by_token(self, tokens: Array, rows: Array, count: int) -> Array:
+        xp, n = self.xp, len(tokens)
+        order = xp.argsort(tokens * n + xp.arange(n))  # stable, whatever the sort is
+        tokens, rows = tokens[order], rows[order]
+        apart = 1
+        while apart < n:  # each row comes to hold the sum of twice as many from it on
+            same = tokens[apart:] == tokens[:-apart]
+            rows[:-apart] += xp.where(same[:, np.newaxis], rows[apart:], rows.dtype.type(0))
+            apart *= 2
+        first = xp.ones(n, np.bool_)
+        first[1:] = tokens[1:] != tokens[:-1]
+        sums = xp.zeros((count + 1, rows.shape[1]), rows.dtype)
+        sums[xp.where(first, tokens, count)] = rows  # those that are not first to a place too many
+        result: Array = sums[:count]
+        return result
+
     def adam(
         self,
         p: Array,

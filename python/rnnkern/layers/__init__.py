@@ -2,8 +2,11 @@
 """Layers, and what is made from them: tapes, snapshots, streams."""
 
 from rnnkern.layers.base import Recurrent
+from rnnkern.layers.dropout import Dropout, DropoutTape
+from rnnkern.layers.embedding import Embedding, EmbeddingTape
 from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.gradients import Gradients, StateGradients
+from rnnkern.layers.layer_norm import LayerNorm, LayerNormTape
 from rnnkern.layers.linear import FrozenLinear, Linear, LinearTape
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.recurrent import GRU, LSTM, MGU, RNN, SimplifiedGRU
@@ -15,9 +18,15 @@ __all__ = [
     "LSTM",
     "MGU",
     "RNN",
+    "Dropout",
+    "DropoutTape",
+    "Embedding",
+    "EmbeddingTape",
     "Frozen",
     "FrozenLinear",
     "Gradients",
+    "LayerNorm",
+    "LayerNormTape",
     "Linear",
     "LinearTape",
     "Parameters",

@@ -77,7 +77,7 @@ class Layout:
         if tokens and array.dtype.kind not in "iu":
             raise TypeError(
                 f"x must be {spec.dtype.name} as the layer, or integer tokens, "
-                f"got {dtype_text(array.dtype)}: {conversion(spec.dtype)}"
+                f"got {dtype_text(array.dtype)}: {conversion(spec.dtype, array.dtype)}"
             )
         axes = 2 if tokens else 3
         if len(shape) not in (axes - 1, axes):

@@ -120,7 +120,3 @@ class Configured(Fixed):
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: `_network` names arrays that a copy has anew."""
         return {name: value for name, value in vars(self).items() if name != "_network"}
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
-        return f"{type(self).__name__}({arguments})"

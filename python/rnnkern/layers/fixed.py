@@ -3,19 +3,38 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 
 class Fixed:
     """What the constructor has set when it calls ``_settle`` is read-only, but for ``_private``.
 
-    Tapes and kernels rely on it; attributes that others add are theirs.
+    Tapes and kernels rely on it; attributes that others add are theirs. What it was given is in
+    ``config``.
     """
 
     _facts: frozenset[str] = frozenset()
 
     def _settle(self) -> None:
         self._facts = frozenset(name for name in vars(self) if not name.startswith("_"))
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, from which an equal one can be built."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """The call that builds an equal one; arguments that are as by default are left out."""
+        config, shown = self.config(), []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            if (
+                parameter.default is parameter.empty
+                and parameter.kind is not parameter.KEYWORD_ONLY
+            ):
+                shown.append(repr(config[name]))
+            elif config[name] != parameter.default:
+                shown.append(f"{name}={config[name]!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._refuse(name)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -13,8 +13,6 @@ from rnnkern._checks import (
     Array,
     DType,
     boolean,
-    conversion,
-    dtype_text,
     explains_options,
     float_dtype,
     positive_int,
@@ -23,8 +21,7 @@ from rnnkern.devices import get_device
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.parameters import Parameter, Parameters
-
-_SUMMED_ROWS = 8192  # of a gradient, by themselves
+from rnnkern.layers.rows import as_rows, column_sums, summed
 
 
 class Linear(Fixed):
@@ -121,14 +118,7 @@ class Linear(Fixed):
 
     def _rows(self, name: str, array: Array, features: int) -> Array:
         """``array`` checked, as contiguous rows of ``features`` numbers."""
-        if array.dtype != self.dtype:
-            raise TypeError(
-                f"{name} must be {self.dtype.name}, got {dtype_text(array.dtype)}: "
-                f"{conversion(self.dtype)}"
-            )
-        if array.ndim == 0 or array.shape[-1] != features:
-            raise ValueError(f"{name} must have shape (..., {features}), got {array.shape}")
-        return self._device.contiguous(array).reshape(-1, features)
+        return as_rows(self._device, name, array, features, self.dtype)
 
 
 class FrozenLinear:
@@ -151,7 +141,7 @@ class FrozenLinear:
         return y.reshape(*x.shape[:-1], layer.out_features)
 
     def __repr__(self) -> str:
-        return f"FrozenLinear({self._layer.config()})"
+        return f"FrozenLinear({self._layer!r})"
 
 
 class LinearTape:
@@ -181,26 +171,9 @@ class LinearTape:
         dy_rows = layer._rows("dy", dy, layer.out_features)
         x_rows = layer._rows("x", x, layer.in_features)
         grads = {
-            "weight": _summed(lambda dy, x: device.matmul(dy, x, transpose_a=True), dy_rows, x_rows)
+            "weight": summed(lambda dy, x: device.matmul(dy, x, transpose_a=True), dy_rows, x_rows)
         }
         if layer.bias:
             with np.errstate(all="ignore"):  # it may overflow, as a product may
-                grads["bias"] = _summed(_column_sums, dy_rows)
+                grads["bias"] = column_sums(dy_rows)
         return Gradients(params=grads, x=device.matmul(dy_rows, self._weight).reshape(x.shape))
-
-
-def _summed(of_rows: Callable[..., Array], *arrays: Array) -> Array:
-    """The sum of `of_rows` over blocks of rows: long sums of float32 lose digits."""
-    total = of_rows(*(a[:_SUMMED_ROWS] for a in arrays))
-    for start in range(_SUMMED_ROWS, len(arrays[0]), _SUMMED_ROWS):
-        total += of_rows(*(a[start : start + _SUMMED_ROWS] for a in arrays))
-    return total
-
-
-def _column_sums(rows: Array) -> Array:
-    """The sums over up to _SUMMED_ROWS rows: of 128 at a time, then of those sums."""
-    whole = len(rows) // 128 * 128
-    sums: Array = rows[whole:].sum(axis=0)
-    if whole:
-        sums += rows[:whole].reshape(-1, 128, rows.shape[1]).sum(axis=1).sum(axis=0)
-    return sums

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.devices import Gradient, LayerSpec, Pass, Weights
+from rnnkern.devices import Device, Gradient, LayerSpec, Pass, Weights
 from rnnkern.layers.arguments import Input, Layout, State
 from rnnkern.layers.weights import parameter_names
 
@@ -222,15 +222,26 @@ def dropout_masks(network: Network, given: Input, dropout: float, key: int) -> l
 
     They are counter-based, so that threads have no part in them.
     """
-    spec, device = network.spec, network.device
+    spec = network.spec
     shape = (*given.x.shape[:2], spec.features)
-    factor = spec.dtype.type(1.0 / (1.0 - dropout))
-    masks = []
-    for layer in range(spec.layers - 1):
-        kept = device.random(key, layer, shape) >= np.float32(dropout)
-        mask: Array = kept.astype(spec.dtype) * factor
-        masks.append(mask)
-    return masks
+    return [
+        dropout_mask(network.device, shape, spec.dtype, dropout, key, layer)
+        for layer in range(spec.layers - 1)
+    ]
+
+
+def dropout_mask(
+    device: Device,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    share: float,
+    key: int,
+    stream: int,
+) -> Array:
+    """For each number 0 or 1/(1 - share): they follow from key and stream alone."""
+    kept = device.random(key, stream, shape) >= np.float32(share)
+    mask: Array = kept.astype(dtype) * dtype.type(1.0 / (1.0 - share))
+    return mask
 
 
 def masked(array: Array, mask: Array) -> Array:

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``device="cuda"``: the pieces around the layers give what they give on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkern as rk
+from rnnkern import devices
+
+from support.compare import assert_same_bits
+from support.devices import agree, agree_by_name, move
+
+
+def pair(cuda: devices.Cuda, layer: Any) -> Any:
+    """The same on the device."""
+    twin = type(layer)(**{**layer.config(), "device": "cuda"})
+    move(cuda, layer, twin)
+    return twin
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 37, 1000])
+def test_embedding(cuda: devices.Cuda, no_looks: None, count: int) -> None:
+    rng = np.random.default_rng(0)
+    words = rk.Embedding(9, 5, seed=1)
+    twin = pair(cuda, words)
+    x = rng.integers(0, 9, count)
+    y, tape = words.forward(x)
+    got, got_tape = twin.forward(cuda.put(x))
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    assert_same_bits("y", cuda.get(got), y)
+    agree_by_name(cuda, got_tape.backward(cuda.put(dy)).params, tape.backward(dy).params, 1e-6)
+
+
+def test_embedding_of_tokens_out_of_range(cuda: devices.Cuda) -> None:
+    words = rk.Embedding(9, 5, seed=1)
+    got = pair(cuda, words)(cuda.put(np.array([-3, 9])))
+    assert_same_bits("y", cuda.get(got), words(np.array([0, 8])))
+
+
+def test_dropout_draws_the_same_masks(cuda: devices.Cuda, no_looks: None) -> None:
+    x = np.random.default_rng(0).standard_normal((6, 5, 7)).astype(np.float32)
+    y, tape = rk.Dropout(0.3).forward(x, dropout_key=2**63 + 1)
+    got, got_tape = rk.Dropout(0.3, device="cuda").forward(cuda.put(x), dropout_key=2**63 + 1)
+    assert_same_bits("y", cuda.get(got), y)
+    assert_same_bits("dx", cuda.get(got_tape.backward(cuda.put(x))[0]), tape.backward(x)[0])
+
+
+@pytest.mark.parametrize("rows", [0, 1, 300])
+def test_layer_norm(cuda: devices.Cuda, no_looks: None, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    norm = rk.LayerNorm(6)
+    norm.params.update({n: rng.standard_normal(6).astype(np.float32) for n in norm.params})
+    twin = pair(cuda, norm)
+    x, dy = (rng.standard_normal((rows, 6)).astype(np.float32) for _ in range(2))
+    y, tape = norm.forward(x)
+    got, got_tape = twin.forward(cuda.put(x))
+    agree(cuda, "y", got, y, 1e-5)
+    (dx, grads), (got_dx, got_grads) = tape.backward(dy), got_tape.backward(cuda.put(dy))
+    agree(cuda, "dx", got_dx, dx, 1e-5)
+    agree_by_name(cuda, got_grads, grads)
