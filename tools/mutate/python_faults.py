@@ -203,15 +203,15 @@ _LAYERS = [
     fault(
         f"{_PACKAGE}/layers/network.py",
         "dropout-does-not-scale",
-        "spec.dtype.type(1.0 / (1.0 - dropout))",
-        "spec.dtype.type(1.0)",
+        "dtype.type(1.0 / (1.0 - share))",
+        "dtype.type(1.0)",
         "layers/test_dropout.py::test_factors_keep_the_mean",
     ),
     fault(
         f"{_PACKAGE}/layers/network.py",
         "one-dropout-mask-for-all-layers",
-        "device.random(key, layer, shape)",
-        "device.random(key, 0, shape)",
+        "dropout, key, layer)",
+        "dropout, key, 0)",
         "layers/test_dropout.py::test_no_two_steps_rows_units_layers_or_keys_share_a_mask",
     ),
     fault(
