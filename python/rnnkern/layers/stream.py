@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rnnkern import _core
-from rnnkern._checks import Array, choice
+from rnnkern._checks import Array, choice, host_array, positive_int
 from rnnkern.layers.arguments import State
 from rnnkern.layers.network import Network, forward
 
@@ -24,6 +25,10 @@ class Stream:
     (B, H) out, a block (T, B, I) in and (T, B, H) out. A Stream is one sequence's state: unlike a
     layer, it must not be used from two threads at once. A copy goes on from the state that was
     copied, and shares nothing with it.
+
+    A service has a row for each client: ``step(x, mask=...)`` lets some of them go on, ``add_rows``
+    and ``remove_rows`` let clients come and go, ``get_rows`` and ``set_rows`` move their states. A
+    row's numbers are bit for bit those that it would have alone.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Stream:
                 "would need the whole sequence first"
             )
         self._by_token = by_token
+        self._source: Network | None = network
         if not by_token:
             network = network.snapshot(replace(network.layout, batch_first=False))
         if weights is not None:
@@ -55,18 +61,15 @@ class Stream:
                 raise ValueError(
                     f"weights='bfloat16' needs a layer of dtype float32, got {spec.dtype.name}"
                 )
-            for w in network.weights:
-                for matrix in (w.weight_ih, w.weight_hh):
-                    matrix[...] = _rounded_to_bfloat16(matrix)
         self._network = network
         self._layout = network.layout
+        self._rounding = weights
+        self._round()
         self._packed: Network | None = None  # at the first block
         h, c = self._layout.state("state", None, batch, unbatched=False)
         # h and, where there is one, c in one array, so that no signal comes between the two.
-        self._states = device.xp.stack([h] if c is None else [h, c])
-        self._h, self._c = self._states[0], None if c is None else self._states[1]
-        self._rounding = weights
-        self._stepper = self._new_stepper(narrow=weights is not None)
+        self._hold(device.xp.stack([h] if c is None else [h, c]))
+        self._stepper = self._new_stepper()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickles: weights are packed anew, and the state is copied."""
@@ -75,8 +78,21 @@ class Stream:
 
     def __setstate__(self, state: State) -> None:
         self.state = state
+        self._source = None
 
-    def _new_stepper(self, *, narrow: bool) -> _core.Stepper | None:
+    def _hold(self, states: Array) -> None:
+        """Take the array of all states as the stream's own."""
+        self._states = states
+        self._h, self._c = states[0], states[1] if len(states) > 1 else None
+
+    def _round(self) -> None:
+        """The snapshot's matrices as they were asked for."""
+        if self._rounding is not None:
+            for w in self._network.weights:
+                for matrix in (w.weight_ih, w.weight_hh):
+                    matrix[...] = _rounded_to_bfloat16(matrix)
+
+    def _new_stepper(self) -> _core.Stepper | None:
         """None where a step is so much work that threads share it, as a block, to the same bits."""
         spec, device, weights = self._network.spec, self._network.device, self._network.weights
         if self.batch == 0:
@@ -87,31 +103,43 @@ class Stream:
             if plan.get("threads", 1) > 1:
                 return None
         return device.stepper(
-            spec, weights, self._h, self._c, narrow=narrow, by_token=self._by_token
+            spec,
+            weights,
+            self._h,
+            self._c,
+            narrow=self._rounding is not None,
+            by_token=self._by_token,
         )
 
-    def step(self, x: Any, out: Array | None = None) -> Array:
+    def step(self, x: Any, out: Array | None = None, *, mask: Any = None) -> Array:
         """One step: x (B, I), or tokens (B,); returns y (B, H), in `out` if given.
 
         A C-contiguous array of the layer's dtype (int64 for tokens) goes straight to the kernel;
         anything else is checked and converted first. On a GPU a step is a block of one.
+
+        Args:
+            x: one step of every row.
+            out: where y goes.
+            mask: (B,), bool, in host memory: the rows that go on; work is spent on these alone. The
+                others hold their state, their y is 0, and nobody looks at what x has for them.
+
         """
+        if mask is not None:
+            rows = np.flatnonzero(self._mask(mask))
+            if len(rows) < self.batch:
+                return self._step_of(rows, x, out)
         y = None if self._stepper is None else self._stepper.step(x, out)
         return self._checked_step(x, out) if y is None else y
 
     def _checked_step(self, x: Any, out: Array | None) -> Array:
         spec, layout = self._network.spec, self._layout
-        array = self._network.device.array("x", x)
-        axes = 1 if array.dtype.kind in "iu" else 2
-        if array.ndim != axes or array.shape[0] != self.batch:
-            wanted = (self.batch,) if axes == 1 else (self.batch, spec.inputs)
-            raise ValueError(f"x must have shape {wanted}, got {array.shape}")
+        array = self._step_input(x)
         given = layout.input(array[None], None, None)
         if out is not None:
             layout.check_out(out, (self.batch, spec.units))
         y = None
         if self._stepper is not None:
-            dtype = np.dtype(np.int64) if axes == 1 else spec.dtype
+            dtype = np.dtype(np.int64) if array.ndim == 1 else spec.dtype
             y = self._stepper.step(np.array(given.x[0], dtype, order="C"), None)
         if y is None:
             y = self.block(given.x)[0]
@@ -119,6 +147,39 @@ class Stream:
             return y
         out[...] = y
         return out
+
+    def _step_input(self, x: Any) -> Array:
+        """One step's x, an array with its rows."""
+        array = self._network.device.array("x", x)
+        axes = 1 if array.dtype.kind in "iu" else 2
+        if array.ndim != axes or array.shape[0] != self.batch:
+            wanted = (self.batch,) if axes == 1 else (self.batch, self._network.spec.inputs)
+            raise ValueError(f"x must have shape {wanted}, got {array.shape}")
+        return array
+
+    def _step_of(self, rows: NDArray[np.int64], x: Any, out: Array | None) -> Array:
+        """A step of some rows alone, as a block of so many."""
+        network, device, layout = self._network, self._network.device, self._layout
+        chosen, array = device.put(rows), self._step_input(x)
+        given = layout.input(array[None, chosen], None, None)
+        shape = (self.batch, network.spec.units)
+        if out is None:
+            out = device.xp.empty(shape, network.spec.dtype)
+        else:
+            layout.check_out(out, shape)
+        states = device.xp.take(self._states, chosen, axis=2)
+        y = device.xp.empty((1, len(rows), shape[1]), network.spec.dtype)
+        forward(self._packed_now(), given, states[0], states[1] if len(states) > 1 else None, y)
+        self._states[:, :, chosen] = states
+        out[...] = 0
+        out[chosen] = y[0]
+        return out
+
+    def _packed_now(self) -> Network:
+        """The snapshot for blocks, whose weights are packed when the first one comes."""
+        if self._packed is None:
+            self._packed = self._network.packed(by_token=self._by_token)
+        return self._packed
 
     def block(self, x: Any, out: Array | None = None) -> Array:
         """Several steps: x (T, B, I), or tokens (T, B); returns y (T, B, H), in `out` if given.
@@ -134,10 +195,8 @@ class Stream:
                 f"for tokens, got {shape}"
             )
         y = layout.output(out, given, () if out is None else network.named_weights())
-        if self._packed is None:
-            self._packed = network.packed(by_token=self._by_token)
         states = self._states.copy()
-        forward(self._packed, given, states[0], None if self._c is None else states[1], y)
+        forward(self._packed_now(), given, states[0], None if self._c is None else states[1], y)
         self._states[...] = states
         return y
 
@@ -165,14 +224,119 @@ class Stream:
                 state[...] = state[:, rows]
 
     def reset(self, mask: Any = None) -> None:
-        """Set the state to zero: all of it, or the rows where `mask` (B,) is true."""
-        device, rows = self._network.device, None
-        if mask is not None:
-            rows = device.shaped("mask", mask, (self.batch,), np.dtype(bool))[:, None]
-        for state in (self._h, self._c):
-            if state is not None:
-                zero = state.dtype.type(0)
-                state[...] = zero if rows is None else device.xp.where(rows, zero, state)
+        """Set the state to zero: all of it, or some rows' alone.
+
+        Args:
+            mask: (B,), bool, true for those rows; or their numbers, as ``[1, 2]``. On a GPU a mask
+                may be there.
+
+        """
+        device = self._network.device
+        if mask is None:
+            self._states[...] = 0
+            return
+        array = device.array("mask", mask)
+        if array.dtype != np.bool_:
+            self._states[:, :, device.put(self._numbers("mask", mask))] = 0
+            return
+        rows = device.shaped("mask", array, (self.batch,), np.dtype(bool))[:, None]
+        self._states[...] = device.xp.where(rows, self._states.dtype.type(0), self._states)
+
+    # -- rows that come and go ----------------------------------------------------------------
+
+    def get_rows(self, rows: Any) -> State:
+        """A copy of some rows' state, shaped as that of a layer with so many rows.
+
+        Args:
+            rows: (N,), different integers in 0..B-1.
+
+        """
+        device = self._network.device
+        states = device.xp.take(self._states, device.put(self._numbers("rows", rows)), axis=2)
+        return states[0] if self._c is None else (states[0], states[1])
+
+    def set_rows(self, rows: Any, state: State | None) -> None:
+        """Give some rows another state, as ``get_rows`` gives it; None is zero."""
+        numbers = self._numbers("rows", rows)
+        states = self._as_states(state, len(numbers))
+        self._states[:, :, self._network.device.put(numbers)] = states
+
+    def add_rows(self, count: int = 1, state: State | None = None) -> NDArray[np.int64]:
+        """Further rows behind those that are there: their numbers.
+
+        From then on steps are computed as blocks of one, whose weights need not be packed for each
+        number of rows: a few µs more, and the same bits.
+
+        Args:
+            count: how many, at least 0.
+            state: theirs, as ``get_rows`` gives it; None is zero.
+
+        """
+        before, count = self.batch, positive_int("count", count, minimum=0)
+        states = self._as_states(state, count)
+        self._stepper = None
+        self._hold(self._network.device.xp.concatenate([self._states, states], axis=2))
+        return np.arange(before, before + count)
+
+    def remove_rows(self, rows: Any) -> None:
+        """Take rows away; those behind them move up, in their order. See ``add_rows`` for steps.
+
+        Args:
+            rows: (N,), different integers in 0..B-1.
+
+        """
+        left = np.delete(np.arange(self.batch), self._numbers("rows", rows))
+        device = self._network.device
+        self._stepper = None
+        self._hold(device.xp.take(self._states, device.put(left), axis=2))
+
+    def refresh(self) -> None:
+        """Take the layer's parameters as they are now; the state stays.
+
+        Raises:
+            ValueError: the stream is a copy or was pickled, and has no layer.
+
+        """
+        if self._source is None:
+            raise ValueError(
+                "refresh needs a stream that a layer's stream() made, got a copied or pickled one"
+            )
+        if not self._by_token:
+            for own, now in zip(self._network.weights, self._source.weights, strict=True):
+                for to, array in zip(own, now, strict=True):
+                    if to is not None:
+                        to[...] = array
+            self._round()
+        self._packed = None
+        self._stepper = self._new_stepper()
+
+    def _as_states(self, state: State | None, count: int) -> Array:
+        """A state of so many rows as the stream holds its own."""
+        h, c = self._layout.state("state", state, count, unbatched=False)
+        states: Array = self._network.device.xp.stack([h] if c is None else [h, c])
+        return states
+
+    def _mask(self, mask: Any) -> NDArray[np.bool_]:
+        array = host_array("mask", mask)
+        if array.dtype != np.bool_ or array.shape != (self.batch,):
+            raise ValueError(
+                f"mask must be bool ({self.batch},), got {array.dtype} of shape {array.shape}"
+            )
+        return array
+
+    def _numbers(self, name: str, rows: Any) -> NDArray[np.int64]:
+        """Different rows by their numbers."""
+        array = host_array(name, rows)
+        if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+            raise ValueError(
+                f"{name} must be integers (N,), got {array.dtype} of shape {array.shape}"
+            )
+        if array.size and (array.min() < 0 or array.max() >= self.batch):
+            wrong = array.min() if array.min() < 0 else array.max()
+            raise ValueError(f"{name} must lie in 0..{self.batch - 1}, got {wrong}")
+        if len(np.unique(array)) < len(array):
+            raise ValueError(f"{name} must be different rows, got {array.tolist()}")
+        return array.astype(np.int64)
 
 
 def _again(
