@@ -2,6 +2,7 @@
 """Recurrent networks at the speed of the machine, straight from NumPy."""
 
 from rnnkern._version import __version__
+from rnnkern.interop.pytorch import from_torch
 from rnnkern.layers import GRU, LSTM, MGU, RNN, SimplifiedGRU
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.dropout import Dropout
@@ -55,6 +56,7 @@ __all__ = [
     "batches",
     "clip_grad_norm",
     "clip_grad_value",
+    "from_torch",
     "get_num_threads",
     "info",
     "load",

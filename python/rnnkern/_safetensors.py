@@ -28,6 +28,15 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# Of other programs' files, too; those that NumPy lacks are fields of their bytes.
+FOREIGN: dict[str, np.dtype[Any]] = {
+    **_DTYPES,
+    **{name: np.dtype(code) for name, code in {"F16": "<f2", "BOOL": "?", "I8": "i1"}.items()},
+    **{f"I{8 * n}": np.dtype(f"<i{n}") for n in (2, 4)},
+    **{f"U{8 * n}": np.dtype(f"<u{n}") for n in (1, 2, 4, 8)},
+    "BF16": np.dtype([("BF16", "<u2")]),
+    **{name: np.dtype([(name, "u1")]) for name in ("F8_E4M3", "F8_E5M2", "F8_E8M0")},
+}
 LONGEST_HEADER = 1 << 24  # bytes; a header takes about 100 per array
 _LONGEST_MESSAGE = 500  # characters of a file's own that an error shows
 
@@ -99,22 +108,44 @@ def digest_of(header: Mapping[str, Any]) -> Any:
 
 def read_header(file: BufferedReader) -> tuple[dict[str, Entry], dict[str, str], Any]:
     """The entries, in the order of their bytes, the metadata and the digest that has taken both."""
+    header, size = _read_json(file)
+    return *parsed(header, size), digest_of(header)
+
+
+def read_foreign_header(file: BufferedReader) -> tuple[dict[str, Entry], int]:
+    """Of a file that anybody wrote: the entries, and where their bytes begin."""
+    header, size = _read_json(file)
+    return _entries(header, size, FOREIGN)[0], os.fstat(file.fileno()).st_size - size
+
+
+def _read_json(file: BufferedReader) -> tuple[Any, int]:
+    """The header, unchecked, and how many bytes come after it."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, LONGEST_HEADER):
         raise FormatError("is not a safetensors file, or a truncated one")
-    header = parsed_json("a header", file.read(length))
-    return *parsed(header, size - 8 - length), digest_of(header)
+    return parsed_json("a header", file.read(length)), size - 8 - length
 
 
 def parsed(header: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
     """The entries, in the order of their bytes, of which there are ``size``, and the metadata."""
+    entries, metadata = _entries(header, size, _DTYPES)
+    if not {CLASS, CONFIG, SUM} <= metadata.keys():
+        raise FormatError("is a safetensors file, but not one that rnnkern wrote")
+    return entries, metadata
+
+
+def _entries(
+    header: Any, size: int, dtypes: Mapping[str, np.dtype[Any]]
+) -> tuple[dict[str, Entry], dict[str, str]]:
     if not isinstance(header, dict):
         raise FormatError("has a header that is not a JSON object")
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError("has metadata that are not strings by name")
-    entries = {name: _entry(name, header[name]) for name in header if name != "__metadata__"}
+    entries = {
+        name: _entry(name, header[name], dtypes) for name in header if name != "__metadata__"
+    }
     entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)))
     expected = 0
     for name, entry in entries.items():
@@ -125,27 +156,25 @@ def parsed(header: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
             raise FormatError(f"is truncated: {name} ends at byte {expected} of {size}")
     if expected != size:
         raise FormatError(f"has {size - expected} bytes after its last array")
-    if not {CLASS, CONFIG, SUM} <= metadata.keys():
-        raise FormatError("is a safetensors file, but not one that rnnkern wrote")
     return entries, metadata
 
 
-def _entry(name: str, entry: Any) -> Entry:
+def _entry(name: str, entry: Any, dtypes: Mapping[str, np.dtype[Any]]) -> Entry:
     """One array's entry of the header."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"has a header whose entry for {name} is not an array's")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         raise FormatError(f"has a header whose entry for {name} is not an array's")
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in dtypes:
         found = dtype if isinstance(dtype, str) else type(dtype).__name__
-        raise FormatError(f"has {name} of dtype {found}, expected one of {', '.join(_DTYPES)}")
+        raise FormatError(f"has {name} of dtype {found}, expected one of {', '.join(dtypes)}")
     if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, *offsets)):
         raise FormatError(f"has a shape or offset of {name} that is not a whole number")
     start, size = offsets[0], offsets[1] - offsets[0]
-    if size != math.prod(shape) * _DTYPES[dtype].itemsize:
-        raise FormatError(f"has {size} bytes for {name}, a {_DTYPES[dtype]} of shape {shape}")
-    return Entry(_DTYPES[dtype], tuple(shape), start, size)
+    if size != math.prod(shape) * dtypes[dtype].itemsize:
+        raise FormatError(f"has {size} bytes for {name}, {dtype} of shape {shape}")
+    return Entry(dtypes[dtype], tuple(shape), start, size)
 
 
 def read_arrays(file: BufferedReader, entries: Mapping[str, Entry], digest: Any) -> Arrays:

@@ -192,6 +192,29 @@ class Recurrent(Configured):
             training=training,
         )
 
+    def to_torch(self, *, arrays: bool = False) -> dict[str, Any]:
+        """The parameters as a state dict of ``torch.nn.RNN``, ``GRU`` or ``LSTM``.
+
+        Rows are stacked as PyTorch has them, and a GRU's update rows are negated, for its z weighs
+        h_{t-1}. Of its two biases the second is zero, but for the candidate's in a GRU, which is
+        ``bias_hn``. `rnnkern.from_torch` of it gives the same bits again.
+
+        Args:
+            arrays: whether NumPy arrays are wanted, for which PyTorch need not be there, as
+                ``safetensors.numpy.save_file`` takes them; else tensors.
+
+        Raises:
+            ImportError: PyTorch is not installed, and tensors are wanted.
+            ValueError: PyTorch has no such cell; `rnnkern.torch` has.
+
+        Example:
+            >>> module.load_state_dict(layer.to_torch())
+
+        """
+        from rnnkern.interop.pytorch import to_torch
+
+        return to_torch(self, arrays=arrays)
+
 
 def stream_of_tokens(layer: Recurrent, batch: int) -> Stream:
     """A stream for tokens alone, during whose life nobody may write to the layer's parameters.

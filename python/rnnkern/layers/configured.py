@@ -120,3 +120,8 @@ class Configured(Fixed):
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: `_network` names arrays that a copy has anew."""
         return {name: value for name, value in vars(self).items() if name != "_network"}
+
+
+def spec_of(layer: Configured) -> LayerSpec:
+    """A layer as devices know it."""
+    return layer._spec

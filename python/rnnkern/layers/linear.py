@@ -116,6 +116,12 @@ class Linear(Fixed):
         """
         return FrozenLinear(self)
 
+    def to_torch(self, *, arrays: bool = False) -> dict[str, Any]:
+        """The parameters as a state dict of ``torch.nn.Linear``; see `Recurrent.to_torch`."""
+        from rnnkern.interop.pytorch import to_torch
+
+        return to_torch(self, arrays=arrays)
+
     def _rows(self, name: str, array: Array, features: int) -> Array:
         """``array`` checked, as contiguous rows of ``features`` numbers."""
         return as_rows(self._device, name, array, features, self.dtype)
