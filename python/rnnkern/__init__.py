@@ -5,6 +5,14 @@ from rnnkern._version import __version__
 from rnnkern.interop.pytorch import from_torch
 from rnnkern.layers import GRU, LSTM, MGU, RNN, SimplifiedGRU
 from rnnkern.layers.base import Recurrent
+from rnnkern.layers.cell import (
+    GRUCell,
+    LSTMCell,
+    MGUCell,
+    RecurrentCell,
+    RNNCell,
+    SimplifiedGRUCell,
+)
 from rnnkern.layers.dropout import Dropout
 from rnnkern.layers.embedding import Embedding
 from rnnkern.layers.frozen import Frozen
@@ -42,13 +50,19 @@ __all__ = [
     "FormatError",
     "Frozen",
     "FrozenLinear",
+    "GRUCell",
     "Gradients",
+    "LSTMCell",
     "LayerNorm",
     "Linear",
+    "MGUCell",
     "Parameters",
+    "RNNCell",
     "Recurrent",
+    "RecurrentCell",
     "Seq2Seq",
     "SimplifiedGRU",
+    "SimplifiedGRUCell",
     "StateGradients",
     "Stream",
     "Tape",

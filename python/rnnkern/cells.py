@@ -10,7 +10,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rnnkern.layers import GRU, LSTM, MGU, RNN, Recurrent, SimplifiedGRU
+from rnnkern.layers import (
+    GRU,
+    LSTM,
+    MGU,
+    RNN,
+    GRUCell,
+    LSTMCell,
+    MGUCell,
+    Recurrent,
+    RecurrentCell,
+    RNNCell,
+    SimplifiedGRU,
+    SimplifiedGRUCell,
+)
 
 
 @dataclass(frozen=True)
@@ -21,13 +34,15 @@ class Cell:
         name: as a command takes it.
         label: as figures and tables show it.
         layer: the class of its layers.
-        options: of that class's constructor, fixed by the name.
+        step: the class of its single steps.
+        options: of both constructors, fixed by the name.
 
     """
 
     name: str
     label: str
     layer: type[Recurrent]
+    step: type[RecurrentCell]
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, *sizes: int, **options: Any) -> Recurrent:
@@ -39,12 +54,12 @@ class Cell:
 CELLS: dict[str, Cell] = {
     cell.name: cell
     for cell in (
-        Cell("rnn", "simple RNN", RNN),
-        Cell("simplified-gru", "simplified GRU", SimplifiedGRU),
-        Cell("gru", "GRU", GRU, {"reset": "before"}),
-        Cell("gru-after", "GRU, reset after", GRU, {"reset": "after"}),
-        Cell("mgu", "minimal gated unit", MGU),
-        Cell("lstm", "LSTM", LSTM),
+        Cell("rnn", "simple RNN", RNN, RNNCell),
+        Cell("simplified-gru", "simplified GRU", SimplifiedGRU, SimplifiedGRUCell),
+        Cell("gru", "GRU", GRU, GRUCell, {"reset": "before"}),
+        Cell("gru-after", "GRU, reset after", GRU, GRUCell, {"reset": "after"}),
+        Cell("mgu", "minimal gated unit", MGU, MGUCell),
+        Cell("lstm", "LSTM", LSTM, LSTMCell),
     )
 }
 
@@ -52,3 +67,8 @@ CELLS: dict[str, Cell] = {
 def layer_classes() -> dict[str, type[Any]]:
     """The layers' classes by their own names."""
     return {cell.layer.__name__: cell.layer for cell in CELLS.values()}
+
+
+def step_classes() -> dict[str, type[Any]]:
+    """The classes of single steps by their own names."""
+    return {cell.step.__name__: cell.step for cell in CELLS.values()}

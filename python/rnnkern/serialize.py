@@ -38,7 +38,7 @@ from rnnkern._safetensors import (
     read_header,
     refusal,
 )
-from rnnkern.cells import layer_classes
+from rnnkern.cells import layer_classes, step_classes
 from rnnkern.devices import get_device, to_host
 from rnnkern.layers.dropout import Dropout
 from rnnkern.layers.embedding import Embedding
@@ -216,7 +216,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: str = "cpu") -> Che
 def _classes() -> dict[str, type[Any]]:
     """What can be saved, by the name that a file tells."""
     others = (Linear, Embedding, Dropout, LayerNorm, Seq2Seq)
-    return {**layer_classes(), **{kind.__name__: kind for kind in others}}
+    return {**layer_classes(), **step_classes(), **{kind.__name__: kind for kind in others}}
 
 
 # -- what was given -------------------------------------------------------------------------------

@@ -10,9 +10,11 @@ import pytest
 
 import rnnkern as rk
 from rnnkern import devices
+from rnnkern.cells import CELLS
 
 from support.compare import assert_same_bits
-from support.devices import agree, agree_by_name, move
+from support.devices import agree, agree_by_name, move, put
+from support.layers import as_layer_state, as_tuple
 
 
 def pair(cuda: devices.Cuda, layer: Any) -> Any:
@@ -62,3 +64,23 @@ def test_layer_norm(cuda: devices.Cuda, no_looks: None, rows: int) -> None:
     (dx, grads), (got_dx, got_grads) = tape.backward(dy), got_tape.backward(cuda.put(dy))
     agree(cuda, "dx", got_dx, dx, 1e-5)
     agree_by_name(cuda, got_grads, grads)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cells_of_one_step(cuda: devices.Cuda, no_looks: None, name: str) -> None:
+    rng = np.random.default_rng(0)
+    cell = CELLS[name].step(4, 6, seed=1, **CELLS[name].options)
+    twin = pair(cuda, cell)
+    x, h, dh = (rng.standard_normal((3, n)).astype(np.float32) for n in (4, 6, 6))
+    state, dstate = as_layer_state((h, h)), as_layer_state((dh, dh))
+    if not isinstance(cell(x), tuple):
+        state, dstate = h, dh
+    last, tape = cell.forward(x, state)
+    got_last, got_tape = twin.forward(cuda.put(x), put(cuda, state))
+    for got, want in zip(as_tuple(got_last), as_tuple(last), strict=True):
+        agree(cuda, "state", got, want, 1e-5)
+    (dx, before, grads), got = tape.backward(dstate), got_tape.backward(put(cuda, dstate))
+    agree(cuda, "dx", got.x, dx, 1e-5)
+    for made, want in zip(as_tuple(got.state), as_tuple(before), strict=True):
+        agree(cuda, "dstate", made, want, 1e-5)
+    agree_by_name(cuda, got.params, grads)

@@ -22,6 +22,8 @@ MODELS: dict[str, Any] = {
     "GRU with bias_hn": lambda: rk.GRU(3, 4, reset="after", seed=0),
     "LSTM": lambda: rk.LSTM(3, 4, 2, batch_first=True, dropout=0.1, forget_bias=1.0, seed=0),
     "Linear": lambda: rk.Linear(3, 4, seed=0),
+    "GRUCell": lambda: rk.GRUCell(3, 4, reset="after", bias=False, seed=0),
+    "LSTMCell of a layer": lambda: rk.LSTMCell.of(rk.LSTM(3, 4, 2, bidirectional=True), 1),
     "Embedding": lambda: rk.Embedding(5, 3, dtype="float64", seed=0),
     "Dropout": lambda: rk.Dropout(0.25),
     "LayerNorm": lambda: rk.LayerNorm(4, eps=1e-3, bias=False),

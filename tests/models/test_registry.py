@@ -25,7 +25,7 @@ class TwinGRU(rk.GRU):
 @pytest.fixture(autouse=True)
 def twin(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a cell that none of the package's modules names."""
-    cell = Cell("twin", "the twin", TwinGRU, {"reset": "after"})
+    cell = Cell("twin", "the twin", TwinGRU, rk.GRUCell, {"reset": "after"})
     monkeypatch.setitem(CELLS, cell.name, cell)
     return cell.name
 

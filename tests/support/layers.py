@@ -53,7 +53,7 @@ def as_layer_state(state: State | None) -> Any:
     return state[0] if state is not None and len(state) == 1 else state
 
 
-def random_state(cell: str, shape: tuple[int, int, int], seed: int = 0) -> State:
+def random_state(cell: str, shape: tuple[int, ...], seed: int = 0) -> State:
     """Random states, float64, ``(h,)`` or ``(h, c)``."""
     rng = np.random.default_rng(seed)
     return tuple(rng.standard_normal(shape) for _ in range(reference.CELLS[cell].states))

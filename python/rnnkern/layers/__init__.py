@@ -1,7 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers, and what is made from them: tapes, snapshots, streams."""
+"""Layers and what is around them, and what is made from them: tapes, snapshots, streams."""
 
 from rnnkern.layers.base import Recurrent
+from rnnkern.layers.cell import (
+    CellTape,
+    GRUCell,
+    LSTMCell,
+    MGUCell,
+    RecurrentCell,
+    RNNCell,
+    SimplifiedGRUCell,
+)
 from rnnkern.layers.dropout import Dropout, DropoutTape
 from rnnkern.layers.embedding import Embedding, EmbeddingTape
 from rnnkern.layers.frozen import Frozen
@@ -18,20 +27,27 @@ __all__ = [
     "LSTM",
     "MGU",
     "RNN",
+    "CellTape",
     "Dropout",
     "DropoutTape",
     "Embedding",
     "EmbeddingTape",
     "Frozen",
     "FrozenLinear",
+    "GRUCell",
     "Gradients",
+    "LSTMCell",
     "LayerNorm",
     "LayerNormTape",
     "Linear",
     "LinearTape",
+    "MGUCell",
     "Parameters",
+    "RNNCell",
     "Recurrent",
+    "RecurrentCell",
     "SimplifiedGRU",
+    "SimplifiedGRUCell",
     "StateGradients",
     "Stream",
     "Tape",

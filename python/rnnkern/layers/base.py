@@ -8,15 +8,17 @@ an x without its batch axis gives results without theirs. Integer x (T, B) stand
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, SupportsIndex
 
 from rnnkern._checks import Array, positive_int
-from rnnkern.devices import Weights
+from rnnkern.devices import Device, LayerSpec, Weights
 from rnnkern.layers.arguments import Layout, State, check_dropout_key
 from rnnkern.layers.configured import Configured
 from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.network import Network, dropout_masks, forward, run
+from rnnkern.layers.parameters import Parameter
 from rnnkern.layers.stream import Stream
 from rnnkern.layers.tape import Tape
 from rnnkern.layers.weights import parameter_names
@@ -214,6 +216,21 @@ class Recurrent(Configured):
         from rnnkern.interop.pytorch import to_torch
 
         return to_torch(self, arrays=arrays)
+
+    def _one_step(self, k: int, *, reverse: bool) -> tuple[LayerSpec, Device, dict[str, Parameter]]:
+        """One layer and direction as a network of its own, and its parameters by their kinds."""
+        spec = self._spec if k == 0 else self._spec.above
+        names = parameter_names(self._spec)[k * self.num_directions + reverse]
+        kinds = zip(Weights._fields, names, strict=True)
+        own = {kind: self._parameters[name] for kind, name in kinds if name is not None}
+        return replace(spec, layers=1, directions=1), self._device, own
+
+
+def one_step_of(
+    layer: Recurrent, k: int, *, reverse: bool
+) -> tuple[LayerSpec, Device, dict[str, Parameter]]:
+    """What a cell shares with layer k of these, in one direction."""
+    return layer._one_step(k, reverse=reverse)
 
 
 def stream_of_tokens(layer: Recurrent, batch: int) -> Stream:

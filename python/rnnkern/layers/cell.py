@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cells of one step, for those who write the loop over time themselves."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from inspect import signature
+from typing import Any, ClassVar, SupportsIndex, TypeVar
+
+import numpy as np
+
+from rnnkern._checks import Array, DType, boolean, explains_options, positive_int
+from rnnkern.devices import Weights
+from rnnkern.layers.arguments import Layout, State
+from rnnkern.layers.base import Recurrent, one_step_of
+from rnnkern.layers.fixed import Fixed
+from rnnkern.layers.gradients import Gradients
+from rnnkern.layers.network import Network, forward, run
+from rnnkern.layers.parameters import Parameters
+from rnnkern.layers.recurrent import GRU, LSTM, MGU, RNN, SimplifiedGRU
+from rnnkern.layers.tape import Tape
+
+Own = TypeVar("Own", bound="RecurrentCell")
+
+
+class RecurrentCell(Fixed):
+    """What all cells of one step share. Use one of the subclasses.
+
+    A layer runs this step over a whole sequence: it is faster, it knows lengths, and its tape is
+    smaller, for each step's tape has its own copy of the parameters. A cell is for loops that a
+    layer does not do, as where a step's input depends on what the step before gave.
+
+    Args:
+        input_size: I, features of x, or the number of tokens when x is integer.
+        hidden_size: H, units.
+        bias: whether there are bias parameters.
+        dtype: "float32" or "float64", of parameters, input and state.
+        compute: how products are done, as of the layers.
+        device: "cpu" or "cuda", as of the layers.
+        seed: of the initial parameters, which are those of a layer with that seed.
+        recurrent_init: "uniform" or "orthogonal", as of the layers.
+
+    Attributes:
+        params: ``weight_ih`` (G·H, I), ``weight_hh`` (G·H, H), ``bias`` (G·H) and, where the reset
+            gate acts after the product, ``bias_hn`` (H). Those of a cell made by ``of`` are the
+            layer's own arrays. The constructor's arguments are attributes too.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range; the message names it.
+
+    """
+
+    kind: ClassVar[type[Recurrent]]  # the layer that runs this step over a sequence
+
+    @explains_options
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        bias: bool = True,
+        dtype: DType = "float32",
+        compute: str | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        recurrent_init: str = "uniform",
+    ) -> None:
+        self._share(
+            self.kind(
+                input_size,
+                hidden_size,
+                bias=bias,
+                dtype=dtype,
+                compute=compute,
+                device=device,
+                seed=seed,
+                recurrent_init=recurrent_init,
+            )
+        )
+
+    @classmethod
+    def of(cls: type[Own], layer: Recurrent, k: SupportsIndex = 0, *, reverse: bool = False) -> Own:
+        """The step of a layer: the cell's parameters are the layer's own arrays.
+
+        Args:
+            layer: of the class that goes with this one, as an `LSTM` for an `LSTMCell`.
+            k: which of its stacked layers, from 0.
+            reverse: whether its second direction.
+
+        Raises:
+            TypeError: the layer is of another class.
+            ValueError: it has no such layer or direction.
+
+        """
+        if type(layer) is not cls.kind:
+            raise TypeError(
+                f"layer must be of the class {cls.kind.__name__}, got {type(layer).__name__}"
+            )
+        place = positive_int("k", k, minimum=0)
+        if place >= layer.num_layers:
+            raise ValueError(f"k must be below num_layers = {layer.num_layers}, got {place}")
+        if boolean("reverse", reverse) and not layer.bidirectional:
+            raise ValueError("reverse needs a layer with bidirectional=True")
+        cell = cls.__new__(cls)
+        cell._share(layer, place, reverse=reverse)
+        return cell
+
+    def _share(self, layer: Recurrent, k: int = 0, *, reverse: bool = False) -> None:
+        """Be the step of that layer and direction."""
+        self._spec, self._device, own = one_step_of(layer, k, reverse=reverse)
+        self.params = Parameters(own)
+        self._own = own
+        self.input_size, self.hidden_size = self._spec.inputs, self._spec.units
+        self.bias, self.dtype, self.compute = self._spec.bias, self._spec.dtype, self._spec.compute
+        self.device = self._device.name
+        config = {**layer.config(), "input_size": self.input_size}
+        self._config = {name: config[name] for name in signature(type(self)).parameters}
+        for name in self._config.keys() - vars(self).keys():
+            setattr(self, name, getattr(layer, name))
+        self._settle()
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, from which an equal cell can be built."""
+        return dict(self._config)
+
+    @cached_property
+    def _network(self) -> Network:
+        """What runs: one layer in one direction."""
+        layout = Layout(self._spec, self._device, False, type(self).__name__)
+        own = (self._own.get(kind) for kind in Weights._fields)
+        return Network(layout, [Weights.of(None if p is None else p.own for p in own)])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: `_network` names arrays that a copy has anew."""
+        return {name: value for name, value in vars(self).items() if name != "_network"}
+
+    def __call__(self, x: Any, state: State | None = None) -> Any:
+        """The state after one step; nothing is kept for a backward pass.
+
+        Args:
+            x: (B, I) of the cell's dtype, or integer tokens (B,) in 0..I-1; (I,) or one token
+                without a batch.
+            state: (B, H) or, for an LSTM, a pair of those; (H,) without a batch. None, also as one
+                of the pair, is zero.
+
+        Returns:
+            The new state: h or, for an LSTM, the pair (h, c). h is the step's output too.
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong type, dtype, shape or range.
+
+        """
+        sequence, batch = self._sequence(x)
+        _, last = run(self._network, sequence, self._lifted("state", state, batch), None, None)
+        return _lowered(last)
+
+    def forward(self, x: Any, state: State | None = None) -> tuple[Any, CellTape]:
+        """As a call, and a tape: ``(h, c), tape = cell.forward(x, (h, c))`` of an LSTM.
+
+        Leave x and the state that was given unchanged until ``tape.backward``.
+        """
+        network = self._network
+        sequence, batch = self._sequence(x)
+        given = network.layout.input(sequence, self._lifted("state", state, batch), None)
+        h, c = given.h_0, given.c_0
+        if state is not None:  # the kernels work in place, and these are the caller's
+            h, c = h.copy(), None if c is None else c.copy()
+        y = network.layout.output(None, given, ())
+        passes = forward(network, given, h, c, y, keep=True)
+        last = network.layout.state_as_given(h, c, given)
+        return _lowered(last), CellTape(self, batch, Tape(network, given, passes, []))
+
+    def _sequence(self, x: Any) -> tuple[Array, tuple[int, ...]]:
+        """A sequence of one step, and the shape of its batch: (B,), or () without one."""
+        array, spec = self._device.array("x", x), self._spec
+        tokens = array.dtype.kind in "iu"
+        fits = array.ndim < 2 if tokens else array.ndim in (1, 2)
+        fits = fits and (tokens or array.shape[-1] == spec.inputs)
+        if not fits and (tokens or array.dtype == spec.dtype):  # another dtype is refused later on
+            of_numbers = f"(B, {spec.inputs}) or ({spec.inputs},)"
+            wanted = "(B,) or () for tokens" if tokens else of_numbers
+            raise ValueError(f"x must have shape {wanted}, got {array.shape}")
+        return array[np.newaxis], array.shape if tokens else array.shape[:-1]
+
+    def _lifted(self, name: str, state: State | None, batch: tuple[int, ...]) -> Any:
+        """A state, or the gradient of one, as a layer of one layer has it."""
+        if state is None:
+            return None
+        names, shape = self._spec.facts.states, (*batch, self._spec.units)
+        several = len(names) > 1
+        if isinstance(state, (tuple, list)) != several or (several and len(state) != len(names)):
+            wanted = f"the pair ({', '.join(names)})" if several else "one array h"
+            raise TypeError(f"{name} must be {wanted} of this {type(self).__name__}, got {state!r}")
+        given = state if several else (state,)
+        parts = [
+            part
+            if part is None
+            else self._device.shaped(f"{name}[{letter!r}]", part, shape, self._spec.dtype)[None]
+            for letter, part in zip(names, given, strict=True)
+        ]
+        return (parts[0], parts[1]) if several else parts[0]
+
+
+class CellTape:
+    """What one step's ``forward`` kept. ``backward`` may be called any number of times."""
+
+    def __init__(self, cell: RecurrentCell, batch: tuple[int, ...], tape: Tape) -> None:
+        self._cell = cell
+        self._batch = batch
+        self._tape = tape
+
+    def backward(
+        self, dstate: State | None = None, *, into: dict[str, Array] | None = None
+    ) -> Gradients:
+        """Gradients of a loss L through this step.
+
+        Args:
+            dstate: ∂L/∂(the new state), shaped as it: what later steps gave, and what the loss adds
+                at this one. None, also as one of a pair, is zero.
+            into: gradients by name, those of later steps, that this step's are added to, in place;
+                None begins anew.
+
+        Returns:
+            `Gradients`, which unpacks to ∂L/∂x (None for tokens), ∂L/∂(the state before), and
+            ∂L/∂parameter by name: `into`, where it is given.
+
+        Raises:
+            TypeError, ValueError: dstate has the wrong dtype or shape.
+            KeyError: `into` lacks a parameter.
+
+        """
+        lifted = self._cell._lifted("dstate", dstate, self._batch)
+        dx, before, grads = self._tape.backward(None, lifted)
+        if into is not None:
+            with np.errstate(all="ignore"):
+                for name, array in grads.items():
+                    into[_kind(name)] += array
+        own = {_kind(name): array for name, array in grads.items()} if into is None else into
+        return Gradients(own, None if dx is None else dx[0], _lowered(before))
+
+
+def _kind(name: str) -> str:
+    """A cell's name of its parameter, by a layer's."""
+    return name.removesuffix("_l0")
+
+
+def _lowered(state: State) -> Any:
+    """A layer's state as its one layer's."""
+    return tuple(part[0] for part in state) if isinstance(state, tuple) else state[0]
+
+
+class RNNCell(RecurrentCell):
+    """One step of an `RNN`: ``h = cell(x, h)``.
+
+    Args as in `RecurrentCell`, and ``nonlinearity``: "tanh" or "relu".
+
+    Example:
+        >>> cell = rk.RNNCell(3, 4)
+        >>> h = cell(np.ones((2, 3), np.float32), np.zeros((2, 4), np.float32))
+
+    """
+
+    kind = RNN
+    nonlinearity: str
+
+    @explains_options
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        dtype: DType = "float32",
+        compute: str | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        recurrent_init: str = "uniform",
+    ) -> None:
+        self._share(
+            RNN(
+                input_size,
+                hidden_size,
+                nonlinearity=nonlinearity,
+                bias=bias,
+                dtype=dtype,
+                compute=compute,
+                device=device,
+                seed=seed,
+                recurrent_init=recurrent_init,
+            )
+        )
+
+
+class SimplifiedGRUCell(RecurrentCell):
+    """One step of a `SimplifiedGRU`: ``h = cell(x, h)``. Args as in `RecurrentCell`.
+
+    Example:
+        >>> cell = rk.SimplifiedGRUCell(3, 4)
+        >>> h = cell(np.ones((2, 3), np.float32), np.zeros((2, 4), np.float32))
+
+    """
+
+    kind = SimplifiedGRU
+
+
+class GRUCell(RecurrentCell):
+    """One step of a `GRU`: ``h = cell(x, h)``.
+
+    Args as in `RecurrentCell`, and ``reset``: "before" or "after", as of the layer.
+
+    Example:
+        >>> cell = rk.GRUCell(3, 4, reset="after")
+        >>> h = cell(np.ones((2, 3), np.float32), np.zeros((2, 4), np.float32))
+
+    """
+
+    kind = GRU
+    reset: str
+
+    @explains_options
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        reset: str = "before",
+        bias: bool = True,
+        dtype: DType = "float32",
+        compute: str | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        recurrent_init: str = "uniform",
+    ) -> None:
+        self._share(
+            GRU(
+                input_size,
+                hidden_size,
+                reset=reset,
+                bias=bias,
+                dtype=dtype,
+                compute=compute,
+                device=device,
+                seed=seed,
+                recurrent_init=recurrent_init,
+            )
+        )
+
+
+class MGUCell(RecurrentCell):
+    """One step of an `MGU`: ``h = cell(x, h)``. Args as in `RecurrentCell`.
+
+    Example:
+        >>> cell = rk.MGUCell(3, 4)
+        >>> h = cell(np.ones((2, 3), np.float32), np.zeros((2, 4), np.float32))
+
+    """
+
+    kind = MGU
+
+
+class LSTMCell(RecurrentCell):
+    """One step of an `LSTM`: ``h, c = cell(x, (h, c))``.
+
+    Args as in `RecurrentCell`, and ``forget_bias``: the forget gate's initial bias, as of the
+    layer.
+
+    Example: the slides' loop, and its gradients.
+        >>> cell = rk.LSTMCell(3, 4, seed=0)
+        >>> x = np.ones((5, 2, 3), np.float32)  # (T, B, I)
+        >>> h = c = np.zeros((2, 4), np.float32)
+        >>> tapes = []
+        >>> for x_t in x:
+        ...     (h, c), tape = cell.forward(x_t, (h, c))
+        ...     tapes.append(tape)
+        >>> dstate, grads = (np.ones_like(h), None), None  # of the loss h.sum()
+        >>> for tape in reversed(tapes):
+        ...     dx, dstate, grads = tape.backward(dstate, into=grads)
+
+    """
+
+    kind = LSTM
+    forget_bias: float | None
+
+    @explains_options
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        forget_bias: float | None = None,
+        bias: bool = True,
+        dtype: DType = "float32",
+        compute: str | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        recurrent_init: str = "uniform",
+    ) -> None:
+        self._share(
+            LSTM(
+                input_size,
+                hidden_size,
+                forget_bias=forget_bias,
+                bias=bias,
+                dtype=dtype,
+                compute=compute,
+                device=device,
+                seed=seed,
+                recurrent_init=recurrent_init,
+            )
+        )
