@@ -29,7 +29,9 @@ from rnnkern.machine import (
     set_num_threads,
     threads,
 )
+from rnnkern.models.model import Model, ModelTape
 from rnnkern.models.seq2seq import Seq2Seq
+from rnnkern.models.stream import ModelStream
 from rnnkern.serialize import Checkpoint, FormatError, load, load_checkpoint, save
 from rnnkern.training.batches import Batches, batches, pad
 from rnnkern.training.clip import clip_grad_norm, clip_grad_value
@@ -56,6 +58,9 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "MGUCell",
+    "Model",
+    "ModelStream",
+    "ModelTape",
     "Parameters",
     "RNNCell",
     "Recurrent",

@@ -12,6 +12,7 @@ refuse the same.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,6 +46,7 @@ from rnnkern.layers.embedding import Embedding
 from rnnkern.layers.layer_norm import LayerNorm
 from rnnkern.layers.linear import Linear
 from rnnkern.layers.parameters import undrawn
+from rnnkern.models.model import Model
 from rnnkern.models.seq2seq import Seq2Seq
 from rnnkern.training.optim import Optimizer
 
@@ -52,6 +54,7 @@ __all__ = ["Checkpoint", "FormatError", "load", "load_checkpoint", "save"]
 
 _NOTE = "note."  # what keys of further strings begin with in the metadata
 _SEVERAL = "dict"  # the class of models by name
+_PART, _PART_CONFIG = "part", "config"  # of a model's part among its arguments
 # Prefixes of the arrays that are not a single model's.
 _MODELS, _OPTIMIZER, _OPTIMIZERS, _EXTRA = "models.", "optimizer.", "optimizers.", "extra."
 
@@ -215,7 +218,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: str = "cpu") -> Che
 
 def _classes() -> dict[str, type[Any]]:
     """What can be saved, by the name that a file tells."""
-    others = (Linear, Embedding, Dropout, LayerNorm, Seq2Seq)
+    others = (Linear, Embedding, Dropout, LayerNorm, Model, Seq2Seq)
     return {**layer_classes(), **step_classes(), **{kind.__name__: kind for kind in others}}
 
 
@@ -268,12 +271,23 @@ def _array(what: str, value: Any) -> Array:
 def _described(models: Mapping[str, Any]) -> dict[str, str]:
     """The metadata that tell classes and constructors' arguments."""
     described = {
-        prefix: (type(model).__name__, {**model.config(), "device": "cpu"})
-        for prefix, model in models.items()
+        prefix: (type(model).__name__, _written(model.config())) for prefix, model in models.items()
     }
     made = _by_name(described, _MODELS, "")
     name, config = (_SEVERAL, made) if isinstance(made, dict) else made
     return {CLASS: name, CONFIG: json.dumps(config, sort_keys=True)}
+
+
+def _written(value: Any) -> Any:
+    """Constructors' arguments as JSON has them: what a model is made of as class and config."""
+    if isinstance(value, dict):
+        written = {name: _written(item) for name, item in value.items()}
+        return {**written, "device": "cpu"} if "device" in written else written
+    if isinstance(value, (list, tuple)):
+        return [_written(item) for item in value]
+    if _classes().get(type(value).__name__) is type(value):
+        return {_PART: type(value).__name__, _PART_CONFIG: _written(value.config())}
+    return value
 
 
 # -- what a file says, checked before it is trusted -----------------------------------------------
@@ -329,12 +343,27 @@ def _empty_model(name: Any, config: Any, device: str, arrays: int) -> Any:
     layers = config.get("num_layers")
     if isinstance(layers, int) and layers > arrays:
         raise FormatError(f"lacks arrays: it has {arrays}, too few for num_layers={layers}")
+    kind = _classes()[name]
     try:
+        config = {key: _read(value, device, arrays) for key, value in config.items()}
+        if "device" in inspect.signature(kind).parameters:
+            config["device"] = device
         # As ``config()`` spells it: NumPy would have Python parse any other text.
         choice("dtype", config.get("dtype", "float32"), ("float32", "float64"))
-        return undrawn(_classes()[name], {**config, "device": device})
-    except (TypeError, ValueError, OverflowError) as error:
+        return undrawn(kind, config)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise FormatError(f"holds a {name} that cannot be built: {error}") from error
+
+
+def _read(value: Any, device: str, arrays: int) -> Any:
+    """The inverse of ``_written``."""
+    if isinstance(value, list):
+        if len(value) > arrays:
+            raise FormatError(f"lacks arrays: it has {arrays}, too few for {len(value)} parts")
+        return [_read(item, device, arrays) for item in value]
+    if isinstance(value, dict) and value.keys() == {_PART, _PART_CONFIG}:
+        return _empty_model(value[_PART], value[_PART_CONFIG], device, arrays)
+    return value
 
 
 def _optimizer_states(arrays: Arrays) -> Any:

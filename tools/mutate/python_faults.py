@@ -353,12 +353,11 @@ _PROGRAMS = [
         "explore/test_explore_common.py::test_spread",
     ),
     fault(
-        f"{_PACKAGE}/explore/model.py",
+        f"{_PACKAGE}/models/readout.py",
         "the-mean-is-over-padding-too",
-        "(1.0 / np.maximum(lengths, 1)).astype(y.dtype)[:, None]",
-        "np.full((y.shape[1], 1), 1.0 / len(y), y.dtype)",
-        "explore/test_explore_common.py::test_gradients_of_a_model_are_those_of_its_loss",
-        "explore/test_explore_common.py::test_the_mean_is_over_the_live_steps",
+        "(1.0 / np.maximum(self._lengths, 1)).astype",
+        "np.full(len(self._lengths), 1.0 / self._shape[self._axis]).astype",
+        "models/test_model.py::test_padding_does_not_count",
     ),
     fault(
         f"{_PACKAGE}/explore/clipping.py",

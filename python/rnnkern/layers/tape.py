@@ -67,13 +67,20 @@ class Tape:
         ]
 
     def backward(
-        self, dy: Any = None, dstate: State | None = None, *, state_gradients: bool = False
+        self,
+        dy: Any = None,
+        dstate: State | None = None,
+        *,
+        dlast: Any = None,
+        state_gradients: bool = False,
     ) -> Gradients:
         """Gradients of a loss L by back-propagation through time.
 
         Args:
             dy: ∂L/∂y, shaped as y; None is zero.
             dstate: ∂L/∂(last state), shaped as the state; None, also as one of a pair, is zero.
+            dlast: ∂L/∂(last h of the top layer), (B, D·H), its directions side by side: for what
+                reads that h alone. It is added to what ``dstate`` says of it; None is zero.
             state_gradients: whether to return the gradients of every step's state and gates too;
                 on ``device="cpu"`` alone.
 
@@ -83,11 +90,13 @@ class Tape:
             `StateGradients` of each layer.
 
         Raises:
-            TypeError, ValueError: dy or dstate has the wrong dtype or shape.
+            TypeError, ValueError: dy, dstate or dlast has the wrong dtype or shape.
 
         """
         network, given, layout = self._network, self._given, self._network.layout
         dh, dc = layout.own_state("dstate", dstate, given.batch, unbatched=given.unbatched)
+        if dlast is not None:
+            dh[-network.spec.directions :] += self._by_direction(dlast)
         upstream = layout.gradient(dy, given)
         traces = [self._new_traces() for _ in self._passes] if state_gradients else None
         dx, grads = backward(network, given, self._passes, self._masks, upstream, dh, dc, traces)
@@ -97,6 +106,14 @@ class Tape:
             state=layout.state_as_given(dh, dc, given),
             steps=None if traces is None else [self._as_state_gradients(t) for t in traces],
         )
+
+    def _by_direction(self, dlast: Any) -> Array:
+        """A gradient (B, D·H), or unbatched (D·H,), as (D, B, H)."""
+        spec, given = self._network.spec, self._given
+        shape = (spec.features,) if given.unbatched else (given.batch, spec.features)
+        array = self._network.device.shaped("dlast", dlast, shape, spec.dtype)
+        parts: Array = array.reshape(given.batch, spec.directions, spec.units).swapaxes(0, 1)
+        return parts
 
     def _new_traces(self) -> list[Array]:
         """Room for what is told of one layer: by direction (live steps, states + gates, H)."""

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model on sequences that arrive piece by piece."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnkern._checks import Array
+from rnnkern.devices import get_device
+from rnnkern.layers.arguments import State
+from rnnkern.layers.embedding import Embedding
+from rnnkern.layers.linear import Linear
+
+
+class ModelStream:
+    """Runs a model step by step over a snapshot of its parameters; see ``model.stream``.
+
+    It is the recurrent layers' `Stream` between embedding and head. Outputs are those of each row's
+    sequence so far; states and rows are as there.
+    """
+
+    def __init__(self, embedding: Embedding | None, recurrent: Any, head: Linear) -> None:
+        """Of the model's embedding and head, and a stream of its recurrent layers."""
+        self._source = embedding, head
+        self._recurrent = recurrent
+        self._device = get_device(head.device)
+        self._snapshot()
+
+    def _snapshot(self) -> None:
+        embedding, head = self._source
+        self._embedding = deepcopy(embedding)
+        self._head = head.freeze()
+
+    def step(self, x: Any, *, mask: Any = None) -> Array:
+        """One step: x (B, I), or tokens (B,); returns the outputs (B, K).
+
+        Args:
+            x: One step of every row.
+            mask: (B,), bool, in host memory: the rows that go on. The others hold their state,
+                their outputs are 0, and nobody looks at what x has for them.
+
+        """
+        if mask is None:
+            return self._head(self._recurrent.step(self._features(x)))
+        x = self._device.array("x", x)
+        rows = np.flatnonzero(mask)
+        live = self._device.put(rows)
+        if self._embedding is None or len(x) != self.batch:
+            features = x  # of the wrong number of rows: the layers say so
+        else:
+            shape = (*x.shape, self._embedding.features)
+            features = self._device.xp.zeros(shape, self._embedding.dtype)
+            features[live] = self._embedding(x[live])
+        y = self._recurrent.step(features, mask=mask)
+        outputs = self._head(y[live])
+        whole: Array = self._device.xp.zeros((self.batch, outputs.shape[1]), outputs.dtype)
+        whole[live] = outputs
+        return whole
+
+    def block(self, x: Any) -> Array:
+        """Several steps: x (T, B, I), or tokens (T, B); returns the outputs (T, B, K)."""
+        return self._head(self._recurrent.block(self._features(x)))
+
+    def _features(self, x: Any) -> Any:
+        return x if self._embedding is None else self._embedding(x)
+
+    @property
+    def batch(self) -> int:
+        """Rows, each a sequence of its own."""
+        return int(self._recurrent.batch)
+
+    @property
+    def state(self) -> State:
+        """A copy of the recurrent layers' state now; one assigned is copied too."""
+        state: State = self._recurrent.state
+        return state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._recurrent.state = state
+
+    def take(self, rows: Array) -> None:
+        """Let row b go on from where row ``rows[b]`` is."""
+        self._recurrent.take(rows)
+
+    def reset(self, mask: Any = None) -> None:
+        """Set the state to zero, of all rows or of some; as ``Stream.reset``."""
+        self._recurrent.reset(mask)
+
+    def get_rows(self, rows: Any) -> State:
+        """A copy of some rows' state; as ``Stream.get_rows``."""
+        state: State = self._recurrent.get_rows(rows)
+        return state
+
+    def set_rows(self, rows: Any, state: State | None) -> None:
+        """Give some rows another state; as ``Stream.set_rows``."""
+        self._recurrent.set_rows(rows, state)
+
+    def add_rows(self, count: int = 1, state: State | None = None) -> NDArray[np.int64]:
+        """Further rows, and their numbers; as ``Stream.add_rows``."""
+        numbers: NDArray[np.int64] = self._recurrent.add_rows(count, state)
+        return numbers
+
+    def remove_rows(self, rows: Any) -> None:
+        """Take rows away; as ``Stream.remove_rows``."""
+        self._recurrent.remove_rows(rows)
+
+    def refresh(self) -> None:
+        """Take the model's parameters as they are now; the state stays.
+
+        Raises:
+            ValueError: The stream is a copy or was pickled, and has no model.
+
+        """
+        self._recurrent.refresh()
+        self._snapshot()
