@@ -45,7 +45,16 @@ CLASS, CONFIG, SUM = "rnnkern.class", "rnnkern.config", "rnnkern.sha256"
 
 
 class FormatError(ValueError):
-    """A file that is not what ``save`` wrote: foreign, truncated, altered or of another version."""
+    """A file that is not what ``save`` wrote: foreign, truncated, altered or of another version.
+
+    Example:
+        >>> with open("model.safetensors", "wb") as file:
+        ...     n = file.write(b"no model")
+        >>> rk.load("model.safetensors")
+        Traceback (most recent call last):
+        rnnkern._safetensors.FormatError: ...
+
+    """
 
 
 class Entry(NamedTuple):

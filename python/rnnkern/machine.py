@@ -23,6 +23,12 @@ def get_num_threads() -> int:
     RNNKERN_NUM_THREADS or OMP_NUM_THREADS as they were at import, or else as many as there are: the
     processors that the thread may run on (its affinity mask), or as many as the control group's
     quota of CPU time is worth where that is less. `info` says which of them it is.
+
+    Example:
+        >>> with rk.threads(1):
+        ...     rk.get_num_threads()
+        1
+
     """
     return _core.thread_limit()
 
@@ -36,6 +42,11 @@ def set_num_threads(count: int) -> None:
     Raises:
         TypeError: count is not an integer.
         ValueError: count is less than 1.
+
+    Example:
+        >>> rk.set_num_threads(1)
+        >>> rk.get_num_threads()
+        1
 
     """
     _core.set_process_threads(min(positive_int("count", count), _LARGEST))
@@ -56,6 +67,10 @@ def threads(count: int) -> Iterator[None]:
         TypeError: count is not an integer.
         ValueError: count is less than 1.
 
+    Example:
+        >>> with rk.threads(1):
+        ...     y, h = rk.GRU(3, 4)(np.ones((5, 2, 3), np.float32))
+
     """
     before = _core.own_threads()
     _core.set_own_threads(min(positive_int("count", count), _LARGEST))
@@ -74,6 +89,13 @@ def register_threadpoolctl() -> None:
 
     Raises:
         ImportError: threadpoolctl is not installed.
+
+    Example:
+        >>> import threadpoolctl
+        >>> rk.register_threadpoolctl()
+        >>> with threadpoolctl.threadpool_limits(1, user_api="rnnkern"):
+        ...     rk.get_num_threads()
+        1
 
     """
     import threadpoolctl  # type: ignore[import-untyped]
@@ -106,7 +128,13 @@ if "threadpoolctl" in sys.modules:
 
 
 def info() -> dict[str, str]:
-    """Version, instruction set, threads and devices, each with why it is so."""
+    """Version, instruction set, threads and devices, each with why it is so.
+
+    Example:
+        >>> sorted(rk.info())
+        ['bfloat16 products', 'cuda', 'instruction set', 'supported here', 'threads', 'version']
+
+    """
     return {
         "version": __version__,
         "instruction set": f"{_core.isa()} ({_core.isa_reason()})",

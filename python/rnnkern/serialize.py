@@ -69,6 +69,14 @@ class Checkpoint(NamedTuple):
         extra: The further arrays by name, NumPy's.
         notes: The further strings by name.
 
+    Example:
+        >>> lstm = rk.LSTM(3, 4, seed=0)
+        >>> adam = rk.Adam(lstm)
+        >>> rk.save("run.safetensors", lstm, optimizer=adam, notes={"epoch": "3"})
+        >>> checkpoint = rk.load_checkpoint("run.safetensors")
+        >>> checkpoint.notes["epoch"], sorted(checkpoint.optimizer)[0]
+        ('3', 'first.bias_l0')
+
     """
 
     model: Any
@@ -103,6 +111,12 @@ def save(
         TypeError: A model is of another class, an array of another dtype, a note no string.
         ValueError: Two models share an array, a name cannot be one, the notes are too long.
         OSError: ``path`` is no regular file, or cannot be written.
+
+    Example:
+        >>> layers = {"lstm": rk.LSTM(3, 4), "head": rk.Linear(4, 2)}
+        >>> rk.save("run.safetensors", layers)
+        >>> sorted(rk.load("run.safetensors"))
+        ['head', 'lstm']
 
     """
     classes = _classes()
@@ -177,6 +191,12 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu") -> Any:
         ValueError: The device cannot be used.
         OSError: The file cannot be read.
 
+    Example:
+        >>> lstm = rk.LSTM(3, 4)
+        >>> rk.save("model.safetensors", lstm)
+        >>> rk.load("model.safetensors").params == lstm.params
+        True
+
     """
     return load_checkpoint(path, device=device).model
 
@@ -190,6 +210,14 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: str = "cpu") -> Che
 
     Raises:
         FormatError, ValueError, OSError: As ``load``.
+
+    Example:
+        >>> lstm = rk.LSTM(3, 4)
+        >>> adam = rk.Adam(lstm)
+        >>> rk.save("run.safetensors", lstm, optimizer=adam)
+        >>> checkpoint = rk.load_checkpoint("run.safetensors")
+        >>> again = rk.Adam(checkpoint.model)
+        >>> again.load_state_dict(checkpoint.optimizer)
 
     """
     get_device(device)

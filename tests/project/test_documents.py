@@ -7,14 +7,16 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from rnnkern.bench.documents import rendered
+from rnnkern.bench.documents import pictures, rendered
 from rnnkern.cli import main
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MEASURED = ["README.md", *(f"docs/{name}.md" for name in ("adder", "comparison", "gpu", "speed"))]
 _TABLES = re.compile(r"<!-- table: .*?<!-- end of table -->", re.DOTALL)
 # Times, speeds and shares, as a measurement gives them; and rows of numbers that no command made.
 _FIGURE = re.compile(r"\d\s?(%|s\b|ms\b|µs|ns\b|GF/s|GB/s|times\b|×)|^\|.*\d\.\d", re.MULTILINE)
@@ -25,7 +27,14 @@ def test_tables_are_those_of_their_records(path: Path) -> None:
     assert rendered(path) == path.read_text("utf-8"), "run: rnnkern bench report"
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/speed.md"])
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_pictures_are_those_of_their_records(path: Path) -> None:
+    for file, text in pictures(path).items():
+        assert text == file.read_text("utf-8"), "run: rnnkern bench report"
+        assert f"]({file.relative_to(path.parent)})" in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", MEASURED)
 def test_no_figure_stands_outside_a_table(name: str) -> None:
     text = _TABLES.sub("", (ROOT / name).read_text("utf-8"))
     found = [match.group() for match in _FIGURE.finditer(text)]
@@ -58,6 +67,30 @@ def test_the_command_makes_a_table_anew(tmp_path: Path, capsys: pytest.CaptureFi
         "| cell | time  |\n|------|-------|\n| lstm | 1.5 s |\n"
         "<!-- end of table -->\nafter\n"
     )
+
+
+def test_a_picture_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [(1, 100, 128, "train"), (16, 50, 128, "train"), (64, 50, 512, "train")]
+    lines = [
+        line("lstm", work, 1.0, {"torch": ratio}, batch=batch, steps=steps, hidden=hidden)
+        for (batch, steps, hidden, work), ratio in zip(
+            [*sizes, (32, 200, 256, "train, ragged")], (3.0, 0.8, 1.0, 8.0), strict=True
+        )
+    ]
+    record = {"layers": lines, "date": "2026-11-27 10:00", "processor": "A & B"}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    document = tmp_path / "page.md"
+    document.write_text("<!-- picture: speed at.svg record.json -->\n![](at.svg)\n")
+    for said in ("has new tables", "is as its records say"):
+        assert main(["bench", "report", str(document)]) == 0
+        assert capsys.readouterr().out == f"{document}: {said}\n"
+    drawn = (tmp_path / "at.svg").read_text()
+    assert all(f">{ratio}<" in drawn for ratio in ("3.0", "0.8", "1.0", "8.0"))
+    assert "A &amp; B, 2026-11-27; peers: PyTorch" in drawn
+    ElementTree.fromstring(drawn)
+    document.write_text("<!-- picture: heat at.svg record.json -->\n")
+    assert main(["bench", "report", str(document)]) == 2
+    assert "a picture must be one of speed, got heat" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,10 @@ A table stands between two comments of its document, and the first says what it 
 
 Paths are seen from the document's folder. What stands between is the command's: a figure that no
 record bears is gone with the next call, and the tests hold documents and records together.
+
+A picture is made likewise, in a file beside the document, which this comment names:
+
+    <!-- picture: speed docs/speed.svg bench/results/one-thread.json -->
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnkern.bench import adder, cost, memory, stream
+from rnnkern.bench.pictures import speed_picture
 from rnnkern.bench.report import Line, best_ratio, duration, geometric_mean, table
 from rnnkern.cells import CELLS
 from rnnkern.explore.result import Result
@@ -27,6 +32,8 @@ from rnnkern.explore.result import Result
 Record = dict[str, Any]
 
 _MARKED = re.compile(r"(<!-- table: ([\w-]+)([^\n]*) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+_PICTURE = re.compile(r"<!-- picture: ([\w-]+) (\S+) (\S+) -->")
+_PICTURES: dict[str, Callable[[Record], str]] = {"speed": speed_picture}
 # Records of earlier versions have the kernels' names of the cells.
 _RENAMED = {"simplified_gru": "simplified-gru", "gru_before": "gru", "gru_after": "gru-after"}
 
@@ -56,13 +63,30 @@ def rendered(path: Path) -> str:
     return _MARKED.sub(made, path.read_text("utf-8"))
 
 
+def pictures(path: Path) -> dict[Path, str]:
+    """The files of a document's pictures, and what is in them.
+
+    Raises:
+        ValueError: A picture of no such name.
+        OSError: The document or a record cannot be read.
+
+    """
+    made = {}
+    for name, file, record in _PICTURE.findall(path.read_text("utf-8")):
+        if name not in _PICTURES:
+            raise ValueError(f"{path}: a picture must be one of {', '.join(_PICTURES)}, got {name}")
+        made[path.parent / file] = _PICTURES[name](_record(path.parent / record))
+    return made
+
+
 def report(paths: Sequence[Path]) -> None:
-    """Write the documents' tables anew, and say which documents that changed."""
+    """Write the documents' tables and pictures anew, and say which documents that changed."""
     for path in paths:
-        text = rendered(path)
-        changed = text != path.read_text("utf-8")
-        if changed:
-            path.write_text(text, "utf-8")
+        changed = False
+        for file, text in {path: rendered(path), **pictures(path)}.items():
+            if not file.is_file() or text != file.read_text("utf-8"):
+                file.write_text(text, "utf-8")
+                changed = True
         print(f"{path}: {'has new tables' if changed else 'is as its records say'}")
 
 

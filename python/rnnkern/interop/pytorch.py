@@ -68,8 +68,12 @@ def from_torch(
             ``proj_size``), or lacks arrays; the message names what it has.
 
     Example:
-        >>> layer = rk.from_torch(torch.nn.LSTM(64, 256))
-        >>> layer = rk.from_torch("model.safetensors", "decoder.lstm", batch_first=True)
+        >>> import torch
+        >>> module = torch.nn.Sequential(torch.nn.LSTM(3, 4, batch_first=True))
+        >>> lstm = rk.from_torch(module[0])
+        >>> again = rk.from_torch(module.state_dict(), "0", batch_first=True)
+        >>> again.params == lstm.params
+        True
 
     """
     choice("nonlinearity", nonlinearity, ("tanh", "relu"))

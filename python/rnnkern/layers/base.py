@@ -61,6 +61,13 @@ class Recurrent(Configured):
     PyTorch, JAX) and are not copied. Work is queued on CuPy's current stream, and no call waits for
     it, so values are not looked at: a token out of range counts as the nearest that is in it.
 
+    Example:
+        >>> layers = [rk.GRU(3, 4), rk.LSTM(3, 4)]
+        >>> all(isinstance(layer, rk.Recurrent) for layer in layers)
+        True
+        >>> sorted(layers[0].params)
+        ['bias_l0', 'weight_hh_l0', 'weight_ih_l0']
+
     """
 
     @cached_property
@@ -210,7 +217,10 @@ class Recurrent(Configured):
             ValueError: PyTorch has no such cell; `rnnkern.torch` has.
 
         Example:
-            >>> module.load_state_dict(layer.to_torch())
+            >>> import torch
+            >>> lstm, module = rk.LSTM(3, 4), torch.nn.LSTM(3, 4)
+            >>> module.load_state_dict(lstm.to_torch())
+            <All keys matched successfully>
 
         """
         from rnnkern.interop.pytorch import to_torch

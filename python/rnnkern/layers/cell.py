@@ -49,6 +49,11 @@ class RecurrentCell(Fixed):
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of its range; the message names it.
 
+    Example:
+        >>> cells = [rk.RNNCell(3, 4), rk.LSTMCell(3, 4)]
+        >>> all(isinstance(cell, rk.RecurrentCell) for cell in cells)
+        True
+
     """
 
     kind: ClassVar[type[Recurrent]]  # the layer that runs this step over a sequence

@@ -20,6 +20,13 @@ class StateGradients:
         c: ∂L/∂c_t likewise; None for a cell without c.
         gates: for each gate by name, ∂L/∂a_t, where a_t is what its σ or tanh is applied to.
 
+    Example:
+        >>> lstm = rk.LSTM(3, 4, seed=0)
+        >>> y, _, tape = lstm.forward(np.ones((5, 2, 3), np.float32))
+        >>> first = tape.backward(np.ones_like(y), state_gradients=True).steps[0]
+        >>> first.c.shape, list(first.gates)
+        ((5, 2, 4), ['u', 'f', 'n', 'o'])
+
     """
 
     h: Array
@@ -40,6 +47,14 @@ class Gradients:
         x: ∂L/∂x; None for tokens.
         state: ∂L/∂(initial state), shaped as the state; None where there is none.
         steps: the `StateGradients` of each layer, where they were asked for, else None.
+
+    Example:
+        >>> gru = rk.GRU(3, 4, seed=0)
+        >>> y, _, tape = gru.forward(np.ones((5, 2, 3), np.float32))
+        >>> gradients = tape.backward(np.ones_like(y))
+        >>> dx, dh, grads = gradients
+        >>> dx is gradients.x, grads is gradients.params
+        (True, True)
 
     """
 

@@ -43,6 +43,13 @@ class Linear(Fixed):
         TypeError: A size that is not an integer.
         ValueError: A size below 1, an unknown dtype or a device that cannot be used.
 
+    Example:
+        >>> linear = rk.Linear(3, 2, seed=0)
+        >>> y, tape = linear.forward(np.ones((5, 3), np.float32))
+        >>> dx, grads = tape.backward(np.ones_like(y))
+        >>> dx.shape, grads["weight"].shape
+        ((5, 3), (2, 3))
+
     """
 
     @explains_options
@@ -128,7 +135,15 @@ class Linear(Fixed):
 
 
 class FrozenLinear:
-    """A packed snapshot of a ``Linear``; it may be called from several threads at once."""
+    """A packed snapshot of a ``Linear``; it may be called from several threads at once.
+
+    Example:
+        >>> linear = rk.Linear(3, 2, seed=0)
+        >>> frozen, x = linear.freeze(), np.ones((5, 3), np.float32)
+        >>> bool((frozen(x) == linear(x)).all())
+        True
+
+    """
 
     def __init__(self, layer: Linear) -> None:
         self._layer = layer = deepcopy(layer)

@@ -100,6 +100,14 @@ class Parameters(MutableMapping[str, Array]):
 
     Equality is that of names and values. ``copy`` gives a plain dict of copied arrays, for a later
     ``update``.
+
+    Example:
+        >>> params = rk.GRU(3, 4).params
+        >>> params["bias_l0"][:] = 0.5
+        >>> params["bias_l0"] = np.zeros(12, np.float32)  # checked, and copied
+        >>> float(params["bias_l0"].sum())
+        0.0
+
     """
 
     def __init__(

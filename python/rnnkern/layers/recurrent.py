@@ -25,6 +25,13 @@ class RNN(Recurrent):
     """The simple recurrent network (Elman 1990): h_t = f(W_hh h_{t-1} + W_xh x_t + b_h).
 
     Args as in `Recurrent`, and ``nonlinearity``, f: "tanh" or "relu".
+
+    Example:
+        >>> rnn = rk.RNN(3, 4, nonlinearity="relu", seed=0)
+        >>> y, h = rnn(np.ones((5, 2, 3), np.float32))
+        >>> y.shape, h.shape
+        ((5, 2, 4), (1, 2, 4))
+
     """
 
     gates = cell_facts("rnn_tanh").gates
@@ -77,6 +84,12 @@ class SimplifiedGRU(Recurrent):
 
     u_t = σ(W_hu h_{t-1} + W_xu x_t + b_u), n_t = tanh(W_hn h_{t-1} + W_xn x_t + b_n),
     h_t = u_t·n_t + (1 - u_t)·h_{t-1}. Parameters' rows stack u, n. Args as in `Recurrent`.
+
+    Example:
+        >>> layer = rk.SimplifiedGRU(3, 4, seed=0)
+        >>> layer.gates, layer.params["weight_hh_l0"].shape
+        (('u', 'n'), (8, 4))
+
     """
 
     gates = cell_facts("simplified_gru").gates
@@ -93,6 +106,14 @@ class GRU(Recurrent):
     ``reset="before"`` n_t = tanh(W_hn (r_t·h_{t-1}) + W_xn x_t + b_n), with ``reset="after"``
     n_t = tanh(r_t·(W_hn h_{t-1} + b_hn) + W_xn x_t + b_n). Parameters' rows stack r, u, n. Args as
     in `Recurrent`.
+
+    Example:
+        >>> gru = rk.GRU(3, 4, seed=0)
+        >>> y, h, tape = gru.forward(np.ones((5, 2, 3), np.float32))
+        >>> gradients = tape.backward(np.ones_like(y))
+        >>> gradients.params["weight_ih_l0"].shape
+        (12, 3)
+
     """
 
     gates = cell_facts("gru_before").gates
@@ -145,6 +166,13 @@ class MGU(Recurrent):
 
     f_t = σ(W_hf h_{t-1} + W_xf x_t + b_f), n_t = tanh(W_hn (f_t·h_{t-1}) + W_xn x_t + b_n),
     h_t = f_t·n_t + (1 - f_t)·h_{t-1}. Parameters' rows stack f, n. Args as in `Recurrent`.
+
+    Example:
+        >>> layer = rk.MGU(3, 4, seed=0)
+        >>> y, h = layer(np.ones((5, 2, 3), np.float32))
+        >>> bool((y[-1] == h[0]).all())
+        True
+
     """
 
     gates = cell_facts("minimal_gated").gates
@@ -161,6 +189,14 @@ class LSTM(Recurrent):
     c_t = u_t·n_t + f_t·c_{t-1}, h_t = o_t·tanh(c_t). Parameters' rows stack u, f, n, o; a state is
     the pair (h, c). Args as in `Recurrent`, and ``forget_bias``: the forget gate's initial bias
     (Jozefowicz et al. 2015 advise 1), None for the same as the others'.
+
+    Example:
+        >>> lstm = rk.LSTM(3, 4, forget_bias=1.0, bidirectional=True, seed=0)
+        >>> x = np.ones((5, 2, 3), np.float32)
+        >>> y, (h, c) = lstm(x, lengths=[5, 2])
+        >>> y.shape, c.shape
+        ((5, 2, 8), (2, 2, 4))
+
     """
 
     gates = cell_facts("lstm").gates

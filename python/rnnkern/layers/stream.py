@@ -29,6 +29,14 @@ class Stream:
     A service has a row for each client: ``step(x, mask=...)`` lets some of them go on, ``add_rows``
     and ``remove_rows`` let clients come and go, ``get_rows`` and ``set_rows`` move their states. A
     row's numbers are bit for bit those that it would have alone.
+
+    Example:
+        >>> gru = rk.GRU(3, 4, seed=0)
+        >>> stream, x = gru.stream(batch=2), np.ones((5, 2, 3), np.float32)
+        >>> steps = [stream.step(x_t) for x_t in x]
+        >>> bool((np.stack(steps) == gru(x)[0]).all())
+        True
+
     """
 
     def __init__(

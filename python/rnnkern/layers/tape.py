@@ -19,6 +19,14 @@ class Tape:
     """What one ``forward`` kept. ``backward`` may be called any number of times.
 
     It can be copied, but not pickled: its weights are packed for the processor that it is on.
+
+    Example:
+        >>> gru = rk.GRU(3, 4, seed=0)
+        >>> y, h, tape = gru.forward(np.ones((5, 2, 3), np.float32))
+        >>> dx, dh, grads = tape.backward(np.ones_like(y))
+        >>> list(tape.gates()[0])
+        ['r', 'u', 'n']
+
     """
 
     def __init__(

@@ -288,6 +288,13 @@ class ModelTape:
     Attributes:
         recurrent: The recurrent layers' own tape.
 
+    Example:
+        >>> model = rk.Model(rk.GRU(3, 4, seed=0), rk.Linear(4, 2, seed=1))
+        >>> outputs, h, tape = model.forward(np.ones((5, 2, 3), np.float32))
+        >>> gradients = tape.backward(np.ones_like(outputs))
+        >>> sorted(gradients.params) == sorted(model.params)
+        True
+
     """
 
     def __init__(

@@ -57,6 +57,13 @@ class Seq2Seq(Fixed):
         TypeError: An argument of the wrong type.
         ValueError: An argument out of range, or decoder options without a decoder cell.
 
+    Example:
+        >>> model = rk.Seq2Seq(10, 12, 16, bos=10, eos=11, seed=0)
+        >>> source, target = np.zeros((5, 2), int), np.zeros((4, 2), int)
+        >>> logits, tape = model.forward(source, [5, 3], target)
+        >>> logits.shape
+        (4, 2, 12)
+
     """
 
     @explains_options

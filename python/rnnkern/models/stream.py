@@ -21,6 +21,14 @@ class ModelStream:
 
     It is the recurrent layers' `Stream` between embedding and head. Outputs are those of each row's
     sequence so far; states and rows are as there.
+
+    Example:
+        >>> model = rk.Model(rk.GRU(3, 4, seed=0), rk.Linear(4, 2, seed=1))
+        >>> stream, x = model.stream(batch=2), np.ones((5, 2, 3), np.float32)
+        >>> steps = [stream.step(x_t) for x_t in x]
+        >>> bool(np.allclose(steps, model.predict(x)))
+        True
+
     """
 
     def __init__(self, embedding: Embedding | None, recurrent: Any, head: Linear) -> None:

@@ -36,6 +36,12 @@ class Batches:
 
     ``for x, lengths, targets in data`` is one epoch, and the next such loop the next one.
     ``epoch(n)`` is the n-th whenever it is asked for: what it holds follows from the seed and n.
+
+    Example:
+        >>> data = rk.batches([[1, 2, 3], [4], [5, 6]], batch_size=2, shuffle=False)
+        >>> len(data), [lengths.tolist() for _, lengths, _ in data]
+        (2, [[3, 1], [2]])
+
     """
 
     x: Rows

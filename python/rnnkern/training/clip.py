@@ -38,6 +38,11 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
         ValueError: ``max_norm`` is not finite and above 0, or a gradient is read-only. Nothing was
             changed then.
 
+    Example:
+        >>> grads = {"weight": np.array([3.0, 4.0])}
+        >>> rk.clip_grad_norm(grads, 1.0), grads["weight"].round(6).tolist()
+        (5.0, [0.6, 0.8])
+
     """
     max_norm = finite_float("max_norm", max_norm, minimum=0.0, exclusive=True)
     arrays = _writeable(grads)
@@ -68,6 +73,12 @@ def clip_grad_value(grads: Any, max_value: float) -> None:
         TypeError: ``max_value`` is not a number, or a gradient no float32 or float64 array.
         ValueError: ``max_value`` is not finite and above 0, or a gradient is read-only. Nothing was
             changed then.
+
+    Example:
+        >>> grads = {"weight": np.array([3.0, -0.5])}
+        >>> rk.clip_grad_value(grads, 1.0)
+        >>> grads["weight"].tolist()
+        [1.0, -0.5]
 
     """
     max_value = finite_float("max_value", max_value, minimum=0.0, exclusive=True)

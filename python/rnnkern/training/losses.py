@@ -30,6 +30,12 @@ def softmax_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[
         TypeError: Logits that are not float32 or float64, targets not integers, a mask not bool.
         ValueError: Shapes that do not belong together, or a target outside 0..C-1.
 
+    Example:
+        >>> logits = np.zeros((2, 4), np.float32)
+        >>> loss, dlogits = rk.softmax_cross_entropy(logits, np.array([1, 3]))
+        >>> round(loss, 4), dlogits[0].tolist()
+        (1.3863, [0.125, -0.375, 0.125, 0.125])
+
     """
     device = device_of(logits)
     logits, targets = device.array("logits", logits), device.array("targets", targets)

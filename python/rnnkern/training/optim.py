@@ -168,6 +168,12 @@ class SGD(Optimizer):
         TypeError: As for ``Optimizer``.
         ValueError: As for ``Optimizer``, or a hyper-parameter out of range.
 
+    Example:
+        >>> linear = rk.Linear(3, 2, seed=0)
+        >>> sgd = rk.SGD(linear, lr=0.1, momentum=0.9)
+        >>> y, tape = linear.forward(np.ones((5, 3), np.float32))
+        >>> sgd.step(tape.backward(y))
+
     """
 
     @explains_options
@@ -240,6 +246,14 @@ class Adam(Optimizer):
 
     Source: Kingma and Ba, "Adam: a method for stochastic optimization" (2015), whose defaults
     these are; Loshchilov and Hutter, "Decoupled weight decay regularization" (2019).
+
+    Example:
+        >>> layers = {"gru": rk.GRU(3, 4), "head": rk.Linear(4, 2)}
+        >>> adam = rk.Adam(layers, lr=1e-3)
+        >>> y, h, gru_tape = layers["gru"].forward(np.ones((5, 2, 3), np.float32))
+        >>> out, head_tape = layers["head"].forward(y)
+        >>> dy, head_grads = head_tape.backward(out)
+        >>> adam.step({"gru": gru_tape.backward(dy), "head": head_grads})
 
     """
 
