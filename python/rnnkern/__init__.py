@@ -37,6 +37,7 @@ from rnnkern.training.batches import Batches, batches, pad
 from rnnkern.training.clip import clip_grad_norm, clip_grad_value
 from rnnkern.training.losses import softmax_cross_entropy
 from rnnkern.training.optim import SGD, Adam
+from rnnkern.training.ranks import Ranks
 
 __all__ = [
     "GRU",
@@ -63,6 +64,7 @@ __all__ = [
     "ModelTape",
     "Parameters",
     "RNNCell",
+    "Ranks",
     "Recurrent",
     "RecurrentCell",
     "Seq2Seq",

@@ -13,10 +13,14 @@ _BAR = 24  # characters
 
 
 class Progress:
-    """Draws on standard error when that is a terminal, and nothing when it is not."""
+    """Draws on standard error when that is a terminal, and nothing when it is not.
 
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
+    Of several processes that work together all but one are not `shown`: nothing comes of them.
+    """
+
+    def __init__(self, *, shown: bool = True) -> None:
+        self._shown = shown
+        self._terminal = shown and sys.stderr.isatty()
         self._drawn = False
         self._next = 0.0
         self._began: tuple[float, float] | None = None  # when, and how full the bar was then
@@ -62,7 +66,8 @@ class Progress:
     def line(self, text: str) -> None:
         """Print a line to standard output; the bar moves below it."""
         self._wipe()
-        print(text, flush=True)
+        if self._shown:
+            print(text, flush=True)
 
     def _wipe(self) -> None:
         if self._drawn:

@@ -18,8 +18,10 @@ from rnnkern.adder.settings import Settings
 from rnnkern.adder.training import HELD_OUT_SAMPLE, Training, train
 from rnnkern.cells import CELLS
 from rnnkern.devices import NAMES
+from rnnkern.machine import get_num_threads
 from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress
+from rnnkern.training.ranks import Ranks, launched_ranks
 
 _MODEL = Path("adder.safetensors")
 _METAVARS = {int: "N", float: "X", str: "NAME"}
@@ -120,10 +122,26 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace) -> None:
     if options.plot is not None:
         require_matplotlib()
+    ranks = launched_ranks()
+    try:
+        _train_with(ranks, options)
+    except BaseException as error:
+        if ranks.size == 1:
+            raise
+        ranks.end(str(error) or type(error).__name__)
+
+
+def _train_with(ranks: Ranks, options: argparse.Namespace) -> None:
     names = {field.name for field in dataclasses.fields(Settings)}
     given = {name: value for name, value in vars(options).items() if name in names}
     begin = _resumed if options.resume else _fresh
-    training = begin(options.model, given, options.device)
+    training = begin(options.model, given, options.device, ranks)
+    if ranks.size > 1 and ranks.is_first:
+        print(
+            f"{ranks.size} ranks, {get_num_threads()} threads each at most; should one be lost, "
+            f"--resume goes on from {options.model} with any number of them",
+            flush=True,
+        )
     try:
         score = train(
             training,
@@ -132,8 +150,13 @@ def _train(options: argparse.Namespace) -> None:
             report_every=options.report_every,
         )
     except KeyboardInterrupt:
-        print(f"go on from the last checkpoint: --resume --model {options.model}", file=sys.stderr)
+        if ranks.is_first:
+            print(
+                f"go on from the last checkpoint: --resume --model {options.model}", file=sys.stderr
+            )
         raise
+    if not ranks.is_first:
+        return
     print(
         f"{training.step:,} steps in {training.seconds:.1f} s; whole answers to held-out "
         f"questions: {score}"
@@ -149,20 +172,20 @@ def _train(options: argparse.Namespace) -> None:
         plot_training(options.plot, title, np.array(training.history))
 
 
-def _fresh(path: Path, given: dict[str, Any], device: str) -> Training:
+def _fresh(path: Path, given: dict[str, Any], device: str, ranks: Ranks) -> Training:
     """A new run; a model that is in its way is set aside, not lost."""
-    training = Training(Adder(Settings(**given), device=device))
+    training = Training(Adder(Settings(**given), device=device), ranks=ranks)
     target = path.resolve() if path.is_symlink() else path
-    if target.is_file():
+    if ranks.is_first and target.is_file():
         aside = target.with_suffix(f".previous{target.suffix}")
         target.replace(aside)
         print(f"the earlier {target} is now {aside}")
     return training
 
 
-def _resumed(path: Path, given: dict[str, Any], device: str) -> Training:
+def _resumed(path: Path, given: dict[str, Any], device: str, ranks: Ranks) -> Training:
     """The run of a checkpoint, whose settings must not be given another value."""
-    training = _loaded(path, device, "begin a run without --resume")
+    training = _loaded(path, device, "begin a run without --resume", ranks)
     for name, value in given.items():
         kept = getattr(training.adder.settings, name)
         if value != kept:
@@ -173,10 +196,10 @@ def _resumed(path: Path, given: dict[str, Any], device: str) -> Training:
     return training
 
 
-def _loaded(path: Path, device: str, remedy: str) -> Training:
+def _loaded(path: Path, device: str, remedy: str, ranks: Ranks | None = None) -> Training:
     """The run of a checkpoint; where there is none the error says what to do."""
     try:
-        return Training.load(path, device=device)
+        return Training.load(path, device=device, ranks=ranks)
     except FileNotFoundError as error:
         text = f"{error.strerror}: {remedy}"
         raise FileNotFoundError(error.errno, text, error.filename) from None

@@ -21,6 +21,7 @@ from rnnkern.serialize import Checkpoint, load_checkpoint, save
 from rnnkern.training.clip import clip_grad_norm
 from rnnkern.training.losses import softmax_cross_entropy
 from rnnkern.training.optim import Adam
+from rnnkern.training.ranks import Ranks
 
 HELD_OUT_SAMPLE = 20_000  # pairs answered at the end of a run and by ``evaluate``
 _QUICK_SAMPLE = 1_000  # pairs answered now and then during a run
@@ -35,8 +36,12 @@ class Training:
     resumed from any checkpoint ends bit for bit as the uninterrupted one. Where a time is set the
     learning rate follows the clock, and no two runs are quite the same.
 
+    Where several ranks train together each takes its share of every batch, and all have the same
+    model after each step.
+
     Attributes:
         adder: What is trained.
+        ranks: With whom.
         optimizer: Its Adam.
         step: Steps taken.
         seconds: Time used, interrupted parts left out.
@@ -45,8 +50,9 @@ class Training:
 
     """
 
-    def __init__(self, adder: Adder) -> None:
+    def __init__(self, adder: Adder, *, ranks: Ranks | None = None) -> None:
         self.adder = adder
+        self.ranks = ranks or Ranks()
         self.optimizer = Adam(adder.model.params, adder.settings.lr)
         self.step = 0
         self.seconds = 0.0
@@ -70,6 +76,8 @@ class Training:
         """
         adder, settings = self.adder, self.adder.settings
         a, b = adder.pairs.batch(settings.batch, settings.seed, self.step)
+        part = self.ranks.share(len(a))
+        a, b = a[part], b[part]
         answers = adder.encoding.answers(a + b)
         put = adder.device.put
         logits, tape = adder.model.forward(
@@ -77,6 +85,7 @@ class Training:
         )
         mean, dlogits = softmax_cross_entropy(logits, put(answers))
         grads = tape.backward(dlogits)
+        (mean,) = self.ranks.average(grads, len(a), [mean])
         if not math.isfinite(clip_grad_norm(grads, settings.clip)):
             raise ArithmeticError(
                 f"training diverged in step {self.step}: the gradients are not finite; "
@@ -90,7 +99,8 @@ class Training:
     def report(self) -> str:
         """Look at some held-out pairs; note the result in the history, and tell it in a line."""
         a, b = self.adder.pairs.held_out(_QUICK_SAMPLE)
-        answers = self.adder.add(a, b)
+        part = self.ranks.share(len(a))
+        answers = np.concatenate(self.ranks.gather(self.adder.add(a[part], b[part])))
         right = answers == a + b
         accuracy = float(right.mean())
         self.history.append((self.step, self.seconds, self.loss, accuracy))
@@ -103,13 +113,23 @@ class Training:
             f"held out {accuracy:6.1%}  {examples}"
         )
 
+    def evaluate(self, count: int) -> Score:
+        """Ask `count` held-out questions, or all there are."""
+        a, b = self.adder.pairs.held_out(count)
+        part = self.ranks.share(len(a))
+        return sum(self.ranks.gather(self.adder.evaluate(a[part], b[part])), Score())
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, atomically: a run goes on from it (``Training.load``).
+
+        Of several ranks the first writes; any number of them can go on.
 
         Raises:
             OSError: The file cannot be written.
 
         """
+        if not self.ranks.is_first:
+            return
         save(
             path,
             self.adder.model,
@@ -122,8 +142,12 @@ class Training:
         )
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: str = "cpu") -> Training:
-        """The run of a checkpoint, to go on on the device asked for.
+    def load(
+        cls, path: str | os.PathLike[str], *, device: str = "cpu", ranks: Ranks | None = None
+    ) -> Training:
+        """The run of a checkpoint, to go on on the device asked for, with any number of ranks.
+
+        The first rank reads the file and tells the others.
 
         Raises:
             FormatError: The file is not a checkpoint of an adder.
@@ -131,11 +155,31 @@ class Training:
             OSError: The file cannot be read.
 
         """
+        ranks = ranks or Ranks()
+        training = cls._read(path, device, ranks) if ranks.is_first else None
+        settings, state, run = ranks.first(
+            training
+            and (
+                training.adder.settings,
+                training.optimizer.state_dict(),
+                (training.step, training.seconds, training.loss, training.history),
+            )
+        )
+        if training is None:
+            training = cls(Adder(settings, device=device), ranks=ranks)
+            training.optimizer.load_state_dict(state)
+            training.step, training.seconds, training.loss, training.history = run
+        ranks.broadcast(training.adder.model.params)
+        return training
+
+    @classmethod
+    def _read(cls, path: str | os.PathLike[str], device: str, ranks: Ranks) -> Training:
         found = load_checkpoint(path, device=device)
         if "adder" not in found.notes or not isinstance(found.model, Seq2Seq):
             raise refusal(path, "is not a checkpoint of an adder")
         try:
-            training = cls(Adder(Settings(**json.loads(found.notes["adder"])), found.model))
+            adder = Adder(Settings(**json.loads(found.notes["adder"])), found.model)
+            training = cls(adder, ranks=ranks)
             training._resume(found)
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise refusal(path, f"is not a checkpoint of an adder: {error}") from error
@@ -183,18 +227,23 @@ def train(
     """
     finite_float("save_every", save_every, minimum=0.0)
     finite_float("report_every", report_every, minimum=0.0)
+    ranks = training.ranks
+    ranks.broadcast(training.adder.model.params)
     training.save(path)
     started = time.perf_counter() - training.seconds
     saved = reported = training.seconds
     settings = training.adder.settings
     end = f" of {settings.steps}" if settings.minutes is None else ""
-    with Progress() as progress:
+    if ranks.size > 1:
+        end += f", {ranks.size} ranks"
+    with Progress(shown=ranks.is_first) as progress:
         while training.fraction < 1.0:
             training.advance()
-            training.seconds = time.perf_counter() - started
+            training.seconds = ranks.first(time.perf_counter() - started)
             text = f"step {training.step}{end}, loss {training.loss:.4f}"
             progress.show(training.fraction, text)
             if training.seconds - reported >= report_every:
+                ranks.require_same(training.adder.model.params)
                 progress.line(training.report())
                 reported = training.seconds
             if training.seconds - saved >= save_every:
@@ -202,7 +251,7 @@ def train(
                 saved = training.seconds
         progress.line(training.report())
     training.save(path)
-    return training.adder.evaluate(*training.adder.pairs.held_out(HELD_OUT_SAMPLE))
+    return training.evaluate(HELD_OUT_SAMPLE)
 
 
 def _schedule(fraction: float) -> float:
