@@ -35,6 +35,8 @@ from rnnkern.models.stream import ModelStream
 from rnnkern.serialize import Checkpoint, FormatError, load, load_checkpoint, save
 from rnnkern.training.batches import Batches, batches, pad
 from rnnkern.training.clip import clip_grad_norm, clip_grad_value
+from rnnkern.training.fit import fit
+from rnnkern.training.history import History
 from rnnkern.training.losses import softmax_cross_entropy
 from rnnkern.training.optim import SGD, Adam
 from rnnkern.training.ranks import Ranks
@@ -55,6 +57,7 @@ __all__ = [
     "FrozenLinear",
     "GRUCell",
     "Gradients",
+    "History",
     "LSTMCell",
     "LayerNorm",
     "Linear",
@@ -77,6 +80,7 @@ __all__ = [
     "batches",
     "clip_grad_norm",
     "clip_grad_value",
+    "fit",
     "from_torch",
     "get_num_threads",
     "info",

@@ -36,6 +36,11 @@ class Progress:
     ) -> None:
         self._wipe()
 
+    @property
+    def visible(self) -> bool:
+        """Whether somebody may be looking."""
+        return self._terminal
+
     def show(self, fraction: float, text: str) -> None:
         """Draw the bar, ``fraction`` of it full, with ``text`` behind; often is cheap."""
         now = time.monotonic()

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training in one call: a loop over batches that may as well be written by hand.
+
+What is a step of it, ``advance``: loss and gradients, clipping, the optimizer. The rest is when to
+look at the validation data, what to keep, and where a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rnnkern._checks import Array, boolean, finite_float, positive_int
+from rnnkern._safetensors import refusal
+from rnnkern.devices import get_device
+from rnnkern.progress import Progress
+from rnnkern.serialize import load_checkpoint, save
+from rnnkern.training.batches import Batches
+from rnnkern.training.clip import clip_grad_norm
+from rnnkern.training.history import OWN, History
+from rnnkern.training.optim import Adam, Optimizer
+
+_LAST = "last."  # of the arrays where training goes on, where the file's model is the best one
+
+
+def fit(
+    model: Any,
+    data: Any,
+    *,
+    valid: Any = None,
+    epochs: int = 10,
+    optimizer: Optimizer | None = None,
+    schedule: Callable[[int], float] | None = None,
+    clip: float | None = 1.0,
+    loss: Any = None,
+    measures: Mapping[str, Callable[[Any], float]] | None = None,
+    patience: int | None = None,
+    path: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    save_every: float = 60.0,
+    seed: int = 0,
+    progress: bool = True,
+) -> History:
+    """Train a model on batches, epoch after epoch.
+
+    A run with a ``path`` that is interrupted, by Ctrl-C or in any other way, goes on from its last
+    checkpoint with ``resume=True``, and ends bit for bit as if it had never been: give it the same
+    arguments again.
+
+    Args:
+        model: A `Model` or `Seq2Seq`, changed in place.
+        data: What to learn from: `batches`; or a list of ``(x, lengths, targets)``, perhaps with a
+            mask as a fourth; or a function of the epoch's number that gives such ones.
+        valid: The same, not learned from: its loss is looked at after every epoch. In the end the
+            model has the parameters with which that was least.
+        epochs: How often to go through the data.
+        optimizer: Of the model's parameters; ``None`` is ``Adam(model)``.
+        schedule: The learning rate of each step, a function of its number from 0; ``None`` is the
+            optimizer's own.
+        clip: Bound on the norm of the gradients; ``None`` is none.
+        loss: As of the model's ``loss_and_grads``; ``None`` is the model's own.
+        measures: Functions of the model, by name, whose values after every epoch are noted.
+        patience: Stop after so many epochs in turn without a lower loss on ``valid``.
+        path: Where checkpoints go, one file: as ``load`` reads it the best model so far, with all
+            that a resumed run needs. It is written at the beginning, after every epoch, and now
+            and then; a file that is there is replaced.
+        resume: Whether to go on with the run in ``path``, where there is one.
+        save_every: Seconds between checkpoints within an epoch.
+        seed: Of the masks of dropout.
+        progress: Whether to show a bar and a line for each epoch; where the output is no terminal
+            nothing is shown.
+
+    Returns:
+        The `History`, with the epochs before a resumption too.
+
+    Raises:
+        ArithmeticError: The gradients are no longer finite; the last step changed nothing, and the
+            last checkpoint is as it was.
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range; there is no batch; the checkpoint is of another
+            model or optimizer.
+        FormatError: The file is no checkpoint of ``fit``.
+        OSError: A checkpoint cannot be read or written.
+
+    Example:
+        >>> x = np.random.default_rng(0).integers(0, 4, (64, 5))
+        >>> model = rk.Model(rk.GRU(4, 8, seed=0), rk.Linear(8, 4, seed=1), readout="last")
+        >>> data = rk.batches(x, x[:, -1], 16, shuffle=True, seed=0)
+        >>> history = rk.fit(model, data, epochs=20, optimizer=rk.Adam(model, lr=0.03))
+        >>> bool(history["loss"][-1] < 0.3 * history["loss"][0])
+        True
+
+    """
+    positive_int("epochs", epochs)
+    finite_float("save_every", save_every, minimum=0.0)
+    bound = sys.float_info.max
+    if clip is not None:
+        bound = finite_float("clip", clip, minimum=0.0, exclusive=True)
+    if patience is not None:
+        positive_int("patience", patience)
+        if valid is None:
+            raise ValueError("patience needs valid, the data whose loss it is about, got None")
+    if boolean("resume", resume) and path is None:
+        raise ValueError("resume needs a path, where the checkpoint is, got None")
+    if optimizer is None:
+        optimizer = Adam(model)
+    measures = dict(measures or {})
+    for name in measures:
+        if name in OWN:
+            raise ValueError(f"measures must have names other than {', '.join(OWN)}, got {name!r}")
+    seed = positive_int("seed", seed, minimum=0)
+    boolean("progress", progress)
+
+    run = Run(model, optimizer, measures, keep_best=valid is not None)
+    if path is not None:
+        if resume and Path(path).exists():
+            run.load(path)
+        run.save(path)
+    began = saved = time.perf_counter()
+    before = run.seconds
+    with Progress() as bar:
+        while run.epoch < epochs and (patience is None or run.without_gain < patience):
+            for batch in batches_of(data, run.epoch, run.batch):
+                rate = None if schedule is None else float(schedule(optimizer.steps))
+                key = dropout_key(seed, optimizer.steps)
+                run.note(*advance(model, batch, optimizer, rate, bound, key, loss))
+                run.lr = optimizer.lr if rate is None else rate
+                run.seconds = before + time.perf_counter() - began
+                if progress:
+                    bar.show((run.epoch + run.share(data)) / epochs, run.text(epochs))
+                if path is not None and time.perf_counter() - saved >= save_every:
+                    run.save(path)
+                    saved = time.perf_counter()
+            if run.batch == 0:
+                raise ValueError(
+                    f"data must give a batch in every epoch, got none in epoch {run.epoch}: a "
+                    "generator is used up after one, batches(...), a list or a function is not"
+                )
+            of_valid = [] if valid is None else [mean_loss(model, valid, loss)]
+            run.end_epoch(of_valid, [float(measure(model)) for measure in measures.values()])
+            if path is not None:
+                run.save(path)
+                saved = time.perf_counter()
+            if progress and bar.visible:
+                bar.line(run.history.text())
+    run.take_best()
+    return run.history
+
+
+def advance(
+    model: Any,
+    batch: Any,
+    optimizer: Optimizer,
+    lr: float | None,
+    clip: float,
+    key: int,
+    loss: Any,
+) -> tuple[float, int]:
+    """One step of training: the mean loss before it, and how many targets that is over.
+
+    Raises:
+        ArithmeticError: The gradients are not finite; nothing was changed.
+
+    """
+    x, targets, lengths, mask = on_device(model, batch)
+    value, grads = model.loss_and_grads(x, targets, lengths, mask=mask, dropout_key=key, loss=loss)
+    if not math.isfinite(float(clip_grad_norm(grads, clip))):
+        raise ArithmeticError(
+            f"training diverged in step {optimizer.steps}: the gradients are not finite; a lower "
+            "learning rate or a lower clip may help"
+        )
+    optimizer.step(grads, lr)
+    return float(value), model.places(x, targets, lengths, mask=mask)
+
+
+def mean_loss(model: Any, data: Any, loss: Any = None) -> float:
+    """The mean loss over all targets of some data, which are not learned from."""
+    total, places = 0.0, 0
+    for batch in batches_of(data, 0, 0):
+        x, targets, lengths, mask = on_device(model, batch)
+        count = model.places(x, targets, lengths, mask=mask)
+        total += count * float(model.evaluate(x, targets, lengths, mask=mask, loss=loss))
+        places += count
+    if places == 0:
+        raise ValueError("valid must hold a target that counts, got none")
+    return total / places
+
+
+def batches_of(data: Any, epoch: int, start: int) -> Iterable[Any]:
+    """The batches of an epoch from the ``start``-th on."""
+    if isinstance(data, Batches):
+        return data.epoch(epoch, start)
+    return islice(data(epoch) if callable(data) else data, start, None)
+
+
+def on_device(model: Any, batch: Any) -> tuple[Any, Any, Any, Any]:
+    """A batch's x, targets, lengths and mask, where the model is; lengths stay with the host."""
+    x, lengths, targets, *rest = batch
+    mask = rest[0] if rest else None
+    if model.device != "cpu":
+        put = get_device(model.device).put
+        x, targets, mask = put(x), put(targets), None if mask is None else put(mask)
+    return x, targets, lengths, mask
+
+
+def dropout_key(seed: int, step: int) -> int:
+    """A step's own, below 2**63."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) >> 1
+
+
+class Run:
+    """Where a run is: what a checkpoint holds beside the model and the optimizer's state.
+
+    Attributes:
+        epoch: Epochs that ended.
+        batch: Batches of this epoch that were learned from.
+        without_gain: Epochs in turn without a lower loss on the validation data.
+        lr: Of the last step.
+        seconds: Since the beginning, interrupted parts left out.
+        history: Of the epochs that ended.
+
+    """
+
+    def __init__(
+        self, model: Any, optimizer: Optimizer, measures: Iterable[str], *, keep_best: bool
+    ) -> None:
+        self.epoch = self.batch = self.without_gain = 0
+        self.lr, self.seconds = optimizer.lr, 0.0
+        columns = ("loss", *(("valid",) if keep_best else ()), *measures, "lr", "seconds")
+        self.history = History(columns)
+        self._model, self._optimizer = model, optimizer
+        self._best = deepcopy(model) if keep_best else None
+        self._least = math.inf  # loss on the validation data
+        self._total, self._places = 0.0, 0  # of this epoch
+        self._batches: int | None = None  # of an epoch, once that is known
+
+    def note(self, loss: float, places: int) -> None:
+        """A step is done, whose mean loss was over so many targets."""
+        self.batch += 1
+        self._total += loss * places
+        self._places += places
+
+    def end_epoch(self, valid: list[float], measures: list[float]) -> None:
+        """All batches are done, and the validation data were looked at."""
+        mean = self._total / max(self._places, 1)
+        self.history.add([mean, *valid, *measures, self.lr, self.seconds])
+        self._batches = self.batch
+        self.epoch += 1
+        self.batch, self._total, self._places = 0, 0.0, 0
+        self.without_gain += 1
+        if self._best is not None and valid[0] < self._least:
+            self._least, self.without_gain = valid[0], 0
+            self._best.params.update(self._model.params)
+
+    def take_best(self) -> None:
+        """Give the model the parameters with which the loss on the validation data was least."""
+        if self._best is not None and math.isfinite(self._least):
+            self._model.params.update(self._best.params)
+
+    def share(self, data: Any) -> float:
+        """Of this epoch that is done, as far as one can know."""
+        count = len(data) if hasattr(data, "__len__") else self._batches
+        return min(self.batch / count, 1.0) if count else 0.0
+
+    def text(self, epochs: int) -> str:
+        """For the bar."""
+        loss = self._total / max(self._places, 1)
+        return f"epoch {self.epoch + 1} of {epochs}, step {self._optimizer.steps}, loss {loss:.4f}"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint; it is there whole or not at all."""
+        numbers = [self.epoch, self.batch, self.without_gain, self._least]
+        numbers += [self.lr, self.seconds, self._total, self._places]
+        extra: dict[str, Array] = {"run": np.array(numbers), "history": self.history.array}
+        if self._best is not None:
+            extra |= {f"{_LAST}{name}": array for name, array in self._model.params.items()}
+        save(
+            path,
+            self._model if self._best is None else self._best,
+            optimizer=self._optimizer,
+            extra=extra,
+            notes={"fit": " ".join(self.history.columns)},
+        )
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Be where the run was whose checkpoint this is."""
+        found = load_checkpoint(path, device=self._model.device)
+        if "fit" not in found.notes or not {"run", "history"} <= found.extra.keys():
+            raise refusal(path, "is not a checkpoint of fit")
+        kept = " ".join(self.history.columns)
+        if found.notes["fit"] != kept:
+            raise ValueError(
+                f"{os.fspath(path)} is of a run that notes {found.notes['fit']}, and this one "
+                f"notes {kept}: resume it with the same valid and measures"
+            )
+        model, of_file = self._model, found.model
+        if type(of_file) is not type(model) or of_file.params.specs() != model.params.specs():
+            raise ValueError(f"{os.fspath(path)} is of another model than the one to be trained")
+        self._optimizer.load_state_dict(found.optimizer)
+        epoch, batch, without_gain, least, lr, seconds, total, places = found.extra["run"].tolist()
+        self.epoch, self.batch, self.without_gain = int(epoch), int(batch), int(without_gain)
+        self._least, self.lr, self.seconds = least, lr, seconds
+        self._total, self._places = total, int(places)
+        self.history = History(self.history.columns, found.extra["history"].tolist())
+        if self._best is None:
+            model.params.update(of_file.params)
+        else:
+            self._best.params.update(of_file.params)
+            put = get_device(model.device).put
+            last = {name: put(found.extra[f"{_LAST}{name}"]) for name in model.params}
+            model.params.update(last)
