@@ -2,7 +2,6 @@
 """Recurrent networks at the speed of the machine, straight from NumPy."""
 
 from rnnkern._version import __version__
-from rnnkern.interop.onnx.model import OnnxModel, from_onnx
 from rnnkern.interop.pytorch import from_torch
 from rnnkern.layers import GRU, LSTM, MGU, RNN, SimplifiedGRU
 from rnnkern.layers.base import Recurrent
@@ -21,6 +20,8 @@ from rnnkern.layers.gradients import Gradients, StateGradients
 from rnnkern.layers.layer_norm import LayerNorm
 from rnnkern.layers.linear import FrozenLinear, Linear
 from rnnkern.layers.parameters import Parameters
+from rnnkern.layers.stack import FrozenStack, Stack, StackTape
+from rnnkern.layers.stack_stream import StackStream
 from rnnkern.layers.stream import Stream
 from rnnkern.layers.tape import Tape
 from rnnkern.machine import (
@@ -56,6 +57,7 @@ __all__ = [
     "FormatError",
     "Frozen",
     "FrozenLinear",
+    "FrozenStack",
     "GRUCell",
     "Gradients",
     "History",
@@ -66,7 +68,6 @@ __all__ = [
     "Model",
     "ModelStream",
     "ModelTape",
-    "OnnxModel",
     "Parameters",
     "RNNCell",
     "Ranks",
@@ -75,6 +76,9 @@ __all__ = [
     "Seq2Seq",
     "SimplifiedGRU",
     "SimplifiedGRUCell",
+    "Stack",
+    "StackStream",
+    "StackTape",
     "StateGradients",
     "Stream",
     "Tape",
@@ -83,7 +87,6 @@ __all__ = [
     "clip_grad_norm",
     "clip_grad_value",
     "fit",
-    "from_onnx",
     "from_torch",
     "get_num_threads",
     "info",

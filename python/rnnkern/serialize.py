@@ -46,6 +46,7 @@ from rnnkern.layers.embedding import Embedding
 from rnnkern.layers.layer_norm import LayerNorm
 from rnnkern.layers.linear import Linear
 from rnnkern.layers.parameters import undrawn
+from rnnkern.layers.stack import Stack
 from rnnkern.models.model import Model
 from rnnkern.models.seq2seq import Seq2Seq
 from rnnkern.training.optim import Optimizer
@@ -246,7 +247,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: str = "cpu") -> Che
 
 def _classes() -> dict[str, type[Any]]:
     """What can be saved, by the name that a file tells."""
-    others = (Linear, Embedding, Dropout, LayerNorm, Model, Seq2Seq)
+    others = (Stack, Linear, Embedding, Dropout, LayerNorm, Model, Seq2Seq)
     return {**layer_classes(), **step_classes(), **{kind.__name__: kind for kind in others}}
 
 

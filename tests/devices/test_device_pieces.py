@@ -84,3 +84,36 @@ def test_cells_of_one_step(cuda: devices.Cuda, no_looks: None, name: str) -> Non
     for made, want in zip(as_tuple(got.state), as_tuple(before), strict=True):
         agree(cuda, "dstate", made, want, 1e-5)
     agree_by_name(cuda, got.params, grads)
+
+
+@pytest.mark.parametrize("lengths", [None, np.array([3, 0, 6, 1])])
+def test_stack(cuda: devices.Cuda, no_looks: None, lengths: Any) -> None:
+    layers = [rk.GRU(8, 4, bidirectional=True, seed=1), rk.LSTM(8, 8, seed=2)]
+    stack = rk.Stack(layers, residual=[True, True], dropout=0.3)
+    twins = [type(own)(**{**own.config(), "device": "cuda"}) for own in layers]
+    twin = rk.Stack(twins, residual=[True, True], dropout=0.3)
+    move(cuda, stack, twin)
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((6, 4, 8)).astype(np.float32) for _ in range(2))
+    y, state, tape = stack.forward(x, None, lengths, dropout_key=1)
+    got, got_state, got_tape = twin.forward(cuda.put(x), None, lengths, dropout_key=1)
+    agree(cuda, "y", got, y, 1e-5)
+    last = stack.last_output(y, state, lengths)
+    agree(cuda, "last", twin.last_output(got, got_state, lengths), last, 1e-5)
+    dx, _, grads = tape.backward(dy, dlast=last)
+    got_dx, _, got_grads = got_tape.backward(cuda.put(dy), dlast=cuda.put(last))
+    agree(cuda, "dx", got_dx, dx, 1e-5)
+    agree_by_name(cuda, got_grads, grads)
+
+
+def test_stream_of_a_stack(cuda: devices.Cuda, no_looks: None) -> None:
+    rng = np.random.default_rng(0)
+    x, mask = rng.standard_normal((2, 3, 4)).astype(np.float32), np.array([True, False, True])
+    got = []
+    for device in ("cpu", "cuda"):
+        layers = [rk.GRU(4, 4, seed=1, device=device), rk.LSTM(4, 4, seed=2, device=device)]
+        stream = rk.Stack(layers, residual=[True, True]).stream(3)
+        own = [cuda.put(x_t) if device == "cuda" else x_t for x_t in x]
+        got.append((stream.step(own[0]), stream.step(own[1], mask=mask)))
+    for on_device, on_host in zip(got[1], got[0], strict=True):
+        agree(cuda, "y", on_device, on_host, 1e-5)

@@ -148,8 +148,9 @@ def _function(name: str) -> Callable[..., Any]:
 
 FUNCTIONS = (
     *("arange", "argpartition", "argsort", "array", "ascontiguousarray", "clip", "concatenate"),
-    *("count_nonzero", "cumsum", "divmod", "full", "may_share_memory", "moveaxis"),
-    *("ones", "repeat", "stack", "take_along_axis", "where", "zeros", "zeros_like"),
+    *("broadcast_to", "count_nonzero", "cumsum", "divmod", "expand_dims", "full"),
+    *("may_share_memory", "moveaxis"),
+    *("ones", "repeat", "stack", "take", "take_along_axis", "where", "zeros", "zeros_like"),
 )
 
 

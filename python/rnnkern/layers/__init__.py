@@ -19,6 +19,8 @@ from rnnkern.layers.layer_norm import LayerNorm, LayerNormTape
 from rnnkern.layers.linear import FrozenLinear, Linear, LinearTape
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.recurrent import GRU, LSTM, MGU, RNN, SimplifiedGRU
+from rnnkern.layers.stack import FrozenStack, Stack, StackTape
+from rnnkern.layers.stack_stream import StackStream
 from rnnkern.layers.stream import Stream
 from rnnkern.layers.tape import Tape
 
@@ -34,6 +36,7 @@ __all__ = [
     "EmbeddingTape",
     "Frozen",
     "FrozenLinear",
+    "FrozenStack",
     "GRUCell",
     "Gradients",
     "LSTMCell",
@@ -48,6 +51,9 @@ __all__ = [
     "RecurrentCell",
     "SimplifiedGRU",
     "SimplifiedGRUCell",
+    "Stack",
+    "StackStream",
+    "StackTape",
     "StateGradients",
     "Stream",
     "Tape",

@@ -247,3 +247,22 @@ def check_dropout_key(key: SupportsIndex, bits: int) -> int:
     if result >= 2**bits:
         raise ValueError(f"dropout_key must be below 2**{bits}, got {result}")
     return result
+
+
+def split_key(key: int | None, count: int) -> list[int | None]:
+    """So many keys of dropout masks that follow from one: parts must not drop the same units."""
+    if key is None:
+        return [None] * count
+    return [int(k) for k in np.random.SeedSequence(key).generate_state(count, np.uint64)]
+
+
+def states_of(name: str, state: Any, count: int) -> list[State | None]:
+    """The states of so many layers, None for those that are not given."""
+    if state is None:
+        return [None] * count
+    wanted = f"{name} must be a list or tuple with the state of each of the {count} layers"
+    if not isinstance(state, (list, tuple)):
+        raise TypeError(f"{wanted}, got {type(state)!r}")
+    if len(state) != count:
+        raise ValueError(f"{wanted}, got {len(state)} parts")
+    return list(state)

@@ -8,7 +8,6 @@ an x without its batch axis gives results without theirs. Integer x (T, B) stand
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, SupportsIndex
@@ -228,40 +227,24 @@ class Recurrent(Configured):
 
         return to_torch(self, arrays=arrays)
 
-    def to_onnx(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        state: bool = False,
-        lengths: bool = False,
-        tokens: bool = False,
-    ) -> None:
-        """Write an ONNX file that computes what a call of the layer does, for any T and B.
+    def last_output(self, y: Array, state: State, lengths: Any = None) -> Array:
+        """The last output of every row, of what a call gave: each direction's where it ends.
 
-        Its input is ``x`` and its outputs are ``y``, ``h_n`` and, where the cell has it, ``c_n``,
-        shaped as here. Cells that ONNX lacks are written as a GRU that computes the same. ONNX
-        Runtime runs float32 alone. Extra ``interop``.
+        It is h of the top layer, its directions side by side, and what ``dlast`` of a tape's
+        ``backward`` is the gradient in. A `Stack` has the same, for which y and lengths matter.
 
         Args:
-            path: the file to write or to replace; it appears whole or not at all.
-            state: whether the initial state is an input too: ``h_0`` and, where there is one,
-                ``c_0``.
-            lengths: whether ``lengths`` (B,), int32, is an input too.
-            tokens: whether ``x`` is tokens (T, B), int64.
+            y: as the call gave it.
+            state: the last state, likewise.
+            lengths: as the call was given them.
 
-        Raises:
-            ImportError: the ``onnx`` package is not installed.
-            ValueError: ONNX has no operator for the cell, or the file would be over 2 GiB.
-
-        Example:
-            >>> lstm.to_onnx("lstm.onnx", lengths=True)
-            >>> session = onnxruntime.InferenceSession("lstm.onnx")
-            >>> y, h_n, c_n = session.run(None, {"x": x, "lengths": lengths})
+        Returns:
+            (B, D·H), or (D·H,) without a batch.
 
         """
-        from rnnkern.interop.onnx.writing import write_layer
-
-        write_layer(self, path, state=state, lengths=lengths, tokens=tokens)
+        h = state[0] if isinstance(state, tuple) else state
+        top: Array = self._device.xp.concatenate(list(h[-self.num_directions :]), axis=-1)
+        return top
 
     def _one_step(self, k: int, *, reverse: bool) -> tuple[LayerSpec, Device, dict[str, Parameter]]:
         """One layer and direction as a network of its own, and its parameters by their kinds."""
@@ -277,6 +260,11 @@ def one_step_of(
 ) -> tuple[LayerSpec, Device, dict[str, Parameter]]:
     """What a cell shares with layer k of these, in one direction."""
     return layer._one_step(k, reverse=reverse)
+
+
+def layout_of(layer: Recurrent) -> Layout:
+    """How callers lay out a layer's arrays."""
+    return layer._network.layout
 
 
 def stream_of_tokens(layer: Recurrent, batch: int) -> Stream:

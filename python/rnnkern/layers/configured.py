@@ -92,6 +92,11 @@ class Configured(Fixed):
         return 2 if self.bidirectional else 1
 
     @property
+    def output_size(self) -> int:
+        """D·H, features of y."""
+        return self._spec.features
+
+    @property
     def _cell(self) -> str:
         """The kernel's name of the cell."""
         raise NotImplementedError

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rnnkern._checks import Array
-from rnnkern.layers.arguments import State
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ class Gradients:
     Attributes:
         params: ∂L/∂parameter by name, in the order of the layer's ``params``.
         x: ∂L/∂x; None for tokens.
-        state: ∂L/∂(initial state), shaped as the state; None where there is none.
+        state: ∂L/∂(initial state), shaped as the state, h or (h, c) or a stack's tuple of
+            these; None where there is none.
         steps: the `StateGradients` of each layer, where they were asked for, else None.
 
     Example:
@@ -60,7 +60,7 @@ class Gradients:
 
     params: dict[str, Array]
     x: Array | None = None
-    state: State | None = None
+    state: Any = None
     steps: list[StateGradients] | None = None
 
     def __iter__(self) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.linear import Linear, LinearTape
 from rnnkern.layers.parameters import Parameters
+from rnnkern.layers.stack import Stack
 from rnnkern.models.readout import READOUTS, Readout, live_steps
 from rnnkern.models.stream import ModelStream
 from rnnkern.training.losses import softmax_cross_entropy
@@ -29,7 +30,7 @@ class Model(Fixed):
     """Recurrent layers, a linear head on what they give, and an embedding before them if wanted.
 
     Args:
-        recurrent: The recurrent layer or layers.
+        recurrent: The recurrent layer or layers, or a ``Stack`` of them.
         head: What turns their outputs into the model's.
         embedding: What turns tokens into features; ``None`` hands x to the layers as it is.
         readout: What the head sees: the outputs of "all" steps, "last", the last h of the top layer
@@ -70,7 +71,9 @@ class Model(Fixed):
         readout: str = "all",
         loss: str = "softmax_cross_entropy",
     ) -> None:
-        _check_part("recurrent", recurrent, "a recurrent layer", isinstance(recurrent, Recurrent))
+        _check_part(
+            "recurrent", recurrent, "a recurrent layer", isinstance(recurrent, (Recurrent, Stack))
+        )
         _check_part("head", head, "a Linear", isinstance(head, Linear))
         parts: dict[str, Any] = {"recurrent": recurrent, "head": head}
         if embedding is not None:
@@ -83,7 +86,7 @@ class Model(Fixed):
                     raise ValueError(
                         f"{name} must have the {fact} of the recurrent layers, {wanted}, got {own}"
                     )
-        features = recurrent.num_directions * recurrent.hidden_size
+        features = recurrent.output_size
         if head.in_features != features:
             raise ValueError(
                 f"head must have in_features={features}, as many as the recurrent layers give, "
@@ -134,7 +137,8 @@ class Model(Fixed):
         x = self._checked(x)
         features = x if self.embedding is None else self.embedding(x)
         y, last_state = self.recurrent(features, state, lengths)
-        return self.head(self._readout(y, lengths).forward(self._last(last_state))), last_state
+        last = self.recurrent.last_output(y, last_state, lengths)
+        return self.head(self._readout(y, lengths).forward(last)), last_state
 
     def predict(self, x: Any, lengths: Any = None) -> Array:
         """The outputs alone, from a state of zero."""
@@ -162,7 +166,8 @@ class Model(Fixed):
             x, embedding_tape = self.embedding.forward(x)
         y, last_state, tape = self.recurrent.forward(x, state, lengths, dropout_key=dropout_key)
         readout = self._readout(y, lengths)
-        outputs, head_tape = self.head.forward(readout.forward(self._last(last_state)))
+        last = self.recurrent.last_output(y, last_state, lengths)
+        outputs, head_tape = self.head.forward(readout.forward(last))
         return outputs, last_state, ModelTape(embedding_tape, tape, readout, head_tape)
 
     def loss_and_grads(
@@ -254,14 +259,6 @@ class Model(Fixed):
     def _readout(self, y: Array, lengths: Any) -> Readout:
         lengths = None if lengths is None else np.asarray(lengths, np.int64)
         return Readout(self.readout, self._device, self._axis, y, lengths)
-
-    def _last(self, state: State) -> Array:
-        """The top layer's last h (B, F), its directions side by side."""
-        h = state[0] if isinstance(state, tuple) else state
-        last: Array = self._device.xp.concatenate(
-            list(h[-self.recurrent.num_directions :]), axis=-1
-        )
-        return last
 
     def _loss(self, loss: Loss | None) -> Callable[..., Any]:
         if callable(loss):
