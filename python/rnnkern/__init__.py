@@ -2,6 +2,7 @@
 """Recurrent networks at the speed of the machine, straight from NumPy."""
 
 from rnnkern._version import __version__
+from rnnkern.interop.onnx.model import OnnxModel, from_onnx
 from rnnkern.interop.pytorch import from_torch
 from rnnkern.layers import GRU, LSTM, MGU, RNN, SimplifiedGRU
 from rnnkern.layers.base import Recurrent
@@ -68,6 +69,7 @@ __all__ = [
     "Model",
     "ModelStream",
     "ModelTape",
+    "OnnxModel",
     "Parameters",
     "RNNCell",
     "Ranks",
@@ -87,6 +89,7 @@ __all__ = [
     "clip_grad_norm",
     "clip_grad_value",
     "fit",
+    "from_onnx",
     "from_torch",
     "get_num_threads",
     "info",

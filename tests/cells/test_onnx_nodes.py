@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx.backend.test.loader import load_model_tests
 
 from support.layers import forward_by
+from support.onnx_models import node_tests
 from support.onnx_weights import from_onnx
 
 NAMES = [
@@ -39,19 +37,6 @@ NAMES = [
 INEXPRESSIBLE = {"test_lstm_with_peepholes": "the LSTM of the contract has no peepholes"}
 
 
-@cache
-def cases() -> dict[str, Any]:
-    """Every node test of the three operators, by name."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # making the cases of other operators overflows on purpose
-        everything = load_model_tests(kind="node")
-    return {
-        case.name: case
-        for case in everything
-        if case.model and case.model.graph.node[0].op_type in ("RNN", "GRU", "LSTM")
-    }
-
-
 def values(case: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The operator, its attributes, and its inputs and outputs by name."""
     (node,) = case.model.graph.node
@@ -64,18 +49,18 @@ def values(case: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
 
 def test_all_eighteen_are_found() -> None:
     assert len(NAMES) == 18
-    assert sorted(cases()) == sorted(NAMES)
+    assert sorted(node_tests()) == sorted(NAMES)
 
 
 def test_only_peepholes_are_left_out() -> None:
-    left_out = {name for name in NAMES if np.any(values(cases()[name])[2].get("P", 0.0))}
+    left_out = {name for name in NAMES if np.any(values(node_tests()[name])[2].get("P", 0.0))}
     assert left_out == set(INEXPRESSIBLE)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "rnnkern"])
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in INEXPRESSIBLE])
 def test_node(name: str, implementation: str) -> None:
-    case = cases()[name]
+    case = node_tests()[name]
     op, attributes, named = values(case)
     understood = {"hidden_size", "direction", "layout", "linear_before_reset"}
     assert attributes.keys() <= understood, "an attribute that this test would ignore"

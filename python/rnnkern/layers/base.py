@@ -8,6 +8,7 @@ an x without its batch axis gives results without theirs. Integer x (T, B) stand
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, SupportsIndex
@@ -245,6 +246,41 @@ class Recurrent(Configured):
         h = state[0] if isinstance(state, tuple) else state
         top: Array = self._device.xp.concatenate(list(h[-self.num_directions :]), axis=-1)
         return top
+
+    def to_onnx(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        state: bool = False,
+        lengths: bool = False,
+        tokens: bool = False,
+    ) -> None:
+        """Write an ONNX file that computes what a call of the layer does, for any T and B.
+
+        Its input is ``x`` and its outputs are ``y``, ``h_n`` and, where the cell has it, ``c_n``,
+        shaped as here. Cells that ONNX lacks are written as a GRU that computes the same. ONNX
+        Runtime runs float32 alone. Extra ``interop``.
+
+        Args:
+            path: the file to write or to replace; it appears whole or not at all.
+            state: whether the initial state is an input too: ``h_0`` and, where there is one,
+                ``c_0``.
+            lengths: whether ``lengths`` (B,), int32, is an input too.
+            tokens: whether ``x`` is tokens (T, B), int64.
+
+        Raises:
+            ImportError: the ``onnx`` package is not installed.
+            ValueError: ONNX has no operator for the cell, or the file would be over 2 GiB.
+
+        Example:
+            >>> lstm.to_onnx("lstm.onnx", lengths=True)
+            >>> session = onnxruntime.InferenceSession("lstm.onnx")
+            >>> y, h_n, c_n = session.run(None, {"x": x, "lengths": lengths})
+
+        """
+        from rnnkern.interop.onnx.writing import write_layer
+
+        write_layer(self, path, state=state, lengths=lengths, tokens=tokens)
 
     def _one_step(self, k: int, *, reverse: bool) -> tuple[LayerSpec, Device, dict[str, Parameter]]:
         """One layer and direction as a network of its own, and its parameters by their kinds."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -128,6 +129,12 @@ class Linear(Fixed):
         from rnnkern.interop.pytorch import to_torch
 
         return to_torch(self, arrays=arrays)
+
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write an ONNX file with the input ``x`` and the output ``y``; see `Recurrent.to_onnx`."""
+        from rnnkern.interop.onnx.writing import write_linear
+
+        write_linear(self, path)
 
     def _rows(self, name: str, array: Array, features: int) -> Array:
         """``array`` checked, as contiguous rows of ``features`` numbers."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, SupportsIndex
 
@@ -319,6 +320,17 @@ class Seq2Seq(Fixed):
             beam = origin[beam]
         tokens = xp.stack(answer[::-1])
         return tokens, self._lengths(tokens), scores[first]
+
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write an ONNX file that gives the logits of ``forward``; see `Recurrent.to_onnx`.
+
+        Its inputs are ``source`` (S, B) and ``target`` (T, B), int64, and ``source_lengths`` (B,),
+        int32; its output is ``logits`` (T, B, target_vocab). To decode, feed it what it has
+        answered so far.
+        """
+        from rnnkern.interop.onnx.seq2seq import write_seq2seq
+
+        write_seq2seq(self.encoder, self.decoder, self.output, path)
 
     def _decoding(
         self, source: Array, source_lengths: Any, width: int
