@@ -347,6 +347,7 @@ def run_parts(path: Path, names: list[str]) -> None:
     for name in names:
         end = time.perf_counter() + gpu_work.PARTS[name].seconds * scale
         works = gpu_work.todo(name, gpu_work.read(path))
+        gpu_work.append(path, {"listed": name, "works": len(works)})
         for index, work in enumerate(works):
             if time.perf_counter() >= end:
                 break

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_work
-from gpu_work import QUICK, append, minutes, read, todo
+from gpu_work import QUICK, append, minutes, read
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
@@ -275,12 +275,7 @@ def show_plan(all_of_them: list[Stage], path: Path) -> None:
         most = "whatever is left" if stage.fills else f"at most {minutes(stage.seconds)}"
         print(f"\n{stage.name}, {most}{needs}:\n  {' '.join(stage.command)}")
     for name, part in gpu_work.PARTS.items():
-        works = todo(name, read(path))
-        print(f"\n{name}: {len(works)} works, as many as {part.seconds:.0f} s allow:")
-        for work in works[:3]:
-            print(f"  {work.key}")
-        if len(works) > 3:
-            print("  ...")
+        print(f"\n{name}, as much as {part.seconds:.0f} s allow:\n  {part.works.__doc__}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

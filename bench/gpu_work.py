@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bench/gpu measures and what must be reached: numbers and names alone, no GPU needed."""
+"""What bench/gpu measures and what must be reached: numbers and names alone, no GPU needed.
+
+bench/gpu reads this before the package is installed: only what lists works asks the registry of cells.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,16 @@ from typing import Any
 
 Record = dict[str, Any]
 
-# The cells that are measured, as rnnkern.cells has them: where this is read first, the package is
-# not installed yet.
-GATES = {"rnn": 1, "simplified-gru": 2, "gru": 3, "gru-after": 3, "lstm": 4}
 HALVES = ("float16", "bfloat16")
 COMPUTES = (*HALVES, "tfloat32", "float32")
 FEW_INPUTS = 8  # so few that the input's product does not count
+
+
+def gates() -> dict[str, int]:
+    """How many a cell has, for all cells of the registry."""
+    from rnnkern.cells import CELLS
+
+    return {name: len(cell.layer.gates) for name, cell in CELLS.items()}
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Work:
         """Useful ones of the products, all rows of full length: backward is twice forward."""
         above = self.hidden * self.directions * (self.layers - 1)
         columns = self.inputs + above + self.hidden * self.layers
-        forward = 2.0 * GATES[self.cell] * self.hidden * columns * self.batch * self.steps
+        forward = 2.0 * gates()[self.cell] * self.hidden * columns * self.batch * self.steps
         return forward * self.directions * (3 if self.training else 1)
 
 
@@ -144,7 +151,7 @@ def grid() -> Iterator[Work]:
     works = [
         Work("grid", cell, hidden, batch, steps, compute, training, inputs)
         for hidden, batch, steps in sizes
-        for cell, compute in product(GATES, COMPUTES)
+        for cell, compute in product(gates(), COMPUTES)
         for training, inputs in product((False, True), (hidden, FEW_INPUTS))
     ]
     random.Random(0).shuffle(works)
@@ -178,6 +185,17 @@ def todo(part: str, records: Iterable[Record]) -> list[Work]:
         if work.key not in done:
             works.setdefault(work.key, work)
     return list(works.values())
+
+
+def left(part: str, records: Iterable[Record]) -> int | None:
+    """How many works of a part remain, or None where it was not begun."""
+    count = None
+    for record in records:
+        if record.get("listed") == part:
+            count = record["works"]
+        elif count is not None and record.get("part") == part:
+            count -= 1
+    return count
 
 
 # -- records: one JSON object a line, appended as they come ----------------------------------------
@@ -387,8 +405,9 @@ def report(records: list[Record]) -> str:
     lines += _paper(records) + _scaling(records)
     for part in PARTS:
         rows = [r for r in records if r.get("part") == part]
-        left = len(todo(part, records))
-        lines += ["", f"## {part}", "", f"{len(rows)} rows; {left} not measured.", ""]
+        remaining = left(part, records)
+        rest = "not begun" if remaining is None else f"{remaining} not measured"
+        lines += ["", f"## {part}", "", f"{len(rows)} rows; {rest}.", ""]
         peers = sorted({name for r in rows for name in r.get("milliseconds", {})} - {"rnnkern"})
         lines += _table(
             (
