@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What bench/gpu measures and what must be reached: numbers and names alone, no GPU needed.
 
-bench/gpu reads this before the package is installed: only what lists works asks the registry of cells.
+bench/gpu reads this before the package is installed: only what lists works asks for the cells.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import rnnkern as rk
 
 from support.arguments import BATCH, FLOATS, HIDDEN, INPUTS, STEPS, TOKENS, model
 from support.compare import assert_same_bits
-from support.layers import CELLS, as_tuple, make
+from support.layers import CELLS, as_layer_state, as_tuple, cast, make, random_state
 
 EMPTY = [(0, BATCH), (STEPS, 0), (0, 0)]
 
@@ -29,8 +29,7 @@ def test_empty_layers(
     sizes = (batch, steps) if layer.batch_first else (steps, batch)
     x = np.zeros(sizes, int) if kind == "tokens" else np.zeros((*sizes, INPUTS), np.float32)
     shape = (2 * layer.num_directions, batch, HIDDEN)
-    h = np.random.default_rng(0).standard_normal(shape, np.float32)
-    state = (h, h + 1) if cell == "lstm" else h
+    state = as_layer_state(cast(random_state(cell, shape), "float32"))
     for lengths in (None, np.zeros(batch, int), [0] * batch):
         y, last = layer(x, state, lengths)
         frozen_y, _ = layer.freeze()(x, state, lengths)

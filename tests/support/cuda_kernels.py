@@ -128,7 +128,7 @@ class Case:
         }
         if self.bias:
             made["bias"] = self.random(rows, seed=seed + 2)
-            if self.cell == "gru_after":
+            if reference.CELLS[self.cell].own_bias:
                 made["bias_hn"] = self.random(self.units, seed=seed + 3)
         return {name: p.astype(self.dtype) for name, p in made.items()}
 

@@ -11,6 +11,7 @@ import numpy as np
 
 import rnnkern as rk
 from rnnkern.cells import layer_classes
+from rnnkern.layers.base import state_names
 
 from support.fuzz_core import exchanged
 from support.fuzzing import LAYOUTS, Case, finite
@@ -80,7 +81,7 @@ class Play:
             return None
         count = self.options["num_layers"] * self.directions
         shape = (count, self.batch, self.options["hidden_size"])
-        if self.cls is rk.LSTM:
+        if "c" in state_names(self.layer):
             return self.numbers(f"{name} h", *shape), self.numbers(f"{name} c", *shape)
         return self.numbers(name, *shape)
 

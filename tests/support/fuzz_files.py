@@ -26,6 +26,7 @@ import numpy as np
 
 import rnnkern as rk
 from rnnkern.adder import Adder, Settings, Training
+from rnnkern.cells import CELLS, layer_classes
 from rnnkern.training.optim import Optimizer
 
 from support import files_of_0_1
@@ -38,7 +39,7 @@ ADDER = 1 << 20  # bytes of an adder beside its file: the table of pairs and the
 NUMBERS: list[Any] = [0, -1, 1, 2, 3, 255, 2**31, 2**40, 2**63, 2**64 - 1, 10**400]
 NUMBERS += [0.5, -0.0, 1e308, float("nan"), float("inf"), True, False, None]
 PLAIN = ["", "x", "ü", "\0", "\U0001f600", "x" * 5000]  # what anybody may write
-WORDS = ["float64", "float16", "F32", "F64", "I64", "BF16", "RNN", "LSTM", "Seq2Seq", "dict"]
+WORDS = ["float64", "float16", "F32", "F64", "I64", "BF16", "Seq2Seq", "dict", *layer_classes()]
 WORDS += ["cuda", "bfloat16", "after", "object", "f4,f4", "O", "."]
 JSONS = ["[" * 90_000, '{"a":' * 30_000, "[[]]", '"\\ud800"', '{"a":1,"a":1}', "9" * 5000]
 JSONS += ["NaN", "1e999", "{}", "[]", "null", "7"]
@@ -94,11 +95,10 @@ def bases() -> list[bytes]:
 def good_files(path: Path) -> list[bytes]:
     """As ``save`` writes them to ``path``, and as version 0.1 wrote them."""
     layers: list[Any] = [
-        rk.RNN(2, 3, nonlinearity="relu", seed=0),
-        rk.SimplifiedGRU(2, 3, 2, bidirectional=True, dtype="float64", seed=0),
-        rk.GRU(2, 3, reset="after", seed=0),
-        rk.LSTM(2, 3, batch_first=True, forget_bias=1.0, seed=0),
-        rk.Linear(2, 3, seed=0),
+        *(cell.build(2, 3, seed=0) for cell in CELLS.values()),
+        rk.RNN(2, 3, 2, nonlinearity="relu", bidirectional=True, dtype="float64", seed=0),
+        lstm := rk.LSTM(2, 3, batch_first=True, forget_bias=1.0, seed=0),
+        head := rk.Linear(2, 3, seed=0),
         rk.Seq2Seq(3, 4, 2, bos=0, eos=1, cell="GRU", cell_options={"reset": "after"}, seed=0),
     ]
     made = [files_of_0_1.content(files_of_0_1.LSTM), files_of_0_1.content(files_of_0_1.HALF)]
@@ -109,7 +109,6 @@ def good_files(path: Path) -> list[bytes]:
     for layer in layers:
         rk.save(path, layer)
         keep()
-    lstm, head = layers[3], layers[4]
     extra: dict[str, Any] = {"a": np.zeros((2, 0)), "b": np.arange(3), "c": np.ones(2, np.float32)}
     adam, sgd = rk.Adam(lstm.params), rk.SGD(head.params, 0.1, momentum=0.9)
     rk.save(path, head, optimizer=sgd, extra=extra, notes={"why": "für später"})

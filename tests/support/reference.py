@@ -70,11 +70,13 @@ class Weights:
 class Cell(ABC):
     """One step of a cell, and its derivative.
 
-    ``a`` (B, G*H) is W_ih x_t + bias for all gates; ``saved`` is whatever the backward step needs.
+    ``a`` (B, G*H) is W_ih x_t + bias for all gates; ``saved`` is the old state, the gates in the
+    order of the weights' rows, and whatever else the backward step needs.
     """
 
     gates: int
     states: int = 1
+    own_bias: bool = False  # whether there is bias_hn
 
     @abstractmethod
     def forward(self, a: Array, state: State, w: Weights) -> tuple[State, State]:
@@ -163,6 +165,7 @@ class GruAfter(Cell):
     """r, u = sigmoid(W h + a); n = tanh(r (W_n h + bias_hn) + a_n); h' = u n + (1 - u) h."""
 
     gates = 3
+    own_bias = True
 
     def forward(self, a: Array, state: State, w: Weights) -> tuple[State, State]:
         (h,) = state
