@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
 PARTS = {
-    "layers": ("Layers", "Recurrent layers, what they give, and the pieces around them."),
+    "cells": ("Recurrent layers", "The cells, each as a layer and as a single step."),
+    "layers": ("Layers", "What recurrent layers share and give, and the pieces around them."),
     "training": ("Training", "Losses, optimizers, bounds on gradients, batches."),
     "models": ("Models", "Models of several layers."),
     "serialize": ("Files", "Saving and loading."),
@@ -40,12 +41,14 @@ _FORMULA = re.compile(
 
 def reference() -> dict[str, str]:
     """The pages of the API reference, by their place in docs/."""
-    tree = ast.parse((ROOT / "python" / "rnnkern" / "__init__.py").read_text("utf-8"))
     names: dict[str, list[str]] = {}
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module:
+    for node in _parsed("rnnkern").body:
+        if isinstance(node, ast.ImportFrom) and node.module and "." in node.module:
             part = node.module.split(".")[1]
-            public = [alias.name for alias in node.names if not alias.name.startswith("_")]
+            imported = [alias.name for alias in node.names]
+            if imported == ["*"]:
+                imported = _listed(node.module)
+            public = [name for name in imported if not name.startswith("_")]
             names.setdefault(part, []).extend(public)
     pages = {}
     for part, of_part in names.items():
@@ -54,6 +57,20 @@ def reference() -> dict[str, str]:
             shown = "\n\n".join(f"::: rnnkern.{name}" for name in sorted(of_part, key=str.lower))
             pages[f"api/{part}.md"] = f"# {title}\n\n{told}\n\n{shown}\n"
     return pages
+
+
+def _parsed(package: str) -> ast.Module:
+    """The syntax of a package's __init__.py."""
+    file = ROOT.joinpath("python", *package.split("."), "__init__.py")
+    return ast.parse(file.read_text("utf-8"))
+
+
+def _listed(package: str) -> list[str]:
+    """What its ``__all__`` says."""
+    for node in _parsed(package).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
 
 
 def on_config(config: Any) -> Any:

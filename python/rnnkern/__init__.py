@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recurrent networks at the speed of the machine, straight from NumPy."""
 
+from rnnkern import cells as _cells
 from rnnkern._version import __version__
+from rnnkern.cells import *  # noqa: F403
 from rnnkern.interop.onnx.model import OnnxModel, from_onnx
 from rnnkern.interop.pytorch import from_torch
-from rnnkern.layers import GRU, LSTM, MGU, RNN, SimplifiedGRU
 from rnnkern.layers.base import Recurrent
-from rnnkern.layers.cell import (
-    GRUCell,
-    LSTMCell,
-    MGUCell,
-    RecurrentCell,
-    RNNCell,
-    SimplifiedGRUCell,
-)
+from rnnkern.layers.cell import RecurrentCell
 from rnnkern.layers.dropout import Dropout
 from rnnkern.layers.embedding import Embedding
 from rnnkern.layers.frozen import Frozen
@@ -45,10 +39,6 @@ from rnnkern.training.optim import SGD, Adam
 from rnnkern.training.ranks import Ranks
 
 __all__ = [
-    "GRU",
-    "LSTM",
-    "MGU",
-    "RNN",
     "SGD",
     "Adam",
     "Batches",
@@ -59,25 +49,19 @@ __all__ = [
     "Frozen",
     "FrozenLinear",
     "FrozenStack",
-    "GRUCell",
     "Gradients",
     "History",
-    "LSTMCell",
     "LayerNorm",
     "Linear",
-    "MGUCell",
     "Model",
     "ModelStream",
     "ModelTape",
     "OnnxModel",
     "Parameters",
-    "RNNCell",
     "Ranks",
     "Recurrent",
     "RecurrentCell",
     "Seq2Seq",
-    "SimplifiedGRU",
-    "SimplifiedGRUCell",
     "Stack",
     "StackStream",
     "StackTape",
@@ -102,3 +86,4 @@ __all__ = [
     "softmax_cross_entropy",
     "threads",
 ]
+__all__ += _cells.__all__

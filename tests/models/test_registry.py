@@ -12,7 +12,8 @@ import pytest
 import rnnkern as rk
 from rnnkern.adder import Training
 from rnnkern.bench import cost
-from rnnkern.cells import CELLS, Cell
+from rnnkern.cells import CELLS
+from rnnkern.cells.entry import Cell
 from rnnkern.cli import main
 
 from support.threads import using_threads

@@ -187,7 +187,7 @@ _LAYERS = [
         "layers/test_initial_values.py::test_linears_values_are_bounded_by_its_inputs",
     ),
     fault(
-        f"{_PACKAGE}/layers/recurrent.py",
+        f"{_PACKAGE}/cells/lstm.py",
         "the-forget-bias-at-another-gate",
         "array[self.hidden_size : 2 * self.hidden_size] = self.forget_bias",
         "array[: self.hidden_size] = self.forget_bias",

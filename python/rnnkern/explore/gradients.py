@@ -7,18 +7,18 @@ Vanishing and exploding gradients: Hochreiter 1991; Bengio, Simard & Frasconi 19
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.cells import CELLS
+from rnnkern.cells import CELLS, LSTM, RNN
 from rnnkern.explore.adding import marked_numbers
 from rnnkern.explore.model import Batch, Model
 from rnnkern.explore.pictures import COLORS, draw_cell, new_figure
 from rnnkern.explore.result import Result
 from rnnkern.explore.run import Experiment, Run
-from rnnkern.layers import GRU, LSTM, MGU, RNN, SimplifiedGRU
+from rnnkern.explore.ways import way_of
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.gradients import StateGradients
 from rnnkern.layers.tape import Tape
@@ -47,35 +47,9 @@ _PATH_LABELS = {
 }
 
 
-class _Way(NamedTuple):
-    """How h_{t-1} gets into a cell, beside the plain product of every gate.
-
-    Attributes:
-        update: The gate that keeps h_{t-1} as it closes: h_t has (1 - gate)·h_{t-1}.
-        reset: The gate that the candidate's recurrent product is reset by.
-        after: Whether it multiplies the product, instead of h_{t-1} before.
-
-    """
-
-    update: str | None = None
-    reset: str | None = None
-    after: bool = False
-
-
-def _way(layer: Recurrent) -> _Way | None:
-    """That of a layer's cell, where this program knows it."""
-    if isinstance(layer, GRU):
-        return _Way(update="u", reset="r", after=layer.reset == "after")
-    if isinstance(layer, SimplifiedGRU):
-        return _Way(update="u")
-    if isinstance(layer, MGU):
-        return _Way(update="f", reset="f")
-    return _Way() if isinstance(layer, (RNN, LSTM)) else None
-
-
 def knows_paths(layer: Recurrent) -> bool:
     """Whether the program can tell the paths of a layer's cell."""
-    return _way(layer) is not None
+    return way_of(layer) is not None
 
 
 def paths_to_h(layer: Recurrent, tape: Tape, traced: StateGradients) -> dict[str, Array]:
@@ -85,7 +59,7 @@ def paths_to_h(layer: Recurrent, tape: Tape, traced: StateGradients) -> dict[str
     gate. They sum to ∂L/∂h_{t-1} wherever the loss does not look at h_{t-1} itself. One layer, one
     direction. Nothing for a cell whose ways are not known here.
     """
-    way, gates = _way(layer), tape.gates()[0]
+    way, gates = way_of(layer), tape.gates()[0]
     if way is None:
         return {}
     blocks = np.split(layer.params["weight_hh_l0"], len(layer.gates))
@@ -98,8 +72,8 @@ def paths_to_h(layer: Recurrent, tape: Tape, traced: StateGradients) -> dict[str
             parts[name] = (gates[way.reset][1:] * gradient) @ block
         else:
             parts[name] = gates[way.reset][1:] * (gradient @ block)
-    if way.update is not None:
-        parts["direct"] = (1.0 - gates[way.update][1:]) * traced.h[1:]
+    if way.writes is not None and way.keeps:
+        parts["direct"] = (1.0 - gates[way.writes][1:]) * traced.h[1:]
     return parts
 
 

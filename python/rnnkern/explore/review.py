@@ -17,6 +17,7 @@ from rnnkern.explore.pictures import BLACK, VERMILION, new_figure
 from rnnkern.explore.result import Result
 from rnnkern.explore.run import Experiment, Run
 from rnnkern.explore.sentences import Vocabulary, collect, is_held_out, pick, split_words
+from rnnkern.explore.ways import way_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,15 +139,18 @@ def batch_of(reviews: Sequence[Review]) -> Batch:
 
 
 def movement(model: Model, batch: Batch) -> tuple[Array, Array | None]:
-    """How far each word moves the state, and how open it finds the update gate.
+    """How far each word moves the state, and how open it finds the gate that writes.
 
     Returns:
-        ‖h_t - h_{t-1}‖ (T, B), and u_t (T, B, H); ``None`` for a cell without that gate.
+        ‖h_t - h_{t-1}‖ (T, B), and that gate (T, B, H); ``None`` for a cell that is not known to
+        have one.
 
     """
     y, _, tape = model.recurrent.forward(batch.x, None, batch.lengths)
     before = np.concatenate([np.zeros_like(y[:1]), y[:-1]])
-    return np.linalg.norm(y - before, axis=-1), tape.gates()[0].get("u")
+    way = way_of(model.recurrent)
+    gate = None if way is None or way.writes is None else tape.gates()[0][way.writes]
+    return np.linalg.norm(y - before, axis=-1), gate
 
 
 def measure(run: Run) -> Result:
@@ -155,9 +159,9 @@ def measure(run: Run) -> Result:
     Returns:
         Per cell and seed the share of right answers, in all held-out reviews and in those with a
         "not" that decides, in per cent; how far deciding and other words move the state, and the
-        ratio of the two; and the ratio of the update gate's means, 1 for the simple RNN, which
-        always writes its whole state anew. The curves hold one review of the first seed, word for
-        word.
+        ratio of the two; and the ratio of the means of the gate that writes, 1 for the simple RNN,
+        which always writes its whole state anew. The curves hold one review of the first seed, word
+        for word.
 
     """
     steps, pool = run.pick((_STEPS, _POOL), (_QUICK_STEPS, _QUICK_POOL))
@@ -215,13 +219,14 @@ def measure(run: Run) -> Result:
         curves=curves,
         notes=(
             "deciding, other: the mean of ‖h_t - h_{t-1}‖ over words that decide and over others.",
-            "gate ratio: the mean of u_t at words that decide, over that at others; 1 without u.",
+            "gate ratio: the mean of the gate that writes (u, or the minimal gated unit's f) at "
+            "words that decide, over that at others; 1 without such a gate.",
         ),
     )
 
 
 def figure(result: Result) -> Figure:
-    """One review: how far each word moves each cell's state, and a cell's update gate."""
+    """One review: how far each word moves each cell's state, and the gate that writes it."""
     drawn = new_figure(11, 7)
     above, below = drawn.subplots(2, 1, height_ratios=[1, 2])
     curves = result.curves
@@ -239,7 +244,7 @@ def figure(result: Result) -> Figure:
     gate = np.array(drawn_gate["gate"])
     gate = gate[:, np.argsort(gate[deciding].mean(axis=0))]
     image = below.imshow(gate.T, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    drawn.colorbar(image, ax=below, label="u$_t$ (0: state kept, 1: written anew)")
+    drawn.colorbar(image, ax=below, label="gate (0: state kept, 1: written anew)")
     below.set_ylabel(f"units of the {CELLS[drawn_gate['cell']].label}, sorted")
     _name_words(below, words, deciding)
     drawn.suptitle("what each word of a held-out review does (red, bold: words that decide)")

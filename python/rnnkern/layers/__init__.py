@@ -2,15 +2,7 @@
 """Layers and what is around them, and what is made from them: tapes, snapshots, streams."""
 
 from rnnkern.layers.base import Recurrent
-from rnnkern.layers.cell import (
-    CellTape,
-    GRUCell,
-    LSTMCell,
-    MGUCell,
-    RecurrentCell,
-    RNNCell,
-    SimplifiedGRUCell,
-)
+from rnnkern.layers.cell import CellTape, RecurrentCell
 from rnnkern.layers.dropout import Dropout, DropoutTape
 from rnnkern.layers.embedding import Embedding, EmbeddingTape
 from rnnkern.layers.frozen import Frozen
@@ -18,17 +10,12 @@ from rnnkern.layers.gradients import Gradients, StateGradients
 from rnnkern.layers.layer_norm import LayerNorm, LayerNormTape
 from rnnkern.layers.linear import FrozenLinear, Linear, LinearTape
 from rnnkern.layers.parameters import Parameters
-from rnnkern.layers.recurrent import GRU, LSTM, MGU, RNN, SimplifiedGRU
 from rnnkern.layers.stack import FrozenStack, Stack, StackTape
 from rnnkern.layers.stack_stream import StackStream
 from rnnkern.layers.stream import Stream
 from rnnkern.layers.tape import Tape
 
 __all__ = [
-    "GRU",
-    "LSTM",
-    "MGU",
-    "RNN",
     "CellTape",
     "Dropout",
     "DropoutTape",
@@ -37,20 +24,14 @@ __all__ = [
     "Frozen",
     "FrozenLinear",
     "FrozenStack",
-    "GRUCell",
     "Gradients",
-    "LSTMCell",
     "LayerNorm",
     "LayerNormTape",
     "Linear",
     "LinearTape",
-    "MGUCell",
     "Parameters",
-    "RNNCell",
     "Recurrent",
     "RecurrentCell",
-    "SimplifiedGRU",
-    "SimplifiedGRUCell",
     "Stack",
     "StackStream",
     "StackTape",

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a cell's module says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rnnkern.layers.base import Recurrent
+from rnnkern.layers.cell import RecurrentCell
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell by its name on the command line.
+
+    Attributes:
+        name: as a command takes it.
+        label: as figures and tables show it.
+        layer: the class of its layers.
+        step: the class of its single steps.
+        options: of both constructors, fixed by the name.
+
+    """
+
+    name: str
+    label: str
+    layer: type[Recurrent]
+    step: type[RecurrentCell]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, *sizes: int, **options: Any) -> Recurrent:
+        """A layer of this cell: the constructor's sizes and further options."""
+        make: Callable[..., Recurrent] = self.layer
+        return make(*sizes, **self.options, **options)

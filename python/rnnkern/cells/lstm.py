@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Long short-term memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from rnnkern._checks import Array, DType, boolean, explains_options, finite_float, float_dtype
+from rnnkern.cells.entry import Cell
+from rnnkern.devices import cell_facts
+from rnnkern.layers.base import Recurrent
+from rnnkern.layers.cell import RecurrentCell
+
+
+class LSTM(Recurrent):
+    """Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000).
+
+    u_t, f_t, o_t = σ(W_h h_{t-1} + W_x x_t + b), n_t = tanh(W_hn h_{t-1} + W_xn x_t + b_n),
+    c_t = u_t·n_t + f_t·c_{t-1}, h_t = o_t·tanh(c_t). Parameters' rows stack u, f, n, o; a state is
+    the pair (h, c). Args as in `Recurrent`, and ``forget_bias``: the forget gate's initial bias
+    (Jozefowicz et al. 2015 advise 1), None for the same as the others'.
+
+    Example:
+        >>> lstm = rk.LSTM(3, 4, forget_bias=1.0, bidirectional=True, seed=0)
+        >>> x = np.ones((5, 2, 3), np.float32)
+        >>> y, (h, c) = lstm(x, lengths=[5, 2])
+        >>> y.shape, c.shape
+        ((5, 2, 8), (2, 2, 4))
+
+    """
+
+    gates = cell_facts("lstm").gates
+
+    @explains_options
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        forget_bias: float | None = None,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: DType = "float32",
+        compute: str | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        recurrent_init: str = "uniform",
+    ) -> None:
+        most = float(np.finfo(float_dtype("dtype", dtype)).max)
+        self.forget_bias = (
+            None
+            if forget_bias is None
+            else finite_float("forget_bias", forget_bias, minimum=-most, maximum=most)
+        )
+        if self.forget_bias is not None and not boolean("bias", bias):
+            raise ValueError(f"forget_bias must be None when bias is False, got {forget_bias!r}")
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bidirectional=bidirectional,
+            batch_first=batch_first,
+            bias=bias,
+            dropout=dropout,
+            dtype=dtype,
+            compute=compute,
+            device=device,
+            seed=seed,
+            recurrent_init=recurrent_init,
+        )
+
+    @property
+    def _cell(self) -> str:
+        return "lstm"
+
+    def _initial_values(self) -> Iterator[tuple[str, Array]]:
+        for name, array in super()._initial_values():
+            if self.forget_bias is not None and name.startswith("bias_"):
+                array[self.hidden_size : 2 * self.hidden_size] = self.forget_bias
+            yield name, array
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, from which an equal layer can be built."""
+        return {**super().config(), "forget_bias": self.forget_bias}
+
+
+class LSTMCell(RecurrentCell):
+    """One step of an `LSTM`: ``h, c = cell(x, (h, c))``.
+
+    Args as in `RecurrentCell`, and ``forget_bias``: the forget gate's initial bias, as of the
+    layer.
+
+    Example: the slides' loop, and its gradients.
+        >>> cell = rk.LSTMCell(3, 4, seed=0)
+        >>> x = np.ones((5, 2, 3), np.float32)  # (T, B, I)
+        >>> h = c = np.zeros((2, 4), np.float32)
+        >>> tapes = []
+        >>> for x_t in x:
+        ...     (h, c), tape = cell.forward(x_t, (h, c))
+        ...     tapes.append(tape)
+        >>> dstate, grads = (np.ones_like(h), None), None  # of the loss h.sum()
+        >>> for tape in reversed(tapes):
+        ...     dx, dstate, grads = tape.backward(dstate, into=grads)
+
+    """
+
+    kind = LSTM
+    forget_bias: float | None
+
+    @explains_options
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        forget_bias: float | None = None,
+        bias: bool = True,
+        dtype: DType = "float32",
+        compute: str | None = None,
+        device: str = "cpu",
+        seed: int | None = None,
+        recurrent_init: str = "uniform",
+    ) -> None:
+        self._share(
+            LSTM(
+                input_size,
+                hidden_size,
+                forget_bias=forget_bias,
+                bias=bias,
+                dtype=dtype,
+                compute=compute,
+                device=device,
+                seed=seed,
+                recurrent_init=recurrent_init,
+            )
+        )
+
+
+CELLS = (Cell("lstm", "LSTM", LSTM, LSTMCell),)
