@@ -34,7 +34,7 @@ from rnnkern.training.batches import Batches, batches, pad
 from rnnkern.training.clip import clip_grad_norm, clip_grad_value
 from rnnkern.training.fit import fit
 from rnnkern.training.history import History
-from rnnkern.training.losses import softmax_cross_entropy
+from rnnkern.training.losses import binary_cross_entropy, huber, mse, softmax_cross_entropy
 from rnnkern.training.optim import SGD, Adam
 from rnnkern.training.ranks import Ranks
 
@@ -70,15 +70,18 @@ __all__ = [
     "Tape",
     "__version__",
     "batches",
+    "binary_cross_entropy",
     "clip_grad_norm",
     "clip_grad_value",
     "fit",
     "from_onnx",
     "from_torch",
     "get_num_threads",
+    "huber",
     "info",
     "load",
     "load_checkpoint",
+    "mse",
     "pad",
     "register_threadpoolctl",
     "save",

@@ -117,3 +117,35 @@ def test_stream_of_a_stack(cuda: devices.Cuda, no_looks: None) -> None:
         got.append((stream.step(own[0]), stream.step(own[1], mask=mask)))
     for on_device, on_host in zip(got[1], got[0], strict=True):
         agree(cuda, "y", on_device, on_host, 1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("loss", [rk.mse, rk.huber, rk.binary_cross_entropy])
+def test_losses_of_numbers(cuda: devices.Cuda, no_looks: None, loss: Any, masked: bool) -> None:
+    rng = np.random.default_rng(0)
+    outputs, targets = (rng.random((5, 4, 3)).astype(np.float32) for _ in range(2))
+    mask = rng.random((5, 4)) < 0.5 if masked else None
+    want, gradient = loss(outputs, targets, mask)
+    got, got_gradient = loss(cuda.put(outputs), cuda.put(targets), put(cuda, mask))
+    agree(cuda, "loss", got, np.array(want), 1e-6)
+    agree(cuda, "gradient", got_gradient, gradient, 1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_weighted_softmax(cuda: devices.Cuda, no_looks: None, masked: bool) -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = rng.random((5, 4, 3)).astype(np.float32), rng.integers(0, 3, (5, 4))
+    mask = rng.random((5, 4)) < 0.5 if masked else None
+    weights = np.array([0.5, 1.0, 2.0], np.float32)
+    want, gradient = rk.softmax_cross_entropy(
+        logits, targets, mask, class_weights=weights, label_smoothing=0.1
+    )
+    got, got_gradient = rk.softmax_cross_entropy(
+        cuda.put(logits),
+        cuda.put(targets),
+        put(cuda, mask),
+        class_weights=cuda.put(weights),
+        label_smoothing=0.1,
+    )
+    agree(cuda, "loss", got, np.array(want), 1e-6)
+    agree(cuda, "gradient", got_gradient, gradient, 1e-6)

@@ -16,7 +16,7 @@ import pytest
 import rnnkern.explore as explore
 from rnnkern.explore import EXPERIMENTS, Result
 from rnnkern.explore.command import configure
-from rnnkern.explore.model import Batch, Model, squared_error
+from rnnkern.explore.model import Batch, Model
 from rnnkern.explore.result import spread
 from rnnkern.explore.run import Run
 from rnnkern.progress import Progress
@@ -86,15 +86,6 @@ def test_the_mean_is_over_the_live_steps() -> None:
     for row, n in enumerate(lengths):
         alone = model.predict(x[:n, row : row + 1], lengths[row : row + 1])
         np.testing.assert_allclose(whole[row], alone[0], rtol=1e-12)
-
-
-def test_squared_error() -> None:
-    outputs, targets = np.array([[1.0, 2.0], [5.0, 5.0]]), np.zeros((2, 2))
-    loss, gradient = squared_error(outputs, targets, np.array([True, False]))
-    assert loss == 2.5
-    assert gradient.tolist() == [[1.0, 2.0], [0.0, 0.0]]
-    with pytest.raises(ValueError, match=r"targets must have shape \(2, 2\), got \(2,\)"):
-        squared_error(outputs, np.zeros(2))
 
 
 def test_training_learns_and_is_the_same_again() -> None:

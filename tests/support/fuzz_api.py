@@ -291,7 +291,7 @@ def play_training(play: Play) -> None:
         shape = case.one((4,), (2, 3), (0,), ())
         classes = case.one(1, 2, 7)
         targets = case.numbers.integers(0, classes, shape)
-        given = {
+        given: dict[str, Any] = {
             "logits": play.numbers("logits", *shape, classes),
             "targets": case.array("targets", targets, layouts=LAYOUTS),
             "mask": case.one(None, case.array("mask", case.numbers.random(shape) < 0.5)),

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,7 @@ from rnnkern.cells import CELLS
 from rnnkern.layers import Linear, StateGradients, Tape
 from rnnkern.models.model import Model as RecurrentModel
 from rnnkern.training.clip import clip_grad_norm
-from rnnkern.training.losses import softmax_cross_entropy
+from rnnkern.training.losses import mse, softmax_cross_entropy
 from rnnkern.training.optim import Adam
 
 Ints = NDArray[np.int64]
@@ -149,20 +151,7 @@ class Model(RecurrentModel):
         return loss
 
 
-def squared_error(outputs: Array, targets: Array, mask: Array | None = None) -> tuple[float, Array]:
-    """Mean of (output - target)², and its gradient in the outputs (..., N).
-
-    ``mask`` (...), bool, picks the places that count; elsewhere the gradient is 0.
-    """
-    if targets.shape != outputs.shape:
-        raise ValueError(f"targets must have shape {outputs.shape}, got {targets.shape}")
-    difference = (outputs - targets).astype(outputs.dtype, copy=False)
-    if mask is not None:
-        difference = np.where(mask[..., None], difference, outputs.dtype.type(0))
-    count = outputs.size if mask is None else int(np.count_nonzero(mask)) * outputs.shape[-1]
-    weight = 1.0 / max(count, 1)
-    loss = float(np.square(difference, dtype=np.float64).sum()) * weight
-    return loss, difference * outputs.dtype.type(2.0 * weight)
-
-
-_LOSSES = {"cross-entropy": softmax_cross_entropy, "squared-error": squared_error}
+_LOSSES: dict[str, Callable[..., Any]] = {
+    "cross-entropy": softmax_cross_entropy,
+    "squared-error": mse,
+}

@@ -20,9 +20,11 @@ from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.stack import Stack
 from rnnkern.models.readout import READOUTS, Readout, live_steps
 from rnnkern.models.stream import ModelStream
-from rnnkern.training.losses import softmax_cross_entropy
+from rnnkern.training.losses import binary_cross_entropy, huber, mse, softmax_cross_entropy
 
-LOSSES: dict[str, Callable[..., Any]] = {loss.__name__: loss for loss in (softmax_cross_entropy,)}
+LOSSES: dict[str, Callable[..., Any]] = {
+    loss.__name__: loss for loss in (softmax_cross_entropy, binary_cross_entropy, mse, huber)
+}
 Loss: TypeAlias = "str | Callable[..., Any]"  # a name out of LOSSES, or a function as those are
 
 
