@@ -27,6 +27,7 @@ from rnnkern.machine import (
     threads,
 )
 from rnnkern.models.model import Model, ModelTape
+from rnnkern.models.sampling import sample
 from rnnkern.models.seq2seq import Seq2Seq
 from rnnkern.models.stream import ModelStream
 from rnnkern.serialize import Checkpoint, FormatError, load, load_checkpoint, save
@@ -84,6 +85,7 @@ __all__ = [
     "mse",
     "pad",
     "register_threadpoolctl",
+    "sample",
     "save",
     "set_num_threads",
     "softmax_cross_entropy",

@@ -32,9 +32,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "bidirectional": True,
     },
     "gru_to_lstm": {"cell": "GRU", "decoder_cell": "LSTM", "num_layers": 2},
+    "attention": {"cell": "LSTM", "attention": "dot"},
+    "attention_both": {"cell": "GRU", "num_layers": 2, "bidirectional": True, "attention": "dot"},
 }
 # Seeds of parameters with which greedy answers are of several lengths.
-VARIED = {"lstm": 1, "both": 8, "lstm_to_gru": 2}
+VARIED = {"lstm": 1, "both": 8, "lstm_to_gru": 2, "attention_both": 2}
 SOURCE_LENGTHS, TARGET_LENGTHS = np.array([3, 1, 4]), np.array([2, 3, 0])
 
 
@@ -159,7 +161,7 @@ def answers(max_length: int) -> list[tuple[int, ...]]:
     ]
 
 
-@pytest.mark.parametrize("name", ["lstm", "both", "lstm_to_gru"])
+@pytest.mark.parametrize("name", ["lstm", "both", "lstm_to_gru", "attention_both"])
 def test_greedy_takes_the_likeliest_token_of_each_step(name: str) -> None:
     model = make(name)
     source, lengths = tokens((4, 16), SOURCE), 1 + tokens((16,), 4)
@@ -215,13 +217,15 @@ def test_logits_of_decoding_are_those_of_teacher_forcing(
     decoding = model._decoding
 
     def listening(*arguments: Any) -> Any:
-        stream, head = decoding(*arguments)
+        decoder = decoding(*arguments)
+        step = decoder.step
 
-        def heard_head(y: Any) -> Any:
-            heard.append(head(y))
+        def heard_step(token: Any) -> Any:
+            heard.append(step(token))
             return heard[-1]
 
-        return stream, heard_head
+        monkeypatch.setattr(decoder, "step", heard_step)
+        return decoder
 
     monkeypatch.setattr(model, "_decoding", listening)
     decoded, _ = model.greedy(source, None, 9)
@@ -289,7 +293,7 @@ def test_greedy_stops_early_when_every_row_has_ended() -> None:
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
-@pytest.mark.parametrize("name", ["lstm", "gru_before", "both"])
+@pytest.mark.parametrize("name", ["lstm", "gru_before", "both", "attention"])
 def test_beam_of_one_is_greedy(name: str, penalty: float) -> None:
     model = make(name, "float32")
     source, lengths = tokens((4, 16), SOURCE), tokens((16,), 5)
@@ -300,7 +304,7 @@ def test_beam_of_one_is_greedy(name: str, penalty: float) -> None:
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, 3.0])
-@pytest.mark.parametrize("name", ["lstm", "both", "gru_to_lstm"])
+@pytest.mark.parametrize("name", ["lstm", "both", "gru_to_lstm", "attention_both"])
 def test_an_exhaustive_beam_finds_the_best_answer(name: str, penalty: float) -> None:
     model = make(name)
     source = tokens((4, 6), SOURCE)
@@ -377,6 +381,7 @@ def test_it_learns_to_copy() -> None:
         ({"target_vocab": 2.0}, TypeError, "target_vocab"),
         ({"bos": 4}, ValueError, r"bos must be in 0..3, got 4"),
         ({"eos": -1}, ValueError, "eos"),
+        ({"attention": "general"}, ValueError, "attention must be one of None, 'dot'"),
     ],
 )
 def test_refused_construction(change: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, SupportsIndex, TypeAlias
+from collections.abc import Mapping
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -18,14 +18,9 @@ from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.linear import Linear, LinearTape
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.stack import Stack
+from rnnkern.models.losses import LOSSES, Loss, loss_named
 from rnnkern.models.readout import READOUTS, Readout, live_steps
 from rnnkern.models.stream import ModelStream
-from rnnkern.training.losses import binary_cross_entropy, huber, mse, softmax_cross_entropy
-
-LOSSES: dict[str, Callable[..., Any]] = {
-    loss.__name__: loss for loss in (softmax_cross_entropy, binary_cross_entropy, mse, huber)
-}
-Loss: TypeAlias = "str | Callable[..., Any]"  # a name out of LOSSES, or a function as those are
 
 
 class Model(Fixed):
@@ -201,7 +196,9 @@ class Model(Fixed):
 
         """
         outputs, _, tape = self.forward(x, state, lengths, dropout_key=dropout_key)
-        value, doutputs = self._loss(loss)(outputs, targets, self._counted(outputs, lengths, mask))
+        value, doutputs = loss_named(loss, self.loss)(
+            outputs, targets, self._counted(outputs, lengths, mask)
+        )
         return value, tape.backward(doutputs)
 
     def evaluate(
@@ -217,7 +214,7 @@ class Model(Fixed):
         """The loss without dropout and without gradients; arguments as in ``loss_and_grads``."""
         outputs, _ = self(x, state, lengths)
         counted = self._counted(outputs, lengths, mask)
-        value: float = self._loss(loss)(outputs, targets, counted)[0]
+        value: float = loss_named(loss, self.loss)(outputs, targets, counted)[0]
         return value
 
     def places(self, x: Any, targets: Any, lengths: Any = None, *, mask: Any = None) -> int:
@@ -261,11 +258,6 @@ class Model(Fixed):
     def _readout(self, y: Array, lengths: Any) -> Readout:
         lengths = None if lengths is None else np.asarray(lengths, np.int64)
         return Readout(self.readout, self._device, self._axis, y, lengths)
-
-    def _loss(self, loss: Loss | None) -> Callable[..., Any]:
-        if callable(loss):
-            return loss
-        return LOSSES[self.loss if loss is None else choice("loss", loss, tuple(LOSSES))]
 
     def _counted(self, outputs: Array, lengths: Any, mask: Any) -> Array | None:
         """The mask for the loss."""

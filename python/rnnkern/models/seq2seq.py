@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -14,12 +15,19 @@ from rnnkern._checks import Array, DType, choice, explains_options, finite_float
 from rnnkern.cells import layer_classes
 from rnnkern.devices import Device, get_device
 from rnnkern.layers.arguments import check_dropout_key
-from rnnkern.layers.base import state_names, stream_of_tokens
+from rnnkern.layers.base import stream_of_tokens
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
-from rnnkern.layers.linear import Linear, LinearTape
+from rnnkern.layers.linear import Linear
 from rnnkern.layers.parameters import Parameters
-from rnnkern.layers.stream import Stream
+from rnnkern.models.attention import Memory, attend
+from rnnkern.models.bridge import handed_back, handed_over
+from rnnkern.models.decoding import Decoder, decode, search
+from rnnkern.models.losses import Loss, loss_named
+from rnnkern.models.readout import live_steps
+from rnnkern.models.sampling import sample
+from rnnkern.models.seq2seq_tape import Seq2SeqTape
+from rnnkern.models.teaching import Teaching, teach
 
 
 class Seq2Seq(Fixed):
@@ -49,6 +57,10 @@ class Seq2Seq(Fixed):
         eos: Target token that ends a sequence; it may be the same as ``bos``.
         device: ``"cpu"`` or ``"cuda"``, as for the layers. Decoding on a GPU waits for each step,
             to see whether all rows have ended.
+        attention: ``"dot"`` lets the decoder see all that the encoder gave, and not its last states
+            alone. With its h_t, the encoder's outputs m_s and α_t, the softmax over s of h_t·m_s,
+            the head is given tanh(W [Σ_s α_ts m_s; h_t]), W being ``attention.weight``: the global
+            attention of Luong et al. (2015), arXiv:1508.04025. ``None`` has none.
 
     Attributes:
         params: Every parameter by the part's name and its own, as ``encoder.weight_ih_l0``,
@@ -87,6 +99,7 @@ class Seq2Seq(Fixed):
         compute: str | None = None,
         seed: int | None = None,
         device: str = "cpu",
+        attention: str | None = None,
     ) -> None:
         classes = layer_classes()
         choice("cell", cell, tuple(classes))
@@ -95,7 +108,7 @@ class Seq2Seq(Fixed):
         elif decoder_options is not None:
             raise ValueError("decoder_options needs a decoder_cell, got None")
         seed = None if seed is None else positive_int("seed", seed, minimum=0)
-        seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
+        seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
 
         def part(
             kind: str,
@@ -129,6 +142,11 @@ class Seq2Seq(Fixed):
             self.decoder = part(cell, tokens, size, cell_options, seeds[1], False)
         else:
             self.decoder = part(decoder_cell, tokens, size, decoder_options, seeds[1], False)
+        self.attention = None
+        if choice("attention", attention, (None, "dot")) is not None:
+            self.attention = Linear(
+                2 * size, size, bias=False, dtype=dtype, seed=seeds[3], device=device
+            )
         self.output = Linear(size, target_vocab, dtype=dtype, seed=seeds[2], device=device)
         self.bos = _token("bos", bos, self.output.out_features)
         self.eos = _token("eos", eos, self.output.out_features)
@@ -149,14 +167,13 @@ class Seq2Seq(Fixed):
             "compute": self.encoder.compute,
             "seed": seed,
             "device": self.device,
+            "attention": attention,
         }
-        self.params = Parameters.joined(
-            {
-                "encoder": self.encoder.params,
-                "decoder": self.decoder.params,
-                "output": self.output.params,
-            }
-        )
+        parts = {"encoder": self.encoder, "decoder": self.decoder}
+        if self.attention is not None:
+            parts["attention"] = self.attention
+        parts["output"] = self.output
+        self.params = Parameters.joined({name: part.params for name, part in parts.items()})
         self._settle()
 
     def config(self) -> dict[str, Any]:
@@ -203,14 +220,110 @@ class Seq2Seq(Fixed):
         if dropout_key is not None:
             key = check_dropout_key(dropout_key, 63)
             keys = 2 * key, 2 * key + 1
-        _, state, encoder_tape = self.encoder.forward(
+        memory, state, encoder_tape = self.encoder.forward(
             source, None, source_lengths, dropout_key=keys[0]
         )
         y, _, decoder_tape = self.decoder.forward(
-            target, self._bridge(state), target_lengths, dropout_key=keys[1]
+            target,
+            handed_over(self.encoder, self.decoder, state),
+            target_lengths,
+            dropout_key=keys[1],
         )
+        attention_tape = None
+        if self.attention is not None:
+            live = None
+            if target_lengths is not None:
+                steps = live_steps(len(target), np.asarray(target_lengths), 0)
+                live = self._device.put(steps[..., None].astype(y.dtype))
+            seen = Memory(self._device, memory, source_lengths)
+            y, attention_tape = attend(seen, self.attention, y, live)
         logits, output_tape = self.output.forward(y)
-        return logits, Seq2SeqTape(self, encoder_tape, decoder_tape, output_tape)
+        back = functools.partial(handed_back, self.encoder, self.decoder)
+        tape = Seq2SeqTape(encoder_tape, decoder_tape, attention_tape, output_tape, back)
+        return logits, tape
+
+    def teach(self, answers: Any, lengths: Any = None) -> Teaching:
+        """What to feed the decoder, and what it is to say, for answers that are known.
+
+        Args:
+            answers: (T, B) integers without ``bos``, as `pad` or `batches` make them with ``eos``
+                as the padding.
+            lengths: (B,) integers in 0..T; ``None`` takes the tokens before each first ``eos``.
+
+        Returns:
+            ``Teaching``: ``fed`` (U, B), ``bos`` and then the answer; ``targets`` (U, B), the
+            answer and then ``eos``; and ``lengths`` (B,), one more than the answers', of which U is
+            the greatest.
+
+        """
+        answers = _tokens(self._device, "answers", answers)
+        return teach(self._device, answers, lengths, self.bos, self.eos)
+
+    def loss_and_grads(
+        self,
+        source: Any,
+        answers: Any,
+        source_lengths: Any = None,
+        *,
+        mask: Any = None,
+        dropout_key: SupportsIndex | None = None,
+        loss: Loss | None = None,
+    ) -> tuple[float, Gradients]:
+        """The mean loss of every token of the answers, each with its ``eos``, and its gradients.
+
+        Args:
+            source: (S, B) integers.
+            answers: (T, B) integers filled with ``eos``, as in ``teach``.
+            source_lengths: (B,) integers in 0..S; ``None`` means S throughout.
+            mask: (B,), bool: the rows that count; ``None`` is all of them.
+            dropout_key: As in ``forward``.
+            loss: A loss of classes other than ``softmax_cross_entropy``: its name, or a function of
+                logits, targets and mask that gives the mean and its gradient in the logits.
+
+        Returns:
+            The loss, on a GPU an array of shape (), and the ``Gradients``.
+
+        """
+        taught = self.teach(answers)
+        logits, tape = self.forward(
+            source, source_lengths, taught.fed, taught.lengths, dropout_key=dropout_key
+        )
+        value, dlogits = loss_named(loss)(logits, taught.targets, self._counted(taught, mask))
+        return value, tape.backward(dlogits)
+
+    def evaluate(
+        self,
+        source: Any,
+        answers: Any,
+        source_lengths: Any = None,
+        *,
+        mask: Any = None,
+        loss: Loss | None = None,
+    ) -> float:
+        """The loss without dropout and without gradients; arguments as in ``loss_and_grads``."""
+        taught = self.teach(answers)
+        source = _tokens(self._device, "source", source)
+        memory, state = self.encoder(source, None, source_lengths)
+        y, _ = self.decoder(
+            taught.fed, handed_over(self.encoder, self.decoder, state), taught.lengths
+        )
+        if self.attention is not None:
+            seen = Memory(self._device, memory, source_lengths)
+            y, _ = attend(seen, self.attention, y, None)
+        counted = self._counted(taught, mask)
+        value: float = loss_named(loss)(self.output(y), taught.targets, counted)[0]
+        return value
+
+    def places(
+        self, source: Any, answers: Any, source_lengths: Any = None, *, mask: Any = None
+    ) -> int:
+        """How many tokens the mean of ``loss_and_grads`` is over, for means over batches."""
+        return int(np.count_nonzero(self._device.get(self._counted(self.teach(answers), mask))))
+
+    def _counted(self, taught: Teaching, mask: Any) -> Array:
+        """The mask for the loss."""
+        live = self._device.put(live_steps(len(taught.targets), taught.lengths, 0))
+        return live if mask is None else live & self._device.array("mask", mask)
 
     def greedy(
         self, source: Any, source_lengths: Any, max_length: int
@@ -231,22 +344,42 @@ class Seq2Seq(Fixed):
 
         """
         positive_int("max_length", max_length)
-        xp, source = self._device.xp, _tokens(self._device, "source", source)
-        if source.shape[1] == 0:
-            return xp.zeros((0, 0), np.int64), xp.zeros(0, np.int64)
-        stream, head = self._decoding(source, source_lengths, 1)
-        token = xp.full(source.shape[1], self.bos, np.int64)
-        ended = xp.zeros(source.shape[1], np.bool_)
-        tokens: list[NDArray[np.int64]] = []
-        while len(tokens) < max_length and xp.count_nonzero(ended) < len(ended):
-            token = head(stream.step(token)).argmax(axis=-1)
-            ended |= token == self.eos
-            tokens.append(token)
-        answer = xp.stack(tokens)
-        lengths = self._lengths(answer)
-        # All rows go on until the last has ended; what an ended one gave since is no answer.
-        past = xp.arange(len(answer))[:, np.newaxis] >= lengths
-        return xp.where(past, self.eos, answer), lengths
+        decoder = self._decoding(source, source_lengths, 1)
+        return decode(decoder, max_length, lambda logits: logits.argmax(axis=-1))
+
+    def sample(
+        self,
+        source: Any,
+        source_lengths: Any,
+        max_length: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Decode by drawing every token by its probability.
+
+        Args:
+            source: (S, B) integers.
+            source_lengths: (B,) integers in 0..S; ``None`` means S throughout.
+            max_length: The most tokens of an answer, at least 1.
+            temperature: What logits are divided by, above 0.
+            top_k: Draw among so many likeliest tokens; ``None`` takes all.
+            seed: Of the draws; ``None`` draws one.
+
+        Returns:
+            Tokens (T, B) and lengths (B,), as ``greedy`` gives them.
+
+        """
+        positive_int("max_length", max_length)
+        seed = None if seed is None else positive_int("seed", seed, minimum=0)
+        random = np.random.default_rng(seed)
+        decoder = self._decoding(source, source_lengths, 1)
+        return decode(
+            decoder,
+            max_length,
+            lambda logits: sample(logits, random, temperature=temperature, top_k=top_k),
+        )
 
     def beam(
         self,
@@ -255,6 +388,8 @@ class Seq2Seq(Fixed):
         max_length: int,
         width: int,
         length_penalty: float = 0.0,
+        *,
+        n_best: int | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """Decode by keeping the ``width`` best answers of every row at every step.
 
@@ -270,56 +405,24 @@ class Seq2Seq(Fixed):
                 ranked as it stands.
             width: Answers kept per row, at least 1.
             length_penalty: At least 0.
+            n_best: So many answers of each row, at most ``width``; ``None`` is the best alone.
 
         Returns:
             Tokens (T, B) and lengths (B,) of the best answer, as ``greedy`` gives them, and its
-            natural log-probability (B,), the ``eos`` included.
+            natural log-probability (B,), the ``eos`` included. With ``n_best`` all three have a
+            first axis of so many, the best first; where a row has fewer answers, those beyond them
+            have a log-probability of -inf.
 
         """
         positive_int("max_length", max_length)
         positive_int("width", width)
         finite_float("length_penalty", length_penalty, minimum=0.0)
-        xp, source = self._device.xp, _tokens(self._device, "source", source)
-        if source.shape[1] == 0:
-            return xp.zeros((0, 0), np.int64), xp.zeros(0, np.int64), xp.zeros(0)
-        stream, head = self._decoding(source, source_lengths, width)
-        rows = source.shape[1]
-        first = xp.arange(rows) * width  # each row's leading beam
-        token = xp.full(rows * width, self.bos, np.int64)
-        # One beam per row is alive at first: equal beams would stay equal.
-        scores = xp.where(xp.arange(rows * width) % width == 0, 0.0, -np.inf)
-        ended = xp.zeros(rows * width, np.bool_)
-        counts = xp.zeros(rows * width, np.int64)
-        # Of one beam at most ``width`` continuations can stay, the likeliest. An ended answer has
-        # one, another eos that leaves its score as it is.
-        branches = min(width, self.output.out_features)
-        again = xp.where(xp.arange(branches) == 0, 0.0, -np.inf)
-        taken: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # (from which beam, token)
-        # Without a length penalty no answer overtakes an ended one that leads.
-        while len(taken) < max_length and not (ended if length_penalty else ended[first]).all():
-            likeliest, steps = _likeliest(xp, head(stream.step(token)), branches)
-            over = ended[:, np.newaxis]
-            chosen = xp.where(over, self.eos, likeliest)
-            totals = scores[:, np.newaxis] + xp.where(over, again, steps)
-            ranks = totals
-            if length_penalty:
-                counts += ~ended
-                ranks = totals / counts[:, np.newaxis] ** length_penalty
-            best = xp.argsort(-ranks.reshape(rows, -1), axis=1, kind="stable")[:, :width]
-            parent, branch = xp.divmod(best, branches)
-            origin, branch = (first[:, np.newaxis] + parent).reshape(-1), branch.reshape(-1)
-            token, scores, counts = chosen[origin, branch], totals[origin, branch], counts[origin]
-            ended = token == self.eos
-            if width > 1:
-                stream.take(origin)
-            taken.append((origin, token))
-        beam = first
-        answer = []
-        for origin, token in reversed(taken):
-            answer.append(token[beam])
-            beam = origin[beam]
-        tokens = xp.stack(answer[::-1])
-        return tokens, self._lengths(tokens), scores[first]
+        best = 1 if n_best is None else positive_int("n_best", n_best)
+        if best > width:
+            raise ValueError(f"n_best must be at most the width, {width}, got {best}")
+        decoder = self._decoding(source, source_lengths, width)
+        tokens, lengths, scores = search(decoder, max_length, width, best, length_penalty)
+        return (tokens[0], lengths[0], scores[0]) if n_best is None else (tokens, lengths, scores)
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write an ONNX file that gives the logits of ``forward``; see `Recurrent.to_onnx`.
@@ -330,87 +433,23 @@ class Seq2Seq(Fixed):
         """
         from rnnkern.interop.onnx.seq2seq import write_seq2seq
 
+        if self.attention is not None:
+            raise ValueError("to_onnx needs a model without attention, got attention='dot'")
         write_seq2seq(self.encoder, self.decoder, self.output, path)
 
-    def _decoding(
-        self, source: Array, source_lengths: Any, width: int
-    ) -> tuple[Stream, Callable[[Array], Array]]:
-        """The decoder after the source, ``width`` rows for each of its rows; the head: packed."""
-        _, encoded = self.encoder(source, None, source_lengths)
+    def _decoding(self, source: Any, source_lengths: Any, width: int) -> Decoder:
+        """The decoder after the source, ``width`` rows for each of its rows: packed."""
+        device, source = self._device, _tokens(self._device, "source", source)
+        y, encoded = self.encoder(source, None, source_lengths)
         stream = stream_of_tokens(self.decoder, source.shape[1] * width)
-        states = _as_tuple(self._bridge(encoded))
-        stream.state = _as_state(tuple(self._device.xp.repeat(s, width, axis=1) for s in states))
-        return stream, self.output.freeze()
-
-    def _lengths(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of each column before its first eos."""
-        ends = self._device.xp.cumsum(tokens == self.eos, axis=0)
-        lengths: NDArray[np.int64] = (ends == 0).sum(axis=0, dtype=np.int64)
-        return lengths
-
-    def _bridge(self, state: Any) -> Any:
-        """The encoder's last state as the decoder's first."""
-        layers, directions = self.decoder.num_layers, self.encoder.num_directions
-
-        def side_by_side(s: Array) -> Array:
-            _, rows, size = s.shape
-            split = s.reshape(layers, directions, rows, size).transpose(0, 2, 1, 3)
-            merged: Array = split.reshape(layers, rows, directions * size)
-            return merged
-
-        states = tuple(side_by_side(s) for s in _as_tuple(state))
-        return self._handed_over(self.encoder, states, self.decoder)
-
-    def _bridge_backward(self, dstate: Any) -> Any:
-        """The gradient of ``_bridge``."""
-        layers, directions = self.decoder.num_layers, self.encoder.num_directions
-
-        def apart(d: Array) -> Array:
-            _, rows, size = d.shape
-            split = d.reshape(layers, rows, directions, size // directions).transpose(0, 2, 1, 3)
-            merged: Array = split.reshape(layers * directions, rows, size // directions)
-            return merged
-
-        states = tuple(apart(d) for d in _as_tuple(dstate))
-        return self._handed_over(self.decoder, states, self.encoder)
-
-    def _handed_over(self, giver: Any, states: tuple[Array, ...], taker: Any) -> Any:
-        """One layer's states as another takes them: a missing one is 0, one too many is dropped."""
-        given = dict(zip(state_names(giver), states, strict=True))
-        zero = self._device.xp.zeros_like
-        names = state_names(taker)
-        return _as_state(tuple(given[n] if n in given else zero(states[0]) for n in names))
-
-
-class Seq2SeqTape:
-    """What one ``Seq2Seq.forward`` kept. ``backward`` may be called any number of times."""
-
-    def __init__(
-        self, model: Seq2Seq, encoder_tape: Any, decoder_tape: Any, output_tape: LinearTape
-    ) -> None:
-        self._model = model
-        self._encoder_tape = encoder_tape
-        self._decoder_tape = decoder_tape
-        self._output_tape = output_tape
-
-    def backward(self, dlogits: Array) -> Gradients:
-        """``Gradients`` whose ``params`` are named like those of the ``Seq2Seq``; there is no x.
-
-        Args:
-            dlogits: Gradient of the loss in the logits (T, B, target_vocab).
-
-        """
-        output = self._output_tape.backward(dlogits)
-        decoder = self._decoder_tape.backward(output.x)
-        dstate = self._model._bridge_backward(decoder.state)
-        encoder = self._encoder_tape.backward(None, dstate)
-        parts = {"encoder": encoder, "decoder": decoder, "output": output}
-        return Gradients(
-            {
-                f"{part}.{name}": array
-                for part, gradients in parts.items()
-                for name, array in gradients.params.items()
-            }
+        stream.state = handed_over(self.encoder, self.decoder, encoded, width)
+        memory = combine = None
+        if self.attention is not None:
+            memory = Memory(device, y, source_lengths)
+            combine = self.attention.freeze()
+        head = self.output.freeze()
+        return Decoder(
+            device.xp, source.shape[1], self.bos, self.eos, stream, head, memory, combine
         )
 
 
@@ -430,30 +469,3 @@ def _tokens(device: Device, name: str, value: Any) -> Array:
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (steps, B), got {array.shape}")
     return array
-
-
-def _as_tuple(state: Any) -> tuple[Array, ...]:
-    """A layer's state, ``h`` or ``(h, c)``, as a tuple."""
-    return state if isinstance(state, tuple) else (state,)
-
-
-def _as_state(states: tuple[Array, ...]) -> Any:
-    """The inverse of ``_as_tuple``."""
-    return states if len(states) > 1 else states[0]
-
-
-def _likeliest(xp: Any, logits: Array, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The ``count`` likeliest tokens of each row, ties by token, and their log-probabilities.
-
-    Both are (rows, count). The logits are spoilt.
-    """
-    rows = xp.arange(len(logits))
-    top = logits.max(axis=1)
-    with np.errstate(all="ignore"):  # what is far from likely vanishes
-        total = top + np.log(np.exp(logits - top[:, np.newaxis]).sum(axis=1, dtype=np.float64))
-    tokens, steps = [], []
-    for _ in range(count):  # a few maxima cost less than a partition
-        tokens.append(logits.argmax(axis=1))
-        steps.append(logits[rows, tokens[-1]] - total)
-        logits[rows, tokens[-1]] = -np.inf
-    return xp.stack(tokens, axis=1), xp.stack(steps, axis=1)
