@@ -29,6 +29,15 @@ class History:
     Attributes:
         columns: Their names.
 
+    Example:
+        >>> x = np.zeros((8, 3), int)
+        >>> model = rk.Model(rk.GRU(4, 8, seed=0), rk.Linear(8, 4, seed=1), readout="last")
+        >>> history = rk.fit(model, rk.batches(x, x[:, 0], 4), epochs=3)
+        >>> history.columns
+        ('loss', 'lr', 'seconds')
+        >>> len(history["loss"])
+        3
+
     """
 
     def __init__(self, columns: Sequence[str], rows: Iterable[Sequence[float]] = ()) -> None:
