@@ -8,12 +8,11 @@ from contextlib import contextmanager
 
 from rnnkern import _core
 
-# Every name that the package knows, best first; then those that are never the default, in builds
-# with RNNKERN_EMULATE=instructions alone: they are scalar but for their bfloat16 products.
-REAL = ["amx", "avx512bf16", "avx512", "avx2", "scalar"]
+# Never the default, and in builds with RNNKERN_EMULATE=instructions alone: they are scalar but for
+# their bfloat16 products.
 EMULATED = ["emulated-amx", "emulated-avx512bf16"]
-HERE = _core.supported_isas()
-REAL_HERE = [isa for isa in HERE if isa in REAL]
+HERE = _core.supported_isas()  # best first
+REAL_HERE = [isa for isa in HERE if isa not in EMULATED]
 
 
 @contextmanager
