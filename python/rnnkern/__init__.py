@@ -38,12 +38,23 @@ from rnnkern.training.history import History
 from rnnkern.training.losses import binary_cross_entropy, huber, mse, softmax_cross_entropy
 from rnnkern.training.optim import SGD, Adam
 from rnnkern.training.ranks import Ranks
+from rnnkern.training.rmsprop import RMSprop
+from rnnkern.training.schedules import (
+    ConstantRate,
+    CosineRate,
+    LinearRate,
+    Schedule,
+    StepRate,
+    WarmUp,
+)
 
 __all__ = [
     "SGD",
     "Adam",
     "Batches",
     "Checkpoint",
+    "ConstantRate",
+    "CosineRate",
     "Dropout",
     "Embedding",
     "FormatError",
@@ -54,21 +65,26 @@ __all__ = [
     "History",
     "LayerNorm",
     "Linear",
+    "LinearRate",
     "Model",
     "ModelStream",
     "ModelTape",
     "OnnxModel",
     "Parameters",
+    "RMSprop",
     "Ranks",
     "Recurrent",
     "RecurrentCell",
+    "Schedule",
     "Seq2Seq",
     "Stack",
     "StackStream",
     "StackTape",
     "StateGradients",
+    "StepRate",
     "Stream",
     "Tape",
+    "WarmUp",
     "__version__",
     "batches",
     "binary_cross_entropy",

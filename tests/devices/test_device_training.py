@@ -99,6 +99,7 @@ def test_clipping(cuda: devices.Cuda) -> None:
         (rk.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
         (rk.Adam, {"lr": 0.1}),
         (rk.Adam, {"lr": 0.1, "weight_decay": 0.01}),
+        (rk.RMSprop, {"lr": 0.1, "momentum": 0.9, "centered": True, "weight_decay": 0.01}),
     ],
 )
 def test_optimizers(cuda: devices.Cuda, kind: Any, options: dict[str, Any]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGD and Adam against a plain reference and PyTorch, their resumption, and their refusals."""
+"""The optimizers against a plain reference and PyTorch, their resumption, and their refusals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ RULES: list[tuple[str, dict[str, Any]]] = [
     ("Adam", {"lr": 0.01, "betas": (0.5, 0.9), "eps": 1e-3}),
     ("Adam", {"lr": 0.01, "betas": (0.0, 0.0)}),
     ("Adam", {"lr": 0.01, "weight_decay": 0.1}),
+    ("RMSprop", {}),
+    ("RMSprop", {"lr": 0.02, "decay": 0.5, "eps": 1e-3, "weight_decay": 0.1}),
+    ("RMSprop", {"lr": 0.02, "momentum": 0.9}),
+    ("RMSprop", {"lr": 0.02, "decay": 0.9, "centered": True, "momentum": 0.5, "eps": 1e-2}),
 ]
+PEERS = {"SGD": "SGD", "Adam": "AdamW", "RMSprop": "RMSprop"}
 
 
 def arrays(seed: int, dtype: str) -> dict[str, Any]:
@@ -71,6 +76,36 @@ class PlainAdam:
         return p - self.lr * self.decay * p - self.lr * m / (np.sqrt(v) + self.eps)
 
 
+class PlainRMSprop:
+    """As PyTorch writes it, in float64."""
+
+    def __init__(
+        self,
+        lr: float = 1e-2,
+        decay: float = 0.99,
+        eps: float = 1e-8,
+        momentum: float = 0.0,
+        centered: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.lr, self.decay, self.eps, self.momentum = lr, decay, eps, momentum
+        self.centered, self.weight_decay = centered, weight_decay
+        self.v: Any = 0.0
+        self.m: Any = 0.0
+        self.velocity: Any = 0.0
+
+    def stepped(self, p: Any, g: Any) -> Any:
+        g = g + self.weight_decay * p
+        self.v = self.decay * self.v + (1 - self.decay) * g**2
+        self.m = self.decay * self.m + (1 - self.decay) * g
+        root = np.sqrt(self.v - self.m**2 if self.centered else self.v) + self.eps
+        self.velocity = self.momentum * self.velocity + g / root
+        return p - self.lr * self.velocity
+
+
+PLAIN: dict[str, Any] = {"SGD": PlainSGD, "Adam": PlainAdam, "RMSprop": PlainRMSprop}
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-7], ids=["usual", "tiny"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-13)])
 @pytest.mark.parametrize(("rule", "options"), RULES)
@@ -80,7 +115,7 @@ def test_agrees_with_a_plain_reference(
     """Gradients of 1e-7 are those that an epsilon of 1e-8 is not lost beside."""
     params = arrays(0, dtype)
     expected = {name: p.astype(np.float64) for name, p in params.items()}
-    plain = {name: (PlainSGD if rule == "SGD" else PlainAdam)(**options) for name in params}
+    plain = {name: PLAIN[rule](**options) for name in params}
     ours = getattr(rk, rule)(params, **options)
     for step in range(1, 8):
         grads = {name: np.asarray(scale * g, dtype) for name, g in arrays(step, dtype).items()}
@@ -98,8 +133,9 @@ def test_agrees_with_pytorch(
     torch = pytest.importorskip("torch")
     params = arrays(0, dtype)
     leaves = {name: torch.tensor(p, requires_grad=True) for name, p in params.items()}
-    peer = torch.optim.SGD if rule == "SGD" else torch.optim.AdamW
-    theirs = peer(leaves.values(), **{"weight_decay": 0.0, **options})
+    peer = getattr(torch.optim, PEERS[rule])
+    named = {"alpha" if name == "decay" else name: value for name, value in options.items()}
+    theirs = peer(leaves.values(), **{"weight_decay": 0.0, **named})
     ours = getattr(rk, rule)(params, **options)
     for step in range(1, 8):
         grads = arrays(step, dtype)
@@ -194,6 +230,18 @@ def test_adam_gets_over_a_gradient_whose_square_is_infinite() -> None:
     assert np.all(p["p"] < before - 1.0)
 
 
+def test_rmsprop_gets_over_a_gradient_whose_square_is_infinite() -> None:
+    p = {"p": np.zeros(2, np.float32)}
+    rmsprop = rk.RMSprop(p, lr=0.01, decay=0.9)
+    rmsprop.step({"p": np.array([2e19, -np.finfo(np.float32).max], np.float32)})
+    assert np.all(np.isfinite(p["p"]))
+    assert np.all(np.isfinite(rmsprop.state_dict()["square.p"]))
+    before = p["p"].copy()
+    for _ in range(1000):
+        rmsprop.step({"p": np.array([1.0, 1.0], np.float32)})
+    assert np.all(p["p"] < before - 1.0)
+
+
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize(("rule", "options"), RULES)
 def test_a_gradient_that_is_not_finite_shows(
@@ -218,6 +266,10 @@ def test_a_gradient_that_is_not_finite_shows(
         ("Adam", "lr"),
         ("Adam", "eps"),
         ("Adam", "weight_decay"),
+        ("RMSprop", "decay"),
+        ("RMSprop", "eps"),
+        ("RMSprop", "momentum"),
+        ("RMSprop", "weight_decay"),
     ],
 )
 def test_refused_hyper_parameters(rule: str, name: str, bad: float) -> None:

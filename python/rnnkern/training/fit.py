@@ -64,8 +64,8 @@ def fit(
             model has the parameters with which that was least.
         epochs: How often to go through the data.
         optimizer: Of the model's parameters; ``None`` is ``Adam(model)``.
-        schedule: The learning rate of each step, a function of its number from 0; ``None`` is the
-            optimizer's own.
+        schedule: The learning rate of each step, a function of its number from 0, as a `Schedule`;
+            ``None`` is the optimizer's own.
         clip: Bound on the norm of the gradients; ``None`` is none.
         loss: As of the model's ``loss_and_grads``; ``None`` is the model's own.
         measures: Functions of the model, by name, whose values after every epoch are noted.
@@ -130,10 +130,10 @@ def fit(
     with Progress() as bar:
         while run.epoch < epochs and (patience is None or run.without_gain < patience):
             for batch in batches_of(data, run.epoch, run.batch):
-                rate = None if schedule is None else float(schedule(optimizer.steps))
+                rate = optimizer.lr if schedule is None else float(schedule(optimizer.steps))
                 key = dropout_key(seed, optimizer.steps)
                 run.note(*advance(model, batch, optimizer, rate, bound, key, loss))
-                run.lr = optimizer.lr if rate is None else rate
+                run.lr = rate
                 run.seconds = before + time.perf_counter() - began
                 if progress:
                     bar.show((run.epoch + run.share(data)) / epochs, run.text(epochs))

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Set
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Set
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,9 +15,11 @@ from rnnkern.devices import device_of
 from rnnkern.layers.gradients import Gradients
 from rnnkern.training.named import named_arrays
 
+Rate: TypeAlias = "float | Callable[[int], float]"  # of a step, by the number of those before it
+
 # A velocity below the smallest normal number is set to 0 every so many steps: with gradients of 0
 # it would come to rest among the denormal ones, which are slow. (Adam's kernel keeps none.)
-_STEPS_TO_TIDY = 32
+STEPS_TO_TIDY = 32
 
 
 class Optimizer:
@@ -28,7 +30,8 @@ class Optimizer:
             name (all NumPy's or all CuPy's, C-contiguous float32 or float64), or a mapping or list
             of these, as ``{"lstm": lstm, "head": head}``. Gradients are then given alike, as
             ``{"lstm": grads, "head": of_head}``.
-        lr: Learning rate, at least 0.
+        lr: Learning rate, at least 0: a number, or a function of the steps taken before, as a
+            `Schedule` is.
         state: Names of the arrays of state kept for every parameter, all 0 at first.
 
     Raises:
@@ -38,9 +41,10 @@ class Optimizer:
 
     """
 
-    def __init__(self, params: Any, lr: float, state: tuple[str, ...]) -> None:
-        self.lr = finite_float("lr", lr, minimum=0.0)
+    def __init__(self, params: Any, lr: Rate, state: tuple[str, ...]) -> None:
         self.steps = 0
+        self._rate = lr
+        _ = self.lr  # refused here, if it is wrong
         given = named_arrays("params", params)
         if not given:
             raise ValueError("params must hold at least one array, got none")
@@ -63,6 +67,16 @@ class Optimizer:
         self._block = min(self._device.block, max([1, *(p.size for p in self._params.values())]))
         dtypes = {p.dtype for p in self._params.values()}
         self._scratch = {dtype: xp.empty(self._block, dtype) for dtype in dtypes}
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step; a number or a schedule may be assigned."""
+        rate = self._rate(self.steps) if callable(self._rate) else self._rate
+        return finite_float("lr", rate, minimum=0.0)
+
+    @lr.setter
+    def lr(self, lr: Rate) -> None:
+        self._rate = lr
 
     def step(self, grads: Any, lr: float | None = None) -> None:
         """Take one step down the gradients.
@@ -128,7 +142,7 @@ class Optimizer:
 
         Gives the gradients by name, and the rate.
         """
-        rate = finite_float("lr", self.lr if lr is None else lr, minimum=0.0)
+        rate = self.lr if lr is None else finite_float("lr", lr, minimum=0.0)
         given = grads.params if isinstance(grads, Gradients) else grads
         if type(given) is not dict or given.keys() != self._params.keys():
             given = named_arrays("grads", grads)
@@ -159,7 +173,7 @@ class SGD(Optimizer):
 
     Args:
         params: What is learned, as for ``Optimizer``: a layer, arrays by name, a dict of these.
-        lr: Learning rate, at least 0.
+        lr: Learning rate, at least 0: a number or a `Schedule`.
         momentum: In 0..1, 1 excluded.
         nesterov: Step along ``g + momentum·v`` instead of ``v``; needs a momentum.
         weight_decay: At least 0; adds ``weight_decay·p`` to the gradient.
@@ -180,12 +194,12 @@ class SGD(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float,
+        lr: Rate,
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
     ) -> None:
-        self.momentum = _fraction("momentum", momentum)
+        self.momentum = fraction("momentum", momentum)
         self.nesterov = boolean("nesterov", nesterov)
         self.weight_decay = finite_float("weight_decay", weight_decay, minimum=0.0)
         if nesterov and momentum == 0.0:
@@ -196,7 +210,7 @@ class SGD(Optimizer):
         """As ``Optimizer.step``."""
         grads, rate = self._begin(grads, lr)
         with np.errstate(all="ignore"):  # a number may vanish
-            self._descend(grads, rate, tidy=self.steps % _STEPS_TO_TIDY == 0)
+            self._descend(grads, rate, tidy=self.steps % STEPS_TO_TIDY == 0)
 
     def _descend(self, grads: Mapping[str, Array], rate: float, *, tidy: bool) -> None:
         for scratch, p, g, *state in self._blocks(grads):
@@ -235,7 +249,7 @@ class Adam(Optimizer):
 
     Args:
         params: What is learned, as for ``Optimizer``: a layer, arrays by name, a dict of these.
-        lr: Learning rate, at least 0.
+        lr: Learning rate, at least 0: a number or a `Schedule`.
         betas: Decay of the two running means, each in 0..1, 1 excluded.
         eps: Above 0.
         weight_decay: At least 0.
@@ -261,14 +275,14 @@ class Adam(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float = 1e-3,
+        lr: Rate = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
         if len(betas) != 2:
             raise ValueError(f"betas must be two numbers, got {betas!r}")
-        self.betas = (_fraction("betas[0]", betas[0]), _fraction("betas[1]", betas[1]))
+        self.betas = (fraction("betas[0]", betas[0]), fraction("betas[1]", betas[1]))
         self.eps = finite_float("eps", eps, minimum=0.0, exclusive=True)
         self.weight_decay = finite_float("weight_decay", weight_decay, minimum=0.0)
         super().__init__(params, lr, ("first", "second"))
@@ -296,7 +310,7 @@ class Adam(Optimizer):
             )
 
 
-def _fraction(name: str, value: float) -> float:
+def fraction(name: str, value: float) -> float:
     """``value`` as a float in 0..1, 1 excluded."""
     value = finite_float(name, value, minimum=0.0)
     if value >= 1.0:
