@@ -236,6 +236,47 @@ def test_no_steps_at_all() -> None:
         assert grads["head.bias"].sum() == outputs.size
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("readout", READOUTS)
+def test_parts_of_a_batch(readout: str, batch_first: bool) -> None:
+    x, targets = data(readout, True)
+    model = build(readout=readout, batch_first=batch_first)
+    mask = np.random.default_rng(1).random(targets.shape) < 0.8
+    if batch_first:
+        x, targets, mask = x.T, targets.T, mask.T
+    whole, grads = model.loss_and_grads(x, targets, LENGTHS, mask=mask)
+    total, places = 0.0, 0
+    summed = np.zeros_like(grads.params["recurrent.weight_hh_l0"])
+    for rows in (slice(0, 1), slice(1, 4), slice(4, 4)):
+        part = model.part(x, targets, LENGTHS, mask, {4: rows}.__getitem__)
+        loss, own = model.loss_and_grads(*part[:3], mask=part[3])
+        count = model.places(*part[:3], mask=part[3])
+        total, places = total + count * loss, places + count
+        summed = summed + count * own.params["recurrent.weight_hh_l0"]
+    assert places == model.places(x, targets, LENGTHS, mask=mask)
+    assert total / places == pytest.approx(whole, rel=1e-12)
+    assert_close("weights", summed / places, grads.params["recurrent.weight_hh_l0"], 1e-12)
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber", "binary_cross_entropy"])
+@pytest.mark.parametrize("readout", ["all", "mean"])
+def test_losses_of_numbers(readout: str, loss: str) -> None:
+    x, classes = data(readout, True)
+    rng = np.random.default_rng(0)
+    targets = rng.random((*classes.shape, OUTPUTS))
+    model = rk.Model(
+        make("gru_before", VOCABULARY, HIDDEN, dtype="float64"),
+        rk.Linear(HIDDEN, OUTPUTS, dtype="float64", seed=1),
+        readout=readout,
+        loss=loss,
+    )
+    value, grads = model.loss_and_grads(x, targets, LENGTHS)
+    outputs = model.predict(x, LENGTHS)
+    live = np.arange(STEPS)[:, None] < LENGTHS if readout == "all" else None
+    assert value == getattr(rk, loss)(outputs, targets, live)[0]
+    assert_slope(model, grads, lambda: model.evaluate(x, targets, LENGTHS))
+
+
 def test_another_loss() -> None:
     x, targets = data("last", True)
     model = build(readout="last")

@@ -16,6 +16,7 @@ import pytest
 import rnnkern as rk
 
 from support.compare import assert_same_bits
+from support.ranks import mpi, with_mpi
 
 CLASSES, ROWS = 4, 40
 
@@ -319,3 +320,56 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
         rk.fit(model, data(), optimizer=rk.SGD(model, 0.1), path=path, resume=True)
     assert len(rk.fit(model, data(), epochs=2, path=path, resume=True)) == 2
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+RANKS = """
+import sys
+sys.path[:0] = sys.argv[2:]
+import numpy as np
+import rnnkern as rk
+from mpi4py import MPI
+from test_fit import build, data
+
+with rk.Ranks(MPI.COMM_WORLD) as ranks:
+    model, seq2seq = build(), rk.Seq2Seq(6, 6, 8, bos=0, eos=1, seed=0)
+    path = sys.argv[1]
+    options = {"valid": data(5), "comm": MPI.COMM_WORLD, "path": path}
+    rk.fit(model, data(), epochs=2, **options)
+    model = build()
+    history = rk.fit(model, data(), epochs=4, resume=True, **options)
+    assert len(history) == 4
+    ranks.require_same(model.params)
+    x = np.random.default_rng(0).integers(2, 6, (12, 3))
+    rk.fit(seq2seq, rk.batches(x, x, 5, target_pad=1, shuffle=True, seed=0), comm=MPI.COMM_WORLD)
+    ranks.require_same(seq2seq.params)
+    if ranks.is_first:
+        rk.save(path, {"model": model, "seq2seq": seq2seq}, extra={"history": history.array})
+"""
+
+
+@with_mpi
+def test_ranks_train_the_model_of_one(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    found = {}
+    for ranks in (1, 3):
+        path = tmp_path / str(ranks)
+        done = mpi(ranks, "-c", RANKS, str(path), str(here), str(here.parent))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+        found[ranks] = rk.load_checkpoint(path)
+    for name in ("model", "seq2seq"):
+        one, three = found[1].model[name].params, found[3].model[name].params
+        assert one != three
+        for key, array in one.items():
+            np.testing.assert_allclose(three[key], array, rtol=1e-3, atol=2e-5)
+    one, three = (found[n].extra["history"][:, :-1] for n in (1, 3))
+    np.testing.assert_allclose(three, one, rtol=1e-4)
+
+
+@with_mpi
+def test_ranks_that_shuffle_by_seeds_of_their_own_are_stopped(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    text = RANKS.replace("seed=0), comm", "seed=None), comm")
+    done = mpi(2, "-c", text, str(tmp_path / "run"), str(here), str(here.parent))
+    assert done.returncode != 0
+    assert "data must be shuffled by one seed on all ranks" in done.stderr

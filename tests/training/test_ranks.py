@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,24 +17,9 @@ import pytest
 import rnnkern as rk
 from rnnkern.training.ranks import launched_ranks
 
-MPIEXEC = shutil.which(
-    "mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-)
+from support.ranks import MPIEXEC, mpi, with_mpi
+
 LAUNCH = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"
-
-with_mpi = pytest.mark.skipif(
-    MPIEXEC is None or importlib.util.find_spec("mpi4py") is None,
-    reason="needs mpi4py and mpiexec: pip install 'rnnkern[mpi]'",
-)
-
-
-def mpi(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A program under mpiexec."""
-    assert MPIEXEC is not None
-    return subprocess.run(
-        [MPIEXEC, "-n", str(ranks), sys.executable, *arguments],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
 
 
 def program(ranks: int, text: str) -> subprocess.CompletedProcess[str]:

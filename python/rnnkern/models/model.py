@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -222,6 +222,16 @@ class Model(Fixed):
         shape = np.shape(x)[:2] if self.readout == "all" else np.shape(targets)[:1]
         counted = self._mask(shape, lengths, mask)
         return int(np.prod(shape)) if counted is None else int(np.count_nonzero(counted))
+
+    def part(
+        self, x: Any, targets: Any, lengths: Any, mask: Any, share: Callable[[int], slice]
+    ) -> tuple[Any, Any, Any, Any]:
+        """Some rows of a batch, of which ``share`` says which of how many: `Ranks.share`, say."""
+        rows = share(x.shape[1 - self._axis])
+        of_x: Any = (slice(None), rows) if self._axis == 0 else rows
+        own = of_x if self.readout == "all" else rows
+        lengths = None if lengths is None else np.asarray(lengths)[rows]
+        return x[of_x], targets[own], lengths, None if mask is None else mask[own]
 
     def stream(self, batch: int = 1, *, weights: str | None = None) -> ModelStream:
         """A stepper through embedding, layers and head for sequences that arrive piece by piece.

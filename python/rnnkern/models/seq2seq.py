@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -319,6 +319,19 @@ class Seq2Seq(Fixed):
     ) -> int:
         """How many tokens the mean of ``loss_and_grads`` is over, for means over batches."""
         return int(np.count_nonzero(self._device.get(self._counted(self.teach(answers), mask))))
+
+    def part(
+        self,
+        source: Any,
+        answers: Any,
+        source_lengths: Any,
+        mask: Any,
+        share: Callable[[int], slice],
+    ) -> tuple[Any, Any, Any, Any]:
+        """Some rows of a batch, of which ``share`` says which of how many: `Ranks.share`, say."""
+        rows = share(source.shape[1])
+        lengths = None if source_lengths is None else np.asarray(source_lengths)[rows]
+        return source[:, rows], answers[:, rows], lengths, None if mask is None else mask[rows]
 
     def _counted(self, taught: Teaching, mask: Any) -> Array:
         """The mask for the loss."""

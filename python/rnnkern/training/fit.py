@@ -28,6 +28,7 @@ from rnnkern.training.batches import Batches
 from rnnkern.training.clip import clip_grad_norm
 from rnnkern.training.history import OWN, History
 from rnnkern.training.optim import Adam, Optimizer
+from rnnkern.training.ranks import Ranks
 
 _LAST = "last."  # of the arrays where training goes on, where the file's model is the best one
 
@@ -49,6 +50,7 @@ def fit(
     save_every: float = 60.0,
     seed: int = 0,
     progress: bool = True,
+    comm: Any = None,
 ) -> History:
     """Train a model on batches, epoch after epoch.
 
@@ -78,6 +80,10 @@ def fit(
         seed: Of the masks of dropout.
         progress: Whether to show a bar and a line for each epoch; where the output is no terminal
             nothing is shown.
+        comm: mpi4py's ``MPI.COMM_WORLD``, where ``mpiexec`` started several processes: each takes
+            its share of every batch, and all end with one model, which one alone would have got but
+            for rounding. The first shows progress and writes checkpoints, from which any number of
+            processes goes on. See `Ranks`.
 
     Returns:
         The `History`, with the epochs before a resumption too.
@@ -120,24 +126,27 @@ def fit(
     seed = positive_int("seed", seed, minimum=0)
     boolean("progress", progress)
 
-    run = Run(model, optimizer, measures, keep_best=valid is not None)
-    if path is not None:
-        if resume and Path(path).exists():
-            run.load(path)
-        run.save(path)
-    began = saved = time.perf_counter()
-    before = run.seconds
-    with Progress() as bar:
+    run = Run(model, optimizer, list(measures), keep_best=valid is not None)
+    with Ranks(comm) as ranks, Progress(shown=progress and ranks.is_first) as bar:
+        if len(set(ranks.gather(getattr(data, "seed", 0)))) > 1:
+            raise ValueError("data must be shuffled by one seed on all ranks: batches(..., seed=0)")
+        if ranks.is_first and path is not None:
+            if resume and Path(path).exists():
+                run.load(path)
+            run.save(path)
+        run.share(ranks)
+        began = saved = time.perf_counter()
+        before = run.seconds
         while run.epoch < epochs and (patience is None or run.without_gain < patience):
             for batch in batches_of(data, run.epoch, run.batch):
                 rate = optimizer.lr if schedule is None else float(schedule(optimizer.steps))
-                key = dropout_key(seed, optimizer.steps)
-                run.note(*advance(model, batch, optimizer, rate, bound, key, loss))
+                key = dropout_key(seed, optimizer.steps, ranks.rank)
+                run.note(*advance(model, batch, optimizer, rate, bound, key, loss, ranks))
                 run.lr = rate
-                run.seconds = before + time.perf_counter() - began
-                if progress:
-                    bar.show((run.epoch + run.share(data)) / epochs, run.text(epochs))
-                if path is not None and time.perf_counter() - saved >= save_every:
+                now = time.perf_counter()
+                run.seconds = before + now - began
+                bar.show((run.epoch + run.done(data)) / epochs, run.text(epochs))
+                if ranks.is_first and path is not None and now - saved >= save_every:
                     run.save(path)
                     saved = time.perf_counter()
             if run.batch == 0:
@@ -145,12 +154,12 @@ def fit(
                     f"data must give a batch in every epoch, got none in epoch {run.epoch}: a "
                     "generator is used up after one, batches(...), a list or a function is not"
                 )
-            of_valid = [] if valid is None else [mean_loss(model, valid, loss)]
-            run.end_epoch(of_valid, [float(measure(model)) for measure in measures.values()])
-            if path is not None:
+            of_valid = [] if valid is None else [mean_loss(model, valid, loss, ranks)]
+            run.end_epoch(of_valid, [ranks.first(float(of(model))) for of in measures.values()])
+            if ranks.is_first and path is not None:
                 run.save(path)
                 saved = time.perf_counter()
-            if progress and bar.visible:
+            if bar.visible:
                 bar.line(run.history.text())
     run.take_best()
     return run.history
@@ -160,39 +169,44 @@ def advance(
     model: Any,
     batch: Any,
     optimizer: Optimizer,
-    lr: float | None,
+    lr: float,
     clip: float,
     key: int,
     loss: Any,
-) -> tuple[float, int]:
+    ranks: Ranks,
+) -> tuple[float, float]:
     """One step of training: the mean loss before it, and how many targets that is over.
 
     Raises:
         ArithmeticError: The gradients are not finite; nothing was changed.
 
     """
-    x, targets, lengths, mask = on_device(model, batch)
+    x, targets, lengths, mask = own_part(model, batch, ranks)
     value, grads = model.loss_and_grads(x, targets, lengths, mask=mask, dropout_key=key, loss=loss)
+    places = model.places(x, targets, lengths, mask=mask)
+    (mean,) = ranks.average(grads, places, [float(value)])
     if not math.isfinite(float(clip_grad_norm(grads, clip))):
         raise ArithmeticError(
             f"training diverged in step {optimizer.steps}: the gradients are not finite; a lower "
             "learning rate or a lower clip may help"
         )
     optimizer.step(grads, lr)
-    return float(value), model.places(x, targets, lengths, mask=mask)
+    return mean, sum(ranks.gather(places))
 
 
-def mean_loss(model: Any, data: Any, loss: Any = None) -> float:
+def mean_loss(model: Any, data: Any, loss: Any, ranks: Ranks) -> float:
     """The mean loss over all targets of some data, which are not learned from."""
     total, places = 0.0, 0
     for batch in batches_of(data, 0, 0):
-        x, targets, lengths, mask = on_device(model, batch)
+        x, targets, lengths, mask = own_part(model, batch, ranks)
         count = model.places(x, targets, lengths, mask=mask)
         total += count * float(model.evaluate(x, targets, lengths, mask=mask, loss=loss))
         places += count
-    if places == 0:
+    totals, counts = zip(*ranks.gather((total, places)), strict=True)
+    if sum(counts) == 0:
         raise ValueError("valid must hold a target that counts, got none")
-    return total / places
+    mean: float = math.fsum(totals) / sum(counts)
+    return mean
 
 
 def batches_of(data: Any, epoch: int, start: int) -> Iterable[Any]:
@@ -202,19 +216,25 @@ def batches_of(data: Any, epoch: int, start: int) -> Iterable[Any]:
     return islice(data(epoch) if callable(data) else data, start, None)
 
 
-def on_device(model: Any, batch: Any) -> tuple[Any, Any, Any, Any]:
-    """A batch's x, targets, lengths and mask, where the model is; lengths stay with the host."""
+def own_part(model: Any, batch: Any, ranks: Ranks) -> tuple[Any, Any, Any, Any]:
+    """A rank's share of a batch, its x, targets, lengths and mask, where the model is.
+
+    Lengths stay with the host.
+    """
     x, lengths, targets, *rest = batch
     mask = rest[0] if rest else None
+    if ranks.size > 1:
+        x, targets, lengths, mask = model.part(x, targets, lengths, mask, ranks.share)
     if model.device != "cpu":
         put = get_device(model.device).put
         x, targets, mask = put(x), put(targets), None if mask is None else put(mask)
     return x, targets, lengths, mask
 
 
-def dropout_key(seed: int, step: int) -> int:
-    """A step's own, below 2**63."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) >> 1
+def dropout_key(seed: int, step: int, rank: int) -> int:
+    """A step's own, below 2**63, and a rank's."""
+    words = np.random.SeedSequence([seed, step, *([rank] if rank else [])])
+    return int(words.generate_state(1, np.uint64)[0]) >> 1
 
 
 class Run:
@@ -240,10 +260,10 @@ class Run:
         self._model, self._optimizer = model, optimizer
         self._best = deepcopy(model) if keep_best else None
         self._least = math.inf  # loss on the validation data
-        self._total, self._places = 0.0, 0  # of this epoch
+        self._total, self._places = 0.0, 0.0  # of this epoch
         self._batches: int | None = None  # of an epoch, once that is known
 
-    def note(self, loss: float, places: int) -> None:
+    def note(self, loss: float, places: float) -> None:
         """A step is done, whose mean loss was over so many targets."""
         self.batch += 1
         self._total += loss * places
@@ -255,7 +275,7 @@ class Run:
         self.history.add([mean, *valid, *measures, self.lr, self.seconds])
         self._batches = self.batch
         self.epoch += 1
-        self.batch, self._total, self._places = 0, 0.0, 0
+        self.batch, self._total, self._places = 0, 0.0, 0.0
         self.without_gain += 1
         if self._best is not None and valid[0] < self._least:
             self._least, self.without_gain = valid[0], 0
@@ -266,7 +286,7 @@ class Run:
         if self._best is not None and math.isfinite(self._least):
             self._model.params.update(self._best.params)
 
-    def share(self, data: Any) -> float:
+    def done(self, data: Any) -> float:
         """Of this epoch that is done, as far as one can know."""
         count = len(data) if hasattr(data, "__len__") else self._batches
         return min(self.batch / count, 1.0) if count else 0.0
@@ -276,11 +296,44 @@ class Run:
         loss = self._total / max(self._places, 1)
         return f"epoch {self.epoch + 1} of {epochs}, step {self._optimizer.steps}, loss {loss:.4f}"
 
+    def share(self, ranks: Ranks) -> None:
+        """Be, on every rank, where the first one is."""
+        if ranks.size == 1:
+            return
+        numbers, rows, state = ranks.first(
+            (self._numbers(), self.history.array.tolist(), self._optimizer.state_dict())
+        )
+        self._take(numbers, rows)
+        self._optimizer.load_state_dict(state)
+        ranks.broadcast(self._model.params)
+        if self._best is not None:
+            ranks.broadcast(self._best.params)
+
+    def _numbers(self) -> list[float]:
+        numbers = [self.epoch, self.batch, self.without_gain, self._least]
+        return [*numbers, self.lr, self.seconds, self._total, self._places]
+
+    def _take(self, numbers: list[float], rows: list[list[float]]) -> None:
+        """Be where these numbers, and these rows of the history, say."""
+        (
+            epoch,
+            batch,
+            without_gain,
+            self._least,
+            self.lr,
+            self.seconds,
+            self._total,
+            self._places,
+        ) = numbers
+        self.epoch, self.batch, self.without_gain = int(epoch), int(batch), int(without_gain)
+        self.history = History(self.history.columns, rows)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint; it is there whole or not at all."""
-        numbers = [self.epoch, self.batch, self.without_gain, self._least]
-        numbers += [self.lr, self.seconds, self._total, self._places]
-        extra: dict[str, Array] = {"run": np.array(numbers), "history": self.history.array}
+        extra: dict[str, Array] = {
+            "run": np.array(self._numbers(), np.float64),
+            "history": self.history.array,
+        }
         if self._best is not None:
             extra |= {f"{_LAST}{name}": array for name, array in self._model.params.items()}
         save(
@@ -306,11 +359,7 @@ class Run:
         if type(of_file) is not type(model) or of_file.params.specs() != model.params.specs():
             raise ValueError(f"{os.fspath(path)} is of another model than the one to be trained")
         self._optimizer.load_state_dict(found.optimizer)
-        epoch, batch, without_gain, least, lr, seconds, total, places = found.extra["run"].tolist()
-        self.epoch, self.batch, self.without_gain = int(epoch), int(batch), int(without_gain)
-        self._least, self.lr, self.seconds = least, lr, seconds
-        self._total, self._places = total, int(places)
-        self.history = History(self.history.columns, found.extra["history"].tolist())
+        self._take(found.extra["run"].tolist(), found.extra["history"].tolist())
         if self._best is None:
             model.params.update(of_file.params)
         else:
