@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the package's modules hang together: no circles, and private parts are left alone."""
+"""How the sources hang together: no circles, private parts are left alone, no file is too long."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[2] / "python" / "rnnkern"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "python" / "rnnkern"
 PUBLIC = {"_asdict", "_fields", "_replace"}  # of a NamedTuple
 OTHERS = {"sys", "threadpoolctl"}  # whose own these are
 
@@ -82,3 +83,14 @@ def test_private_attributes_are_used_where_they_are_made() -> None:
             if not (isinstance(of, ast.Name) and of.id in {"self", "cls", *OTHERS}):
                 wrong.append(f"{name}, line {node.lineno}: {ast.unparse(node)}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_file_has_more_than_500_lines() -> None:
+    sources = [
+        file
+        for folder in ("bench", "csrc", "docs", "examples", "python", "tests", "tools")
+        for ending in ("*.py", "*.h", "*.cpp", "*.cu", "*.md")
+        for file in (ROOT / folder).rglob(ending)
+    ]
+    lengths = {file: len(file.read_text("utf-8").splitlines()) for file in sources}
+    assert not [f"{file}: {n}" for file, n in lengths.items() if n > 500]
