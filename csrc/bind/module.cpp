@@ -57,6 +57,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Kernels of rnnkern, private: the layers are the interface.";
   chosen_backend();  // throws where RNNKERN_ISA is wrong
 
+  bind_jax(m);
   bind_layers(m);
   bind_stepper(m);
   bind_training(m);

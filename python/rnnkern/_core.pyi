@@ -74,6 +74,10 @@ class Stepper:
 
 def cpu_quota(root: str = "") -> float: ...
 def isa() -> str: ...
+
+jax_backward: Any  # a capsule, as jax.ffi.register_ffi_target takes it
+jax_forward: Any
+
 def isa_reason() -> str: ...
 def matmul(
     a: Array,

@@ -66,6 +66,13 @@ def test_a_page_is_run_from_its_beginning_to_its_end(tmp_path: Path) -> None:
     run(page, tmp_path)
 
 
+def test_a_block_whose_package_is_not_there_is_passed_over(tmp_path: Path) -> None:
+    text = "<!-- needs: {} -->\n```python\nprint(2)\n```\n<!-- output -->\n```text\n3\n```\n"
+    run(document(tmp_path, text.format("no_such_package")), tmp_path)
+    with pytest.raises(AssertionError, match=r"page\.md:7 shows"):
+        run(document(tmp_path, text.format("numpy")), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

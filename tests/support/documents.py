@@ -6,6 +6,7 @@ above a block says what else it is:
 
 - ``<!-- not run: REASON -->``: not run here.
 - ``<!-- command: NAME -->``: one of the README's commands, which CI runs as it stands.
+- ``<!-- needs: PACKAGE -->``: run where that is installed.
 - ``<!-- output -->``: what the block before printed; ``...`` stands for anything.
 
 A block in Python that is the line ``--8<-- "examples/NAME.py"`` shows an example, which has a test
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import importlib.util
 import io
 import os
 import re
@@ -34,7 +36,7 @@ _BLOCK = re.compile(
     r"^(?P<space> *)```(?P<language>[^\n]*)\n(?P<code>.*?)^(?P=space)```$",
     re.MULTILINE | re.DOTALL,
 )
-_COMMENT = re.compile(r"output|command: \w+|not run: .+|(end of )?table.*")
+_COMMENT = re.compile(r"output|command: \w+|not run: .+|needs: \w+|(end of )?table.*")
 _SNIPPET = re.compile(r'--8<-- "(?P<path>[^"]+)"\n')
 
 
@@ -63,7 +65,13 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        return self.language in LANGUAGES and not self.comment and self.snippet is None
+        plain = not self.comment or self.needs is not None
+        return self.language in LANGUAGES and plain and self.snippet is None
+
+    @property
+    def needs(self) -> str | None:
+        """The package without which it is not run."""
+        return self.comment.removeprefix("needs: ") if self.comment.startswith("needs: ") else None
 
 
 def blocks(path: Path) -> list[Block]:
@@ -98,10 +106,14 @@ def run(path: Path, folder: Path) -> None:
 
     """
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    printed = ""
+    printed: str | None = ""
     with _inside(folder):
         for block in blocks(path):
-            if block.comment == "output":
+            if block.needs is not None and importlib.util.find_spec(block.needs) is None:
+                printed = None
+            elif block.comment == "output":
+                if printed is None:
+                    continue
                 _same(block.code, printed, f"{path.name}:{block.line}")
             elif block.runs:
                 printed = _run(block, path, namespace)

@@ -47,17 +47,18 @@ class Ranks:
     Raises:
         TypeError: `comm` is no communicator of mpi4py's.
 
-    Example, ``mpiexec -n 4 python program.py``::
-
-        from mpi4py import MPI
-
-        with rk.Ranks(MPI.COMM_WORLD) as ranks:
-            ranks.broadcast(model.params)  # all begin alike
-            for x, targets in batches:  # the same on all ranks, or each its own
-                part = ranks.share(x.shape[1])
-                ...
-                ranks.average(grads, part.stop - part.start)
-                optimizer.step(grads)
+    Example:
+        >>> comm = None  # MPI.COMM_WORLD in a program that mpiexec starts
+        >>> lstm = rk.LSTM(2, 3, seed=0)
+        >>> x = np.ones((4, 8, 2), np.float32)
+        >>> with rk.Ranks(comm) as ranks:
+        ...     ranks.broadcast(lstm.params)  # all begin alike
+        ...     rows = ranks.share(8)
+        ...     y, state, tape = lstm.forward(x[:, rows])
+        ...     grads = tape.backward(np.ones_like(y))
+        ...     (loss,) = ranks.average(grads, rows.stop - rows.start, [y.mean()])
+        >>> ranks.size, rows
+        (1, slice(0, 8, None))
 
     """
 

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A layer under JAX's jit, held against the loop that JAX's users write (lax.scan).
+
+``python bench/jax_calls.py --json FILE``: both are compiled before, run one after the other in one
+process, and their answers and gradients compared. JAX computes with all of the processor's cores,
+and so does rnnkern.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import rnnkern as rk
+from rnnkern.jax import functional
+from rnnkern.record import facts
+
+_SIZES = ((1, 1, 16), (1, 100, 64), (16, 50, 128), (32, 50, 256), (64, 25, 512))
+_LEAST = 0.15  # seconds of every measurement
+
+
+def scanned(cell: str) -> Callable[[Any, Any], Any]:
+    """The loop, of an LSTM or a GRU whose reset acts after the product."""
+
+    def run(p: Any, x: Any) -> Any:
+        w, b = p["weight_hh_l0"], p["bias_l0"]
+        units = w.shape[1]
+        inputs = x @ p["weight_ih_l0"].T + b
+
+        def lstm(carry: Any, a: Any) -> Any:
+            h, c = carry
+            u, f, n, o = jnp.split(a + h @ w.T, 4, axis=-1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(u) * jnp.tanh(n)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            return (h, c), h
+
+        def gru(carry: Any, a: Any) -> Any:
+            h, c = carry
+            r, u, n = jnp.split(a, 3, axis=-1)
+            hr, hu, hn = jnp.split(h @ w.T, 3, axis=-1)
+            r, u = jax.nn.sigmoid(r + hr), jax.nn.sigmoid(u + hu)
+            h = u * jnp.tanh(n + r * (hn + p["bias_hn_l0"])) + (1 - u) * h
+            return (h, c), h
+
+        zeros = jnp.zeros((x.shape[1], units), x.dtype)
+        return jax.lax.scan(lstm if cell == "lstm" else gru, (zeros, zeros), inputs)[1]
+
+    return run
+
+
+def timed(action: Callable[[], Any]) -> float:
+    began, count = time.perf_counter(), 0
+    while True:
+        jax.block_until_ready(action())
+        count += 1
+        taken = time.perf_counter() - began
+        if taken > _LEAST:
+            return taken / count
+
+
+def measure(cell: str, batch: int, steps: int, hidden: int) -> dict[str, Any]:
+    layer = (
+        rk.LSTM(hidden, hidden, seed=0)
+        if cell == "lstm"
+        else rk.GRU(hidden, hidden, reset="after", seed=0)
+    )
+    apply, params = functional(layer)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((steps, batch, hidden), np.float32))
+    contenders = {"rnnkern": lambda p, x: apply(p, x)[0], "scan": scanned(cell)}
+    actions: dict[str, dict[str, Callable[[], Any]]] = {"infer": {}, "train": {}}
+    for name, function in contenders.items():
+        infer = jax.jit(function)
+        train = jax.jit(jax.grad(lambda p, x, f=function: jnp.square(f(p, x)).mean(), (0, 1)))
+        actions["infer"][name] = lambda f=infer: f(params, x)  # type: ignore[misc]
+        actions["train"][name] = lambda f=train: f(params, x)  # type: ignore[misc]
+    line: dict[str, Any] = {"cell": cell, "batch": batch, "steps": steps, "hidden": hidden}
+    for work, named in actions.items():
+        ours, theirs = (jax.tree.leaves(named[name]()) for name in contenders)
+        for a, b in zip(ours, theirs, strict=True):
+            scale = float(jnp.abs(b).max())
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale)
+        samples: dict[str, list[float]] = {name: [] for name in named}
+        for _ in range(5):
+            for name, action in named.items():
+                samples[name].append(timed(action))
+        line[work] = samples
+    return line
+
+
+def table(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    header = ["cell", "B, T, H", "inference", "over scan's", "with gradients", "over scan's"]
+    rows = []
+    for line in lines:
+        row = [line["cell"], f"{line['batch']}, {line['steps']}, {line['hidden']}"]
+        for work in ("infer", "train"):
+            ours, theirs = (statistics.median(line[work][name]) for name in ("rnnkern", "scan"))
+            row += [f"{1e3 * ours:.3f} ms", f"{theirs / ours:.1f}"]
+        rows.append(row)
+    return {"header": header, "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    lines = []
+    for cell in ("lstm", "gru-after"):
+        for batch, steps, hidden in _SIZES:
+            lines.append(measure(cell, batch, steps, hidden))
+            print(" | ".join(table(lines)["rows"][-1]), flush=True)
+    if options.json is not None:
+        record = {"facts": facts() | {"jax": jax.__version__}, "jax": lines, "table": table(lines)}
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
