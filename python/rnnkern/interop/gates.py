@@ -59,13 +59,19 @@ class Order:
         self.places = [names.index(gate) for gate in facts.gates]
         self.signs = [-1.0 if theirs[k].startswith("-") else 1.0 for k in self.places]
         self.apart = facts.recurrent_bias_gate
+        self._in_order = self.places == sorted(self.places)
+        self._negated = [k for k, sign in enumerate(self.signs) if sign < 0]
 
     def ours(self, rows: Array) -> Array:
         """A copy of their rows (G·H, ...), stacked as ours."""
-        theirs, ours = self._blocks(rows), self._blocks(np.empty(rows.shape, rows.dtype))
-        for block, place, sign in zip(ours, self.places, self.signs, strict=True):
+        ours = np.empty(rows.shape, rows.dtype)
+        self._move(rows, ours)
+        return ours
+
+    def _move(self, rows: Array, into: Array) -> None:
+        theirs = self._blocks(rows)
+        for block, place, sign in zip(self._blocks(into), self.places, self.signs, strict=True):
             np.multiply(theirs[place], sign, out=block)
-        return ours.reshape(rows.shape)
 
     def theirs(self, rows: Array) -> Array:
         """A copy of our rows (G·H, ...), stacked as theirs."""
@@ -100,6 +106,55 @@ class Order:
         if own.bias is None:
             return Theirs(ih, hh)
         return Theirs(ih, hh, self.theirs(own.bias), self.theirs(self._second_bias(own)))
+
+    def refreshing(self, given: Theirs, own: Weights) -> list[tuple[np.ufunc, tuple[Array, ...]]]:
+        """What makes of their arrays, as they will then be, ours: functions and their arrays.
+
+        `own` is what ``to_ours`` of them gave, and is written to.
+        """
+        todo: list[tuple[np.ufunc, tuple[Array, ...]]] = []
+        for k, (place, sign) in enumerate(zip(self.places, self.signs, strict=True)):
+            turn = np.negative if sign < 0 else np.positive
+            for theirs, ours in zip(given[:2], own[:2], strict=True):
+                assert ours is not None
+                todo.append((turn, (self._blocks(theirs)[place], self._blocks(ours)[k])))
+            if own.bias is None or given.bias_ih is None or given.bias_hh is None:
+                continue
+            first, second = (self._blocks(b)[place] for b in (given.bias_ih, given.bias_hh))
+            bias = self._blocks(own.bias)[k]
+            if k == self.apart and own.bias_hn is not None:
+                todo += [(turn, (first, bias)), (turn, (second, own.bias_hn))]
+                continue
+            todo.append((np.add, (first, second, bias)))
+            if sign < 0:
+                todo.append((np.negative, (bias, bias)))
+        return todo
+
+    def gradients(self, own: Weights) -> Theirs:
+        """Gradients of our arrays, which are spoilt, as those of theirs.
+
+        Both biases have the gradient that their sum has.
+        """
+        ih, hh = self._spoilt(own.weight_ih), self._spoilt(own.weight_hh)
+        if own.bias is None:
+            return Theirs(ih, hh)
+        first = self._spoilt(own.bias)
+        second = first.copy()
+        if own.bias_hn is not None:
+            units = own.weight_hh.shape[1]
+            place, sign = self.places[self.apart], self.signs[self.apart]
+            np.multiply(own.bias_hn, sign, out=second[place * units : (place + 1) * units])
+        return Theirs(ih, hh, first, second)
+
+    def _spoilt(self, rows: Array) -> Array:
+        """As ``theirs``, in place where only signs differ."""
+        if not self._in_order:
+            return self.theirs(rows)
+        height = len(rows) // len(self.places)
+        for k in self._negated:
+            block = rows[k * height : (k + 1) * height]
+            np.negative(block, out=block)
+        return rows
 
     def _second_bias(self, own: Weights) -> Array:
         assert own.bias is not None

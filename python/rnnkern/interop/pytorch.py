@@ -101,7 +101,8 @@ def to_torch(layer: Recurrent | Linear, *, arrays: bool = False) -> dict[str, An
     if isinstance(layer, Linear):
         made = {name: np.array(to_host(array)) for name, array in layer.params.items()}
     else:
-        made = _state_dict(layer)
+        _check_known(layer)
+        made = state_dict_of(layer)
     if arrays:
         return made
     import torch
@@ -109,18 +110,19 @@ def to_torch(layer: Recurrent | Linear, *, arrays: bool = False) -> dict[str, An
     return {name: torch.from_numpy(array) for name, array in made.items()}
 
 
-def _state_dict(layer: Recurrent) -> dict[str, Array]:
-    kind, config = type(layer).__name__, layer.config()
-    if kind not in ORDERS["PyTorch"]:
-        raise ValueError(
-            f"PyTorch has no cell like {kind}: rnnkern.torch.from_layer(layer) gives a module"
-        )
-    if config.get("reset") == "before":
-        raise ValueError(
-            "PyTorch's GRU resets after the product, so that a layer with reset='before' has no "
-            "like there: rnnkern.torch.from_layer(layer) gives a module"
-        )
-    directions = 2 if layer.bidirectional else 1
+def _check_known(layer: Recurrent) -> None:
+    """Refuse a cell that PyTorch's own modules would take for another."""
+    kind = type(layer).__name__
+    lacks = None if kind in ORDERS["PyTorch"] else f"no cell like {kind}"
+    if layer.config().get("reset") == "before":
+        lacks = "no GRU with reset='before': its own resets after the product"
+    if lacks:
+        raise ValueError(f"PyTorch has {lacks}; rnnkern.torch.from_layer(layer) gives a module")
+
+
+def state_dict_of(layer: Recurrent) -> dict[str, Array]:
+    """A layer's parameters by PyTorch's names."""
+    directions = layer.num_directions
     return {
         f"{name}_l{k // directions}{'_reverse' if k % directions else ''}": array
         for k, part in enumerate(parts_of(layer, "PyTorch"))
@@ -143,7 +145,7 @@ def _from_module(
             places = _places(whole.state_dict())
             raise ValueError(f"source has no module {prefix!r}, {_listed(places)}") from error
     if hasattr(module, "to_layer"):  # of rnnkern.torch
-        return cast("Recurrent", module.to_layer())
+        return cast("Recurrent", module.to_layer(dtype=dtype, device=options["device"]))
     if getattr(module, "proj_size", 0):
         raise ValueError(_projection(prefix))
     kind = next((n for n in _names(module) if n in {*_KINDS.values(), "Linear"}), None)

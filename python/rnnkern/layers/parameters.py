@@ -56,6 +56,10 @@ class Parameter:
         self._take(self._device.xp.empty(self.shape, self.dtype))
         self.own[...] = self._device.put(values)
 
+    def adopt(self, array: Array) -> None:
+        """Be this array, which is others' too."""
+        self._take(array)
+
     def seen(self) -> Array:
         """What callers get: the same array each time, unless they gave it another shape."""
         if (self._seen.shape, self._seen.dtype) != (self.shape, self.dtype):
@@ -141,6 +145,14 @@ class Parameters(MutableMapping[str, Array]):
         """
         for name, parameter in self._parameters.items():
             parameter.fill(arrays[name])
+
+    def adopt(self, arrays: Mapping[str, Array]) -> None:
+        """Have an undrawn model read these arrays themselves, whoever else writes to them.
+
+        The caller has checked them: they are as `specs` says, and C-contiguous.
+        """
+        for name, parameter in self._parameters.items():
+            parameter.adopt(arrays[name])
 
     def __getitem__(self, name: str) -> Array:
         return self._find(name).seen()
