@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ import numpy as np
 import pytest
 
 import rnnkern as rk
+from rnnkern.cells import CELLS
 
 from support import files_of_0_1
 from support.saved_files import small
 
 MODELS: dict[str, Any] = {
-    "RNN": lambda: rk.RNN(3, 4, nonlinearity="relu", seed=0),
-    "SimplifiedGRU": lambda: rk.SimplifiedGRU(3, 4, 2, bidirectional=True, dtype="float64", seed=0),
-    "GRU": lambda: rk.GRU(3, 4, reset="after", bias=False, seed=0),
-    "GRU with bias_hn": lambda: rk.GRU(3, 4, reset="after", seed=0),
+    **{name: partial(cell.build, 3, 4, 2, seed=0) for name, cell in CELLS.items()},
+    **{
+        f"a step of {name}": partial(cell.step, 3, 4, **cell.options, seed=0)
+        for name, cell in CELLS.items()
+    },
+    "RNN": lambda: rk.RNN(3, 4, nonlinearity="relu", bidirectional=True, dtype="float64", seed=0),
+    "GRU without biases": lambda: rk.GRU(3, 4, reset="after", bias=False, seed=0),
     "LSTM": lambda: rk.LSTM(3, 4, 2, batch_first=True, dropout=0.1, forget_bias=1.0, seed=0),
     "Linear": lambda: rk.Linear(3, 4, seed=0),
-    "GRUCell": lambda: rk.GRUCell(3, 4, reset="after", bias=False, seed=0),
     "LSTMCell of a layer": lambda: rk.LSTMCell.of(rk.LSTM(3, 4, 2, bidirectional=True), 1),
     "Embedding": lambda: rk.Embedding(5, 3, dtype="float64", seed=0),
     "Dropout": lambda: rk.Dropout(0.25),
