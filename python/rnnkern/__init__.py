@@ -30,6 +30,7 @@ from rnnkern.models.model import Model, ModelTape
 from rnnkern.models.sampling import sample
 from rnnkern.models.seq2seq import Seq2Seq
 from rnnkern.models.stream import ModelStream
+from rnnkern.models.summary import num_parameters, summary
 from rnnkern.serialize import Checkpoint, FormatError, load, load_checkpoint, save
 from rnnkern.training.batches import Batches, batches, pad
 from rnnkern.training.clip import clip_grad_norm, clip_grad_value
@@ -99,12 +100,14 @@ __all__ = [
     "load",
     "load_checkpoint",
     "mse",
+    "num_parameters",
     "pad",
     "register_threadpoolctl",
     "sample",
     "save",
     "set_num_threads",
     "softmax_cross_entropy",
+    "summary",
     "threads",
 ]
 __all__ += _cells.__all__

@@ -156,6 +156,13 @@ def dtype_text(dtype: np.dtype[Any]) -> str:
     return dtype.name if dtype.isnative else f"{dtype.name} of foreign byte order ({dtype.str})"
 
 
+def array_text(array: Any) -> str:
+    """An array's dtype and shape, or those of several: what texts say of arrays."""
+    if isinstance(array, (tuple, list)):
+        return f"({', '.join(map(array_text, array))})"
+    return "None" if array is None else f"{array.dtype.name} {array.shape}"
+
+
 def conversion(dtype: np.dtype[Any], given: np.dtype[Any] | None = None) -> str:
     """What makes an array of that dtype, and a layer of the given one, where there can be one."""
     text = f".astype({dtype.name!r}) converts an array, .to(torch.{dtype.name}) a tensor"

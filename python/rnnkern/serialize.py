@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from rnnkern._checks import Array, choice, on_gpu
+from rnnkern._checks import Array, array_text, choice, on_gpu
 from rnnkern._files import open_regular, replace
 from rnnkern._safetensors import (
     CLASS,
@@ -84,6 +84,18 @@ class Checkpoint(NamedTuple):
     optimizer: Any
     extra: Arrays
     notes: dict[str, str]
+
+    def __repr__(self) -> str:
+        """What is there, without the numbers."""
+        parts = [f"model={self.model!r}"]
+        if self.optimizer is not None:
+            parts.append(f"optimizer={{{', '.join(self.optimizer)}}}")
+        if self.extra:
+            arrays = (f"{name}: {array_text(array)}" for name, array in self.extra.items())
+            parts.append(f"extra={{{', '.join(arrays)}}}")
+        if self.notes:
+            parts.append(f"notes={{{', '.join(self.notes)}}}")
+        return f"Checkpoint({', '.join(parts)})"
 
 
 def save(

@@ -214,6 +214,9 @@ class CellTape:
         self._batch = batch
         self._tape = tape
 
+    def __repr__(self) -> str:
+        return f"CellTape({type(self._cell).__name__}, batch={self._batch})"
+
     def backward(
         self, dstate: State | None = None, *, into: dict[str, Array] | None = None
     ) -> Gradients:

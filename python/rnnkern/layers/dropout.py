@@ -111,8 +111,13 @@ class DropoutTape:
 
     def __init__(self, layer: Dropout, x: Array, mask: Array | None) -> None:
         self._device = layer._device
+        self._share = layer.share
         self._facts = x.shape, x.dtype
         self._mask = mask
+
+    def __repr__(self) -> str:
+        shape, dtype = self._facts
+        return f"DropoutTape({self._share:g}, x={dtype.name} {shape})"
 
     def backward(self, dy: Any) -> Gradients:
         """`Gradients`, which unpacks to ``dx``, shaped like ``x``, and no parameters.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnkern._checks import Array, DType, explains_options, float_dtype, positive_int
+from rnnkern._checks import Array, DType, array_text, explains_options, float_dtype, positive_int
 from rnnkern.devices import get_device
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
@@ -123,6 +123,9 @@ class EmbeddingTape:
     def __init__(self, layer: Embedding, tokens: Array) -> None:
         self._layer = layer
         self._tokens = tokens
+
+    def __repr__(self) -> str:
+        return f"EmbeddingTape({self._layer!r}, x={array_text(self._tokens)})"
 
     def backward(self, dy: Any) -> Gradients:
         """`Gradients`, which unpacks to None, for tokens have no gradient, and that of ``params``.

@@ -25,16 +25,7 @@ class Fixed:
 
     def __repr__(self) -> str:
         """The call that builds an equal one; arguments that are as by default are left out."""
-        config, shown = self.config(), []
-        for name, parameter in inspect.signature(type(self)).parameters.items():
-            if (
-                parameter.default is parameter.empty
-                and parameter.kind is not parameter.KEYWORD_ONLY
-            ):
-                shown.append(repr(config[name]))
-            elif config[name] != parameter.default:
-                shown.append(f"{name}={config[name]!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return call_text(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._refuse(name)
@@ -53,3 +44,14 @@ class Fixed:
             if name != "params":
                 remedy = f"build a new {kind}"
             raise AttributeError(f"{name} of {kind} is read-only: {remedy}")
+
+
+def call_text(of: Fixed, *, without: tuple[str, ...] = ()) -> str:
+    """The call that builds an equal one, with no arguments that are as by default or unwanted."""
+    config, shown = of.config(), []
+    for name, parameter in inspect.signature(type(of)).parameters.items():
+        if parameter.default is parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY:
+            shown.append(repr(config[name]))
+        elif config[name] != parameter.default and name not in without:
+            shown.append(f"{name}={config[name]!r}")
+    return f"{type(of).__name__}({', '.join(shown)})"

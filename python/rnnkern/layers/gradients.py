@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rnnkern._checks import Array
+from rnnkern._checks import Array, array_text
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class StateGradients:
     h: Array
     c: Array | None
     gates: dict[str, Array]
+
+    def __repr__(self) -> str:
+        gates = ", ".join(f"{name}: {array_text(a)}" for name, a in self.gates.items())
+        return f"StateGradients(h={array_text(self.h)}, c={array_text(self.c)}, gates={{{gates}}})"
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,15 @@ class Gradients:
     x: Array | None = None
     state: Any = None
     steps: list[StateGradients] | None = None
+
+    def __repr__(self) -> str:
+        params = ", ".join(f"{name}: {array_text(a)}" for name, a in self.params.items())
+        parts = [f"x={array_text(self.x)}", f"params={{{params}}}"]
+        if self.state is not None:
+            parts.insert(1, f"state={array_text(self.state)}")
+        if self.steps is not None:
+            parts.append(f"steps={self.steps!r}")
+        return f"Gradients({', '.join(parts)})"
 
     def __iter__(self) -> Iterator[Any]:
         yield self.x

@@ -141,6 +141,9 @@ class LayerNormTape:
         self._normalized = normalized
         self._scale = scale
 
+    def __repr__(self) -> str:
+        return f"LayerNormTape({self._layer!r}, x={self._layer.dtype.name} {self._shape})"
+
     def backward(self, dy: Any) -> Gradients:
         """`Gradients`, which unpacks to ``dx``, shaped like ``x``, and those of ``params``.
 

@@ -13,6 +13,7 @@ import numpy as np
 from rnnkern._checks import (
     Array,
     DType,
+    array_text,
     boolean,
     explains_options,
     float_dtype,
@@ -179,6 +180,9 @@ class LinearTape:
         self._layer = layer
         self._weight = layer._weight.own.copy()
         self._x = x
+
+    def __repr__(self) -> str:
+        return f"LinearTape({self._layer!r}, x={array_text(self._x)})"
 
     def backward(self, dy: Any) -> Gradients:
         """`Gradients`, which unpacks to ``dx``, shaped like ``x``, and those of ``params``.

@@ -332,6 +332,9 @@ class StackTape:
         self._y = y
         self._lengths = lengths
 
+    def __repr__(self) -> str:
+        return f"StackTape({self._tapes!r})"
+
     def gates(self) -> list[dict[str, Array]]:
         """What each gate gave at each step, as a layer's tape has it: of all layers in turn."""
         return [gates for tape in self._tapes for gates in tape.gates()]

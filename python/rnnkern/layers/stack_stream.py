@@ -34,6 +34,9 @@ class StackStream:
         self._residual = tuple(residual)
         self._device = device
 
+    def __repr__(self) -> str:
+        return f"StackStream({self._streams!r})"
+
     def step(self, x: Any, out: Array | None = None, *, mask: Any = None) -> Array:
         """One step: x (B, I), or tokens (B,); returns y (B, H), in `out` if given.
 

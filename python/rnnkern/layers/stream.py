@@ -88,6 +88,9 @@ class Stream:
         self.state = state
         self._source = None
 
+    def __repr__(self) -> str:
+        return f"Stream({self._layout.owner}, batch={self.batch})"
+
     def _hold(self, states: Array) -> None:
         """Take the array of all states as the stream's own."""
         self._states = states

@@ -37,6 +37,10 @@ class Tape:
         self._passes = passes
         self._masks = masks
 
+    def __repr__(self) -> str:
+        owner, given = self._network.layout.owner, self._given
+        return f"Tape({owner}, steps={given.steps}, batch={given.batch})"
+
     def __copy__(self) -> Tape:
         return Tape(self._network, self._given, self._passes, self._masks)
 

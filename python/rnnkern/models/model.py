@@ -314,6 +314,9 @@ class ModelTape:
         self._readout = readout
         self._head = head
 
+    def __repr__(self) -> str:
+        return f"ModelTape({self.recurrent!r})"
+
     def backward(
         self, doutputs: Any, dstate: State | None = None, *, state_gradients: bool = False
     ) -> Gradients:

@@ -38,6 +38,9 @@ class ModelStream:
         self._device = get_device(head.device)
         self._snapshot()
 
+    def __repr__(self) -> str:
+        return f"ModelStream({self._recurrent!r})"
+
     def _snapshot(self) -> None:
         embedding, head = self._source
         self._embedding = deepcopy(embedding)

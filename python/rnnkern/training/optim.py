@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -67,6 +68,14 @@ class Optimizer:
         self._block = min(self._device.block, max([1, *(p.size for p in self._params.values())]))
         dtypes = {p.dtype for p in self._params.values()}
         self._scratch = {dtype: xp.empty(self._block, dtype) for dtype in dtypes}
+
+    def __repr__(self) -> str:
+        count = sum(p.size for p in self._params.values())
+        shown = [f"{len(self._params)} arrays of {count} numbers", f"lr={self._rate!r}"]
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            if name not in ("params", "lr") and getattr(self, name) != parameter.default:
+                shown.append(f"{name}={getattr(self, name)!r}")
+        return f"{type(self).__name__}({', '.join(shown)}, steps={self.steps})"
 
     @property
     def lr(self) -> float:

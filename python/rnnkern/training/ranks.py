@@ -75,6 +75,9 @@ class Ranks:
         if self.size > 1:
             self._share_processors()
 
+    def __repr__(self) -> str:
+        return f"Ranks(rank={self.rank}, size={self.size})"
+
     @property
     def is_first(self) -> bool:
         """Whether this rank is the one that shows progress and writes files."""
