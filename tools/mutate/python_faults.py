@@ -330,14 +330,14 @@ _PROGRAMS = [
         "the-adder-learns-held-out-pairs",
         "bits % np.uint64(self.trained)",
         "bits % np.uint64(self.count)",
-        "models/test_adder.py::test_training_never_sees_a_held_out_pair",
+        "models/test_adder_task.py::test_training_never_sees_a_held_out_pair",
     ),
     fault(
         f"{_PACKAGE}/adder/task.py",
         "the-adder-is-asked-what-it-learned",
         "self.at(self.trained + np.arange(size, dtype=np.int64)",
         "self.at(np.arange(size, dtype=np.int64)",
-        "models/test_adder.py::test_training_never_sees_a_held_out_pair",
+        "models/test_adder_task.py::test_training_never_sees_a_held_out_pair",
     ),
     fault(
         f"{_PACKAGE}/adder/model.py",
@@ -351,7 +351,7 @@ _PROGRAMS = [
         "the-question-is-not-reversed",
         "tokens[: self.digits] = b // self._places[:-1] % 10",
         "tokens[: self.digits] = b // self._places[:-1][::-1] % 10",
-        "models/test_adder.py::test_questions_and_answers_are_encoded_as_documented",
+        "models/test_adder_task.py::test_questions_and_answers_are_encoded_as_documented",
     ),
     fault(
         f"{_PACKAGE}/explore/model.py",
