@@ -19,7 +19,7 @@ from rnnkern.layers.arguments import Layout, State, check_dropout_key
 from rnnkern.layers.configured import Configured
 from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.network import Network, dropout_masks, forward, run
-from rnnkern.layers.parameters import Parameter
+from rnnkern.layers.parameter import Parameter
 from rnnkern.layers.stream import Stream
 from rnnkern.layers.tape import Tape
 from rnnkern.layers.weights import parameter_names

@@ -21,7 +21,8 @@ from rnnkern._checks import (
 )
 from rnnkern.devices import LayerSpec, get_device
 from rnnkern.layers.fixed import Fixed
-from rnnkern.layers.parameters import Parameter, Parameters
+from rnnkern.layers.parameter import Parameter
+from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.weights import check_sizes, initial_values, parameter_shapes
 
 

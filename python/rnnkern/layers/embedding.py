@@ -12,7 +12,8 @@ from rnnkern._checks import Array, DType, array_text, explains_options, float_dt
 from rnnkern.devices import get_device
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
-from rnnkern.layers.parameters import Parameter, Parameters
+from rnnkern.layers.parameter import Parameter
+from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.rows import as_rows
 
 

@@ -22,7 +22,8 @@ from rnnkern._checks import (
 from rnnkern.devices import get_device
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
-from rnnkern.layers.parameters import Parameter, Parameters
+from rnnkern.layers.parameter import Parameter
+from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.rows import as_rows, column_sums, summed
 
 
