@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters: named arrays that are a layer's own for life, written in place, checked on the way."""
+"""Parameters: named arrays, a layer's own for life, written in place and checked on the way."""
 
 from __future__ import annotations
 
