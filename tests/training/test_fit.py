@@ -322,6 +322,36 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run": np.zeros(3)},
+        {"run": np.full(8, np.nan)},
+        {"run": np.zeros((8, 2))},
+        {"run": None},
+        {"history": None},
+        {"history": np.zeros((2, 9))},
+        {"history": np.zeros(())},
+        {"last.head.bias": None},
+        {"last.head.bias": np.zeros(3)},
+    ],
+)
+def test_checkpoints_that_hold_something_else_are_refused(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    path, model = tmp_path / "run", build()
+    optimizer = rk.Adam(model)
+    rk.fit(model, data(), valid=data(5), epochs=1, optimizer=optimizer, path=path)
+    found = rk.load_checkpoint(path)
+    extra = {name: a for name, a in {**found.extra, **change}.items() if a is not None}
+    rk.save(path, found.model, optimizer=optimizer, extra=extra, notes=found.notes)
+    again = build()
+    before = again.params.copy()
+    with pytest.raises((rk.FormatError, TypeError, ValueError)):
+        rk.fit(again, data(), valid=data(5), path=path, resume=True)
+    assert again.params == before
+
+
 RANKS = """
 import sys
 sys.path[:0] = sys.argv[2:]

@@ -42,10 +42,14 @@ class History:
 
     def __init__(self, columns: Sequence[str], rows: Iterable[Sequence[float]] = ()) -> None:
         self.columns = tuple(columns)
-        self._rows = [tuple(map(float, row)) for row in rows]
+        self._rows: list[tuple[float, ...]] = []
+        for row in rows:
+            self.add(row)
 
     def add(self, row: Sequence[float]) -> None:
         """Note an epoch: a number for each column."""
+        if len(row) != len(self.columns):
+            raise ValueError(f"row must have {len(self.columns)} numbers, got {len(row)}")
         self._rows.append(tuple(map(float, row)))
 
     @property
