@@ -286,7 +286,7 @@ _LAYERS = [
         "models/test_seq2seq.py::test_a_row_does_not_see_its_neighbours",
     ),
     fault(
-        f"{_PACKAGE}/training/fit.py",
+        f"{_PACKAGE}/training/run.py",
         "a-resumed-epoch-begins-anew",
         "self.epoch, self.batch, self.without_gain = int(epoch), int(batch), int(without_gain)",
         "self.epoch, self.batch, self.without_gain = int(epoch), 0, int(without_gain)",
