@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rnnkern.cells import CELLS
 from rnnkern.explore.model import Batch, Model
-from rnnkern.explore.pictures import BLACK, draw_cell, new_figure
-from rnnkern.explore.result import Result
+from rnnkern.explore.pictures import draw_shares, new_figure
+from rnnkern.explore.result import Result, spread
 from rnnkern.explore.run import Experiment, Run
 from rnnkern.explore.sentences import Vocabulary, collect, pick, split_words
 
@@ -208,34 +209,34 @@ def measure(run: Run) -> Result:
 
 def figure(result: Result) -> Figure:
     """Accuracy by distance, by the number of attractors, and by how a sentence begins."""
-    drawn = new_figure(11, 4.5)
-    left, middle, right = drawn.subplots(1, 3, sharey=True, width_ratios=[4, 4, 2])
-    by_distance, by_attractors = _names(_DISTANCES), _attractor_names()
-    middles = [(low + high) / 2 for low, high in _DISTANCES]
-    for axes, x, names in (
-        (left, middles, by_distance),
-        (middle, list(range(_ATTRACTED + 1)), by_attractors),
-        (right, [0, 1], list(_BEGINNINGS)),
+    drawn = new_figure(12, 3.8)
+    cells = result.cells()
+    labels = [_NEAREST if cell == _NEAREST else CELLS[cell].label for cell in cells]
+    longest = result.settings["longest trained distance"]
+    panels = drawn.subplots(1, 3, width_ratios=[6, 6, 2])
+    for axes, names, columns, title in (
+        (
+            panels[0],
+            _names(_DISTANCES),
+            [f"{low}–{high}" for low, high in _DISTANCES],
+            f"by the words from subject to verb (trained: up to {longest})",
+        ),
+        (
+            panels[1],
+            _attractor_names(),
+            [str(n) for n in range(_ATTRACTED + 1)],
+            f"by the nouns of the other number between, of {_ATTRACTED}",
+        ),
+        (panels[2], list(_BEGINNINGS), ["none", "one"], "by the nouns before"),
     ):
-        for cell in result.cells():
-            values = [[row[name] for name in names] for row in result.rows if row["cell"] == cell]
-            if cell == _NEAREST:
-                axes.plot(x, np.median(values, axis=0), color=BLACK, linestyle=":", label=cell)
-            else:
-                draw_cell(axes, cell, x, values)
-        axes.grid(alpha=0.3)
-        axes.axhline(50.0, color="0.6", linewidth=0.8)
-        axes.set_ylim(-3, 103)
-    left.axvspan(0, result.settings["longest trained distance"], color="0.93", zorder=0)
-    left.set_xlim(left=0)
-    left.set_xlabel("distance from subject to verb (words; grey: trained)")
-    left.set_ylabel("right verbs (%)")
-    middle.set_xlabel(f"nouns of the other number between (of {_ATTRACTED})")
-    right.set_xticks([0, 1], ["none", "one"])
-    right.set_xlim(-0.5, 1.5)
-    right.set_xlabel("nouns before the subject")
-    drawn.suptitle("was or were? held-out sentences")
-    drawn.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+        medians = [[spread(result.values(n, cell=cell)).median for n in names] for cell in cells]
+        rows = labels if axes is panels[0] else [""] * len(labels)
+        draw_shares(axes, medians, rows, columns, chance=50.0, best=100.0)
+        axes.set_title(title, fontsize=10)
+    seeds = f", median of {len(result.seeds)} seeds" if len(result.seeds) > 1 else ""
+    drawn.suptitle(
+        f"was or were? right verbs in held-out sentences, in %{seeds}; a coin has 50 (orange)"
+    )
     return drawn
 
 

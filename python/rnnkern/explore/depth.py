@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rnnkern.cells import CELLS
 from rnnkern.explore.budget import equal_units
 from rnnkern.explore.model import Batch, Model
-from rnnkern.explore.pictures import draw_cell, new_figure
-from rnnkern.explore.result import Result
+from rnnkern.explore.pictures import draw_shares, new_figure
+from rnnkern.explore.result import Result, spread
 from rnnkern.explore.run import Experiment, Run
 
 if TYPE_CHECKING:
@@ -142,27 +143,32 @@ def measure(run: Run) -> Result:
 
 
 def figure(result: Result) -> Figure:
-    """Error against layers: forward and both ways beside, closing and opening below each other."""
-    drawn = new_figure(9, 6.5)
-    grid = drawn.subplots(2, 2, sharex=True, sharey=True)
-    for line, measure in zip(grid, _ERRORS, strict=True):
-        for axes, reads in zip(line, _READS, strict=True):
-            for cell in result.cells():
-                by_layers = [
-                    result.values(measure, cell=cell, reads=reads, layers=n) for n in _LAYERS
-                ]
-                draw_cell(axes, cell, _LAYERS, np.transpose(by_layers).tolist())
-            axes.axhline(100.0 - 100.0 / KINDS, color="0.5", linewidth=1, linestyle=":")
-            axes.set_title(f"{reads}, smudged {measure} brackets", fontsize=10)
-            axes.set_xticks(_LAYERS)
-            axes.set_ylim(0, 82)
-            axes.grid(alpha=0.3)
-        line[0].set_ylabel("wrong kinds (%)")
-    for axes in grid[1]:
+    """Error by layers, for what comes before and what comes after, forward and both ways."""
+    drawn = new_figure(12, 3.8)
+    cells = result.cells()
+    labels = [CELLS[cell].label for cell in cells]
+    panels = drawn.subplots(1, 4)
+    cases = [(measure, reads) for measure in _ERRORS for reads in _READS]
+    for axes, (measure, reads) in zip(panels, cases, strict=True):
+        medians = [
+            [
+                spread(result.values(measure, cell=cell, reads=reads, layers=n)).median
+                for n in _LAYERS
+            ]
+            for cell in cells
+        ]
+        rows = labels if axes is panels[0] else [""] * len(labels)
+        guessing = 100.0 - 100.0 / KINDS
+        draw_shares(axes, medians, rows, [str(n) for n in _LAYERS], chance=guessing, best=0.0)
+        decides = "before" if measure == "closing" else "after"
+        axes.set_title(f"what comes {decides} decides,\nreading {reads}", fontsize=10)
         axes.set_xlabel("layers")
     about = np.mean([row["parameters"] for row in result.rows])
-    drawn.suptitle(f"models of about {round(about, -2):,.0f} parameters each; dotted: guessing")
-    drawn.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    seeds = f", median of {len(result.seeds)} seeds" if len(result.seeds) > 1 else ""
+    drawn.suptitle(
+        f"smudged brackets told wrongly, in %{seeds}; models of about {round(about, -2):,.0f} "
+        f"parameters each; guessing has {100 - 100 // KINDS} (orange)"
+    )
     return drawn
 
 

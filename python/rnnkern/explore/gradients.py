@@ -15,7 +15,7 @@ from rnnkern._checks import Array
 from rnnkern.cells import CELLS, LSTM, RNN
 from rnnkern.explore.adding import marked_numbers
 from rnnkern.explore.model import Batch, Model
-from rnnkern.explore.pictures import COLORS, draw_cell, new_figure
+from rnnkern.explore.pictures import COLORS, draw_cell, label_bands, new_figure
 from rnnkern.explore.result import Result
 from rnnkern.explore.run import Experiment, Run
 from rnnkern.explore.ways import way_of
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 _LENGTH = 101  # so that there is a distance of 100
 _DISTANCES = (10, 50, 100)
 _RADII = (0.8, 1.0, 1.2)  # of the simple RNN's W_hh; the others' are 1
-_FORGET_BIAS = 4.0  # of the LSTM: σ(4)^100 is 0.16
 _HIDDEN, _BATCH = 32, 32
-_LR, _STEPS, _QUICK_STEPS = 0.01, 500, 60
-_LEAST = 1e-30  # a logarithmic axis has no 0: norms below are drawn as this
+_LR, _STEPS, _QUICK_STEPS = 0.01, 800, 60
+_LEAST = 1e-14  # norms below are drawn as this: a logarithmic axis has no 0
 
 PATHS = ("direct", "n", "h", "u", "r", "f", "o")
 _PATH_LABELS = {
@@ -106,7 +105,7 @@ def _ratio(part: Array, whole: Array) -> Array:
 
 
 def measure(run: Run) -> Result:
-    """‖∂L/∂h_t‖ against T - t, before and after training on the adding problem."""
+    """‖∂L/∂h_t‖, or of an LSTM ‖∂L/∂c_t‖, against T - t, before and after training."""
     steps = run.pick(_STEPS, _QUICK_STEPS)
     cases = [(cell, radius) for cell in run.cells for radius in _radii(cell)]
     run.expect(len(run.seeds) * len(cases) * steps)
@@ -126,22 +125,21 @@ def measure(run: Run) -> Result:
                 curves.append({**case, **curve})
     return Result(
         name="gradients",
-        title="Norm of the loss's gradient in h_t, over that in the last h_T",
+        title="Norm of the loss's gradient in h_t, in c_t where there is one, over that at the end",
         settings={
             "T": _LENGTH,
             "hidden": _HIDDEN,
             "batch": _BATCH,
             "lr": _LR,
             "steps": steps,
-            "forget bias": _FORGET_BIAS,
         },
         measures={**{f"T-t = {d}": ".1e" for d in _DISTANCES}, "direct": ".0%", "loss": ".3f"},
         rows=rows,
         curves=curves,
         notes=(
             "direct: the share that passes around all recurrent products, mean over the steps.",
-            "radius: of W_hh, orthogonal matrices times this. The LSTM's forget bias is "
-            f"{_FORGET_BIAS:g}.",
+            "radius: of W_hh, orthogonal matrices times this. Gates start so that units keep their "
+            f"state over 1 to {_LENGTH - 1} steps.",
             "loss: of the adding problem, on which they are trained; a guess of 1 has 0.167.",
         ),
     )
@@ -169,7 +167,7 @@ def _model(cell: str, radius: float, seed: int) -> Model:
         seed=seed,
         dtype="float64",
         recurrent_init="orthogonal",
-        forget_bias=_FORGET_BIAS,
+        memory=_LENGTH,
     )
     model.params["recurrent.weight_hh_l0"] *= radius
     return model
@@ -178,23 +176,20 @@ def _model(cell: str, radius: float, seed: int) -> Model:
 def _look(model: Model, batch: Batch) -> dict[str, Any]:
     """What a batch's backward pass shows: lists by distance 0, 1, 2, ..., and the loss."""
     tape, (traced,) = model.trace(batch)
-    by_distance = _norms(traced.h).mean(axis=1)[::-1]
-    curve: dict[str, Any] = {
-        "h": (by_distance / by_distance[0]).tolist(),
+    by_distance = _norms(traced.h if traced.c is None else traced.c).mean(axis=1)[::-1]
+    return {
+        "norm": (by_distance / by_distance[0]).tolist(),
         "shares": {
             name: share[::-1].tolist()
             for name, share in shares(model.recurrent, tape, traced).items()
         },
         "loss": model.loss_of(batch),
     }
-    if traced.c is not None:
-        curve["c"] = (_norms(traced.c).mean(axis=1)[::-1] / by_distance[0]).tolist()
-    return curve
 
 
 def _measures(curve: dict[str, Any]) -> dict[str, float]:
     return {
-        **{f"T-t = {d}": curve["h"][d] for d in _DISTANCES},
+        **{f"T-t = {d}": curve["norm"][d] for d in _DISTANCES},
         "direct": _mean_direct(curve["shares"]),
         "loss": curve["loss"],
     }
@@ -216,6 +211,8 @@ def figure(result: Result) -> Figure:
         _draw_norms(axes, result, state)
         axes.set_title(words)
     initial.sharey(trained)
+    initial.set_ylim(bottom=_LEAST)
+    label_bands(drawn, result)
     drawn.legend(*initial.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     for axes, state in ((first, "initial"), (last, "trained")):
         _draw_shares(axes, result, state)
@@ -235,12 +232,14 @@ def _draw_norms(axes: Axes, result: Result, state: str) -> None:
             if len(radii) > 1:
                 label += f", radius {radius:g}"
             line = lines[radius] if len(radii) > 1 else None
-            norms = np.maximum([c["h"] for c in curves], _LEAST)
+            norms = np.maximum([c["norm"] for c in curves], _LEAST)
             x = list(range(norms.shape[1]))
             draw_cell(axes, cell, x, norms.tolist(), label=label, markers=False, line=line)
     axes.set_yscale("log")
+    axes.axhline(1.0, color="0.4", linewidth=0.8)
+    axes.text(1.0, 1.3, "as large as at the end", fontsize=8, color="0.3")
     axes.set_xlabel("distance T - t (steps)")
-    axes.set_ylabel("‖∂L/∂h_t‖ / ‖∂L/∂h_T‖")
+    axes.set_ylabel("norm of the gradient in h$_t$ (LSTM: c$_t$),\nover that at the end")
     axes.grid(alpha=0.3)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rnnkern._checks import Array, choice
 from rnnkern.cells import CELLS
+from rnnkern.explore.memory import remember
 from rnnkern.layers import Linear, StateGradients, Tape
 from rnnkern.models.model import Model as RecurrentModel
 from rnnkern.training.clip import clip_grad_norm
@@ -60,6 +61,7 @@ class Model(RecurrentModel):
         bidirectional: Whether the layer also reads from the end.
         recurrent_init: As the layer's.
         forget_bias: The layer's, where its cell has one.
+        memory: Over how many steps its gates start to keep the state; see ``remember``.
 
     """
 
@@ -80,6 +82,7 @@ class Model(RecurrentModel):
         bidirectional: bool = False,
         recurrent_init: str = "uniform",
         forget_bias: float | None = None,
+        memory: int | None = None,
     ) -> None:
         own, of_head = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
         kind = CELLS[choice("cell", cell, tuple(CELLS))]
@@ -94,6 +97,8 @@ class Model(RecurrentModel):
             seed=own,
             **({"forget_bias": forget_bias} if has_forget_bias else {}),
         )
+        if memory is not None:
+            remember(recurrent, memory, np.random.default_rng(seed))
         features = recurrent.num_directions * hidden_size
         head = Linear(features, outputs, dtype=dtype, seed=of_head)
         super().__init__(recurrent, head, readout=readout)

@@ -203,7 +203,10 @@ def figure(result: Result) -> Figure:
         axes.set_ylim(35, 103)
         axes.grid(alpha=0.3, axis="y")
     panels[0].set_ylabel("right tags (%)")
-    drawn.suptitle("Teddy, a person or a thing? held-out sentences")
+    over = (
+        f"; bars: least to greatest of {len(result.seeds)} seeds" if len(result.seeds) > 1 else ""
+    )
+    drawn.suptitle(f"Teddy, a person or a thing? held-out sentences{over}")
     drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from rnnkern.cells import CELLS
+from rnnkern.explore.result import Result
 from rnnkern.plot import require_matplotlib
 
 if TYPE_CHECKING:
@@ -64,6 +65,15 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def label_bands(figure: Figure, result: Result) -> None:
+    """Say what lines and bands are, where there are several seeds."""
+    if len(result.seeds) > 1:
+        figure.suptitle(
+            f"lines: median of {len(result.seeds)} seeds; bands: from the least to the greatest",
+            fontsize=10,
+        )
+
+
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a PNG of few colours, small, that tells nothing of when and by what it was drawn."""
     from PIL import Image  # which matplotlib needs itself
@@ -112,3 +122,40 @@ def draw_cell(
     if len(values) > 1:
         low, high = values.min(axis=0), values.max(axis=0)
         axes.fill_between(x, low, high, color=style.color, alpha=0.15, linewidth=0)
+
+
+def draw_shares(
+    axes: Axes,
+    values: Sequence[Sequence[float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    chance: float,
+    best: float,
+) -> None:
+    """A table whose cells are coloured: nothing hides behind anything.
+
+    Args:
+        axes: Where.
+        values: (rows, columns), in %, each written into its cell.
+        rows: Their names.
+        columns: Their names.
+        chance: What is coloured as knowing nothing: orange.
+        best: What is coloured as knowing all: blue.
+
+    """
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    shades = LinearSegmentedColormap.from_list("shades", [ORANGE, "#F7F7F7", SKY])
+    low, high = sorted((chance, best))
+    norm = Normalize(low, high, clip=True)
+    table = np.asarray(values, float)
+    axes.imshow(
+        table, cmap=shades if chance < best else shades.reversed(), norm=norm, aspect="auto"
+    )
+    for (row, column), value in np.ndenumerate(table):
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=9)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)

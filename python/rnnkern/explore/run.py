@@ -86,6 +86,7 @@ class Run:
         rng: np.random.Generator,
         text: str = "",
         decay: float = 0.0,
+        until: Callable[[list[float]], bool] | None = None,
     ) -> list[float]:
         """Take steps on fresh batches.
 
@@ -96,6 +97,7 @@ class Run:
             rng: Where the batches come from.
             text: What the bar says before the step and the loss.
             decay: The share of the steps, the last ones, in which the learning rate falls to 0.
+            until: Looks at the losses so far, and ends the training where it says so.
 
         Returns:
             The loss of every step, before it.
@@ -109,6 +111,9 @@ class Run:
             rate = min(1.0, (steps - step) / (decay * steps)) if decay else 1.0
             losses.append(model.step(draw(rng), rate * model.optimizer.lr))
             self.tell(f"{text}: step {step} of {steps}, loss {losses[-1]:.4f}")
+            if until is not None and until(losses):
+                self._done += steps - step - 1
+                break
         return losses
 
 

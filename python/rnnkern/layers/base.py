@@ -273,8 +273,11 @@ class Recurrent(Configured):
             ValueError: ONNX has no operator for the cell, or the file would be over 2 GiB.
 
         Example:
-            >>> lstm.to_onnx("lstm.onnx", lengths=True)
+            >>> import onnx
+            >>> import onnxruntime
+            >>> rk.LSTM(3, 4).to_onnx("lstm.onnx", lengths=True)
             >>> session = onnxruntime.InferenceSession("lstm.onnx")
+            >>> x, lengths = np.ones((5, 2, 3), np.float32), np.array([5, 2], np.int32)
             >>> y, h_n, c_n = session.run(None, {"x": x, "lengths": lengths})
 
         """

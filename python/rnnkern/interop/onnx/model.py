@@ -41,6 +41,13 @@ class OnnxModel:
         inputs: the names that a call must be given.
         outputs: the names that it gives.
 
+    Example:
+        >>> import onnx
+        >>> rk.LSTM(3, 4, seed=0).to_onnx("lstm.onnx")
+        >>> model = rk.from_onnx("lstm.onnx")
+        >>> list(model.inputs), list(model.outputs)
+        (['x'], ['y', 'h_n', 'c_n'])
+
     """
 
     layers: dict[str, Recurrent | Linear]
@@ -135,8 +142,11 @@ def from_onnx(source: bytes | str | os.PathLike[str]) -> OnnxModel:
         OSError: the file cannot be read.
 
     Example:
-        >>> model = rk.from_onnx("speech.onnx")
-        >>> model({"input": x})["probability"]
+        >>> import onnx
+        >>> rk.GRU(3, 4, seed=0).to_onnx("gru.onnx")
+        >>> model = rk.from_onnx("gru.onnx")
+        >>> model({"x": np.ones((5, 2, 3), np.float32)})["y"].shape
+        (5, 2, 4)
         >>> adam = rk.Adam(model.layers)
 
     """
