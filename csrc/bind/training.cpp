@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "bind/arguments.h"
 #include "bind/gil.h"
@@ -143,6 +144,69 @@ double sum_of_squares(const py::handle& x) {
   });
 }
 
+// Long sums of float32 lose digits: so many rows are summed by themselves.
+constexpr Index kRowsOfASum = 128;
+
+// To each row of sums (count, columns) those of `rows` (N, columns) whose token is its number, in their
+// order. Tokens are linked by value first, so that one token's rows are summed in one go.
+template <class T>
+void add_by_token(const std::vector<Index>& tokens, const T* rows, Index columns, Index count,
+                  T* sums) {
+  const auto size = static_cast<Index>(tokens.size());
+  constexpr Index none = -1;
+  std::vector<Index> first(static_cast<std::size_t>(count), none), next(tokens.size(), none);
+  for (Index i = size - 1; i >= 0; --i) {
+    const auto token = static_cast<std::size_t>(tokens[static_cast<std::size_t>(i)]);
+    next[static_cast<std::size_t>(i)] = std::exchange(first[token], i);
+  }
+  std::vector<T> part(static_cast<std::size_t>(columns));
+  const auto add = [columns](T* to, const T* from) {
+    for (Index j = 0; j < columns; ++j) to[j] += from[j];
+  };
+  for (Index token = 0; token < count; ++token) {
+    T* const sum = sums + token * columns;
+    Index summed = 0;
+    for (Index i = first[static_cast<std::size_t>(token)]; i != none;
+         i = next[static_cast<std::size_t>(i)], ++summed) {
+      const T* const row = rows + i * columns;
+      if (summed < kRowsOfASum) {
+        add(sum, row);
+        continue;
+      }
+      if (summed % kRowsOfASum == 0) {
+        if (summed > kRowsOfASum) add(sum, part.data());
+        std::copy_n(row, columns, part.data());
+      } else {
+        add(part.data(), row);
+      }
+    }
+    if (summed > kRowsOfASum) add(sum, part.data());
+  }
+}
+
+void run_add_by_token(const py::handle& tokens, const py::handle& rows, const py::handle& sums) {
+  const HostArray given(rows, "rows"), wanted(sums, "sums");
+  if (given.axes != 2) given.refuse("have 2 axes, got shape " + given.shape_text());
+  if (wanted.axes != 2) wanted.refuse("have 2 axes, got shape " + wanted.shape_text());
+  by_type(given, [&]<class T>(T) {
+    const Index size = given.shape[0], columns = given.shape[1], count = wanted.shape[0];
+    const T* const from = read<T>(rows, "rows", {size, columns});
+    T* const to = write<T>(sums, "sums", {count, columns});
+    if (from < to + count * columns && to < from + size * columns)
+      throw std::invalid_argument("sums must share no memory with rows");
+    const auto own = copied(read<std::int64_t>(required(tokens, "tokens"), "tokens", {size}), size);
+    for (const Index token : own) {
+      if (token < 0 || token >= count) {
+        throw std::invalid_argument("tokens must be in 0.." + std::to_string(count - 1) + ", got " +
+                                    std::to_string(token));
+      }
+    }
+    if (own.empty() || columns == 0) return;
+    without_gil(static_cast<double>(size) * static_cast<double>(columns),
+                [&] { add_by_token(own, from, columns, count, to); });
+  });
+}
+
 // Like the targets, what decides whether a target is looked at; a byte that is not 0 is true.
 std::unique_ptr<bool[]> copied_mask(const py::handle& mask, Index rows) {
   if (mask.is_none()) return nullptr;
@@ -210,6 +274,8 @@ void bind_training(py::module_& m) {
       "(sqrt(second) + epsilon), for C-contiguous arrays of one size.");
   m.def("sum_of_squares", sum_of_squares, py::arg("x"),
         "In the array's dtype block by block, the blocks in float64.");
+  m.def("add_by_token", run_add_by_token, py::arg("tokens"), py::arg("rows"), py::arg("sums"),
+        "Adds to each row of sums (count, D) those of rows (N, D) whose token (N,) is its number.");
   m.def("softmax_cross_entropy", run_softmax_cross_entropy, py::arg("logits"), py::arg("targets"),
         py::arg("mask"), py::arg("weight"), py::arg("gradient"),
         "The sum of -log softmax(logits)[target] over the rows that mask (or None) lets count; "

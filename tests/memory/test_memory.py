@@ -85,6 +85,15 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], set[str
         {"p", "first", "second"},
     ),
     "sum_of_squares": (_core.sum_of_squares, lambda: {"x": draw(5)}, set()),
+    "add_by_token": (
+        _core.add_by_token,
+        lambda: {
+            "tokens": np.array([0, 3, 1]),
+            "rows": draw(3, 5),
+            "sums": np.zeros((4, 5), np.float32),
+        },
+        {"sums"},
+    ),
 }
 
 
@@ -169,6 +178,12 @@ RACES = {
         shared, wild = targets, 2**40
         logits = np.ones((2000, 50), np.float32)
         call = lambda: _core.softmax_cross_entropy(logits, targets, None, 1.0, gradient)
+    """,
+    "an embedding's tokens": """
+        tokens, rows = np.zeros(2000, np.int64), np.ones((2000, 50), np.float32)
+        shared, wild = tokens, 2**40
+        sums = np.zeros((7, 50), np.float32)
+        call = lambda: _core.add_by_token(tokens, rows, sums)
     """,
     "a mask": """
         targets, gradient = np.full(2000, 2**40), np.zeros((2000, 50), np.float32)

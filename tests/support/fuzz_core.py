@@ -189,7 +189,7 @@ def play_others(s: Sizes) -> None:
     """The small functions."""
     case, rows, classes = s.case, s.batch, s.inputs
     given: Arguments
-    which = case.one("loss", "adam", "sum", "activation", "plan", "names")
+    which = case.one("loss", "adam", "sum", "tokens", "activation", "plan", "names")
     if which == "loss":
         counts = case.array("mask", case.numbers.random(rows) < 0.5)
         given = {
@@ -211,6 +211,15 @@ def play_others(s: Sizes) -> None:
     elif which == "sum":
         given = mutated(case, {"x": s.numbers("x", *case.one((rows,), (rows, classes), ()))})
         case.call(which, lambda: _core.sum_of_squares(**given))
+    elif which == "tokens":
+        sums = s.numbers("sums", case.one(1, 3, 40), classes, written=True)
+        given = {
+            "tokens": case.array("tokens", case.numbers.integers(0, len(sums), rows)),
+            "rows": s.numbers("rows", rows, classes),
+            "sums": sums,
+        }
+        given = mutated(case, given)
+        case.call(which, lambda: _core.add_by_token(**given))
     elif which == "activation":
         name = case.one("tanh", "sigmoid", "exp_negative")
         given = mutated(case, {"name": name, "x": s.numbers("x", rows)})

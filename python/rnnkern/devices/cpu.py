@@ -109,17 +109,8 @@ class Cpu(Device):
         return _core.PackedMatrix(weight, bias).times
 
     def sums_by_token(self, tokens: Array, rows: Array, count: int) -> Array:
-        order = np.argsort(tokens, kind="stable")
-        tokens, rows = tokens[order], rows[order]
-        while len(tokens) > 1:
-            first = np.flatnonzero(np.concatenate(([True], tokens[1:] != tokens[:-1])))
-            if len(first) == len(tokens):
-                break
-            place = np.arange(len(tokens)) - np.repeat(first, np.diff([*first, len(tokens)]))
-            starts = np.flatnonzero(place % 128 == 0)
-            tokens, rows = tokens[starts], np.add.reduceat(rows, starts, axis=0)
         sums = np.zeros((count, rows.shape[1]), rows.dtype)
-        sums[tokens] = rows
+        _core.add_by_token(self.contiguous(tokens), rows, sums)
         return sums
 
     def adam(
