@@ -153,7 +153,7 @@ class Build:
 
 
 def compare(old: Build, new: Build, case: Case, seconds: float) -> dict[str, float]:
-    """Both builds by turns on a case: medians in milliseconds, and the ratios of pairs."""
+    """Both builds alternately on a case: medians in milliseconds, and the ratios of pairs."""
     began = time.perf_counter()
     for build in (old, new):
         build.ask(case=case)

@@ -76,7 +76,7 @@ inline LayerSpec read_spec(const py::handle& spec) {
   const auto text = [](const py::object& value, const char* name) {
     try {
       if (py::isinstance<py::str>(value)) return value.cast<std::string>();
-    } catch (const py::cast_error&) {  // of what is no text to others
+    } catch (const py::cast_error&) {  // a half of a character, which no UTF-8 has
     }
     throw py::type_error(std::string(name) + " must be a string, got " +
                          py::repr(value).cast<std::string>());

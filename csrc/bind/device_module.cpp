@@ -78,8 +78,8 @@ Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
     throw std::invalid_argument("x has too many elements for one call: " + std::to_string(steps) +
                                 " steps of " + std::to_string(batch) + " rows");
   }
-  if (layers < 1 || layers > cuda::kMaxPasses || (layers > 1 && spec.directions > 1)) {
-    throw std::invalid_argument("layers must be 1 to " + std::to_string(cuda::kMaxPasses) +
+  if (layers < 1 || layers > cuda::kMaxStrands || (layers > 1 && spec.directions > 1)) {
+    throw std::invalid_argument("layers must be 1 to " + std::to_string(cuda::kMaxStrands) +
                                 " in one direction, or 1 in both, got " + std::to_string(layers) +
                                 " in " + std::to_string(spec.directions));
   }
@@ -88,26 +88,26 @@ Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
           .units = spec.units,
           .steps = steps,
           .batch = batch,
-          .passes = static_cast<int>(layers > 1 ? layers : spec.directions),
+          .strands = static_cast<int>(layers > 1 ? layers : spec.directions),
           .stacked = layers > 1,
           .tokens = tokens,
           .compute = read_compute(spec.compute),
           .lengths = read_lengths(lengths, steps, batch)};
 }
 
-// A pass's argument of that name, None where it is absent.
-py::object get(const py::dict& pass, const char* name) {
-  return pass.contains(name) ? py::object(pass[name]) : py::none();
+// A strand's argument of that name, None where it is absent.
+py::object get(const py::dict& strand, const char* name) {
+  return strand.contains(name) ? py::object(strand[name]) : py::none();
 }
 
-py::object require(const py::dict& pass, const char* name) {
-  auto object = get(pass, name);
+py::object require(const py::dict& strand, const char* name) {
+  auto object = get(strand, name);
   required(object, name);
   return object;
 }
 
-bool is_reverse(const py::dict& pass) {
-  const auto reverse = get(pass, "reverse");
+bool is_reverse(const py::dict& strand) {
+  const auto reverse = get(strand, "reverse");
   if (!reverse.is_none() && !py::isinstance<py::bool_>(reverse))
     throw py::type_error("reverse must be True or False");
   return !reverse.is_none() && reverse.cast<bool>();
@@ -134,15 +134,16 @@ void check_stacked(const std::vector<py::dict>& layers, bool backward) {
 }
 
 template <class T>
-Parameters<T> read_parameters(const Shape& shape, const py::dict& pass, Index inputs) {
+Parameters<T> read_parameters(const Shape& shape, const py::dict& strand, Index inputs) {
   const Index rows = cell_facts(shape.cell).gates * shape.units;
   return {
       .inputs = inputs,
       .units = shape.units,
-      .w_ih = device_pointer<const T>(require(pass, "weight_ih"), "weight_ih", {rows, inputs}),
-      .w_hh = device_pointer<const T>(require(pass, "weight_hh"), "weight_hh", {rows, shape.units}),
-      .bias = device_pointer<const T>(get(pass, "bias"), "bias", {rows}),
-      .bias_hn = device_pointer<const T>(get(pass, "bias_hn"), "bias_hn", {shape.units})};
+      .w_ih = device_pointer<const T>(require(strand, "weight_ih"), "weight_ih", {rows, inputs}),
+      .w_hh =
+          device_pointer<const T>(require(strand, "weight_hh"), "weight_hh", {rows, shape.units}),
+      .bias = device_pointer<const T>(get(strand, "bias"), "bias", {rows}),
+      .bias_hn = device_pointer<const T>(get(strand, "bias_hn"), "bias_hn", {shape.units})};
 }
 
 std::byte* read_workspace(const py::object& workspace, Index bytes) {
@@ -156,24 +157,24 @@ std::byte* read_workspace(const py::object& workspace, Index bytes) {
   return array.data<std::byte>();
 }
 
-// What forward and backward read alike of pass k: x as numbers or as tokens, mask and parameters.
+// What forward and backward read alike of strand k: x as numbers or as tokens, mask and parameters.
 template <class T, class Layer>
-void read_input(const Shape& shape, const py::dict& pass, std::size_t k, bool backward,
+void read_input(const Shape& shape, const py::dict& strand, std::size_t k, bool backward,
                 Layer& layer) {
   const bool above = shape.stacked && k > 0;
   const Index inputs = above ? shape.units : shape.inputs;
   if (!above && shape.tokens) {
     layer.tokens =
-        device_sequence<const std::int64_t>(require(pass, "x"), "x", shape.steps, shape.batch, 0);
+        device_sequence<const std::int64_t>(require(strand, "x"), "x", shape.steps, shape.batch, 0);
   } else if (!above || backward) {
-    layer.x = device_sequence<const T>(require(pass, "x"), "x", shape.steps, shape.batch, inputs);
+    layer.x = device_sequence<const T>(require(strand, "x"), "x", shape.steps, shape.batch, inputs);
   }
   if (shape.stacked) {
-    layer.mask =
-        device_sequence<const T>(get(pass, "mask"), "mask", shape.steps, shape.batch, shape.units);
+    layer.mask = device_sequence<const T>(get(strand, "mask"), "mask", shape.steps, shape.batch,
+                                          shape.units);
   }
-  layer.reverse = is_reverse(pass);
-  layer.parameters = read_parameters<T>(shape, pass, inputs);
+  layer.reverse = is_reverse(strand);
+  layer.parameters = read_parameters<T>(shape, strand, inputs);
 }
 
 // One call's sizes, and its kernels.
@@ -191,42 +192,42 @@ class BoundCall {
   Index forward_workspace = 0, backward_workspace = 0;  // bytes
 
   Index live() const { return shape_.live_rows(); }
-  void forward(const std::vector<py::dict>& passes, const py::object& workspace,
+  void forward(const std::vector<py::dict>& strands, const py::object& workspace,
                std::uintptr_t stream) const;
-  void backward(const std::vector<py::dict>& passes, const py::object& workspace,
+  void backward(const std::vector<py::dict>& strands, const py::object& workspace,
                 std::uintptr_t stream) const;
 
  private:
-  void check(const std::vector<py::dict>& passes, bool backward) const {
-    if (static_cast<int>(passes.size()) != shape_.passes) {
-      throw std::invalid_argument("passes must be " + std::to_string(shape_.passes) + ", got " +
-                                  std::to_string(passes.size()));
+  void check(const std::vector<py::dict>& strands, bool backward) const {
+    if (static_cast<int>(strands.size()) != shape_.strands) {
+      throw std::invalid_argument("strands must be " + std::to_string(shape_.strands) + ", got " +
+                                  std::to_string(strands.size()));
     }
-    if (shape_.stacked) check_stacked(passes, backward);
+    if (shape_.stacked) check_stacked(strands, backward);
   }
 
   LayerSpec spec_;
   Shape shape_;
 };
 
-void BoundCall::forward(const std::vector<py::dict>& passes, const py::object& workspace,
+void BoundCall::forward(const std::vector<py::dict>& strands, const py::object& workspace,
                         std::uintptr_t stream) const {
-  check(passes, false);
+  check(strands, false);
   const Shape& shape = shape_;
   const auto& facts = cell_facts(shape.cell);
   const Index batch = shape.batch, units = shape.units, live = shape.live_rows();
   by_dtype(spec_, [&]<class T>(T) {
     std::vector<cuda::ForwardLayer<T>> layers;
-    for (const auto& pass : passes) {
+    for (const auto& strand : strands) {
       cuda::ForwardLayer<T> layer{};
-      read_input<T>(shape, pass, layers.size(), false, layer);
-      layer.h = device_pointer<T>(require(pass, "h"), "h", {batch, units});
-      layer.y = device_sequence<T>(require(pass, "y"), "y", shape.steps, batch, units);
+      read_input<T>(shape, strand, layers.size(), false, layer);
+      layer.h = device_pointer<T>(require(strand, "h"), "h", {batch, units});
+      layer.y = device_sequence<T>(require(strand, "y"), "y", shape.steps, batch, units);
       if (facts.saved > 0)
-        layer.saved = device_pointer<T>(get(pass, "saved"), "saved", {live, facts.saved, units});
+        layer.saved = device_pointer<T>(get(strand, "saved"), "saved", {live, facts.saved, units});
       if (facts.cell_state) {
-        layer.c = device_pointer<T>(require(pass, "c"), "c", {batch, units});
-        layer.cells = device_pointer<T>(get(pass, "cells"), "cells", {live, units});
+        layer.c = device_pointer<T>(require(strand, "c"), "c", {batch, units});
+        layer.cells = device_pointer<T>(get(strand, "cells"), "cells", {live, units});
       }
       layers.push_back(layer);
     }
@@ -236,38 +237,38 @@ void BoundCall::forward(const std::vector<py::dict>& passes, const py::object& w
   });
 }
 
-void BoundCall::backward(const std::vector<py::dict>& passes, const py::object& workspace,
+void BoundCall::backward(const std::vector<py::dict>& strands, const py::object& workspace,
                          std::uintptr_t stream) const {
-  check(passes, true);
+  check(strands, true);
   const Shape& shape = shape_;
   const auto& facts = cell_facts(shape.cell);
   const Index batch = shape.batch, units = shape.units, live = shape.live_rows();
   const Index rows = facts.gates * units;
   by_dtype(spec_, [&]<class T>(T) {
     std::vector<cuda::BackwardLayer<T>> layers;
-    for (const auto& pass : passes) {
+    for (const auto& strand : strands) {
       cuda::BackwardLayer<T> layer{};
-      read_input<T>(shape, pass, layers.size(), true, layer);
-      layer.h_0 = device_pointer<const T>(require(pass, "h_0"), "h_0", {batch, units});
-      layer.y = device_sequence<const T>(require(pass, "y"), "y", shape.steps, batch, units);
-      layer.dh = device_pointer<T>(require(pass, "dh"), "dh", {batch, units});
+      read_input<T>(shape, strand, layers.size(), true, layer);
+      layer.h_0 = device_pointer<const T>(require(strand, "h_0"), "h_0", {batch, units});
+      layer.y = device_sequence<const T>(require(strand, "y"), "y", shape.steps, batch, units);
+      layer.dh = device_pointer<T>(require(strand, "dh"), "dh", {batch, units});
       if (facts.saved > 0) {
         layer.saved =
-            device_pointer<const T>(require(pass, "saved"), "saved", {live, facts.saved, units});
+            device_pointer<const T>(require(strand, "saved"), "saved", {live, facts.saved, units});
       }
       if (facts.cell_state) {
-        layer.c_0 = device_pointer<const T>(require(pass, "c_0"), "c_0", {batch, units});
-        layer.cells = device_pointer<const T>(require(pass, "cells"), "cells", {live, units});
-        layer.dc = device_pointer<T>(require(pass, "dc"), "dc", {batch, units});
+        layer.c_0 = device_pointer<const T>(require(strand, "c_0"), "c_0", {batch, units});
+        layer.cells = device_pointer<const T>(require(strand, "cells"), "cells", {live, units});
+        layer.dc = device_pointer<T>(require(strand, "dc"), "dc", {batch, units});
       }
-      layer.dy = device_sequence<const T>(get(pass, "dy"), "dy", shape.steps, batch, units);
+      layer.dy = device_sequence<const T>(get(strand, "dy"), "dy", shape.steps, batch, units);
       const Index inputs = layer.parameters.inputs;
       if (!layer.tokens.data)
-        layer.dx = device_sequence<T>(get(pass, "dx"), "dx", shape.steps, batch, inputs);
-      layer.dw_ih = device_pointer<T>(require(pass, "dweight_ih"), "dweight_ih", {rows, inputs});
-      layer.dw_hh = device_pointer<T>(require(pass, "dweight_hh"), "dweight_hh", {rows, units});
-      layer.dbias = device_pointer<T>(get(pass, "dbias"), "dbias", {rows});
-      layer.dbias_hn = device_pointer<T>(get(pass, "dbias_hn"), "dbias_hn", {units});
+        layer.dx = device_sequence<T>(get(strand, "dx"), "dx", shape.steps, batch, inputs);
+      layer.dw_ih = device_pointer<T>(require(strand, "dweight_ih"), "dweight_ih", {rows, inputs});
+      layer.dw_hh = device_pointer<T>(require(strand, "dweight_hh"), "dweight_hh", {rows, units});
+      layer.dbias = device_pointer<T>(get(strand, "dbias"), "dbias", {rows});
+      layer.dbias_hn = device_pointer<T>(get(strand, "dbias_hn"), "dbias_hn", {units});
       layers.push_back(layer);
     }
     std::byte* const memory = read_workspace(workspace, backward_workspace);
@@ -277,7 +278,7 @@ void BoundCall::backward(const std::vector<py::dict>& passes, const py::object& 
 }
 
 cuda::LayerSplit split_of(const LayerSpec& spec, const Shape& shape, bool backward) {
-  if (spec.layers > 1 && shape.passes > 1) {
+  if (spec.layers > 1 && shape.strands > 1) {
     return {std::vector<int>(static_cast<std::size_t>(spec.layers), 1),
             "a launch for each layer: it takes both directions of the one below"};
   }
@@ -299,7 +300,7 @@ py::dict plan(const py::handle& given, Index steps, Index batch, bool training) 
   const auto describe = [&]<class T>(T, bool backward) {
     const auto split = split_of(spec, one, backward);
     Shape shape = one;
-    if (split.launches[0] > 1) shape.passes = split.launches[0], shape.stacked = true;
+    if (split.launches[0] > 1) shape.strands = split.launches[0], shape.stacked = true;
     const auto chosen = cuda::plan_of<T>(shape, backward);
     py::dict d;
     d["path"] = chosen.path;
@@ -424,24 +425,24 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
           "Bytes that backward() takes.")
       .def(
           "forward",
-          [](const py::handle& self, const std::vector<py::dict>& passes,
+          [](const py::handle& self, const std::vector<py::dict>& strands,
              const py::object& workspace, std::uintptr_t stream) {
-            built<BoundCall>(self, "self").forward(passes, workspace, stream);
+            built<BoundCall>(self, "self").forward(strands, workspace, stream);
           },
-          py::arg("passes"), py::arg("workspace"), py::arg("stream"),
-          "Each pass, a direction of a layer, is a dict of x, h, c, weight_ih, weight_hh, bias, "
+          py::arg("strands"), py::arg("workspace"), py::arg("stream"),
+          "Each strand, a direction of a layer, is a dict of x, h, c, weight_ih, weight_hh, bias, "
           "bias_hn, reverse, y, saved, cells, mask; what does not apply is None. h and c (B, H) "
           "are advanced; y, saved (N, saved, H) and cells (N, H) are written where given. Of "
           "stacked layers each but the first has None as x and takes the y below it, times the "
           "mask (T, B, H) there if any. Tokens outside the weights count as the nearest inside.")
       .def(
           "backward",
-          [](const py::handle& self, const std::vector<py::dict>& passes,
+          [](const py::handle& self, const std::vector<py::dict>& strands,
              const py::object& workspace, std::uintptr_t stream) {
-            built<BoundCall>(self, "self").backward(passes, workspace, stream);
+            built<BoundCall>(self, "self").backward(strands, workspace, stream);
           },
-          py::arg("passes"), py::arg("workspace"), py::arg("stream"),
-          "Gradients of forward(), in the same order: each pass is a dict of x, h_0, c_0, "
+          py::arg("strands"), py::arg("workspace"), py::arg("stream"),
+          "Gradients of forward(), in the same order: each strand is a dict of x, h_0, c_0, "
           "weight_ih, weight_hh, reverse, y, saved, cells, mask, dy, dh, dc, dx, dweight_ih, "
           "dweight_hh, dbias, dbias_hn as of _core.Kept.backward, in one direction. Directions "
           "may share dx. Of stacked layers the first alone has dx and the last alone dy; the x of "

@@ -41,7 +41,7 @@ std::vector<std::string> supported_isas() {
 }  // namespace
 }  // namespace rnnkern
 
-// By these threadpoolctl knows and limits us (python/rnnkern/machine.py).
+// threadpoolctl finds and limits us by these (python/rnnkern/machine.py).
 extern "C" {
 [[gnu::visibility("default")]] int rnnkern_get_num_threads() {
   return rnnkern::thread_limit(rnnkern::cores_now());

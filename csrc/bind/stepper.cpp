@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Layers upon each other that go one step at a time.
+// Stacked layers that go one step at a time.
 #include <optional>
 #include <utility>
 #include <variant>

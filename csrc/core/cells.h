@@ -24,7 +24,7 @@ struct CellList {
 using AllCells =
     CellList<RnnTanh, RnnRelu, SimplifiedGru, GruResetBefore, GruResetAfter, MinimalGated, Lstm>;
 
-// What those who are no templates know of a cell.
+// A cell's facts, for code that is no template.
 struct CellFacts {
   std::string_view name;
   std::span<const char* const> gate_names, states;  // states: h, or h and c

@@ -4,9 +4,9 @@
 // A lane V holds V::size values of type V::value:
 //   V(s)                        every element s
 //   V::load(p), v.store(p)      size elements, no alignment asked
-//   V::load_pair(p, a, b), V::store_pair(p, a, b)   of float lanes: 2·size Bfloat16, a's and b's in
-//   turns, widened; of a value that is none, the upper half is stored
-//   round_to_bfloat16(v)        of float lanes: the nearest values that are one, ties to even
+//   V::load_pair(p, a, b), V::store_pair(p, a, b)   of float lanes: 2·size Bfloat16, one for a, one
+//   for b and so on, widened to floats; storing keeps a float's upper half
+//   round_to_bfloat16(v)        of float lanes: the nearest values that a Bfloat16 holds, ties to even
 //   V::load(p, n), v.store(p, n)  the first n < size elements; the others load as 0 and are not stored
 //   + - * /, sqrt, fma(a, b, c) = a*b + c, min, max (the second operand where either is NaN), abs,
 //   copy_sign(magnitude, sign), exp2_integer(n) = 2^n for integral n in [-126, 127],
@@ -104,7 +104,7 @@ struct Scalar {
   RNNKERN_DEVICE friend Scalar exp2_integer(Scalar n) {
     static_assert(sizeof(T) == sizeof(float) || sizeof(T) == sizeof(double));
     if constexpr (sizeof(T) == sizeof(float)) {
-      // A NaN may not be cast to an integer; the caller's arithmetic carries it on by another way.
+      // A NaN may not be cast to an integer; the caller keeps it without this result.
       const std::int32_t k = n.v == n.v ? static_cast<std::int32_t>(n.v) : 0;
       return Scalar(std::bit_cast<float>((k + 127) << 23));
     } else {

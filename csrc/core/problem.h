@@ -49,7 +49,7 @@ struct Parameters {
   const T* w_ih;     // (G·H, I)
   const T* w_hh;     // (G·H, H)
   const T* bias;     // (G·H), or null for none
-  const T* bias_hn;  // (H), or null: joins the recurrent product of the last gate
+  const T* bias_hn;  // (H), or null: joins the recurrent product of the gate that the cell names
 };
 
 // Integer input: x_t is the one-hot row of a token. Only the distinct tokens of a call have a slot.

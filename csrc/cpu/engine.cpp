@@ -30,7 +30,7 @@ std::function<Plan(int)> shared_if(bool worth_sharing) {
   };
 }
 
-// Runs body(worker) on all threads that what copies so many bytes is worth.
+// Runs body(worker) on as many threads as copying so many bytes is worth.
 void run_packing(Index bytes, const std::function<void(const Worker&)>& body) {
   constexpr Index kWorthSharing = Index{1} << 20;
   Call(static_cast<double>(bytes)).run(shared_if(bytes >= kWorthSharing), body);
@@ -42,7 +42,7 @@ Work work_of(int cell, const Schedule& schedule, Index inputs, Index units, Comp
                     static_cast<double>(schedule.offset[schedule.steps]), inputs, units, compute);
 }
 
-// A layer's own compute has the products of its passes, so that a step has the bits of a block.
+// A layer with a compute of its own steps with the products of its passes, for the same bits.
 template <class T>
 const StepKernels<T>& step_kernels(int cell, bool narrow, Compute compute) {
   const Backend& backend = *chosen_backend().backend;
@@ -177,7 +177,7 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
   const auto& [inputs, units, w_ih, w_hh, bias, bias_hn] = problem.parameters;
   const auto& schedule = problem.schedule;
   const Work work = work_of<T>(cell, schedule, inputs, units, compute);
-  // So few rows are one run of steps: every panel of W_ih is used once, and need not be kept.
+  // So few rows are one chunk: every panel of W_ih is used once, and need not be kept.
   constexpr Index kWorthKeeping = 512;
   const bool worth_keeping = schedule.offset[schedule.steps] > kWorthKeeping;
   problem.input_packed = !problem.tokens.slot && (packed || worth_keeping);

@@ -34,7 +34,7 @@ class PackedWeights {
   AlignedBytes bytes_;
 };
 
-// Layers upon each other that go one step at a time. Packs the parameters when built, so that a
+// Stacked layers that go one step at a time. Packs the parameters when built, so that a
 // step neither packs nor allocates; it runs on the calling thread.
 template <class T>
 class Stepper {

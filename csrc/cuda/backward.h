@@ -15,11 +15,11 @@ template <class Cell, class P>
 class BackwardKernel {
   using V = Scalar<typename P::Element::Sum>;
   using T = typename V::value;
-  using Loop = Recurrence<P, BackwardPass<T>>;
+  using Loop = Recurrence<P, BackwardStrand<T>>;
   static constexpr int kPhases = phase_count<Cell>;
 
  public:
-  using Arguments = RecurrentProblem<BackwardPass<T>>;
+  using Arguments = RecurrentProblem<BackwardStrand<T>>;
 
   RNNKERN_KERNEL static void run(Block block, const Arguments& problem) {
     BackwardKernel(block, problem).run();
@@ -32,7 +32,7 @@ class BackwardKernel {
         plan_(problem.plan),
         schedule_(problem.schedule),
         loop_(block, problem),
-        pass_(loop_.pass()),
+        strand_(loop_.strand()),
         units_(problem.units) {}
 
   RNNKERN_KERNEL void run() const {
@@ -48,7 +48,7 @@ class BackwardKernel {
     return static_cast<std::uint32_t>((schedule_.steps - 1 - s) * kPhases + p);
   }
 
-  RNNKERN_KERNEL Index live(Index s) const { return schedule_.live(s, pass_.reverse); }
+  RNNKERN_KERNEL Index live(Index s) const { return schedule_.live(s, strand_.reverse); }
 
   // Phase 0 multiplies what step s + 1 left, phase 1 what phase 0 of this step has. Rows that are
   // not live in step s, but in step s + 1, end here with ∂L/∂h_0; step -1 has only such rows.
@@ -59,7 +59,7 @@ class BackwardKernel {
         {.phase = N,
          .rows = loop_.share(N == 0 && after > now ? after : now),
          .fed_rows = N == 0 ? loop_.share(now) : 0,
-         .offset = s < 0 ? 0 : schedule_.offset[schedule_.time_of(s, pass_.reverse)],
+         .offset = s < 0 ? 0 : schedule_.offset[schedule_.time_of(s, strand_.reverse)],
          .done = phases_before(s, N),
          .ahead = phases_before(s - 1, 0),
          .parity = N == 0 ? s + 1 : s},
@@ -74,26 +74,26 @@ class BackwardKernel {
   template <int N>
   RNNKERN_KERNEL void prefetch(Index s, const Place& at, bool lives) const {
     const Index state = at.b * units_ + at.unit;
-    block_.copy(loop_.field(kDh, at), pass_.dh + state);
+    block_.copy(loop_.field(kDh, at), strand_.dh + state);
     if (!lives) return;
-    const Index t = schedule_.time_of(s, pass_.reverse);
-    const Index before = schedule_.time_of(s - 1, pass_.reverse);
+    const Index t = schedule_.time_of(s, strand_.reverse);
+    const Index before = schedule_.time_of(s - 1, strand_.reverse);
     const bool first = at.i >= live(s - 1);
     block_.copy(loop_.field(kPreviousH, at),
-                first ? pass_.h_0 + state : pass_.y.at(before, at.b) + at.unit);
-    block_.copy(loop_.field(kH, at), pass_.y.at(t, at.b) + at.unit);
+                first ? strand_.h_0 + state : strand_.y.at(before, at.b) + at.unit);
+    block_.copy(loop_.field(kH, at), strand_.y.at(t, at.b) + at.unit);
     for (int k = 0; k < Cell::saved; ++k) {
       block_.copy(loop_.field(kSaved + k, at),
-                  pass_.saved + (at.packed * Cell::saved + k) * units_ + at.unit);
+                  strand_.saved + (at.packed * Cell::saved + k) * units_ + at.unit);
     }
-    const auto& dy = pass_.mask.data ? pass_.mask : pass_.dy;
+    const auto& dy = strand_.mask.data ? strand_.mask : strand_.dy;
     if (N == 0 && dy.data) block_.copy(loop_.field(kDy, at), dy.at(t, at.b) + at.unit);
     if constexpr (has_c<Cell>) {
-      block_.copy(loop_.field(kDc, at), pass_.dc + state);
+      block_.copy(loop_.field(kDc, at), strand_.dc + state);
       block_.copy(loop_.field(kPreviousC, at),
-                  first ? pass_.c_0 + state
-                        : pass_.cells + (schedule_.offset[before] + at.i) * units_ + at.unit);
-      block_.copy(loop_.field(kC, at), pass_.cells + at.packed * units_ + at.unit);
+                  first ? strand_.c_0 + state
+                        : strand_.cells + (schedule_.offset[before] + at.i) * units_ + at.unit);
+      block_.copy(loop_.field(kC, at), strand_.cells + at.packed * units_ + at.unit);
     }
   }
 
@@ -101,7 +101,7 @@ class BackwardKernel {
   RNNKERN_KERNEL void receive(const Place& at) const {
     const T sum = loop_.sum(kBetween, at.n, at.m);
     T* const dy = loop_.field(kDy, at);
-    *dy = pass_.mask.data ? *dy * sum : sum;
+    *dy = strand_.mask.data ? *dy * sum : sum;
   }
 
   template <int N>
@@ -109,11 +109,11 @@ class BackwardKernel {
     const Index state = at.b * units_ + at.unit;
     const V product(loop_.sum(N, at.n, at.m)), dh(*loop_.field(kDh, at));
     if (!lives) {
-      pass_.dh[state] = (dh + product).v;
+      strand_.dh[state] = (dh + product).v;
       return;
     }
     T* const delta =
-        pass_.delta + (at.packed - loop_.first_row()) * delta_count<Cell> * units_ + at.unit;
+        strand_.delta + (at.packed - loop_.first_row()) * delta_count<Cell> * units_ + at.unit;
     BackwardStep<V, Cell> step;
 #pragma unroll
     for (int k = 0; k < Cell::saved; ++k) step.saved[k] = V(*loop_.field(kSaved + k, at));
@@ -126,10 +126,10 @@ class BackwardKernel {
     }
     if constexpr (N == 0) {
       step.dh = product + dh;
-      if (pass_.dy.data || loop_.fed()) step.dh = step.dh + V(*loop_.field(kDy, at));
-      if constexpr (kPhases > 1) pass_.dh_now[at.i * units_ + at.unit] = step.dh.v;
+      if (strand_.dy.data || loop_.fed()) step.dh = step.dh + V(*loop_.field(kDy, at));
+      if constexpr (kPhases > 1) strand_.dh_now[at.i * units_ + at.unit] = step.dh.v;
     } else {
-      step.dh = V(pass_.dh_now[at.i * units_ + at.unit]);
+      step.dh = V(strand_.dh_now[at.i * units_ + at.unit]);
       step.doperand = product;
       step.direct = dh;
       constexpr Range before = found_in<Cell>(N - 1);
@@ -140,8 +140,8 @@ class BackwardKernel {
 
     Cell::backward(Phase<N>{}, step);
 
-    pass_.dh[state] = step.direct.v;
-    if constexpr (has_c<Cell>) pass_.dc[state] = step.dc.v;
+    strand_.dh[state] = step.direct.v;
+    if constexpr (has_c<Cell>) strand_.dc[state] = step.dc.v;
     constexpr Range found = found_in<Cell>(N);
 #pragma unroll
     for (int d = found.first; d < found.first + found.count; ++d)
@@ -178,7 +178,7 @@ class BackwardKernel {
   const RecurrentPlan& plan_;
   const DeviceSchedule& schedule_;
   const Loop loop_;
-  const BackwardPass<T>& pass_;
+  const BackwardStrand<T>& strand_;
   const int units_;
 };
 

@@ -15,19 +15,19 @@ class BackwardCall : Call<T> {
     this->prepare(space, layers, stream);
     for (Index end = shape.steps, begin; end > 0; end = begin) {
       begin = std::max<Index>(end - this->chunk_steps_, 0);
-      auto problem = this->template problem_of<BackwardPass<T>>(space, layers, begin, end);
-      for (int k = 0; k < shape.passes; ++k) {
+      auto problem = this->template problem_of<BackwardStrand<T>>(space, layers, begin, end);
+      for (int k = 0; k < shape.strands; ++k) {
         const auto& layer = this->layer_of(layers, k);
-        auto& pass = problem.pass[k];
-        pass.h_0 = layer.h_0, pass.c_0 = layer.c_0, pass.y = layer.y;
-        pass.saved = layer.saved, pass.cells = layer.cells;
-        pass.dy = layer.dy, pass.mask = layer.mask;
-        pass.dh = layer.dh, pass.dc = layer.dc, pass.delta = space.chunk[k];
-        pass.dh_now = space.scratch[k];
+        auto& strand = problem.strand[k];
+        strand.h_0 = layer.h_0, strand.c_0 = layer.c_0, strand.y = layer.y;
+        strand.saved = layer.saved, strand.cells = layer.cells;
+        strand.dy = layer.dy, strand.mask = layer.mask;
+        strand.dh = layer.dh, strand.dc = layer.dc, strand.delta = space.chunk[k];
+        strand.dh_now = space.scratch[k];
       }
       this->recurrent_.backward[shape.cell](this->grid(stream), problem);
-      // Pass by pass, so that a shared dx is added to in one order.
-      for (int k = 0; k < shape.passes; ++k) {
+      // Strand by strand, so that a shared dx is added to in one order.
+      for (int k = 0; k < shape.strands; ++k) {
         const auto& layer = this->layer_of(layers, k);
         const auto rows = this->rows_of(begin, end, layer.reverse);
         if (rows.count > 0) add_gradients(layer, space.schedule, rows, space.chunk[k], stream);
@@ -63,7 +63,7 @@ class BackwardCall : Call<T> {
     }
   }
 
-  // Sums over rows: both operands run the other way.
+  // Sums over rows: both operands are read transposed.
   void add_weight_gradients(const BackwardLayer<T>& layer, const DeviceSchedule& schedule,
                             typename Call<T>::Rows rows, const T* delta, void* stream) const {
     const auto& cell = this->cell_;

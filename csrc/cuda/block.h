@@ -6,8 +6,8 @@
 // threads, shared memory an array, and the tensor cores' fragments arrays of 32 lanes. So index
 // arithmetic and the exchange between blocks can be tested, under sanitizers too, on a machine
 // without a GPU. To keep a forgotten barrier or wait from passing there, copies to shared memory
-// are put off until they are waited for, and the order of the threads within a phase can be turned
-// round.
+// are put off until they are waited for, and the order of the threads within a phase can be
+// reversed.
 #pragma once
 
 #include <cstddef>

@@ -79,15 +79,15 @@ inline void fill(const DeviceSchedule& schedule, const Shape& shape, const Sched
   expand_schedule(stream, schedule);
 }
 
-// What a call of either way lays out in its workspace, pass by pass.
+// What a call of either way lays out in its workspace, strand by strand.
 template <class T>
 struct Workspace {
   DeviceSchedule schedule;
-  Exchange exchange[kMaxPasses];
-  std::byte* weights[kMaxPasses][kMaxProducts];
-  ZeroArguments zeroed;  // all operands and flags, and what is handed on where its rows are padded
-  T* chunk[kMaxPasses];  // (rows of a chunk, row_size): x_part, where there is one, or deltas
-  T* scratch[kMaxPasses];  // of a cell of two phases: (B, saved, H), or backward dh_now
+  Exchange exchange[kMaxStrands];
+  std::byte* weights[kMaxStrands][kMaxProducts];
+  ZeroArguments zeroed;   // all operands and flags, and what is handed on where its rows are padded
+  T* chunk[kMaxStrands];  // (rows of a chunk, row_size): x_part, where there is one, or deltas
+  T* scratch[kMaxStrands];  // of a cell of two phases: (B, saved, H), or backward dh_now
 };
 
 // Bytes of a packed row that one layer hands on to the next.
@@ -102,9 +102,9 @@ inline Index chunk_row_size(const Shape& shape, bool backward) {
 // As many steps as the buffers of a chunk have room for.
 template <class T>
 Index steps_of_chunk(const Shape& shape, const RecurrentPlan& plan, bool backward) {
-  const Index row_sizes = shape.stacked && !backward ? 1 : shape.passes;
+  const Index row_sizes = shape.stacked && !backward ? 1 : shape.strands;
   const Index row_bytes = row_sizes * chunk_row_size(shape, backward) * Index{sizeof(T)} +
-                          (shape.passes - 1) * handed_bytes(plan);
+                          (shape.strands - 1) * handed_bytes(plan);
   return std::clamp<Index>(current_device().chunk_bytes / row_bytes / shape.batch, 1, shape.steps);
 }
 
@@ -135,20 +135,20 @@ class Layout {
     const Index chunk_rows = std::min(chunk_steps_ * shape_.batch, live_rows_);
     space.schedule = take_schedule(shape_, live_rows_, arena);
     const Index zeros_begin = arena.used();
-    for (int k = 0; k < shape_.passes; ++k) {
+    for (int k = 0; k < shape_.strands; ++k) {
       auto& exchange = space.exchange[k];
       for (int p = 0; p < plan_.phases; ++p)
         exchange.operand[p] = arena.take<std::byte>(2 * plan_.exchange_bytes(p));
       exchange.flags = arena.take<std::uint32_t>(Index{plan_.groups} * plan_.blocks);
     }
     Index zeros_end = arena.used();
-    for (int k = 0; shape_.stacked && k + 1 < shape_.passes; ++k)
+    for (int k = 0; shape_.stacked && k + 1 < shape_.strands; ++k)
       space.exchange[k].handed = arena.take<std::byte>(chunk_rows * handed_bytes(plan_));
     if (handed_units() * recurrent_.product.element_bytes < handed_bytes(plan_))
       zeros_end = arena.used();
     space.zeroed = {reinterpret_cast<std::uint32_t*>(space.exchange[0].operand[0]),
                     (zeros_end - zeros_begin) / Index{sizeof(std::uint32_t)}};
-    for (int k = 0; k < shape_.passes; ++k) {
+    for (int k = 0; k < shape_.strands; ++k) {
       for (int p = 0; p < (fed(k) ? kMaxProducts : kBetween); ++p) {
         space.weights[k][p] = arena.take<std::byte>(plan_.tiles(p) * plan_.tile_bytes(p));
         space.exchange[k].weights[p] = space.weights[k][p];
@@ -186,10 +186,10 @@ class Call : Layout<T> {
   Call(const Shape& shape, bool backward)
       : Layout<T>(shape, backward), storage_(shape.steps, shape.batch, shape.lengths) {}
 
-  // The layer that is pass k: backward, the last of stacked ones comes first.
+  // The layer that is strand k: backward, the last of stacked ones comes first.
   template <class Layer>
   const Layer& layer_of(const std::vector<Layer>& layers, int k) const {
-    return layers[static_cast<std::size_t>(shape_.stacked && backward_ ? shape_.passes - 1 - k
+    return layers[static_cast<std::size_t>(shape_.stacked && backward_ ? shape_.strands - 1 - k
                                                                        : k)];
   }
 
@@ -198,7 +198,7 @@ class Call : Layout<T> {
   void prepare(const Workspace<T>& space, const std::vector<Layer>& layers, void* stream) const {
     fill(space.schedule, shape_, storage_, stream);
     zero(stream, space.zeroed);
-    for (int k = 0; k < shape_.passes; ++k) {
+    for (int k = 0; k < shape_.strands; ++k) {
       for (int p = 0; p < plan_.phases; ++p)
         pack(space, k, p, layer_of(layers, k).parameters.w_hh, cell_.phases[p], stream);
       if (!fed(k)) continue;
@@ -224,7 +224,7 @@ class Call : Layout<T> {
                            .backward = backward_});
   }
 
-  // The packed rows of the processed steps [begin, end) of a pass.
+  // The packed rows of the processed steps [begin, end) of a strand.
   struct Rows {
     Index first, count;
   };
@@ -235,25 +235,25 @@ class Call : Layout<T> {
             schedule.offset[first + (end - begin)] - schedule.offset[first]};
   }
 
-  template <class Pass, class Layer>
-  RecurrentProblem<Pass> problem_of(const Workspace<T>& space, const std::vector<Layer>& layers,
-                                    Index begin, Index end) const {
-    RecurrentProblem<Pass> problem{};
+  template <class Strand, class Layer>
+  RecurrentProblem<Strand> problem_of(const Workspace<T>& space, const std::vector<Layer>& layers,
+                                      Index begin, Index end) const {
+    RecurrentProblem<Strand> problem{};
     problem.plan = plan_, problem.schedule = space.schedule, problem.stacked = shape_.stacked;
     problem.units = static_cast<std::int32_t>(shape_.units);
     problem.begin = static_cast<std::int32_t>(begin), problem.end = static_cast<std::int32_t>(end);
-    for (int k = 0; k < shape_.passes; ++k) {
+    for (int k = 0; k < shape_.strands; ++k) {
       const bool reverse = layer_of(layers, k).reverse;
       problem.first_row[k] = static_cast<std::int32_t>(rows_of(begin, end, reverse).first);
-      problem.pass[k].reverse = reverse;
-      problem.pass[k].exchange = space.exchange[k];
+      problem.strand[k].reverse = reverse;
+      problem.strand[k].exchange = space.exchange[k];
     }
     return problem;
   }
 
   Grid grid(void* stream) const {
     return {.stream = stream,
-            .blocks = Index{shape_.passes} * plan_.groups * plan_.blocks,
+            .blocks = Index{shape_.strands} * plan_.groups * plan_.blocks,
             .shared_bytes = plan_.shared_bytes,
             .together = true};
   }

@@ -24,7 +24,7 @@ PlanRequest request_of(const Shape& shape, bool backward) {
                       .field_bytes = sizeof(T),
                       .units = shape.units,
                       .batch = shape.batch,
-                      .passes = shape.passes,
+                      .strands = shape.strands,
                       .groups = forced_groups};
   for (int p = 0; p < phase_count(cell); ++p) {
     const int gates = cell.phases[p].count;
@@ -62,9 +62,9 @@ void force_groups(int groups) { forced_groups = groups; }
 template <class T>
 LayerSplit layer_split(const Shape& shape, int layers, bool backward) {
   std::vector<double> cycles;
-  for (int count = 1; count <= std::min(layers, kMaxPasses); ++count) {
+  for (int count = 1; count <= std::min(layers, kMaxStrands); ++count) {
     Shape launch = shape;
-    launch.passes = count, launch.stacked = count > 1;
+    launch.strands = count, launch.stacked = count > 1;
     const auto plan = known_plan(request_of<T>(launch, backward));
     if (!plan) {
       cycles.push_back(std::numeric_limits<double>::infinity());

@@ -15,13 +15,13 @@ namespace rnnkern::cuda {
 
 enum class Compute { exact, tfloat32, bfloat16, float16 };
 
-// What a plan and a workspace depend on; sizes and their products fit 31 bits. Stacked, the passes
+// What a plan and a workspace depend on; sizes and their products fit 31 bits. Stacked, the strands
 // are layers in one direction from the first up, and inputs and tokens are the first one's; or they
 // are the directions of one layer.
 struct Shape {
   int cell;
   Index inputs, units, steps, batch;
-  int passes;
+  int strands;
   bool stacked;
   bool tokens;
   Compute compute;
@@ -83,7 +83,7 @@ Index forward_workspace(const Shape& shape);
 template <class T>
 Index backward_workspace(const Shape& shape);
 
-// How to divide `layers` stacked ones of that shape, whose `passes` do not count, among launches.
+// How to divide `layers` stacked ones of that shape, whose `strands` do not count, among launches.
 template <class T>
 LayerSplit layer_split(const Shape& shape, int layers, bool backward);
 

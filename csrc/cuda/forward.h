@@ -13,12 +13,12 @@ template <class Cell, class P>
 class ForwardKernel {
   using V = Scalar<typename P::Element::Sum>;
   using T = typename V::value;
-  using Loop = Recurrence<P, ForwardPass<T>>;
+  using Loop = Recurrence<P, ForwardStrand<T>>;
   static constexpr int kPhases = phase_count<Cell>;
   static constexpr int kGates = Cell::gates, kStates = has_c<Cell> ? 2 : 1;
 
  public:
-  using Arguments = RecurrentProblem<ForwardPass<T>>;
+  using Arguments = RecurrentProblem<ForwardStrand<T>>;
 
   RNNKERN_KERNEL static void run(Block block, const Arguments& problem) {
     ForwardKernel(block, problem).run();
@@ -31,7 +31,7 @@ class ForwardKernel {
         plan_(problem.plan),
         schedule_(problem.schedule),
         loop_(block, problem),
-        pass_(loop_.pass()),
+        strand_(loop_.strand()),
         units_(problem.units) {}
 
   RNNKERN_KERNEL void run() const {
@@ -55,7 +55,8 @@ class ForwardKernel {
         for (int e = thread; e < rows * plan_.units; e += kThreads) {
           const int j = e / plan_.units, unit = loop_.slice(local) * plan_.units + e % plan_.units;
           if (unit >= units_) continue;
-          const auto h = P::Element::round(pass_.h[schedule_.order[loop_.row(j)] * units_ + unit]);
+          const auto h =
+              P::Element::round(strand_.h[schedule_.order[loop_.row(j)] * units_ + unit]);
           loop_.operand(0, 0, j)[unit] = h;
           loop_.operand(0, 1, j)[unit] = h;
         }
@@ -66,12 +67,12 @@ class ForwardKernel {
 
   template <int N>
   RNNKERN_KERNEL void run_phase(Index s) const {
-    const int rows = loop_.share(schedule_.live(s, pass_.reverse));
+    const int rows = loop_.share(schedule_.live(s, strand_.reverse));
     loop_.run_phase(
         {.phase = N,
          .rows = rows,
          .fed_rows = rows,
-         .offset = schedule_.offset[schedule_.time_of(s, pass_.reverse)],
+         .offset = schedule_.offset[schedule_.time_of(s, strand_.reverse)],
          .done = phases_before(s, N),
          .ahead = phases_before(s + 1, 0),
          .parity = s},
@@ -80,8 +81,8 @@ class ForwardKernel {
   }
 
   RNNKERN_KERNEL T* saved_row(const Place& at) const {
-    return pass_.saved ? pass_.saved + at.packed * Cell::saved * units_
-                       : pass_.scratch + at.i * Cell::saved * units_;
+    return strand_.saved ? strand_.saved + at.packed * Cell::saved * units_
+                         : strand_.scratch + at.i * Cell::saved * units_;
   }
 
   // What stands in the fields: W_ih x + b of the phase's gates, h, c, what phase 0 saved, and the
@@ -92,9 +93,9 @@ class ForwardKernel {
   template <int N>
   RNNKERN_KERNEL void prefetch(Index s, const Place& at) const {
     constexpr Range phase = Cell::phases[N];
-    const bool first = at.i >= schedule_.live(s - 1, pass_.reverse);
-    const T* x = pass_.bias;
-    if (pass_.x_part) x = pass_.x_part + (at.packed - loop_.first_row()) * kGates * units_;
+    const bool first = at.i >= schedule_.live(s - 1, strand_.reverse);
+    const T* x = strand_.bias;
+    if (strand_.x_part) x = strand_.x_part + (at.packed - loop_.first_row()) * kGates * units_;
     for (int g = 0; g < phase.count; ++g) {
       if (x) {
         block_.copy(loop_.field(g, at), x + (phase.first + g) * units_ + at.unit);
@@ -102,22 +103,22 @@ class ForwardKernel {
         *loop_.field(g, at) = T(0);
       }
     }
-    const T* h =
-        first ? pass_.h + at.b * units_ : pass_.y.at(schedule_.time_of(s - 1, pass_.reverse), at.b);
+    const T* h = first ? strand_.h + at.b * units_
+                       : strand_.y.at(schedule_.time_of(s - 1, strand_.reverse), at.b);
     block_.copy(loop_.field(phase.count, at), h + at.unit);
     if constexpr (has_c<Cell>) {
-      const T* c = pass_.c + at.b * units_;
-      if (!first && pass_.cells) {
-        const Index before = schedule_.offset[schedule_.time_of(s - 1, pass_.reverse)] + at.i;
-        c = pass_.cells + before * units_;
+      const T* c = strand_.c + at.b * units_;
+      if (!first && strand_.cells) {
+        const Index before = schedule_.offset[schedule_.time_of(s - 1, strand_.reverse)] + at.i;
+        c = strand_.cells + before * units_;
       }
       block_.copy(loop_.field(phase.count + 1, at), c + at.unit);
     }
     for (int k = 0; k < kSavedBefore<N>; ++k)
       block_.copy(loop_.field(phase.count + kStates + k, at), saved_row(at) + k * units_ + at.unit);
-    if (N + 1 == kPhases && pass_.mask.data) {
+    if (N + 1 == kPhases && strand_.mask.data) {
       block_.copy(loop_.field(phase.count + kStates + kSavedBefore<N>, at),
-                  pass_.mask.at(schedule_.time_of(s, pass_.reverse), at.b) + at.unit);
+                  strand_.mask.at(schedule_.time_of(s, strand_.reverse), at.b) + at.unit);
     }
   }
 
@@ -137,8 +138,8 @@ class ForwardKernel {
 #pragma unroll
     for (int g = 0; g < phase.count; ++g) {
       T product = loop_.sum(N, at.n, g * plan_.units + at.m);
-      if (phase.first + g == Cell::recurrent_bias_gate && pass_.bias_hn)
-        product += pass_.bias_hn[at.unit];
+      if (phase.first + g == Cell::recurrent_bias_gate && strand_.bias_hn)
+        product += strand_.bias_hn[at.unit];
       step.x[phase.first + g] = V(*loop_.field(g, at));
       step.product[phase.first + g] = V(product);
     }
@@ -150,7 +151,7 @@ class ForwardKernel {
 
     Cell::forward(Phase<N>{}, step);
 
-    if (pass_.saved || kPhases > 1) {
+    if (strand_.saved || kPhases > 1) {
 #pragma unroll
       for (int k = saves.first; k < saves.first + saves.count; ++k)
         saved_row(at)[k * units_ + at.unit] = step.saved[k].v;
@@ -166,19 +167,19 @@ class ForwardKernel {
   // The new state: to the other blocks, to the layer above, to the caller, and where the row ends
   // as its last.
   RNNKERN_KERNEL void finish(Index s, const Place& at, const ForwardStep<V, Cell>& step) const {
-    const bool ends = at.i >= schedule_.live(s + 1, pass_.reverse);
+    const bool ends = at.i >= schedule_.live(s + 1, strand_.reverse);
     loop_.operand(0, s + 1, at.j)[at.unit] = P::Element::round(step.h.v);
     if (loop_.hands_on()) {
       constexpr int last = kPhases - 1,
                     mask = Cell::phases[last].count + kStates + kSavedBefore<last>;
-      const T handed = pass_.mask.data ? step.h.v * *loop_.field(mask, at) : step.h.v;
+      const T handed = strand_.mask.data ? step.h.v * *loop_.field(mask, at) : step.h.v;
       loop_.handed(at.packed)[at.unit] = P::Element::round(handed);
     }
-    pass_.y.at(schedule_.time_of(s, pass_.reverse), at.b)[at.unit] = step.h.v;
-    if (ends) pass_.h[at.b * units_ + at.unit] = step.h.v;
+    strand_.y.at(schedule_.time_of(s, strand_.reverse), at.b)[at.unit] = step.h.v;
+    if (ends) strand_.h[at.b * units_ + at.unit] = step.h.v;
     if constexpr (has_c<Cell>) {
-      if (pass_.cells) pass_.cells[at.packed * units_ + at.unit] = step.c.v;
-      if (ends || !pass_.cells) pass_.c[at.b * units_ + at.unit] = step.c.v;
+      if (strand_.cells) strand_.cells[at.packed * units_ + at.unit] = step.c.v;
+      if (ends || !strand_.cells) strand_.c[at.b * units_ + at.unit] = step.c.v;
     }
   }
 
@@ -187,7 +188,7 @@ class ForwardKernel {
   const RecurrentPlan& plan_;
   const DeviceSchedule& schedule_;
   const Loop loop_;
-  const ForwardPass<T>& pass_;
+  const ForwardStrand<T>& strand_;
   const int units_;
 };
 

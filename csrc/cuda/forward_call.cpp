@@ -21,18 +21,18 @@ class ForwardCall : Call<T> {
     }
     for (Index begin = 0, end; begin < shape.steps; begin = end) {
       end = std::min(begin + this->chunk_steps_, shape.steps);
-      auto problem = this->template problem_of<ForwardPass<T>>(space, layers, begin, end);
-      for (int k = 0; k < shape.passes; ++k) {
+      auto problem = this->template problem_of<ForwardStrand<T>>(space, layers, begin, end);
+      for (int k = 0; k < shape.strands; ++k) {
         const auto& layer = this->layer_of(layers, k);
         if (!this->fed(k)) {
           multiply_inputs(layer, space.schedule, this->rows_of(begin, end, layer.reverse),
                           space.chunk[k], stream);
         }
-        auto& pass = problem.pass[k];
-        pass.x_part = space.chunk[k];
-        pass.bias = layer.parameters.bias, pass.bias_hn = layer.parameters.bias_hn;
-        pass.h = layer.h, pass.c = layer.c, pass.y = layer.y, pass.mask = layer.mask;
-        pass.saved = layer.saved, pass.cells = layer.cells, pass.scratch = space.scratch[k];
+        auto& strand = problem.strand[k];
+        strand.x_part = space.chunk[k];
+        strand.bias = layer.parameters.bias, strand.bias_hn = layer.parameters.bias_hn;
+        strand.h = layer.h, strand.c = layer.c, strand.y = layer.y, strand.mask = layer.mask;
+        strand.saved = layer.saved, strand.cells = layer.cells, strand.scratch = space.scratch[k];
       }
       this->recurrent_.forward[shape.cell](this->grid(stream), problem);
     }

@@ -20,8 +20,8 @@ struct Grid {
 template <class T>
 struct RecurrentKernels {
   ProductFacts product;
-  void (*forward[AllCells::size])(const Grid&, const RecurrentProblem<ForwardPass<T>>&);
-  void (*backward[AllCells::size])(const Grid&, const RecurrentProblem<BackwardPass<T>>&);
+  void (*forward[AllCells::size])(const Grid&, const RecurrentProblem<ForwardStrand<T>>&);
+  void (*backward[AllCells::size])(const Grid&, const RecurrentProblem<BackwardStrand<T>>&);
 };
 
 // What depends on how products are computed; each defined in csrc/cuda/<compute>.cu.

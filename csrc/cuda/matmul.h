@@ -127,8 +127,8 @@ class MatmulKernel {
     Quad<T> quad[kShare<Outer>];
   };
 
-  // The first element of quad q of a tile: four k, or four rows where the source runs the other
-  // way. Then 32 neighbouring threads take 8 rows of 16 k, so that the stores spread over the
+  // The first element of quad q of a tile: four k, or four rows where the source is
+  // transposed. Then 32 neighbouring threads take 8 rows of 16 k, so that the stores spread over the
   // banks.
   struct Corner {
     int outer, k;

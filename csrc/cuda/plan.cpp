@@ -41,7 +41,7 @@ double sums_a_cycle(const ProductFacts& product) {
 
 // A plan for slices of `units` units and parts that cut a row in `cuts`, if it fits.
 std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index groups, Index cuts) {
-  const Index budget = r.device.multiprocessors / r.passes;
+  const Index budget = r.device.multiprocessors / r.strands;
   const Index slices = ceil_div(r.units, units);
   const Index blocks = std::min(slices, budget / groups);
   const Index rows = ceil_div(r.batch, groups), per_block = ceil_div(slices, blocks);
@@ -125,7 +125,7 @@ std::string in_words(const PlanRequest& r, const Candidate& c) {
                      std::to_string(p.blocks) + (p.blocks == 1 ? " block, " : " blocks, ") +
                      std::to_string(p.units) + (p.units == 1 ? " unit" : " units") + " a slice; ";
   if (r.weights[kBetween].gates > 0)
-    text = std::to_string(r.passes) + " layers as a wavefront, each with " + text;
+    text = std::to_string(r.strands) + " layers as a wavefront, each with " + text;
   const std::string weights = r.weights[kBetween].gates > 0 ? "weights" : "recurrent weights";
   if (c.resident) {
     text += "the " + weights + " stay in shared memory";
@@ -142,7 +142,7 @@ std::string in_words(const PlanRequest& r, const Candidate& c) {
 }  // namespace
 
 std::optional<ChosenPlan> choose_plan(const PlanRequest& r) {
-  const Index budget = r.device.multiprocessors / r.passes;
+  const Index budget = r.device.multiprocessors / r.strands;
   if (budget < 1) return std::nullopt;
   std::optional<Candidate> best;
   for (Index units = 1; units <= std::min(r.units, kMostRowsOfSlice); ++units) {
@@ -163,8 +163,8 @@ std::optional<ChosenPlan> choose_plan(const PlanRequest& r) {
 }
 
 void refuse_plan(const PlanRequest& r) {
-  if (r.passes > r.device.multiprocessors) {
-    throw std::invalid_argument("passes: " + std::to_string(r.passes) +
+  if (r.strands > r.device.multiprocessors) {
+    throw std::invalid_argument("strands: " + std::to_string(r.strands) +
                                 " need as many multiprocessors, the device has " +
                                 std::to_string(r.device.multiprocessors));
   }

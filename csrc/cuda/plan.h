@@ -99,7 +99,7 @@ struct PlanRequest {
   int fields;       // values a unit and row that the equations read
   int field_bytes;  // of each
   Index units, batch;
-  int passes;  // that share the device: directions, or layers where there are products between them
+  int strands;  // that share the device: directions, or layers where there are products between them
   int groups = 0;  // of the batch that the plan must have; 0 for as many as are best
 
   auto operator<=>(const PlanRequest&) const = default;

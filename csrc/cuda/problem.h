@@ -14,7 +14,7 @@ namespace rnnkern::cuda {
 
 // What shares a launch: the directions of a layer, or stacked layers as a wavefront, ordered so
 // that each takes up what the one before it hands on (backward, the last layer comes first).
-inline constexpr int kMaxPasses = 4;
+inline constexpr int kMaxStrands = 4;
 
 // Rows sorted by falling length; live pairs packed as in core/problem.h. Counts fit 31 bits.
 struct DeviceSchedule {
@@ -34,7 +34,7 @@ struct DeviceSchedule {
   }
 };
 
-// What the blocks of a pass share.
+// What the blocks of a strand share.
 struct Exchange {
   const std::byte* weights[kMaxProducts];  // packed: (slice, part, row, part_bytes)
   std::byte* operand[kMaxPhases];  // (2, group, group_rows, depth_bytes), zeroed before the call
@@ -45,7 +45,7 @@ struct Exchange {
 };
 
 template <class T>
-struct ForwardPass {
+struct ForwardStrand {
   bool reverse;
   Exchange exchange;
   const T* x_part;   // (packed rows of the chunk, G·H): W_ih x + b; null where a layer hands x on
@@ -61,7 +61,7 @@ struct ForwardPass {
 };
 
 template <class T>
-struct BackwardPass {
+struct BackwardStrand {
   bool reverse;
   Exchange exchange;
   const T* h_0;
@@ -78,14 +78,14 @@ struct BackwardPass {
 };
 
 // A chunk of processed steps [begin, end); a backward one that begins at 0 also ends in ∂L/∂h_0.
-template <class Pass>
+template <class Strand>
 struct RecurrentProblem {
   RecurrentPlan plan;
   DeviceSchedule schedule;
-  bool stacked;  // the passes are layers
+  bool stacked;  // the strands are layers
   std::int32_t units, begin, end;
-  std::int32_t first_row[kMaxPasses];  // the chunk's first packed row in each pass
-  Pass pass[kMaxPasses];
+  std::int32_t first_row[kMaxStrands];  // the chunk's first packed row in each strand
+  Strand strand[kMaxStrands];
 };
 
 // A matrix as a product reads it, element (r, c).
@@ -98,7 +98,7 @@ struct Operand {
     kPrevious,  // h before packed row r, times the gate where there is one
   };
   Kind kind;
-  bool reverse;          // kPrevious: of its pass
+  bool reverse;          // kPrevious: of its strand
   std::int32_t first;    // packed row of r = 0
   std::int32_t columns;  // kTokens: they are clamped to what lies below
   const T* data;

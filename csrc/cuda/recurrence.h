@@ -26,12 +26,12 @@ struct Place {
   Index packed;  // the packed row
 };
 
-template <class P, class Pass>
+template <class P, class Strand>
 class Recurrence {
   using E = typename P::Element;
 
  public:
-  using Problem = RecurrentProblem<Pass>;
+  using Problem = RecurrentProblem<Strand>;
   using Sum = typename E::Sum;
   using Storage = typename E::Storage;
 
@@ -39,8 +39,8 @@ class Recurrence {
       : block_(block),
         problem_(problem),
         plan_(problem.plan),
-        pass_index_(static_cast<int>(block.index() / blocks_of_pass())),
-        group_(static_cast<int>(block.index() % blocks_of_pass() / plan_.blocks)),
+        strand_index_(static_cast<int>(block.index() / blocks_of_strand())),
+        group_(static_cast<int>(block.index() % blocks_of_strand() / plan_.blocks)),
         member_(static_cast<int>(block.index() % plan_.blocks)) {
     for (int p = 0; p < plan_.phases; ++p) {
       load_resident(p);
@@ -48,11 +48,11 @@ class Recurrence {
     }
   }
 
-  RNNKERN_KERNEL const Pass& pass() const { return problem_.pass[pass_index_]; }
-  RNNKERN_KERNEL Index first_row() const { return problem_.first_row[pass_index_]; }
+  RNNKERN_KERNEL const Strand& strand() const { return problem_.strand[strand_index_]; }
+  RNNKERN_KERNEL Index first_row() const { return problem_.first_row[strand_index_]; }
 
   // Whether the layer before in the wavefront hands something on to this one.
-  RNNKERN_KERNEL bool fed() const { return problem_.stacked && pass_index_ > 0; }
+  RNNKERN_KERNEL bool fed() const { return problem_.stacked && strand_index_ > 0; }
 
   // How many of the first `live` sorted rows are this group's: its row j is sorted row row(j).
   RNNKERN_KERNEL int share(Index live) const {
@@ -69,21 +69,21 @@ class Recurrence {
   // To be called behind a barrier: this block has done `count` phases.
   RNNKERN_KERNEL void publish_phase(std::uint32_t count) const {
     block_.each([&](int thread) {
-      if (thread == 0) publish(flags(pass()) + member_, count);
+      if (thread == 0) publish(flags(strand()) + member_, count);
     });
   }
 
   // Group row j of phase p's operand, in the half for `parity`.
   RNNKERN_KERNEL Storage* operand(int p, Index parity, int j) const {
     return reinterpret_cast<Storage*>(
-        pass().exchange.operand[p] + (parity & 1) * plan_.exchange_bytes(p) +
+        strand().exchange.operand[p] + (parity & 1) * plan_.exchange_bytes(p) +
         (Index{group_} * plan_.group_rows + j) * plan_.product[p].depth_bytes);
   }
 
   // Whether the next layer takes up what this one hands on, and a packed row of it.
-  RNNKERN_KERNEL bool hands_on() const { return pass().exchange.handed != nullptr; }
+  RNNKERN_KERNEL bool hands_on() const { return strand().exchange.handed != nullptr; }
   RNNKERN_KERNEL Storage* handed(Index packed) const {
-    return reinterpret_cast<Storage*>(handed_row(pass(), packed));
+    return reinterpret_cast<Storage*>(handed_row(strand(), packed));
   }
 
   // A phase of a step.
@@ -97,7 +97,7 @@ class Recurrence {
     Index parity;         // of the operand's half
   };
 
-  // before(place) for what is had without other blocks; where the pass is fed, the product of what
+  // before(place) for what is had without other blocks; where the strand is fed, the product of what
   // was handed on, and receive(place); the product of the phase's operand, and after(place).
   // receive and after find their sums by sum().
   template <class Before, class Receive, class After>
@@ -113,7 +113,7 @@ class Recurrence {
         const int fed_count = least(at.fed_rows - first, count);
         if (fed() && fed_count > 0) {
           const int between = kBetween + at.phase;
-          const Pass& source = problem_.pass[pass_index_ - 1];
+          const Strand& source = problem_.strand[strand_index_ - 1];
           if (!received) await_group(source, at.ahead);
           received = true;
           const Index row_bytes = plan_.product[between].depth_bytes;
@@ -122,7 +122,7 @@ class Recurrence {
           block_.each(
               [&](int thread) { each_place(local, first, fed_count, at.offset, thread, receive); });
         }
-        if (!awaited) await_group(pass(), at.done);
+        if (!awaited) await_group(strand(), at.done);
         awaited = true;
         multiply_tile(
             block_, tile_of(at.phase, local,
@@ -167,10 +167,10 @@ class Recurrence {
 
   RNNKERN_KERNEL static int least(int a, int b) { return a < b ? a : b; }
 
-  // All blocks of this group in a pass have done `count` phases.
-  RNNKERN_KERNEL void await_group(const Pass& pass, std::uint32_t count) const {
+  // All blocks of this group in a strand have done `count` phases.
+  RNNKERN_KERNEL void await_group(const Strand& strand, std::uint32_t count) const {
     block_.each([&](int thread) {
-      for (int i = thread; i < plan_.blocks; i += kThreads) await(flags(pass) + i, count);
+      for (int i = thread; i < plan_.blocks; i += kThreads) await(flags(strand) + i, count);
     });
   }
 
@@ -200,17 +200,18 @@ class Recurrence {
                               int count) const {
     const ProductPlan& product = plan_.product[p];
     const int first = local * product.parts;
-    return {product,
-            plan_.staged_at,
-            plan_.operand_at,
-            plan_.partial_at,
-            plan_.tile_rows,
-            product.resident - first,
-            product.resident_at + first * product.rows * stride(product),
-            count,
-            row_bytes,
-            rows,
-            pass().exchange.weights[p] + Index{slice(local)} * product.parts * plan_.tile_bytes(p)};
+    return {
+        product,
+        plan_.staged_at,
+        plan_.operand_at,
+        plan_.partial_at,
+        plan_.tile_rows,
+        product.resident - first,
+        product.resident_at + first * product.rows * stride(product),
+        count,
+        row_bytes,
+        rows,
+        strand().exchange.weights[p] + Index{slice(local)} * product.parts * plan_.tile_bytes(p)};
   }
 
   // No cell is in it, so that all of them share its code.
@@ -266,13 +267,13 @@ class Recurrence {
     });
   }
 
-  RNNKERN_KERNEL Index blocks_of_pass() const { return Index{plan_.groups} * plan_.blocks; }
-  RNNKERN_KERNEL std::uint32_t* flags(const Pass& pass) const {
-    return pass.exchange.flags + group_ * plan_.blocks;
+  RNNKERN_KERNEL Index blocks_of_strand() const { return Index{plan_.groups} * plan_.blocks; }
+  RNNKERN_KERNEL std::uint32_t* flags(const Strand& strand) const {
+    return strand.exchange.flags + group_ * plan_.blocks;
   }
-  // All passes of a wavefront run the same way, and begin with the same packed row.
-  RNNKERN_KERNEL std::byte* handed_row(const Pass& pass, Index packed) const {
-    return pass.exchange.handed + (packed - first_row()) * plan_.product[kBetween].depth_bytes;
+  // All strands of a wavefront have one direction, and begin with the same packed row.
+  RNNKERN_KERNEL std::byte* handed_row(const Strand& strand, Index packed) const {
+    return strand.exchange.handed + (packed - first_row()) * plan_.product[kBetween].depth_bytes;
   }
   RNNKERN_KERNEL static int stride(const ProductPlan& product) {
     return product.part_bytes + kRowPadding;
@@ -301,7 +302,7 @@ class Recurrence {
       for (int tile = 0; tile < product.resident && tile < own; ++tile) {
         const Index index =
             Index{slice(tile / product.parts)} * product.parts + tile % product.parts;
-        copy_weights(block_, product, pass().exchange.weights[p] + index * plan_.tile_bytes(p),
+        copy_weights(block_, product, strand().exchange.weights[p] + index * plan_.tile_bytes(p),
                      product.resident_at + tile * product.rows * stride(product), thread);
       }
       block_.copies_done();
@@ -311,7 +312,7 @@ class Recurrence {
   const Block block_;
   const Problem& problem_;
   const RecurrentPlan& plan_;
-  const int pass_index_, group_, member_;
+  const int strand_index_, group_, member_;
 };
 
 }  // namespace rnnkern::cuda

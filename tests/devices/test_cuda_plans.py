@@ -71,7 +71,7 @@ def test_how_layers_share_launches(side: Any) -> None:
     many = plan(256, 9)["layers_per_launch"]
     assert sum(many) == 9
     assert 3 <= len(many) <= 4
-    # Two layers of this size keep their weights in shared memory only by turns.
+    # Two layers of this size cannot both keep their weights in shared memory.
     large = plan(1024, 2)
     assert large["layers_per_launch"] == [1, 1]
     assert large["reason"].startswith("a launch for each layer: by the estimate wavefronts take 1.")
@@ -126,7 +126,7 @@ def bad(side: Any, message: str, error: type[Exception] = ValueError, **changes:
         "weight_hh": side.empty((h, h), "float32"),
         "y": side.empty((t, b, h), "float32"),
     }
-    passes, layers = changes.pop("passes", 1), changes.pop("layers", 1)
+    strands, layers = changes.pop("strands", 1), changes.pop("layers", 1)
     cell, lengths = changes.pop("cell", "rnn_tanh"), changes.pop("lengths", None)
     space = changes.pop("workspace", None)
     if space is None:
@@ -135,7 +135,7 @@ def bad(side: Any, message: str, error: type[Exception] = ValueError, **changes:
 
     def forward() -> None:
         call = side.module.Call(of, t, b, lengths, layers=layers)
-        call.forward([p | changes] * passes, space, side.stream)
+        call.forward([p | changes] * strands, space, side.stream)
 
     with pytest.raises(error, match=message):
         forward()
@@ -143,11 +143,11 @@ def bad(side: Any, message: str, error: type[Exception] = ValueError, **changes:
 
 def test_bad_arguments(side: Any) -> None:
     bad(side, "no cell is named", cell="gru")
-    bad(side, "passes must be 1, got 3", passes=3)
-    bad(side, "passes must be 1, got 0", passes=0)
+    bad(side, "strands must be 1, got 3", strands=3)
+    bad(side, "strands must be 1, got 0", strands=0)
     bad(side, "layers must be 1 to 4 in one direction, or 1 in both, got 5 in 1", layers=5)
     bad(side, "or 1 in both, got 2 in 2", layers=2, spec={"directions": 2})
-    bad(side, "x of stacked layer 1 must be None: it is the y", passes=2, layers=2)
+    bad(side, "x of stacked layer 1 must be None: it is the y", strands=2, layers=2)
     bad(side, "compute must be", spec={"compute": "int8"})
     bad(side, "lengths must have 2 entries, got 1", lengths=[1])
     bad(side, r"lengths must lie in 0..2, got 3", lengths=[1, 3])
@@ -182,7 +182,7 @@ def test_bad_arguments(side: Any) -> None:
 
 def test_a_device_that_is_too_small(side: Any) -> None:
     side.device(multiprocessors=1)
-    with pytest.raises(ValueError, match="passes: 2 need as many multiprocessors"):
+    with pytest.raises(ValueError, match="strands: 2 need as many multiprocessors"):
         side.module.plan(spec("lstm", 4, 4, directions=2), 1, 1, False)
     side.device(shared_bytes=64)
     with pytest.raises(ValueError, match="no plan fits 64 bytes"):

@@ -170,16 +170,16 @@ def test_random_numbers_are_numpys(key: tuple[int, int], shape: tuple[int, ...])
 
 @pytest.fixture
 def calls(cuda: devices.Cuda, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Which kernels are called, and with how many passes."""
+    """Which kernels are called, and with how many strands."""
     made: list[tuple[str, int]] = []
 
     def spied_call(*sizes: Any, **options: Any) -> Any:
         real = kernels.Call(*sizes, **options)
 
         def spy(name: str) -> Any:
-            def call(passes: Any, *rest: Any) -> None:
-                made.append((name, len(passes)))
-                getattr(real, name)(passes, *rest)
+            def call(strands: Any, *rest: Any) -> None:
+                made.append((name, len(strands)))
+                getattr(real, name)(strands, *rest)
 
             return call
 

@@ -163,7 +163,7 @@ def _xp() -> SimpleNamespace:
 
 
 class StandIn:
-    """The interface of ``rnnkern._cuda`` over the CPU's kernels, one pass after another.
+    """The interface of ``rnnkern._cuda`` over the CPU's kernels, one strand after another.
 
     Of stacked layers it takes two in a call.
     """
@@ -232,11 +232,11 @@ class StandInCall:
         self.forward_workspace = layers * spec.units * spec.dtype.itemsize
         self.backward_workspace = self.forward_workspace
 
-    def forward(self, passes: list[dict[str, Any]], workspace: Array, stream: int) -> None:
-        assert passes[0]["y"].nbytes == 0 or workspace.nbytes > 0
+    def forward(self, strands: list[dict[str, Any]], workspace: Array, stream: int) -> None:
+        assert strands[0]["y"].nbytes == 0 or workspace.nbytes > 0
         workspace[...] = 255
         below: Array | None = None
-        for p in passes:
+        for p in strands:
             assert (p["x"] is None) == (below is not None)
             x = self._clamped(p) if below is None else below
             keep = p["saved"] is not None or p["cells"] is not None
@@ -252,10 +252,10 @@ class StandInCall:
             if self._stacked:
                 below = made["y"] if p["mask"] is None else made["y"] * host(p["mask"])
 
-    def backward(self, passes: list[dict[str, Any]], workspace: Array, stream: int) -> None:
+    def backward(self, strands: list[dict[str, Any]], workspace: Array, stream: int) -> None:
         workspace[...] = 255
         from_above: Array | None = None
-        for k, p in reversed(list(enumerate(passes))):
+        for k, p in reversed(list(enumerate(strands))):
             x, d, mask = self._clamped(p), int(p["reverse"]), p["mask"]
             # What the other direction would have is made anew, and gets no gradient.
             y, h, c, kept = self._run(p, x, p["h_0"], p["c_0"], keep=True)
@@ -289,7 +289,7 @@ class StandInCall:
     def _run(
         self, p: dict[str, Any], x: Array, h: Array, c: Array | None, *, keep: bool
     ) -> tuple[Array, Array, Array | None, _core.Kept | None]:
-        """The pass's weights in both directions, of which it is one: y, h, c, and what is kept."""
+        """The weights in both directions, the strand's one of them: y, h, c, and what is kept."""
         weights = tuple(
             None if p.get(name) is None else host(p[name])
             for name in ("weight_ih", "weight_hh", "bias", "bias_hn")

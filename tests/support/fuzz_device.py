@@ -39,7 +39,7 @@ def lying(case: Case, value: Any) -> Any:
 
 
 def call(s: Sizes, *, keep: bool) -> dict[str, Any]:
-    """One pass of forward."""
+    """One strand of forward."""
     live = s.steps * s.batch
     return {
         "x": s.x(),
@@ -101,7 +101,7 @@ def play(case: Case) -> None:
         return case.array("workspace", np.zeros(size, np.uint8), written=True)
 
     one = mutated(case, one, lying)
-    rest = mutated(case, {"passes": [one], "workspace": room("forward_workspace")}, lying)
+    rest = mutated(case, {"strands": [one], "workspace": room("forward_workspace")}, lying)
     done = case.call("forward", lambda: [sized.forward(**rest, stream=0)])
     if done is None or not keep:
         return
@@ -120,5 +120,5 @@ def play(case: Case) -> None:
         **{k: None if v is None else s.zeros(k, *np.shape(v)) for k, v in gradients.items()},
     }
     back = mutated(case, back, lying)
-    rest = {"passes": [back], "workspace": room("backward_workspace")}
+    rest = {"strands": [back], "workspace": room("backward_workspace")}
     case.call("backward", lambda: sized.backward(**rest, stream=0))

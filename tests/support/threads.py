@@ -24,7 +24,7 @@ def using_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def using_teams(sizes: list[int]) -> Iterator[None]:
-    """Within, calls go on with another team wherever they can, of so many threads in turns."""
+    """Within, calls go on with another team wherever they can: of each of these sizes in turn."""
     with using_threads(max(sizes)):
         _core.pretend_teams(sizes)
         try:

@@ -121,7 +121,7 @@ void pack_rows(const PanelMatrix<V, Product>& m, Index begin, Index end, Load lo
   }
 }
 
-// Turns the square of V::size rows: log2(size) rounds in which every row of the first half is
+// Transposes the square of V::size rows: log2(size) rounds in which every row of the first half is
 // interleaved with its partner of the second, each a perfect shuffle of the whole square.
 template <class V>
 [[gnu::always_inline]] inline void transpose(V (&square)[V::size]) {
@@ -228,7 +228,7 @@ template <class V, class Visit>
 }
 
 // Calls visit(first, count, next) for [begin, end), `most` at a time; next is the first of the visit after
-// it, or -1. Where a loop passes over the same weights at every turn, every other one goes `back` from the
+// it, or -1. Where a loop reads the same weights again and again, every other time goes `back` from the
 // last: what was read last is still in a near cache, which a pass in one direction alone would have
 // dropped before it came to it again.
 template <class Visit>

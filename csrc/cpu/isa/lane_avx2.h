@@ -89,7 +89,7 @@ struct Avx2Float {
     return Avx2Float(_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ), v.v));
   }
   friend Avx2Float exp2_integer(Avx2Float n) {
-    // The exponent field of 2^n is n + bias; a NaN gives rubbish, which the caller's NaN outlives.
+    // The exponent field of 2^n is n + bias; of a NaN that is some number, and the caller keeps the NaN.
     const __m256i k = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return Avx2Float(_mm256_castsi256_ps(_mm256_slli_epi32(k, 23)));
   }

@@ -328,7 +328,7 @@ class Backward {
   }
 
   // Σ over the phase's gates of delta · W_hh for rows [begin, end): where the gates do not lie side
-  // by side, run by run onto the same sums.
+  // by side, one stretch after another onto the same sums.
   template <int P>
   void sum_tile(const Matrix& matrix, const typename Product::Tiles& tiles, Index panel, Index side,
                 Index begin, Index end, Ahead& ahead) const {

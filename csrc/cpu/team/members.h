@@ -12,7 +12,7 @@ namespace rnnkern {
 class Team;
 struct Member;
 
-// What a thread does that has a place in a team; it may throw Interrupted.
+// What a thread with a place in a team does; it may throw Interrupted.
 void work_in(Team& team, int id);
 
 // Thrown in every thread of a team when a signal handler wants the call to end.

@@ -105,7 +105,7 @@ class Team {
     body_(Worker(id, plan, *this));
   }
 
-  // By a thread that may have been put elsewhere. The kernel often wakes one where another of the team runs,
+  // Called by a thread that may have been put elsewhere. The kernel often wakes one where another of the team runs,
   // though a core is idle, for threads that spin look like much load to it; and they would stay together,
   // one asleep while the other runs, barrier after barrier. Whoever comes later goes elsewhere.
   void settle(int id) {

@@ -34,7 +34,7 @@ _SECONDS = {"quick": 0.01, "short": 0.15, "full": 0.4}  # of measuring, a proble
 def configure(parser: argparse.ArgumentParser) -> None:
     """Give the parser of ``rnnkern bench`` its options."""
     parser.description = (
-        "Time rnnkern by turns with PyTorch, ONNX Runtime and whichever peers are installed; "
+        "Time rnnkern, alternating with PyTorch, ONNX Runtime and whichever peers are installed; "
         "answers are compared first."
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -34,7 +34,7 @@ def doubled(cell: str) -> Iterator[tuple[str, Problem]]:
 
 
 def measure_cost(cell: str, seconds: float) -> list[dict[str, Any]]:
-    """The time of a training step of every problem of ``doubled``, all by turns."""
+    """The time of a training step of every problem of ``doubled``, alternating."""
     problems = list(doubled(cell))
     calls = {
         f"{what} {problem}": rnnkern_contender(make_case(problem)).run for what, problem in problems
@@ -69,7 +69,7 @@ def cost_table(lines: list[Line]) -> str:
 
 
 def measure_calls(cell: str, seconds: float) -> dict[str, Any]:
-    """The time of calls of T = B = 1, by turns: nearly all of it is what a call costs as such."""
+    """The time of calls of T = B = 1, alternating: nearly all of it is what a call costs."""
     layer = CELLS_BY_NAME[cell].build(_CALLED, _CALLED, seed=0)
     frozen, stream = layer.freeze(), layer.stream()
     x = np.ones((1, 1, _CALLED), np.float32)
@@ -98,7 +98,7 @@ def calls_table(lines: list[Line]) -> str:
 
 
 def measure_threads(cell: str, threads: int, seconds: float) -> list[dict[str, Any]]:
-    """A training step with one thread and with ``threads``, by turns; leaves one thread set."""
+    """A training step with one thread and with ``threads``, alternating; leaves one thread set."""
     lines = []
     for size in _SCALED:
         run = rnnkern_contender(make_case(Problem(cell, *size, training=True))).run

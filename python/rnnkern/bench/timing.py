@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How everything here is timed: contenders by turns in one process, and what the machine can do."""
+"""How all here is timed, contenders alternating in one process, and what the machine can do."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Spread:
 
 
 def alternate(contenders: Mapping[str, Call], seconds: float) -> dict[str, Spread]:
-    """Time calls by turns, so that noise of the machine meets them alike.
+    """Time calls alternately, so that noise of the machine meets them alike.
 
     Each turn begins with a call that does not count, unless it fills the turn alone.
 
