@@ -221,34 +221,57 @@ def play_stream(play: Play) -> None:
     if isinstance(given["batch"], int) and given["batch"] > 2**20:
         return
     stream = case.call(f"{layer}.stream", lambda: layer.stream(**given))
-    if stream is None:
+    if stream is None or stream.batch > 99:
         return
     hidden, inputs = play.options["hidden_size"], play.options["input_size"]
-    for _ in range(3):
-        what = case.one("step", "step", "block", "state", "reset")
+    for _ in range(4):
+        what = case.one("step", "step", "block", "state", "reset", "rows")
+        batch = stream.batch
         if what == "step":
-            x: Any = play.numbers("x", play.batch, inputs)
+            x: Any = play.numbers("x", batch, inputs)
             if case.chance(0.3):
-                x = case.array("x", case.numbers.integers(-1, inputs + 1, play.batch))
+                x = case.array("x", case.numbers.integers(-1, inputs + 1, batch))
             step = {"x": x}
             if case.chance(0.5):
-                step["out"] = play.numbers("out", play.batch, hidden, written=True)
+                step["out"] = play.numbers("out", batch, hidden, written=True)
+            if case.chance(0.4):
+                step["mask"] = case.array("mask", case.numbers.random(batch) < 0.5)
             step = swapped(case, step)
             case.call("step", partial(stream.step, **step))
         elif what == "block":
-            block = {"x": play.numbers("x", play.steps, play.batch, inputs)}
+            block = {"x": play.numbers("x", play.steps, batch, inputs)}
             if case.chance(0.5):
-                shape = (play.steps, play.batch, hidden)
+                shape = (play.steps, batch, hidden)
                 block["out"] = play.numbers("out", *shape, written=True)
             block = swapped(case, block)
             case.call("block", partial(stream.block, **block))
         elif what == "reset":
-            mask = exchanged(case, np.ones(play.batch, bool))
+            mask = exchanged(case, case.one(np.ones(batch, bool), np.arange(batch)[:2]))
             case.call("reset", partial(stream.reset, mask))
+        elif what == "rows":
+            play_rows(case, stream)
         else:
             state = swapped(case, {"state": stream.state})["state"]
             case.call("state", guarded(partial(setattr, stream, "state", state)))
         finite("the state", *(a for a in arrays_of(stream.state) if np.all(np.abs(a) < 1e3)))
+
+
+def play_rows(case: Case, stream: Any) -> None:
+    """Rows of a stream are read and set, come and go."""
+    some = case.array("rows", case.numbers.permutation(stream.batch)[:2])
+    state = stream.get_rows(some)
+    what = case.one("get_rows", "set_rows", "add_rows", "remove_rows", "refresh")
+    given: dict[str, Any] = {
+        "get_rows": {"rows": some},
+        "set_rows": {"rows": some, "state": state},
+        "add_rows": {"count": len(some), "state": case.one(None, state)},
+        "remove_rows": {"rows": some},
+        "refresh": {},
+    }[what]
+    given = swapped(case, given) if given else given
+    if isinstance(given.get("count"), int) and given["count"] > 99:
+        return
+    case.call(what, partial(getattr(stream, what), **given))
 
 
 def play_linear(play: Play) -> None:

@@ -294,6 +294,9 @@ def test_history_is_drawn(tmp_path: Path) -> None:
         ({"measures": {"lr": float}}, ValueError, "measures must have names other than loss"),
         ({"data": iter(list(data())[:1]), "epochs": 2}, ValueError, "none in epoch 1: a generator"),
         ({"data": []}, ValueError, "data must give a batch in every epoch, got none in epoch 0"),
+        ({"data": 5}, TypeError, "data must be batches.* got <class 'int'>"),
+        ({"data": sequences()}, TypeError, r"data must hold .* batches\(x, targets\) makes such"),
+        ({"data": [(1, 2)]}, TypeError, "data must hold .* got <class 'tuple'>"),
         ({"valid": []}, ValueError, "valid must hold a target that counts"),
     ],
 )

@@ -209,7 +209,13 @@ def batches_of(data: Any, epoch: int, start: int) -> Iterable[Any]:
     """The batches of an epoch from the ``start``-th on."""
     if isinstance(data, Batches):
         return data.epoch(epoch, start)
-    return islice(data(epoch) if callable(data) else data, start, None)
+    given = data(epoch) if callable(data) else data
+    if not isinstance(given, Iterable):
+        raise TypeError(
+            "data must be batches(...), a list of (x, lengths, targets), or a function of the "
+            f"epoch's number that gives one, got {type(given)!r}"
+        )
+    return islice(given, start, None)
 
 
 def own_part(model: Any, batch: Any, ranks: Ranks) -> tuple[Any, Any, Any, Any]:
@@ -217,6 +223,11 @@ def own_part(model: Any, batch: Any, ranks: Ranks) -> tuple[Any, Any, Any, Any]:
 
     Lengths stay with the host.
     """
+    if not isinstance(batch, (list, tuple)) or len(batch) not in (3, 4):
+        raise TypeError(
+            "data must hold (x, lengths, targets), perhaps with a mask as a fourth, got "
+            f"{type(batch)!r}: batches(x, targets) makes such ones of sequences"
+        )
     x, lengths, targets, *rest = batch
     mask = rest[0] if rest else None
     if ranks.size > 1:
