@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import rnnkern as rk
 
-from support.documents import Block, blocks, run, wrong
+from support.documents import Block, assert_same, blocks, run, wrong
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -36,7 +38,7 @@ def test_every_block_is_run_or_says_why_not() -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
 def test_blocks_run(path: Path, tmp_path: Path) -> None:
-    run(path, tmp_path)
+    assert all(block.runs for block, _ in run(path, tmp_path))
 
 
 def test_examples_that_are_shown_are_there() -> None:
@@ -63,14 +65,14 @@ def test_a_page_is_run_from_its_beginning_to_its_end(tmp_path: Path) -> None:
     )
     assert [block.runs for block in blocks(page)] == [True, True, False, True, True, False, False]
     assert not list(wrong(page))
-    run(page, tmp_path)
+    assert [printed for _, printed in run(page, tmp_path)] == ["", "2 0.123\n", "", "3\n\n"]
 
 
 def test_a_block_whose_package_is_not_there_is_passed_over(tmp_path: Path) -> None:
     text = "<!-- needs: {} -->\n```python\nprint(2)\n```\n<!-- output -->\n```text\n3\n```\n"
-    run(document(tmp_path, text.format("no_such_package")), tmp_path)
+    list(run(document(tmp_path, text.format("no_such_package")), tmp_path))
     with pytest.raises(AssertionError, match=r"page\.md:7 shows"):
-        run(document(tmp_path, text.format("numpy")), tmp_path)
+        list(run(document(tmp_path, text.format("numpy")), tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_a_block_whose_package_is_not_there_is_passed_over(tmp_path: Path) -> No
 )
 def test_what_fails_is_told(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises((AssertionError, ZeroDivisionError), match=re.escape(message)):
-        run(document(tmp_path, text), tmp_path)
+        list(run(document(tmp_path, text), tmp_path))
 
 
 def test_what_cannot_be_run_is_told(tmp_path: Path) -> None:
@@ -97,3 +99,19 @@ def test_what_cannot_be_run_is_told(tmp_path: Path) -> None:
         "an output is a block of text",
     ]
     assert blocks(page)[0] == Block("cobol", "", "", 2)
+
+
+def test_the_notebook_is_the_quick_start() -> None:
+    tool: Any = pytest.importorskip("notebook", reason="tools are not in an sdist")
+    cells = json.loads(tool.NOTEBOOK.read_text("utf-8"))["cells"]
+    told = "run: python tools/notebook.py"
+    assert [(c["cell_type"], "".join(c["source"])) for c in cells] == tool.sources(), told
+    code = iter([c["outputs"] for c in cells if c["cell_type"] == "code"])
+    outputs: list[Any] = []
+    for block in blocks(tool.PAGE):
+        if block.runs:
+            outputs = next(code)
+        elif block.comment == "output":
+            assert_same(block.code, "".join(outputs[0]["text"]), told)
+    pictures = [o for c in cells for o in c.get("outputs", ()) if "data" in o]
+    assert [list(o["data"]) for o in pictures] == [["image/png"]]

@@ -98,8 +98,8 @@ def wrong(path: Path) -> Iterator[str]:
             yield f"{where}: an output is a block of text"
 
 
-def run(path: Path, folder: Path) -> None:
-    """Run a document's blocks in that folder.
+def run(path: Path, folder: Path) -> Iterator[tuple[Block, str]]:
+    """Run a document's blocks in that folder: each that ran, and what it printed.
 
     Raises:
         AssertionError: A command failed, or a block printed something else than is shown.
@@ -107,16 +107,15 @@ def run(path: Path, folder: Path) -> None:
     """
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed: str | None = ""
-    with _inside(folder):
-        for block in blocks(path):
-            if block.needs is not None and importlib.util.find_spec(block.needs) is None:
-                printed = None
-            elif block.comment == "output":
-                if printed is None:
-                    continue
-                _same(block.code, printed, f"{path.name}:{block.line}")
-            elif block.runs:
+    for block in blocks(path):
+        if block.needs is not None and importlib.util.find_spec(block.needs) is None:
+            printed = None
+        elif block.comment == "output" and printed is not None:
+            assert_same(block.code, printed, f"{path.name}:{block.line}")
+        elif block.runs:
+            with _inside(folder):
                 printed = _run(block, path, namespace)
+            yield block, printed
 
 
 def _run(block: Block, path: Path, namespace: dict[str, Any]) -> str:
@@ -139,7 +138,8 @@ def _run(block: Block, path: Path, namespace: dict[str, Any]) -> str:
     return out.getvalue()
 
 
-def _same(shown: str, printed: str, where: str) -> None:
+def assert_same(shown: str, printed: str, where: str) -> None:
+    """What was printed is what is shown."""
     checker, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     assert checker.check_output(shown, printed, options), (
         f"{where} shows\n{shown}\nbut what was printed is\n{printed}"

@@ -15,7 +15,7 @@ from rnnkern._checks import Array
 from rnnkern.cells import CELLS, LSTM, RNN
 from rnnkern.explore.adding import marked_numbers
 from rnnkern.explore.model import Batch, Model
-from rnnkern.explore.pictures import COLORS, draw_cell, label_bands, new_figure
+from rnnkern.explore.pictures import COLORS, draw_cell, new_figure, told_of_bands
 from rnnkern.explore.result import Result
 from rnnkern.explore.run import Experiment, Run
 from rnnkern.explore.ways import way_of
@@ -212,8 +212,12 @@ def figure(result: Result) -> Figure:
         axes.set_title(words)
     initial.sharey(trained)
     initial.set_ylim(bottom=_LEAST)
-    label_bands(drawn, result)
-    drawn.legend(*initial.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    drawn.legend(
+        *initial.get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=4,
+        title=told_of_bands(result),
+    )
     for axes, state in ((first, "initial"), (last, "trained")):
         _draw_shares(axes, result, state)
     drawn.legend(

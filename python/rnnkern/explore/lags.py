@@ -12,7 +12,7 @@ import numpy as np
 
 from rnnkern._checks import Array
 from rnnkern.explore.model import Batch, Model
-from rnnkern.explore.pictures import draw_cell, label_bands, new_figure
+from rnnkern.explore.pictures import draw_cell, new_figure, told_of_bands
 from rnnkern.explore.result import Result
 from rnnkern.explore.run import Run
 
@@ -154,6 +154,10 @@ def figure(result: Result) -> Figure:
         axes.set_xlabel("step of training")
         axes.set_title(f"T = {length}")
     panels[0].set_ylabel("loss, as a share of that of\nwhat remembers nothing")
-    label_bands(drawn, result)
-    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    drawn.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=6,
+        title=told_of_bands(result),
+    )
     return drawn

@@ -65,13 +65,11 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def label_bands(figure: Figure, result: Result) -> None:
-    """Say what lines and bands are, where there are several seeds."""
-    if len(result.seeds) > 1:
-        figure.suptitle(
-            f"lines: median of {len(result.seeds)} seeds; bands: from the least to the greatest",
-            fontsize=10,
-        )
+def told_of_bands(result: Result) -> str | None:
+    """What lines and bands are, where there are several seeds: a title."""
+    if len(result.seeds) == 1:
+        return None
+    return f"lines: median of {len(result.seeds)} seeds; bands: from the least to the greatest"
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
