@@ -4,6 +4,9 @@
 from rnnkern import cells as _cells
 from rnnkern._version import __version__
 from rnnkern.cells import *  # noqa: F403
+from rnnkern.interop.flax import from_flax
+from rnnkern.interop.keras import from_keras
+from rnnkern.interop.mlx import from_mlx
 from rnnkern.interop.onnx.model import OnnxModel, from_onnx
 from rnnkern.interop.pytorch import from_torch
 from rnnkern.layers.base import Recurrent
@@ -92,6 +95,9 @@ __all__ = [
     "clip_grad_norm",
     "clip_grad_value",
     "fit",
+    "from_flax",
+    "from_keras",
+    "from_mlx",
     "from_onnx",
     "from_torch",
     "get_num_threads",

@@ -18,15 +18,13 @@ from rnnkern._checks import Array, DType, choice, host_array
 from rnnkern.devices import to_host
 from rnnkern.interop.building import dtype_for, linear, parts_of, recurrent
 from rnnkern.interop.gates import ORDERS, Theirs
+from rnnkern.interop.probing import check_near
 from rnnkern.interop.tensors import SafeTensors
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.linear import Linear
 
 _OF_LAYER = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh)(?:_l(\d{1,5})(_reverse)?)?")
 _KINDS = {1: "RNN", 3: "GRU", 4: "LSTM"}  # by the number of gates
-
-# How far a module's own output may be from ours, of numbers near 1.
-_NEAR = {"float32": 1e-4, "float64": 1e-9}
 
 StateDict = Mapping[str, Any]
 Source = Union[StateDict, str, "os.PathLike[str]", Any]
@@ -199,14 +197,7 @@ def _probe(module: Any, layer: Recurrent | Linear) -> None:
     else:
         want, got = theirs, layer(x)
     want = want[0] if isinstance(want, tuple) else want
-    if np.shape(want) != got.shape:
-        raise ValueError(f"source gives an output of shape {np.shape(want)}, expected {got.shape}")
-    off = float(np.max(np.abs(want.numpy() - got), initial=0.0))
-    if not off <= _NEAR[layer.dtype.name] * max(1.0, float(np.max(np.abs(got), initial=0.0))):
-        raise ValueError(
-            f"source must compute what PyTorch's own {type(layer).__name__} does, got outputs that "
-            f"are off by {off:.3g}: {type(module).__name__} has equations of its own"
-        )
+    check_near(type(module).__name__, layer, want.numpy(), got)
 
 
 # -- from state dicts -----------------------------------------------------------------------------

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keras' recurrent layers, their weights and its files as layers of ours.
+
+Keras has inputs in columns, so that kernels are turned; which gate stands where is in `gates`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnnkern._checks import Array, DType, boolean, host_array
+from rnnkern.interop.building import dtype_for, linear, recurrent
+from rnnkern.interop.gates import Theirs
+from rnnkern.interop.keras_files import read_layer
+from rnnkern.interop.probing import check_near
+from rnnkern.layers.base import Recurrent
+from rnnkern.layers.linear import Linear
+
+_KINDS = {"SimpleRNN": "RNN", "GRU": "GRU", "LSTM": "LSTM"}
+_GATES = {1: "SimpleRNN", 3: "GRU", 4: "LSTM"}
+
+
+class _Found(NamedTuple):
+    """A layer of Keras': its class, in one or both directions, and its weights in Keras' order."""
+
+    kind: str
+    config: Mapping[str, Any]
+    both: bool
+    weights: list[Array]
+
+
+def from_keras(
+    source: Any,
+    name: str | None = None,
+    *,
+    reset_after: bool | None = None,
+    activation: str = "tanh",
+    batch_first: bool = True,
+    dtype: DType | None = None,
+    device: str = "cpu",
+) -> Any:
+    """A layer with the weights of Keras' ``SimpleRNN``, ``GRU``, ``LSTM`` or ``Dense``.
+
+    One direction or both, as ``Bidirectional`` has them; one, or several on one another.
+    Options that change what is computed are looked at, and refused by name where we have no like:
+    activations but tanh (relu of a SimpleRNN) and sigmoid, ``go_backwards``, another ``merge_mode``
+    than "concat". What only matters in Keras' training, as dropout, is left out.
+
+    Args:
+        source: a layer that has been built; a list of them, stacked on one another, which become
+            one layer; a list of weights as ``layer.get_weights()`` gives; or the path of a file
+            that Keras wrote: ``.keras``, ``.weights.h5`` or ``.h5``, also of Keras 2. Files need
+            h5py (extra ``interop``), and no Keras.
+        name: of the layer in a file or model; of a ``.weights.h5`` file the name of its group.
+        reset_after: of a GRU's weights, which only say so by their biases; None takes it from
+            there.
+        activation: of a SimpleRNN's weights: "tanh" or "relu".
+        batch_first: of the layer; Keras has the batch first.
+        dtype: "float32" or "float64"; None for that of the source.
+        device: of the layer.
+
+    Returns:
+        A layer or `Linear` whose parameters are its own. One from a layer of Keras has been held
+        against it: both have run a small random input.
+
+    Raises:
+        ImportError: a file is to be read, and h5py is not installed.
+        TypeError: the source is none of these.
+        ValueError: it has what we have not, or its weights do not fit; the message names it.
+        OSError: the file cannot be read.
+
+    Example:
+        >>> gru = rk.from_keras(keras_model.get_layer("gru"))
+        >>> gru = rk.from_keras("model.keras", "gru")
+
+    """
+    if reset_after is not None:
+        boolean("reset_after", reset_after)
+    options = {"batch_first": batch_first, "device": device}
+    if isinstance(source, (str, os.PathLike)):
+        kind, config, weights = read_layer(source, name)
+        if kind:
+            return _made([_described(name, [kind], config, weights)], options, dtype)
+        return _made([_guess(weights, reset_after, activation)], options, dtype)
+    if hasattr(source, "get_layer"):
+        if name is None:
+            names = [layer.name for layer in source.layers]
+            raise ValueError(f"name must say which layer of the model it is, one of {names}")
+        source = source.get_layer(name)
+    if hasattr(source, "get_weights"):
+        layer = _made([_of_layer(source)], options, dtype)
+        _probe(source, layer)
+        return layer
+    if not isinstance(source, (list, tuple)) or not source:
+        raise TypeError(
+            "source must be a layer of Keras, a list of layers or of weights, or a file's path, "
+            f"got {type(source)!r}"
+        )
+    if all(hasattr(part, "get_weights") for part in source):
+        for part in source:
+            _probe(part, _made([_of_layer(part)], {**options, "batch_first": True}, dtype))
+        return _made([_of_layer(part) for part in source], options, dtype)
+    arrays = [host_array(f"source[{k}]", a) for k, a in enumerate(source)]
+    return _made([_guess(arrays, reset_after, activation)], options, dtype)
+
+
+def _made(found: Sequence[_Found], options: dict[str, Any], dtype: DType | None) -> Any:
+    """One layer of what was found, stacked."""
+    first = found[0]
+    chosen = dtype_for(dtype, [w for one in found for w in one.weights])
+    for one in found:
+        for k, w in enumerate(one.weights):
+            if w.dtype.kind != "f":
+                raise TypeError(f"weight {k} of the {one.kind} must be of floats, got {w.dtype}")
+    if first.kind == "Dense":
+        if len(found) > 1:
+            raise ValueError("source must be recurrent layers to be stacked, got a Dense")
+        _refuse(first.kind, first.config, {"activation": ("linear", None)})
+        if len(first.weights) not in (1, 2) or first.weights[0].ndim != 2:
+            raise ValueError(f"a Dense has a kernel and a bias, got {_shapes(first.weights)}")
+        return linear(
+            first.weights[0].T, (*first.weights, None)[1], dtype=chosen, device=options["device"]
+        )
+    parts: list[Theirs] = []
+    own: list[dict[str, Any]] = []
+    for one in found:
+        if (one.kind, one.both) != (first.kind, first.both):
+            raise ValueError(f"layers to be stacked must be of one kind, got {one.kind} on others")
+        made, fixed = _parts(one)
+        parts += made
+        own.append(fixed)
+        if fixed != own[0]:
+            raise ValueError(f"layers to be stacked must be alike, got {fixed} on {own[0]}")
+    return recurrent(
+        "Keras",
+        _KINDS[first.kind],
+        parts,
+        bidirectional=first.both,
+        options={**options, **own[0], "dtype": chosen},
+    )
+
+
+def _parts(one: _Found) -> tuple[list[Theirs], dict[str, Any]]:
+    """A layer's directions, and what our constructor is to be told."""
+    kind, config = one.kind, one.config
+    fixed: dict[str, Any] = {}
+    known: dict[str, tuple[Any, ...]] = {"activation": ("tanh",), "go_backwards": (False,)}
+    if kind == "SimpleRNN":
+        known["activation"] = ("tanh", "relu")
+        fixed["nonlinearity"] = config.get("activation", "tanh")
+    else:
+        known["recurrent_activation"] = ("sigmoid",)
+    _refuse(kind, config, known)
+    count = 2 if one.both else 1
+    each = len(one.weights) // count
+    if each not in (2, 3) or each * count != len(one.weights):
+        raise ValueError(
+            f"a {kind}{' in both directions' if one.both else ''} has kernels and biases, got "
+            f"{_shapes(one.weights)}"
+        )
+    parts = []
+    for k in range(0, len(one.weights), each):
+        kernel, recurrent_kernel, *biases = one.weights[k : k + each]
+        if kernel.ndim != 2 or recurrent_kernel.ndim != 2:
+            raise ValueError(f"kernels of a {kind} have two axes, got {_shapes(one.weights)}")
+        bias = biases[0] if biases else None
+        after = bool(bias is not None and bias.ndim == 2)
+        if kind == "GRU":
+            said = config.get("reset_after")
+            if said is None and bias is None:
+                raise ValueError(
+                    "reset_after must be given for a GRU without biases, whose weights do not say"
+                )
+            if said is not None and bias is not None and after != said:
+                raise ValueError(f"reset_after={said} of a GRU does not fit a bias {bias.shape}")
+            fixed["reset"] = "after" if (after if bias is not None else said) else "before"
+        elif after:
+            raise ValueError(f"the bias of a {kind} has one axis, got shape {bias.shape}")  # type: ignore[union-attr]
+        pair = (None, None) if bias is None else (bias[0], bias[1]) if after else (bias, None)
+        parts.append(Theirs(kernel.T, recurrent_kernel.T, *pair))
+    return parts, fixed
+
+
+def _refuse(kind: str, config: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> None:
+    """Options that would have another layer than ours."""
+    for option, values in known.items():
+        value = config.get(option, values[0])
+        if isinstance(value, Mapping):  # an object, written down
+            value = value.get("config", value)
+        if value not in values:
+            listed = " or ".join(repr(v) for v in values if v is not None)
+            raise ValueError(f"the {kind} has {option}={value!r}: only {listed} is supported")
+
+
+def _guess(weights: list[Array], reset_after: bool | None, activation: str) -> _Found:
+    """What a list of weights is of, by their shapes."""
+    if len(weights) in (1, 2) and weights[0].ndim == 2 and all(w.ndim == 1 for w in weights[1:]):
+        return _Found("Dense", {}, False, weights)
+    both = len(weights) in (4, 6)
+    if len(weights) not in (2, 3, 4, 6) or any(w.ndim not in (1, 2) for w in weights):
+        raise ValueError(f"source has no layer's weights, got {_shapes(weights)}")
+    square = weights[1].shape
+    gates = square[1] // square[0] if len(square) == 2 and square[0] else 0
+    if gates not in _GATES or gates * square[0] != square[1]:
+        raise ValueError(f"source has no layer's weights, got {_shapes(weights)}")
+    kind = _GATES[gates]
+    config = {"activation": activation} if kind == "SimpleRNN" else {}
+    return _Found(kind, {**config, "reset_after": reset_after}, both, weights)
+
+
+def _of_layer(layer: Any) -> _Found:
+    """A layer of Keras', which has been built."""
+    weights = [np.asarray(w) for w in layer.get_weights()]
+    if not weights:
+        raise ValueError(f"{layer.name!r} has no weights: build it first, by a call")
+    kinds = [c.__name__ for c in type(layer).__mro__]
+    return _described(layer.name, kinds, layer.get_config(), weights)
+
+
+def _described(
+    name: str | None, kinds: Sequence[str], config: Mapping[str, Any], weights: list[Array]
+) -> _Found:
+    """A layer of these classes, from its own up, and of that configuration."""
+    if "Bidirectional" not in kinds:
+        kind = next((k for k in kinds if k in {*_KINDS, "Dense"}), None)
+        if kind is None:
+            raise ValueError(f"{name!r} is a {kinds[0]}, which has no like here")
+        return _Found(kind, config, False, weights)
+    _refuse("Bidirectional", config, {"merge_mode": ("concat",)})
+    inner, other = config.get("layer"), config.get("backward_layer")
+    kind = inner.get("class_name") if isinstance(inner, Mapping) else None
+    if kind not in _KINDS or (other is not None and other.get("class_name") != kind):
+        raise ValueError(f"{name!r} is a Bidirectional of a {kind}, which has no like here")
+    assert isinstance(inner, Mapping)
+    return _Found(str(kind), inner.get("config", {}), True, weights)
+
+
+def _shapes(weights: Sequence[Array]) -> str:
+    return "arrays of shapes " + ", ".join(str(w.shape) for w in weights)
+
+
+def _probe(source: Any, layer: Recurrent | Linear) -> None:
+    """Hold a small random input's results against the layer's of Keras."""
+    if getattr(source, "stateful", False) or layer.device != "cpu":
+        return
+    features = layer.input_size if isinstance(layer, Recurrent) else layer.in_features
+    x = np.random.default_rng(0).standard_normal((2, 3, features)).astype(layer.dtype)
+    theirs = source(x, training=False) if isinstance(layer, Recurrent) else source(x)
+    theirs = theirs[0] if isinstance(theirs, (list, tuple)) else theirs
+    want = theirs.detach().cpu().numpy() if hasattr(theirs, "detach") else np.asarray(theirs)
+    if isinstance(layer, Recurrent):
+        y, last = layer(x if layer.batch_first else x.swapaxes(0, 1))
+        y = y if layer.batch_first else y.swapaxes(0, 1)
+        h = last[0] if isinstance(last, tuple) else last
+        got = y if want.ndim == 3 else np.concatenate(list(h), axis=-1)
+    else:
+        got = layer(x)
+    check_near(repr(source.name), layer, want, got)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keras' layers, their weights and its files: the same numbers as Keras computes."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkern as rk
+from rnnkern.interop import keras_files
+
+from support.compare import assert_close, assert_same_bits
+from support.reference import Array
+
+pytest.importorskip("torch")
+os.environ.setdefault("KERAS_BACKEND", "torch")
+keras: Any = pytest.importorskip("keras")
+h5py = pytest.importorskip("h5py")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Keras' own
+
+X = np.random.default_rng(0).standard_normal((2, 6, 4)).astype(np.float32)
+LAYERS: dict[str, Any] = {
+    "rnn": lambda **o: keras.layers.SimpleRNN(5, **o),
+    "rnn, relu": lambda **o: keras.layers.SimpleRNN(5, activation="relu", **o),
+    "gru, after": lambda **o: keras.layers.GRU(5, **o),
+    "gru, before": lambda **o: keras.layers.GRU(5, reset_after=False, **o),
+    "lstm": lambda **o: keras.layers.LSTM(5, **o),
+}
+
+
+def built(make: Any, both: bool = False, **options: Any) -> Any:
+    """A layer with biases that are not zero."""
+    layer = make(return_sequences=True, **options)
+    if both:
+        layer = keras.layers.Bidirectional(layer)
+    layer(X.astype(options.get("dtype", "float32")))
+    rng = np.random.default_rng(1)
+    layer.set_weights([rng.standard_normal(w.shape) * 0.5 for w in layer.get_weights()])
+    return layer
+
+
+def outputs(layer: Any, x: Array) -> Array:
+    made: Array = layer(x).detach().numpy()
+    return made
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_layers(name: str, bias: bool, both: bool) -> None:
+    layer = built(LAYERS[name], both, use_bias=bias)
+    ours = rk.from_keras(layer)
+    assert ours.batch_first
+    assert_close("y", ours(X)[0], outputs(layer, X), 1e-6)
+    weights = layer.get_weights()
+    options: dict[str, Any] = {"activation": "relu"} if "relu" in name else {}
+    if name.startswith("gru") and not bias:
+        with pytest.raises(ValueError, match="reset_after must be given for a GRU without biases"):
+            rk.from_keras(weights)
+        options["reset_after"] = "after" in name
+    again = rk.from_keras(weights, **options)
+    assert type(again) is type(ours)
+    assert again.params == ours.params
+    assert again.config() == ours.config()
+
+
+def test_float64_and_last_outputs() -> None:
+    layer = keras.layers.LSTM(5, dtype="float64")
+    layer(X.astype("float64"))
+    ours = rk.from_keras(layer)
+    assert ours.dtype == np.float64
+    h, _ = ours(X.astype("float64"))[1]
+    assert_close("h", h[0], outputs(layer, X.astype("float64")), 1e-12)
+
+
+def test_stacked_layers_are_one() -> None:
+    first, second = (
+        built(LAYERS["gru, after"], True),
+        keras.layers.Bidirectional(keras.layers.GRU(5, return_sequences=True)),
+    )
+    want = outputs(second, outputs(first, X))
+    ours = rk.from_keras([first, second], batch_first=False)
+    assert ours.num_layers == 2
+    assert_close("y", ours(X.swapaxes(0, 1).copy())[0].swapaxes(0, 1), want, 1e-6)
+    with pytest.raises(ValueError, match="must be of one kind"):
+        rk.from_keras([first, built(LAYERS["lstm"], True)])
+    with pytest.raises(ValueError, match="must be alike"):
+        rk.from_keras([built(LAYERS["rnn"]), built(LAYERS["rnn, relu"])])
+
+
+def model() -> Any:
+    made = keras.Sequential(
+        [
+            keras.Input((None, 4)),
+            keras.layers.Bidirectional(keras.layers.LSTM(3, return_sequences=True), name="bi"),
+            keras.layers.GRU(5, name="first", return_sequences=True, reset_after=False),
+            keras.layers.GRU(5, name="second"),
+            keras.layers.Dense(2, name="head"),
+        ]
+    )
+    rng = np.random.default_rng(1)
+    made.set_weights([rng.standard_normal(w.shape) * 0.5 for w in made.get_weights()])
+    return made
+
+
+@pytest.mark.parametrize("kind", ["keras", "h5", "weights.h5", "functional"])
+def test_files(kind: str, tmp_path: Path) -> None:
+    made = model()
+    if kind == "functional":
+        made = keras.Model(made.inputs, made.outputs)
+    ending = "keras" if kind == "functional" else kind
+    path = tmp_path / f"model.{ending}"
+    (made.save_weights if kind == "weights.h5" else made.save)(path)
+    names = {"bi": "bidirectional", "second": "gru_1"}
+    names |= {"first": "gru", "head": "dense"} if kind == "keras" else {}
+    for name, group in names.items():
+        found = rk.from_keras(path, group if kind == "weights.h5" else name)
+        want = rk.from_keras(made, name)
+        assert found.config() == want.config()
+        for key, array in want.params.items():
+            assert_same_bits(key, found.params[key], array)
+    with pytest.raises(ValueError, match=r"model\..*: has no layer 'other', only"):
+        rk.from_keras(path, "other")
+
+
+def keras_2_file(path: Path) -> Array:
+    """As Keras 2 wrote an LSTM: names with ":0", a configuration of its own; the kernel."""
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((4, 12)).astype(np.float32)
+    arrays: list[Array] = [kernel, rng.standard_normal((3, 12)), rng.standard_normal(12)]
+    names = [f"lstm/lstm_cell/{n}:0" for n in ("kernel", "recurrent_kernel", "bias")]
+    config: dict[str, Any] = {"class_name": "LSTM", "config": {"name": "lstm", "activation": "tanh",
+              "recurrent_activation": "sigmoid", "units": 3}}  # fmt: skip
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps(
+            {"class_name": "Sequential", "config": {"layers": [config]}}
+        ).encode()
+        root = file.create_group("model_weights")
+        root.attrs["layer_names"] = [b"lstm"]
+        group = root.create_group("lstm")
+        group.attrs["weight_names"] = [n.encode() for n in names]
+        for name, array in zip(names, arrays, strict=True):
+            group.create_dataset(name, data=array.astype(np.float32))
+    return kernel
+
+
+def test_files_of_keras_2(tmp_path: Path) -> None:
+    kernel = keras_2_file(tmp_path / "old.h5")
+    lstm = rk.from_keras(tmp_path / "old.h5", "lstm")
+    assert isinstance(lstm, rk.LSTM)
+    np.testing.assert_array_equal(lstm.params["weight_ih_l0"], kernel.T)
+
+
+REFUSED: dict[str, tuple[str, Any]] = {
+    "recurrent activation": (
+        "the GRU has recurrent_activation='hard_sigmoid': only 'sigmoid'",
+        lambda: built(keras.layers.GRU, units=5, recurrent_activation="hard_sigmoid"),
+    ),
+    "activation": (
+        "the LSTM has activation='relu': only 'tanh'",
+        lambda: built(keras.layers.LSTM, units=5, activation="relu"),
+    ),
+    "backwards": ("go_backwards=True", lambda: built(LAYERS["lstm"], go_backwards=True)),
+    "merge": (
+        "the Bidirectional has merge_mode='sum': only 'concat'",
+        lambda: keras.layers.Bidirectional(keras.layers.LSTM(3), merge_mode="sum"),
+    ),
+    "other": ("is a Embedding, which has no like", lambda: keras.layers.Embedding(3, 4)),
+    "softmax": ("the Dense has activation='softmax'", lambda: keras.layers.Dense(3, "softmax")),
+    "weights": (
+        r"no layer's weights, got arrays of shapes \(3, 4\), \(5, 5\)",
+        lambda: [np.zeros((3, 4)), np.zeros((5, 5)), np.zeros((2, 2, 2))],
+    ),
+    "shape": (
+        r"weight_ih of layer 0 must have shape \(12, 4\) in a GRU",
+        lambda: [np.zeros((4, 11)), np.zeros((4, 12)), np.zeros(12)],
+    ),
+    "not built": ("has no weights: build it first", lambda: keras.layers.LSTM(3)),
+}
+
+
+@pytest.mark.parametrize("case", list(REFUSED))
+def test_what_has_no_like_is_named(case: str) -> None:
+    message, make = REFUSED[case]
+    source = make()
+    if case in ("merge", "softmax", "other"):
+        source.build((2, 6, 4))
+    with pytest.raises(ValueError, match=message):
+        rk.from_keras(source)
+
+
+def test_wrong_sources_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="a layer of Keras, a list of layers or of weights"):
+        rk.from_keras(3)
+    keras_2_file(tmp_path / "old.h5")
+    with pytest.raises(ValueError, match=r"old\.h5: has 'lstm': name must say which"):
+        rk.from_keras(tmp_path / "old.h5")
+    with pytest.raises(ValueError, match=r"name must say which .* one of \['bi', 'first'"):
+        rk.from_keras(model())
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5", "weights.h5"])
+def test_damaged_files(ending: str, tmp_path: Path) -> None:
+    made, path = model(), tmp_path / f"model.{ending}"
+    (made.save_weights if ending == "weights.h5" else made.save)(path)
+    content = path.read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(3):  # each is a process
+        changed = bytearray(content)
+        if random.random() < 0.3:
+            del changed[random.integers(len(content)) :]
+        for place in random.integers(len(changed) or 1, size=random.integers(1, 30)):
+            changed[place : place + 1] = bytes([random.integers(256)])
+        path.write_bytes(changed)
+        try:
+            rk.from_keras(path, "gru" if ending == "weights.h5" else "first")
+        except (ValueError, TypeError, OSError):
+            refused += 1
+    assert refused >= 1
+
+
+def test_a_file_that_crashes_the_library_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some damaged ones do: here the process of the reader ends itself."""
+    keras_2_file(tmp_path / "old.h5")
+    monkeypatch.setattr(keras_files, "__name__", "faulthandler")
+    with pytest.raises(ValueError, match=r"old\.h5: .* the HDF5 library fails on it"):
+        rk.from_keras(tmp_path / "old.h5", "lstm")
+
+
+def test_a_hostile_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    for config in ("[", '{"config": {"layers": [3]}}'):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("config.json", config)
+            archive.writestr("model.weights.h5", b"nothing")
+        with pytest.raises(ValueError, match=r"model\.keras"):
+            rk.from_keras(path, "gru")
