@@ -56,11 +56,12 @@ def test_silero_vads_safetensors() -> None:
     cell = torch.nn.LSTMCell(128, 128)
     cell.load_state_dict({name: state[f"{prefix}.{name}"] for name in cell.state_dict()})
     x = np.random.default_rng(0).standard_normal((20, 1, 128)).astype(np.float32)
-    state, want = None, []
+    last: Any = None
+    want = []
     with torch.no_grad():
         for step in torch.from_numpy(x):
-            state = cell(step, state)
-            want.append(state[0].numpy())
+            last = cell(step, last)
+            want.append(last[0].numpy())
     assert_close("y", rk.from_torch(path, prefix)(x)[0], np.stack(want), 1e-5)
 
 

@@ -53,7 +53,13 @@ def from_flax(
     Both have run a small random input, and agreed, before it returns.
 
     Example:
-        >>> gru = rk.from_flax(nn.GRUCell(8), variables["params"])
+        >>> import flax
+        >>> import jax
+        >>> from flax import linen
+        >>> cell, key, x = linen.GRUCell(3), jax.random.key(0), np.ones((2, 4), np.float32)
+        >>> variables = cell.init(key, cell.initialize_carry(key, x.shape), x)
+        >>> rk.from_flax(cell, variables["params"])
+        GRU(4, 3, reset='after')
 
     """
     name = next((c.__name__ for c in type(cell).__mro__ if c.__name__ in _CELLS), None)

@@ -74,8 +74,9 @@ def from_keras(
         OSError: the file cannot be read.
 
     Example:
-        >>> gru = rk.from_keras(keras_model.get_layer("gru"))
-        >>> gru = rk.from_keras("model.keras", "gru")
+        >>> kernel, of_h = np.ones((4, 9), np.float32), np.ones((3, 9), np.float32)
+        >>> rk.from_keras([kernel, of_h, np.zeros((2, 9), np.float32)])
+        GRU(4, 3, reset='after', batch_first=True)
 
     """
     if reset_after is not None:

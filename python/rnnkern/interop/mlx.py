@@ -38,7 +38,10 @@ def from_mlx(
             random input.
 
     Example:
-        >>> lstm = rk.from_mlx(mlx.nn.LSTM(4, 8))
+        >>> import mlx
+        >>> from mlx import nn
+        >>> rk.from_mlx(nn.LSTM(4, 8))
+        LSTM(4, 8, batch_first=True)
 
     """
     kind = next((c.__name__ for c in type(module).__mro__ if c.__name__ in _NAMES), None)
