@@ -78,6 +78,28 @@ T* flat(const py::handle& object, const char* name, Index size) {
   return array.data<T>();
 }
 
+// Whether it can be taken as it stands: NumPy's own class and dtype, contiguous and aligned.
+template <class T>
+bool plain(const py::handle& object) {
+  const auto& api = py::detail::npy_api::get();
+  if (py::type::handle_of(object).ptr() != reinterpret_cast<PyObject*>(api.PyArray_Type_))
+    return false;
+  constexpr int kFlags =
+      py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  const auto& array = *py::detail::array_proxy(object.ptr());
+  return array.descr == native_dtype<T>() && (array.flags & kFlags) == kFlags;
+}
+
+// And of that shape.
+template <class T>
+bool plain(const py::handle& object, std::initializer_list<Index> shape) {
+  if (!plain<T>(object)) return false;
+  const auto& array = *py::detail::array_proxy(object.ptr());
+  return std::equal(shape.begin(), shape.end(), array.dimensions, array.dimensions + array.nd);
+}
+
+inline void* data_of(const py::handle& array) { return py::detail::array_proxy(array.ptr())->data; }
+
 // Uninitialised.
 template <class T>
 py::object new_array(std::initializer_list<Index> shape) {
@@ -94,6 +116,13 @@ py::object new_array(std::initializer_list<Index> shape) {
                                 shape.begin(), nullptr, nullptr, 0, nullptr);
   if (!array) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(array);
+}
+
+template <class T>
+py::object new_zeros(std::initializer_list<Index> shape) {
+  py::object array = new_array<T>(shape);
+  std::fill_n(static_cast<T*>(data_of(array)), HostArray(array, "array").size(), T(0));
+  return array;
 }
 
 }  // namespace rnnkern

@@ -58,7 +58,7 @@ PYBIND11_MODULE(_core, m) {
   chosen_backend();  // throws where RNNKERN_ISA is wrong
 
   bind_jax(m);
-  bind_layers(m);
+  bind_network(m);
   bind_stepper(m);
   bind_training(m);
   m.def("cells", cells,

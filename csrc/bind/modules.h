@@ -7,7 +7,7 @@
 namespace rnnkern {
 
 void bind_jax(pybind11::module_& m);
-void bind_layers(pybind11::module_& m);
+void bind_network(pybind11::module_& m);
 void bind_stepper(pybind11::module_& m);
 void bind_training(pybind11::module_& m);
 

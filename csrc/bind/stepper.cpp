@@ -61,24 +61,12 @@ class BoundStepper {
   }
 
   template <class T>
-  static bool plain(const py::handle& object, Index rows, Index columns) {
-    if (py::type::handle_of(object).ptr() !=
-        reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_))
-      return false;
-    const auto& array = *py::detail::array_proxy(object.ptr());
-    const Index axes = columns > 0 ? 2 : 1;
-    return array.descr == native_dtype<T>() && array.nd == axes && array.dimensions[0] == rows &&
-           (axes == 1 || array.dimensions[1] == columns) &&
-           (array.flags & kPlainFlags) == kPlainFlags;
-  }
-
-  template <class T>
   static py::object step_with(Stepper<T>& stepper, const py::handle& x, const py::handle& out) {
     const Index batch = stepper.batch(), units = stepper.units(), inputs = stepper.inputs();
-    const bool dense = !stepper.by_token() && plain<T>(x, batch, inputs);
-    if (!dense && !plain<std::int64_t>(x, batch, 0)) return py::none();
-    if (!out.is_none() && !plain<T>(out, batch, units)) return py::none();
-    const void* data = py::detail::array_proxy(x.ptr())->data;
+    const bool dense = !stepper.by_token() && plain<T>(x, {batch, inputs});
+    if (!dense && !plain<std::int64_t>(x, {batch})) return py::none();
+    if (!out.is_none() && !plain<T>(out, {batch, units})) return py::none();
+    const void* data = data_of(x);
     std::vector<Index> tokens;
     if (!dense) tokens = copied(static_cast<const std::int64_t*>(data), batch);
     for (const Index token : tokens) {
@@ -95,9 +83,6 @@ class BoundStepper {
     release.reset();
     return y;
   }
-
-  static constexpr int kPlainFlags =
-      py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 
   py::object h_, c_;
   py::object first_;  // the first layer's arrays, where they are read by token

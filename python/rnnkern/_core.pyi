@@ -8,16 +8,15 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-class Schedule:
-    def __init__(self, x: Array, lengths: Array | None) -> None: ...
-    @property
-    def live(self) -> int: ...
-
 class Kept:
     @property
     def saved(self) -> tuple[Array | None, ...]: ...
     @property
     def cells(self) -> tuple[Array | None, ...]: ...
+    @property
+    def between(self) -> tuple[Array, ...]: ...
+    @property
+    def masks(self) -> tuple[Array, ...]: ...
     def backward(
         self,
         x: Array,
@@ -29,15 +28,27 @@ class Kept:
         gradients: Sequence[tuple[Array, Array, Array | None, Array | None]],
         state_gradients: Sequence[Array] | None = None,
     ) -> None: ...
+    def direct(self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool) -> Any: ...
 
-class Layer:
+class Network:
     def __init__(
-        self, spec: Any, weights: Sequence[tuple[Array, Array, Array | None, Array | None]]
+        self,
+        spec: Any,
+        weights: Sequence[tuple[Array, Array, Array | None, Array | None]],
+        batch_first: bool = False,
     ) -> None: ...
-    def packed(self, *, with_input: bool = True) -> Layer: ...
+    def packed(self, *, with_input: bool = True) -> Network: ...
     def forward(
-        self, schedule: Schedule, x: Array, h: Array, c: Array | None, y: Array, keep: bool
+        self,
+        x: Array,
+        lengths: Array | None,
+        h: Array,
+        c: Array | None,
+        y: Array,
+        masks: Sequence[Array],
+        keep: bool,
     ) -> Kept | None: ...
+    def direct(self, x: Any, state: Any, lengths: Any, keep: bool) -> Any: ...
 
 def activation(name: str, x: Array) -> Array: ...
 def adam(

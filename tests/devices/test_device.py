@@ -151,7 +151,7 @@ def test_dropout_draws_the_same_masks(cuda: devices.Cuda, cell: str, dtype: str)
     x = np.random.default_rng(0).standard_normal((STEPS, BATCH, INPUTS)).astype(dtype)
     y, _, tape = layer.forward(x, None, LENGTHS, dropout_key=2**63 + 5)
     got, _, got_tape = twin.forward(cuda.put(x), None, LENGTHS, dropout_key=2**63 + 5)
-    for got_mask, mask in zip(got_tape._masks, tape._masks, strict=True):
+    for got_mask, mask in zip(got_tape._kept.masks, tape._kept.masks, strict=True):
         assert_same_bits("mask", cuda.get(got_mask), mask)
     agree(cuda, "y", got, y, TOLERANCE[dtype])
     dx, _, grads = tape.backward(y)

@@ -174,7 +174,7 @@ def test_the_kernels_refuse_what_they_do_not_have() -> None:
         ("int8", "compute must be None or 'bfloat16', got 'int8'"),
     ):
         with pytest.raises(ValueError, match=says):
-            _core.Layer(LayerSpec("rnn_tanh", 3, 3, compute=compute), [(w, w, None, None)])
+            _core.Network(LayerSpec("rnn_tanh", 3, 3, compute=compute), [(w, w, None, None)])
 
 
 def test_the_plan_and_info_tell_what_multiplies() -> None:

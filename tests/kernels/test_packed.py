@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,30 +41,32 @@ def test_a_tape_keeps_the_weights_of_its_forward_pass(cell: str, tokens: bool) -
 def test_weights_packed_for_tokens_take_nothing_else(tokens: bool) -> None:
     spec = LayerSpec("rnn_tanh", INPUTS, UNITS)
     w_ih, w_hh = (np.zeros((UNITS, columns), np.float32) for columns in (INPUTS, UNITS))
-    layer = _core.Layer(spec, [(w_ih, w_hh, None, None)]).packed(with_input=False)
+    network = _core.Network(spec, [(w_ih, w_hh, None, None)]).packed(with_input=False)
     x: Any = np.zeros((STEPS, BATCH), np.int64)
     if not tokens:
         x = np.zeros((STEPS, BATCH, INPUTS), np.float32)
     rest = np.zeros((1, BATCH, UNITS), np.float32), None, np.zeros((STEPS, BATCH, UNITS), "f4")
     if tokens:
-        layer.forward(_core.Schedule(x, None), x, *rest, True)
+        network.forward(x, None, *rest, (), True)
         return
     with pytest.raises(ValueError, match="packed must be of these weights, for this pass"):
-        layer.forward(_core.Schedule(x, None), x, *rest, True)
+        network.forward(x, None, *rest, (), True)
 
 
-def test_a_layer_takes_weights_of_one_kind() -> None:
+def test_a_network_takes_weights_of_one_kind() -> None:
     def of(units: int, dtype: str) -> Any:
         return *(np.zeros((units, n), dtype) for n in (INPUTS, units)), None, None
 
     spec = LayerSpec("rnn_tanh", INPUTS, UNITS, directions=2)
-    _core.Layer(spec, [of(UNITS, "f4"), of(UNITS, "f4")])
+    _core.Network(spec, [of(UNITS, "f4"), of(UNITS, "f4")])
     for other, says in ((of(UNITS + 1, "f4"), "of one size"), (of(UNITS, "f8"), "float32 array")):
         with pytest.raises(ValueError, match=says):
-            _core.Layer(spec, [of(UNITS, "f4"), other])
+            _core.Network(spec, [of(UNITS, "f4"), other])
     for count in (0, 3):
-        with pytest.raises(ValueError, match=f"one or two directions, got {count}"):
-            _core.Layer(spec, [of(UNITS, "f4")] * count)
+        with pytest.raises(ValueError, match=f"each layer and direction, 2, got {count}"):
+            _core.Network(spec, [of(UNITS, "f4")] * count)
+    with pytest.raises(ValueError, match="must fit those of the layer below"):
+        _core.Network(replace(spec, layers=2, directions=1), [of(UNITS, "f4")] * 2)
 
 
 def test_a_packed_matrix_refuses_what_does_not_fit() -> None:

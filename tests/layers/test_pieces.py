@@ -148,7 +148,9 @@ def test_dropout_follows_from_its_key() -> None:
     assert not np.array_equal(first, other)
     # That of a layer with the same key is another.
     layer = rk.RNN(3, 5, 2, dropout=0.5, seed=1)
-    mask = layer.forward(np.ones((1, 6, 3), np.float32), dropout_key=1)[2]._masks[0][0]
+    kept = layer.forward(np.ones((1, 6, 3), np.float32), dropout_key=1)[2]._kept
+    assert kept is not None
+    mask = kept.masks[0][0]
     assert not np.array_equal(first, mask)
 
 

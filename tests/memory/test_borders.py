@@ -33,15 +33,13 @@ def refused(call):
 spec = LayerSpec("rnn_tanh", 1, 1)
 x, y, h = (np.zeros((1, 1, 1), np.float32) for _ in range(3))
 w = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32), None, None
-layer, schedule = _core.Layer(spec, [w]), _core.Schedule(x, None)
-bare = {c: c.__new__(c) for c in (_core.Stepper, _core.Layer, _core.Schedule, _core.Kept)}
+bare = {c: c.__new__(c) for c in (_core.Stepper, _core.Network, _core.Kept)}
 refused(lambda: bare[_core.Stepper].step(x[0], None))
-refused(lambda: bare[_core.Layer].forward(schedule, x, h, None, y, True))
-refused(lambda: bare[_core.Layer].packed())
-refused(lambda: layer.forward(bare[_core.Schedule], x, h, None, y, True))
-refused(lambda: layer.forward(bare[_core.Layer], x, h, None, y, True))
-refused(lambda: bare[_core.Schedule].live)
+refused(lambda: bare[_core.Network].forward(x, None, h, None, y, (), True))
+refused(lambda: bare[_core.Network].direct(x, None, None, True))
+refused(lambda: bare[_core.Network].packed())
 refused(lambda: bare[_core.Kept].saved)
+refused(lambda: bare[_core.Kept].direct(x, y, None, None, False))
 refused(lambda: bare[_core.Kept].backward(x, y, None, h, None, None, [w]))
 """)
     assert child.returncode == 0, child
@@ -66,12 +64,15 @@ for cell in CELLS:
     for units, inputs in ((0, 3), (2, 0), (0, 0)):
         rows = len(cell_facts(cell).gates) * units
         w = zeros(rows, inputs), zeros(rows, units), None, None
-        refused(lambda: _core.Layer(spec, [w]))
+        refused(lambda: _core.Network(spec, [w]))
         h = zeros(1, 2, units)
         refused(lambda: _core.Stepper(spec, [w], h, h.copy()))
-for shape in ((0, 2, 1), (2, 0, 1), (0, 1), (1, 0)):
-    refused(lambda: _core.Schedule(zeros(*shape), None))
 w = zeros(1, 1), zeros(1, 1), None, None
+network = _core.Network(LayerSpec("rnn_tanh", 1, 1), [w])
+for shape in ((0, 2, 1), (2, 0, 1), (0, 1), (1, 0)):
+    h, y = zeros(1, shape[1], 1), zeros(*shape[:2], 1)
+    refused(lambda: network.forward(zeros(*shape), None, h, None, y, (), False))
+    assert network.direct(zeros(*shape), None, None, False) is None
 refused(lambda: _core.Stepper(LayerSpec("rnn_tanh", 1, 1), [w], zeros(1, 0, 1), None))
 """)
     assert child.returncode == 0, child
@@ -80,13 +81,16 @@ refused(lambda: _core.Stepper(LayerSpec("rnn_tanh", 1, 1), [w], zeros(1, 0, 1), 
 def test_weights_that_are_given_other_memory() -> None:
     """They are looked at in every call."""
     own = weights()
-    made, given = _core.Layer(SPEC, [Weights(**own)]), forward_arguments()
-    schedule = _core.Schedule(given["x"], None)
-    rest: Any = [given[name] for name in ("x", "h", "c", "y")] + [True]
-    made.forward(schedule, *rest)
+    made, given = _core.Network(SPEC, [Weights(**own)]), forward_arguments()
+    made.forward(**given, masks=(), keep=True)
+    made.direct(given["x"], None, None, True)
     own["weight_hh"].resize((1, 1), refcheck=False)
-    with pytest.raises(ValueError, match="weight_hh must be a float32 array of shape"):
-        made.forward(schedule, *rest)
+    for call in (
+        lambda: made.forward(**given, masks=(), keep=True),
+        lambda: made.direct(given["x"], None, None, False),
+    ):
+        with pytest.raises(ValueError, match="weight_hh must be a float32 array of shape"):
+            call()
 
 
 @pytest.mark.parametrize("argument", ["inputs", "units", "steps", "batch"])

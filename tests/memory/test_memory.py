@@ -20,7 +20,7 @@ from support.kernel_arguments import (
     draw,
     forward,
     forward_arguments,
-    layer,
+    network,
     weights,
 )
 from support.processes import run_python
@@ -69,7 +69,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], set[str
         backward_arguments,
         {"dh", "dc", "dx", "dweight_ih", "dweight_hh", "dbias", "dbias_hn", "state_gradients"},
     ),
-    "Layer": (layer, weights, set()),
+    "Network": (network, weights, set()),
     "matmul": (
         _core.matmul,
         lambda: {"a": draw(2, 3), "b": draw(3, 4), "bias": draw(4), "out": draw(2, 4)},

@@ -298,8 +298,9 @@ class StandInCall:
         cs = None if c is None else np.stack([host(c)] * 2)
         y = np.zeros((*x.shape[:2], 2 * self._spec.units), self._spec.dtype)
         both: Any = [weights, weights]
-        layer = _core.Layer(replace(self._spec, compute=None), both)
-        kept = layer.forward(_core.Schedule(x, self._lengths), x, hs, cs, y, keep)
+        spec = replace(self._spec, layers=1, directions=2, compute=None)
+        network = _core.Network(spec, both)
+        kept = network.forward(x, self._lengths, hs, cs, y, (), keep)
         return y, hs, cs, kept
 
     def _half(self, direction: int) -> Any:

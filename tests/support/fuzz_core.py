@@ -83,36 +83,50 @@ class Sizes:
         return self.numbers(name, *axes, self.batch, self.units, written=True)
 
 
-def play_layer(s: Sizes) -> None:
-    """Layer(), packed or not, its forward() and, where that was right, backward()."""
-    case, directions = s.case, s.case.one(1, 1, 2)
+def play_network(s: Sizes) -> None:
+    """Network(), packed or not, its forward() and, where that was right, backward()."""
+    case, directions, layers = s.case, s.case.one(1, 1, 2), s.case.one(1, 1, 2)
     own = [tuple(mutated(case, s.weights()).values()) for _ in range(directions)]
-    given = mutated(case, {"spec": s.spec(directions=directions), "weights": own})
-    layer: Any = case.call("Layer", lambda: _core.Layer(**given))
-    if layer is not None and case.chance(0.3):
+    below, s.inputs = s.inputs, directions * s.units
+    above = range((layers - 1) * directions)
+    own += [tuple(mutated(case, s.weights()).values()) for _ in above]
+    s.inputs = below
+    spec = s.spec(directions=directions, layers=layers)
+    given = mutated(case, {"spec": spec, "weights": own, "batch_first": case.chance(0.3)})
+    network: Any = case.call("Network", lambda: _core.Network(**given))
+    if network is not None and case.chance(0.3):
         how = mutated(case, {"with_input": case.chance(0.7)})
-        layer = case.call("packed", lambda: layer.packed(**how))
+        network = case.call("packed", lambda: network.packed(**how))
     if case.chance(0.02):
-        layer = _core.Layer.__new__(_core.Layer)
+        network = _core.Network.__new__(_core.Network)
     x, lengths = s.x(), None
     if case.chance(0.4):
         lengths = case.array("lengths", case.numbers.integers(0, s.steps + 1, s.batch))
-    arguments = mutated(case, {"x": x, "lengths": lengths})
-    schedule = case.call("Schedule", lambda: _core.Schedule(**arguments))
-    if case.chance(0.02):
-        schedule = _core.Schedule.__new__(_core.Schedule)
-    if layer is None:
+    if network is None:
         return
     forward: Arguments = {
-        "schedule": schedule,
         "x": x,
-        "h": s.state("h", directions),
-        "c": s.state("c", directions),
+        "lengths": lengths,
+        "h": s.state("h", layers * directions),
+        "c": s.state("c", layers * directions),
         "y": s.zeros("y", s.steps, s.batch, directions * s.units, layouts=STRIDED),
+        "masks": [
+            s.numbers("mask", s.steps, s.batch, directions * s.units) for _ in range(layers - 1)
+        ],
         "keep": case.chance(0.5),
     }
     forward = mutated(case, forward)
-    kept = case.call("forward", lambda: layer.forward(**forward))
+    kept = case.call("forward", lambda: network.forward(**forward))
+    state: Any = case.one(None, s.numbers("h", layers * directions, s.batch, s.units))
+    if state is not None and case.chance(0.5):
+        state = state, case.one(None, state)
+    direct = mutated(case, {"x": x, "state": state, "lengths": lengths, "keep": True})
+    taken = case.call("direct", lambda: network.direct(**direct))
+    if taken is not None and len(taken) == 3:
+        finite("y", taken[0])
+        again = mutated(case, {"x": x, "y": taken[0], "dy": taken[0], "dstate": state})
+        unbatched = case.chance(0.1)
+        case.call("direct", lambda: taken[2].direct(**again, unbatched=unbatched))
     if kept is None:
         return
     finite("y", forward["y"])
@@ -259,8 +273,8 @@ def play_race(s: Sizes) -> None:
         h, y = np.zeros((1, rows, 8), np.float32), np.zeros((20, rows, 8), np.float32)
         lengths = shared if which == "lengths" else None
         x = np.broadcast_to(shared, (20, rows)) if which == "tokens" else x
-        layer = _core.Layer(LayerSpec("rnn_tanh", 1, 8), [w])
-        call = lambda: layer.forward(_core.Schedule(x, lengths), x, h, None, y, True)  # noqa: E731
+        network = _core.Network(LayerSpec("rnn_tanh", 1, 8), [w])
+        call = lambda: network.forward(x, lengths, h, None, y, (), True)  # noqa: E731
     done = threading.Event()
 
     def scribble() -> None:
@@ -284,7 +298,7 @@ def play(case: Case) -> None:
     if case.chance(0.005):
         play_race(sizes)
     else:
-        case.one(play_layer, play_layer, play_stepper, play_matmul, play_others)(sizes)
+        case.one(play_network, play_network, play_stepper, play_matmul, play_others)(sizes)
 
 
 # --- What an argument may be exchanged for --------------------------------------------------------

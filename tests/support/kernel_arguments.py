@@ -42,9 +42,8 @@ def forward_arguments() -> dict[str, Any]:
 
 
 def forward(x: Any, h: Any, c: Any, lengths: Any, y: Any) -> Any:
-    made = _core.Layer(SPEC, [Weights(**weights())])
-    return made.forward(_core.Schedule(x, lengths), x, h, c, y, True)
+    return _core.Network(SPEC, [Weights(**weights())]).forward(x, lengths, h, c, y, (), True)
 
 
-def layer(weight_ih: Any, weight_hh: Any, bias: Any, bias_hn: Any) -> Any:
-    return _core.Layer(SPEC, [(weight_ih, weight_hh, bias, bias_hn)])
+def network(weight_ih: Any, weight_hh: Any, bias: Any, bias_hn: Any) -> Any:
+    return _core.Network(SPEC, [(weight_ih, weight_hh, bias, bias_hn)])

@@ -236,6 +236,20 @@ _LOOPS = [
         "cells/test_gradients.py::test_tokens_are_one_hot_rows",
     ),
     _fault(
+        "bind/kept.h",
+        "dropout-is-forgotten-backward",
+        "own.set_product(own, mask)",
+        "static_cast<void>(mask)",
+        "layers/test_dropout.py::test_against_the_reference_with_the_same_masks",
+    ),
+    _fault(
+        "bind/network.cpp",
+        "what-is-right-as-it-stands-keeps-the-layers-order",
+        "const bool swapped = sizes_.batch_first && !unbatched;",
+        "const bool swapped = false;",
+        "layers/test_straight.py::test_both_give_the_same_bits",
+    ),
+    _fault(
         "cpu/recurrent/step.h",
         "a-later-phase-multiplies-the-state",
         "(P == 0 ? problem_.h : scratch_.operand) + i * units",

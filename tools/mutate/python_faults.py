@@ -145,11 +145,11 @@ _LAYERS = [
         "cells/test_state_gradients.py::test_rows_of_a_large_batch_keep_their_places",
     ),
     fault(
-        f"{_PACKAGE}/layers/network.py",
-        "dropout-is-forgotten-backward",
-        "dy = masked(dx, masks[first - 1]) if masks else dx",
-        "dy = dx",
-        "layers/test_dropout.py::test_against_the_reference_with_the_same_masks",
+        f"{_PACKAGE}/devices/launches.py",
+        "dropout-is-forgotten-backward-on-a-gpu",
+        "dy = masked(below, masks[first - 1]) if masks else below",
+        "dy = below",
+        "devices/test_device.py::test_dropout_draws_the_same_masks",
     ),
     fault(
         f"{_PACKAGE}/layers/weights.py",

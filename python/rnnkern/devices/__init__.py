@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where arrays live and kernels run."""
 
-from rnnkern.devices.base import NAMES, Device, Gradient, Pass, device_of, get_device, to_host
+from rnnkern.devices.base import NAMES, Device, device_of, get_device, masked, to_host
 from rnnkern.devices.cpu import Cpu
 from rnnkern.devices.cuda import Cuda, cuda_status
+from rnnkern.devices.kernels import Gradient, Kept, NetworkKernels
 from rnnkern.devices.spec import CellFacts, LayerSpec, Weights, cell_facts
 
 __all__ = [
@@ -13,12 +14,14 @@ __all__ = [
     "Cuda",
     "Device",
     "Gradient",
+    "Kept",
     "LayerSpec",
-    "Pass",
+    "NetworkKernels",
     "Weights",
     "cell_facts",
     "cuda_status",
     "device_of",
     "get_device",
+    "masked",
     "to_host",
 ]

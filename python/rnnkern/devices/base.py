@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,19 +23,9 @@ from rnnkern._checks import (
     dtype_text,
     on_gpu,
 )
+from rnnkern.devices.kernels import NetworkKernels
 from rnnkern.devices.memory import Region
 from rnnkern.devices.spec import LayerSpec, Weights
-
-# ∂L/∂(the fields of Weights).
-Gradient = tuple[Array, Array, "Array | None", "Array | None"]
-
-
-class Pass(NamedTuple):
-    """One layer's run over a sequence: what backward needs of it."""
-
-    x: Array
-    y: Array
-    kept: Any  # as ``Device.forward`` gave it; None where there was nothing to compute
 
 
 class Device(ABC):
@@ -144,93 +134,14 @@ class Device(ABC):
     # -- kernels ------------------------------------------------------------------------------
 
     @abstractmethod
-    def layers(self, spec: LayerSpec, weights: Sequence[Weights]) -> list[Any]:
-        """The kernels' hold of a network's weights, by layer.
+    def network(
+        self, spec: LayerSpec, weights: Sequence[Weights], *, batch_first: bool
+    ) -> NetworkKernels:
+        """The kernels' hold of a network's weights.
 
         `weights` are by layer and direction, each an array of the device for life. The arrays are
-        held, not copied: what is written to them later counts.
-        """
-
-    @abstractmethod
-    def packed(self, layers: list[Any], *, by_token: bool) -> list[Any]:
-        """The same, with what helps many calls of ``forward``; the weights must stay as they are.
-
-        With `by_token` the first layer's x must be tokens.
-        """
-
-    @abstractmethod
-    def schedule(self, x: Array, lengths: Array | None) -> Any:
-        """Which rows of x (T, B, ...) are alive at which step: one for all passes of a call.
-
-        `lengths` (B,), if any, are in host memory. Neither T nor B is 0.
-        """
-
-    @abstractmethod
-    def layers_per_call(
-        self, spec: LayerSpec, steps: int, batch: int, *, backward: bool
-    ) -> list[int]:
-        """How many of the layers each call takes, from the first up."""
-
-    @abstractmethod
-    def forward(
-        self,
-        spec: LayerSpec,
-        layers: list[Any],
-        schedule: Any,
-        x: Array,
-        h: Array,
-        c: Array | None,
-        ys: list[Array],
-        masks: Sequence[Array],
-        *,
-        keep: bool,
-    ) -> list[Any]:
-        """The layers of one call, all directions of each.
-
-        Args:
-            spec: of the network; its inputs are those of the first layer of the call.
-            layers: some of those from ``layers`` or ``packed``, as many as ``layers_per_call``
-                says.
-            schedule: of the call.
-            x: (T, B, I), or tokens (T, B).
-            h: (layers·D, B, H), in place: the initial states in, the last ones out.
-            c: likewise; None for a cell without c.
-            ys: (T, B, D·H), written, of each layer. It is the x of the next.
-            masks: factors, (T, B, D·H), of the y's on the way to the next layer, or none.
-            keep: whether a backward pass follows.
-
-        Returns:
-            With `keep` for each layer what ``backward`` needs beside its x and y; its ``saved``
-            has for each direction (live steps, saved, H) or None.
-
-        """
-
-    @abstractmethod
-    def backward(
-        self,
-        spec: LayerSpec,
-        passes: list[Pass],
-        dy: Array | None,
-        dh: Array,
-        dc: Array | None,
-        dx: Array | None,
-        gradients: list[list[Gradient]],
-        masks: Sequence[Array],
-        traces: list[list[Array]] | None,
-    ) -> None:
-        """The gradients of a call of ``forward``, of as many layers.
-
-        Args:
-            spec: as there.
-            passes: of each layer, forward.
-            dy: of the last of the layers; None is zero.
-            dh: (layers·D, B, H), in place: of the last states in, of the initial ones out.
-            dc: likewise; None for a cell without c.
-            dx: of the first of the layers, added to; None for tokens.
-            gradients: by layer and direction, added to.
-            masks: as there.
-            traces: by layer and direction (live steps, states + gates, H), written; or None.
-
+        held, not copied: what is written to them later counts. `batch_first` is how callers have
+        x and y.
         """
 
     @abstractmethod
@@ -332,3 +243,10 @@ def device_of(array: Any) -> Device:
 def to_host(array: Any) -> NDArray[Any]:
     """An array of any device as NumPy's."""
     return device_of(array).get(array)
+
+
+def masked(array: Array, mask: Array) -> Array:
+    """Their product, whatever ``np.seterr`` says of numbers that vanish or overflow in it."""
+    with np.errstate(all="ignore"):
+        product: Array = array * mask
+    return product

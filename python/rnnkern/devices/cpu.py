@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from rnnkern import _core
 from rnnkern._checks import Array, host_array
-from rnnkern.devices.base import Device, Gradient, Pass
+from rnnkern.devices.base import Device
+from rnnkern.devices.kernels import NetworkKernels
 from rnnkern.devices.spec import LayerSpec, Weights
 
 
@@ -49,50 +50,10 @@ class Cpu(Device):
     def writeable(self, array: Array) -> bool:
         return array.flags.writeable
 
-    def layers(self, spec: LayerSpec, weights: Sequence[Weights]) -> list[_core.Layer]:
-        n = spec.directions
-        return [_core.Layer(spec, weights[i : i + n]) for i in range(0, len(weights), n)]
-
-    def packed(self, layers: list[_core.Layer], *, by_token: bool) -> list[_core.Layer]:
-        return [layer.packed(with_input=k > 0 or not by_token) for k, layer in enumerate(layers)]
-
-    def schedule(self, x: Array, lengths: Array | None) -> _core.Schedule:
-        return _core.Schedule(x, lengths)
-
-    def layers_per_call(
-        self, spec: LayerSpec, steps: int, batch: int, *, backward: bool
-    ) -> list[int]:
-        return [1] * spec.layers
-
-    def forward(
-        self,
-        spec: LayerSpec,
-        layers: list[_core.Layer],
-        schedule: _core.Schedule,
-        x: Array,
-        h: Array,
-        c: Array | None,
-        ys: list[Array],
-        masks: Sequence[Array],
-        *,
-        keep: bool,
-    ) -> list[_core.Kept | None]:
-        return [layers[0].forward(schedule, x, h, c, ys[0], keep)]
-
-    def backward(
-        self,
-        spec: LayerSpec,
-        passes: list[Pass],
-        dy: Array | None,
-        dh: Array,
-        dc: Array | None,
-        dx: Array | None,
-        gradients: list[list[Gradient]],
-        masks: Sequence[Array],
-        traces: list[list[Array]] | None,
-    ) -> None:
-        ((x, y, kept),) = passes
-        kept.backward(x, y, dy, dh, dc, dx, gradients[0], None if traces is None else traces[0])
+    def network(
+        self, spec: LayerSpec, weights: Sequence[Weights], *, batch_first: bool
+    ) -> NetworkKernels:
+        return _core.Network(spec, weights, batch_first)
 
     def matmul(
         self,

@@ -7,39 +7,19 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnnkern._checks import Array, from_dlpack, on_gpu
 from rnnkern.devices import philox
-from rnnkern.devices.base import Device, Gradient, Pass, get_device
+from rnnkern.devices.base import Device, get_device
+from rnnkern.devices.kernels import Gradient, NetworkKernels
+from rnnkern.devices.launches import KeptLayer, LaunchedNetwork, Pass, Schedule
 from rnnkern.devices.spec import LayerSpec, Weights
 
 _GRADIENTS = tuple("d" + name for name in Weights._fields)
-
-
-class _Schedule(NamedTuple):
-    """The sizes of a call, and the lengths of its rows."""
-
-    steps: int
-    batch: int
-    lengths: Array | None
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What backward needs of one layer, beside its x and y; lists are by direction."""
-
-    schedule: _Schedule
-    h_0: Array
-    c_0: Array | None
-    saved: tuple[Array | None, ...]
-    cells: tuple[Array | None, ...]
-    # A snapshot, so that a later step of training does not change them.
-    weights: list[tuple[Array, Array]]
 
 
 class Cuda(Device):
@@ -101,30 +81,26 @@ class Cuda(Device):
     def writeable(self, array: Array) -> bool:
         return True
 
-    def layers(self, spec: LayerSpec, weights: Sequence[Weights]) -> list[Sequence[Weights]]:
-        n = spec.directions
-        return [weights[i : i + n] for i in range(0, len(weights), n)]
+    def network(
+        self, spec: LayerSpec, weights: Sequence[Weights], *, batch_first: bool
+    ) -> NetworkKernels:
+        return LaunchedNetwork(self, spec, weights)
 
-    def packed(self, layers: list[Sequence[Weights]], *, by_token: bool) -> list[Sequence[Weights]]:
-        return layers
-
-    def schedule(self, x: Array, lengths: Array | None) -> _Schedule:
-        steps, batch = x.shape[:2]
-        return _Schedule(steps, batch, lengths)
-
-    def layers_per_call(
-        self, spec: LayerSpec, steps: int, batch: int, *, backward: bool
+    def layers_per_launch(
+        self, spec: LayerSpec, schedule: Schedule, *, backward: bool
     ) -> list[int]:
+        """How many of the layers each launch takes, from the first up."""
         if spec.directions > 1:  # a layer takes both directions below
             return [1] * spec.layers
+        steps, batch, _ = schedule
         split: list[int] = self.kernels.layers_per_launch(spec, steps, batch, backward)
         return split
 
     def forward(
         self,
         spec: LayerSpec,
-        layers: list[Sequence[Weights]],
-        schedule: _Schedule,
+        layers: Sequence[Sequence[Weights]],
+        schedule: Schedule,
         x: Array,
         h: Array,
         c: Array | None,
@@ -132,10 +108,11 @@ class Cuda(Device):
         masks: Sequence[Array],
         *,
         keep: bool,
-    ) -> list[_Kept | None]:
+    ) -> list[KeptLayer]:
+        """See `Launcher`."""
         xp, facts, units = self.xp, spec.facts, spec.units
         call = self._call(spec, schedule, x, len(layers))
-        kept: list[_Kept | None] = [None] * len(layers)
+        kept: list[KeptLayer] = []
         if keep:
             h_0, c_0 = h.copy(), None if c is None else c.copy()
         passes: list[dict[str, Any]] = []
@@ -164,13 +141,15 @@ class Cuda(Device):
                 )
             if keep:
                 first = len(passes) - len(weights)
-                kept[k] = _Kept(
-                    schedule,
-                    h_0[first : len(passes)],
-                    None if c_0 is None else c_0[first : len(passes)],
-                    tuple(saved for saved, _ in rooms),
-                    tuple(cells for _, cells in rooms),
-                    [(own.weight_ih.copy(), own.weight_hh.copy()) for own in weights],
+                kept.append(
+                    KeptLayer(
+                        schedule,
+                        h_0[first : len(passes)],
+                        None if c_0 is None else c_0[first : len(passes)],
+                        tuple(saved for saved, _ in rooms),
+                        tuple(cells for _, cells in rooms),
+                        [(own.weight_ih.copy(), own.weight_hh.copy()) for own in weights],
+                    )
                 )
         call.forward(passes, self._workspace(call.forward_workspace), self._stream())
         return kept
@@ -183,15 +162,10 @@ class Cuda(Device):
         dh: Array,
         dc: Array | None,
         dx: Array | None,
-        gradients: list[list[Gradient]],
+        gradients: Sequence[Gradient],
         masks: Sequence[Array],
-        traces: list[list[Array]] | None,
     ) -> None:
-        if traces is not None:
-            raise ValueError(
-                "state_gradients needs device='cpu', got a layer with device='cuda': rnnkern.save "
-                "it and load it with device='cpu'"
-            )
+        """See `Launcher`."""
         units, last = spec.units, len(passes) - 1
         call = self._call(spec, passes[0].kept.schedule, passes[0].x, len(passes))
         launched: list[dict[str, Any]] = []
@@ -214,7 +188,7 @@ class Cuda(Device):
                         "dc": None if dc is None else dc[index],
                         "dx": dx if k == 0 else None,
                         "mask": masks[k] if k < len(masks) else None,
-                        **dict(zip(_GRADIENTS, gradients[k][d], strict=True)),
+                        **dict(zip(_GRADIENTS, gradients[index], strict=True)),
                     }
                 )
         call.backward(launched, self._workspace(call.backward_workspace), self._stream())
@@ -299,7 +273,7 @@ class Cuda(Device):
             for d in self.kernels.devices()
         )
 
-    def _call(self, spec: LayerSpec, schedule: _Schedule, x: Array, layers: int) -> Any:
+    def _call(self, spec: LayerSpec, schedule: Schedule, x: Array, layers: int) -> Any:
         """The sizes of a call, checked, with its kernels."""
         return self.kernels.Call(spec, *schedule, tokens=x.ndim == 2, layers=layers)
 

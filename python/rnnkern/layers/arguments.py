@@ -20,8 +20,6 @@ class Input(NamedTuple):
     """A call's checked arguments, time first and batched."""
 
     x: Array
-    h_0: Array
-    c_0: Array | None
     lengths: Array | None
     unbatched: bool
 
@@ -68,8 +66,8 @@ class Layout:
 
     # -- in -----------------------------------------------------------------------------------
 
-    def input(self, x: Any, state: State | None, lengths: Any) -> Input:
-        """What a call is given."""
+    def input(self, x: Any, state: State | None, lengths: Any) -> tuple[Input, Array, Array | None]:
+        """What a call is given, and its initial states as ``state`` gives them."""
         device, spec = self.device, self.spec
         array = device.array("x", x)
         shape = array.shape
@@ -100,7 +98,17 @@ class Layout:
             if array.dtype == np.uint64:
                 array = self._within_int64(array, checked_lengths)
             array = device.walkable(array.astype(np.int64, copy=False))
-        return Input(array, h_0, c_0, checked_lengths, unbatched)
+        return Input(array, checked_lengths, unbatched), h_0, c_0
+
+    def taken(self, x: Array, lengths: Array | None) -> Input:
+        """Of arguments that the kernels have taken as they stood."""
+        axes = 3 if x.dtype == self.spec.dtype else 2
+        unbatched = x.ndim < axes
+        if unbatched:
+            x = x[:, None]
+        elif self.batch_first:
+            x = x.swapaxes(0, 1)
+        return Input(x, None if lengths is None else lengths.copy(), unbatched)
 
     def _within_int64(self, tokens: Array, lengths: Array | None) -> Array:
         """uint64 tokens (T, B); those too large for int64, that may stand past a length, cut."""
@@ -163,26 +171,31 @@ class Layout:
         if dy is None:
             return None
         array = self.device.shaped("dy", dy, self._shape(given), self.spec.dtype)
-        return self.device.last_axis_contiguous(self._time_first(array, given))
+        return self.device.last_axis_contiguous(self.time_first(array, given))
 
     # -- out ----------------------------------------------------------------------------------
 
     def output(
-        self, out: Array | None, given: Input, read: Iterable[tuple[str, Array | None]]
+        self,
+        out: Array | None,
+        given: Input,
+        h_0: Array,
+        c_0: Array | None,
+        read: Iterable[tuple[str, Array | None]],
     ) -> Array:
         """The (T, B, D·H) array that y goes to: a view of `out`, or a new one.
 
-        Memory that the call reads, or the tape after it, is refused: what `given` and `read` have.
+        Memory that the call reads, or the tape after it, is refused: the other arguments'.
         """
         shape = self._shape(given)
         if out is None:
             fresh: Array = self.device.xp.empty(shape, self.spec.dtype)
-            return self._time_first(fresh, given)
+            return self.time_first(fresh, given)
         self.check_out(out, shape)
-        for name, array in (("x", given.x), ("state", given.h_0), ("state", given.c_0), *read):
+        for name, array in (("x", given.x), ("state", h_0), ("state", c_0), *read):
             if array is not None and self.device.overlap(out, array):
                 raise ValueError(f"out must not share memory with {name}, got arrays that overlap")
-        return self._time_first(out, given)
+        return self.time_first(out, given)
 
     def check_out(self, out: Array, shape: tuple[int, ...]) -> None:
         """Refuse an array that the kernels cannot write as it stands."""
@@ -221,7 +234,7 @@ class Layout:
         order = (batch, steps) if self.batch_first else (steps, batch)
         return *order, self._features
 
-    def _time_first(self, array: Array, given: Input) -> Array:
+    def time_first(self, array: Array, given: Input) -> Array:
         """A view of the caller's array with the kernels' axes."""
         if given.unbatched:
             return array[:, None]

@@ -18,10 +18,10 @@ from rnnkern.devices import Device, LayerSpec, Weights
 from rnnkern.layers.arguments import Layout, State, check_dropout_key
 from rnnkern.layers.configured import Configured
 from rnnkern.layers.frozen import Frozen
-from rnnkern.layers.network import Network, dropout_masks, forward, run
+from rnnkern.layers.network import Network, run
 from rnnkern.layers.parameter import Parameter
 from rnnkern.layers.stream import Stream
-from rnnkern.layers.tape import Tape
+from rnnkern.layers.tape import Tape, run_taped
 from rnnkern.layers.weights import parameter_names
 
 
@@ -136,20 +136,8 @@ class Recurrent(Configured):
             raise ValueError(
                 f"dropout_key must be given when dropout is {self.dropout:g}, got None"
             )
-        network = self._network
-        layout = network.layout
-        given = layout.input(x, state, lengths)
-        result = layout.output(out, given, () if out is None else network.named_weights())
-        masks: list[Array] = []
-        if self.dropout > 0.0 and self.num_layers > 1:
-            assert dropout_key is not None
-            masks = dropout_masks(network, given, self.dropout, dropout_key)
-        h, c = given.h_0, given.c_0
-        if state is not None:  # the kernels work in place, and these are the caller's
-            h, c = h.copy(), None if c is None else c.copy()
-        passes = forward(network, given, h, c, result, masks, keep=True)
-        y = layout.as_given(result, given) if out is None else out
-        return y, layout.state_as_given(h, c, given), Tape(network, given, passes, masks)
+        dropout = self.dropout if self.num_layers > 1 else 0.0
+        return run_taped(self._network, x, state, lengths, out, dropout, dropout_key)
 
     def freeze(self) -> Frozen:
         """A packed snapshot of the parameters as they are now, to be called as the layer is.

@@ -15,9 +15,9 @@ from rnnkern.layers.arguments import Layout, State
 from rnnkern.layers.base import Recurrent, one_step_of
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
-from rnnkern.layers.network import Network, forward, run
+from rnnkern.layers.network import Network, run
 from rnnkern.layers.parameters import Parameters
-from rnnkern.layers.tape import Tape
+from rnnkern.layers.tape import Tape, run_taped
 
 Own = TypeVar("Own", bound="RecurrentCell")
 
@@ -164,16 +164,9 @@ class RecurrentCell(Fixed):
 
         Leave x and the state that was given unchanged until ``tape.backward``.
         """
-        network = self._network
         sequence, batch = self._sequence(x)
-        given = network.layout.input(sequence, self._lifted("state", state, batch), None)
-        h, c = given.h_0, given.c_0
-        if state is not None:  # the kernels work in place, and these are the caller's
-            h, c = h.copy(), None if c is None else c.copy()
-        y = network.layout.output(None, given, ())
-        passes = forward(network, given, h, c, y, keep=True)
-        last = network.layout.state_as_given(h, c, given)
-        return _lowered(last), CellTape(self, batch, Tape(network, given, passes, []))
+        _, last, tape = run_taped(self._network, sequence, self._lifted("state", state, batch))
+        return _lowered(last), CellTape(self, batch, tape)
 
     def _sequence(self, x: Any) -> tuple[Array, tuple[int, ...]]:
         """A sequence of one step, and the shape of its batch: (B,), or () without one."""

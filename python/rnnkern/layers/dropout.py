@@ -13,11 +13,11 @@ from rnnkern._checks import (
     explains_options,
     finite_float,
 )
-from rnnkern.devices import get_device
+from rnnkern.devices import get_device, masked
 from rnnkern.layers.arguments import check_dropout_key
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
-from rnnkern.layers.network import dropout_mask, masked
+from rnnkern.layers.network import dropout_mask
 from rnnkern.layers.parameters import Parameters
 
 _STREAM = 2**32  # of random numbers: those below are of the places between a layer's own layers

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way of the data: forward and backward through layers and directions."""
+"""The way of the data through a network: what a call, a snapshot, a stream and a tape share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain, pairwise
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.devices import Device, Gradient, LayerSpec, Pass, Weights
+from rnnkern.devices import Device, Gradient, Kept, NetworkKernels, Weights
 from rnnkern.layers.arguments import Input, Layout, State
 from rnnkern.layers.weights import parameter_names
 
@@ -22,23 +22,27 @@ class Network:
         layout: what the layers are, where, and how callers see them.
         spec: the layout's, as is the device.
         weights: by layer and direction, arrays that are fixed for life.
-        layers: the kernels' hold of them, by layer.
+        kernels: the device's hold of them.
         names: of the parameters, as the weights' fields in turn; None where there is none.
+        present: those that there are.
 
     """
 
-    __slots__ = ("device", "layers", "layout", "names", "spec", "weights")
+    __slots__ = ("device", "kernels", "layout", "names", "present", "spec", "weights")
 
     def __init__(
-        self, layout: Layout, weights: Sequence[Weights], layers: list[Any] | None = None
+        self, layout: Layout, weights: Sequence[Weights], kernels: NetworkKernels | None = None
     ) -> None:
         """Of these weights; what is written to them later counts."""
         self.layout = layout
         self.spec = layout.spec
         self.device = layout.device
         self.weights = tuple(weights)
-        self.layers = self.device.layers(self.spec, self.weights) if layers is None else layers
+        if kernels is None:
+            kernels = self.device.network(self.spec, self.weights, batch_first=layout.batch_first)
+        self.kernels = kernels
         self.names = tuple(chain(*parameter_names(self.spec)))
+        self.present = tuple(name for name in self.names if name is not None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickles: the kernels take hold of the copied weights."""
@@ -51,8 +55,7 @@ class Network:
 
     def packed(self, *, by_token: bool = False) -> Network:
         """The same for many calls, while the weights stay as they are."""
-        layers = self.device.packed(self.layers, by_token=by_token)
-        return Network(self.layout, self.weights, layers)
+        return Network(self.layout, self.weights, self.kernels.packed(with_input=not by_token))
 
     def named_weights(self) -> list[tuple[str, Array | None]]:
         """The weights by the names that errors use."""
@@ -64,10 +67,13 @@ def run(
     network: Network, x: Any, state: State | None, lengths: Any, out: Array | None
 ) -> tuple[Array, State]:
     """A plain call: y and the last state as the caller wants them."""
+    if out is None:
+        done: tuple[Array, State] | None = network.kernels.direct(x, state, lengths, False)
+        if done is not None:  # else something has to be converted, or is wrong
+            return done
     layout = network.layout
-    given = layout.input(x, state, lengths)
-    y = layout.output(out, given, () if out is None else network.named_weights())
-    h, c = given.h_0, given.c_0
+    given, h, c = layout.input(x, state, lengths)
+    y = layout.output(out, given, h, c, () if out is None else network.named_weights())
     if state is not None:  # the kernels work in place, and these are the caller's
         h, c = h.copy(), None if c is None else c.copy()
     forward(network, given, h, c, y)
@@ -83,138 +89,55 @@ def forward(
     masks: Sequence[Array] = (),
     *,
     keep: bool = False,
-) -> list[Pass]:
+) -> Kept | None:
     """The input through all layers: h and c change in place, from the initial states; y is written.
 
-    `masks` are factors of what one layer hands to the next, or none. Gives one `Pass` a layer if
-    `keep`, else nothing.
+    `masks` are factors of what one layer hands to the next, or none. With `keep` it gives what a
+    backward pass needs, or None where there was nothing to compute.
     """
-    spec, device, x = network.spec, network.device, given.x
     if given.is_empty:
-        ys = [*(device.xp.empty(y.shape, spec.dtype) for _ in range(spec.layers - 1)), y]
-        return [Pass(a, b, None) for a, b in pairwise((x, *ys))] if keep else []
-    schedule = device.schedule(x, given.lengths)
-    if spec.layers == 1:
-        kept = device.forward(spec, network.layers, schedule, x, h, c, [y], (), keep=keep)
-        return [Pass(x, y, kept[0])] if keep else []
-    passes: list[Pass] = []
-    first = 0
-    for count in device.layers_per_call(spec, given.steps, given.batch, backward=False):
-        end = first + count
-        inner = count - (end == spec.layers)
-        ys = [device.xp.empty(y.shape, spec.dtype) for _ in range(inner)]
-        if end == spec.layers:
-            ys.append(y)
-        kept = device.forward(
-            spec if first == 0 else spec.above,
-            network.layers[first:end],
-            schedule,
-            x,
-            _states(h, first, end, spec),
-            None if c is None else _states(c, first, end, spec),
-            ys,
-            masks[first : end - 1],
-            keep=keep,
-        )
-        for layer in range(first, end):
-            own = ys[layer - first]
-            if keep:
-                passes.append(Pass(x, own, kept[layer - first]))
-            x = masked(own, masks[layer]) if layer < len(masks) else own
-        first = end
-    return passes
+        return None
+    return network.kernels.forward(given.x, given.lengths, h, c, y, masks, keep=keep)
 
 
 def backward(
     network: Network,
     given: Input,
-    passes: list[Pass],
-    masks: Sequence[Array],
+    y: Array,
+    kept: Kept | None,
     dy: Array | None,
     dh: Array,
     dc: Array | None,
-    traces: list[list[Array]] | None = None,
+    traces: list[Array] | None = None,
 ) -> tuple[Array | None, dict[str, Array]]:
     """The gradients of ``forward``: ∂L/∂x, None for tokens, and ∂L/∂parameter by name.
 
     dh and dc change in place, from those of the last states to those of the initial ones; `traces`,
     by layer and direction, are written.
     """
-    gradients = [_zeros_like(network, layer) for layer in range(network.spec.layers)]
-    if network.spec.layers == 1 and not given.is_empty:
-        dx = _zero_dx(network, passes[0])
-        network.device.backward(network.spec, passes, dy, dh, dc, dx, gradients, (), traces)
-    else:
-        dx = _back_through_layers(network, given, passes, masks, dy, dh, dc, gradients, traces)
-    named = zip(network.names, chain(*chain(*gradients)), strict=True)
-    return dx, {name: a for name, a in named if name is not None and a is not None}
+    zeros, dtype = network.device.xp.zeros, network.spec.dtype
+    gradients = [_zeros_like(network, weights) for weights in network.weights]
+    dx = None if given.x.ndim == 2 else zeros(given.x.shape, dtype)
+    if kept is not None:
+        kept.backward(given.x, y, dy, dh, dc, dx, gradients, traces)
+    return dx, by_name(network, (a for a in chain(*gradients) if a is not None))
 
 
-def _back_through_layers(
-    network: Network,
-    given: Input,
-    passes: list[Pass],
-    masks: Sequence[Array],
-    dy: Array | None,
-    dh: Array,
-    dc: Array | None,
-    gradients: list[list[Gradient]],
-    traces: list[list[Array]] | None,
-) -> Array | None:
-    spec, device = network.spec, network.device
-    dx: Array | None = None
-    end = spec.layers
-    counts = [1] * spec.layers
-    if not given.is_empty:
-        counts = device.layers_per_call(spec, given.steps, given.batch, backward=True)
-    for count in reversed(counts):
-        first = end - count
-        dx = _zero_dx(network, passes[first])
-        if not given.is_empty:
-            device.backward(
-                spec if first == 0 else spec.above,
-                passes[first:end],
-                dy,
-                _states(dh, first, end, spec),
-                None if dc is None else _states(dc, first, end, spec),
-                dx,
-                gradients[first:end],
-                masks[first : end - 1],
-                None if traces is None else traces[first:end],
-            )
-        if first > 0:
-            assert dx is not None
-            dy = masked(dx, masks[first - 1]) if masks else dx
-        end = first
-    return dx
+def by_name(network: Network, arrays: Iterable[Array]) -> dict[str, Array]:
+    """One for each parameter, by its name."""
+    return dict(zip(network.present, arrays, strict=True))
 
 
-def _zero_dx(network: Network, of: Pass) -> Array | None:
-    if of.x.ndim == 2:
-        return None
-    dx: Array = network.device.xp.zeros(of.x.shape, network.spec.dtype)
-    return dx
-
-
-def _states(states: Array, first: int, end: int, spec: LayerSpec) -> Array:
-    """Those (L·D, B, H) of some layers."""
-    if end - first == spec.layers:
-        return states
-    return states[first * spec.directions : end * spec.directions]
-
-
-def _zeros_like(network: Network, layer: int) -> list[Gradient]:
-    """Gradients of a layer's parameters, by direction."""
-    zeros, dtype, n = network.device.xp.zeros, network.spec.dtype, network.spec.directions
-    return [
-        (
-            zeros(weight_ih.shape, dtype),
-            zeros(weight_hh.shape, dtype),
-            None if bias is None else zeros(bias.shape, dtype),
-            None if bias_hn is None else zeros(bias_hn.shape, dtype),
-        )
-        for weight_ih, weight_hh, bias, bias_hn in network.weights[layer * n : (layer + 1) * n]
-    ]
+def _zeros_like(network: Network, weights: Weights) -> Gradient:
+    """Gradients of the parameters of a layer and direction."""
+    zeros, dtype = network.device.xp.zeros, network.spec.dtype
+    weight_ih, weight_hh, bias, bias_hn = weights
+    return (
+        zeros(weight_ih.shape, dtype),
+        zeros(weight_hh.shape, dtype),
+        None if bias is None else zeros(bias.shape, dtype),
+        None if bias_hn is None else zeros(bias_hn.shape, dtype),
+    )
 
 
 def dropout_masks(network: Network, given: Input, dropout: float, key: int) -> list[Array]:
@@ -242,10 +165,3 @@ def dropout_mask(
     kept = device.random(key, stream, shape) >= np.float32(share)
     mask: Array = kept.astype(dtype) * dtype.type(1.0 / (1.0 - share))
     return mask
-
-
-def masked(array: Array, mask: Array) -> Array:
-    """Their product, whatever ``np.seterr`` says of numbers that vanish or overflow in it."""
-    with np.errstate(all="ignore"):
-        product: Array = array * mask
-    return product

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnkern._checks import Array, boolean, explains_options, finite_float, host_array
-from rnnkern.devices import get_device
+from rnnkern.devices import get_device, masked
 from rnnkern.layers.arguments import State, check_dropout_key, split_key, states_of
 from rnnkern.layers.base import Recurrent, layout_of
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.gradients import Gradients, StateGradients
-from rnnkern.layers.network import dropout_mask, masked
+from rnnkern.layers.network import dropout_mask
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.stack_stream import StackStream
 from rnnkern.layers.tape import Tape

@@ -145,7 +145,7 @@ class Stream:
     def _checked_step(self, x: Any, out: Array | None) -> Array:
         spec, layout = self._network.spec, self._layout
         array = self._step_input(x)
-        given = layout.input(array[None], None, None)
+        given, _, _ = layout.input(array[None], None, None)
         if out is not None:
             layout.check_out(out, (self.batch, spec.units))
         y = None
@@ -172,7 +172,7 @@ class Stream:
         """A step of some rows alone, as a block of so many."""
         network, device, layout = self._network, self._network.device, self._layout
         chosen, array = device.put(rows), self._step_input(x)
-        given = layout.input(array[None, chosen], None, None)
+        given, _, _ = layout.input(array[None, chosen], None, None)
         shape = (self.batch, network.spec.units)
         if out is None:
             out = device.xp.empty(shape, network.spec.dtype)
@@ -198,14 +198,14 @@ class Stream:
         One that is interrupted (KeyboardInterrupt) leaves the state as it was before the block.
         """
         network, layout = self._network, self._layout
-        given = layout.input(x, None, None)
+        given, h_0, c_0 = layout.input(x, None, None)
         if given.unbatched or given.batch != self.batch:
             inputs, shape = network.spec.inputs, network.device.array("x", x).shape
             raise ValueError(
                 f"x must have shape (T, {self.batch}, {inputs}), or (T, {self.batch}) "
                 f"for tokens, got {shape}"
             )
-        y = layout.output(out, given, () if out is None else network.named_weights())
+        y = layout.output(out, given, h_0, c_0, () if out is None else network.named_weights())
         states = self._states.copy()
         forward(self._packed_now(), given, states[0], None if self._c is None else states[1], y)
         self._states[...] = states

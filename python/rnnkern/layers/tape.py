@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.devices import Pass
+from rnnkern.devices import Kept
 from rnnkern.layers.arguments import Input, State
 from rnnkern.layers.gradients import Gradients, StateGradients
-from rnnkern.layers.network import Network, backward
+from rnnkern.layers.network import Network, backward, by_name, dropout_masks, forward
 
 
 class Tape:
@@ -29,26 +29,25 @@ class Tape:
 
     """
 
-    def __init__(
-        self, network: Network, given: Input, passes: list[Pass], masks: list[Array]
-    ) -> None:
+    def __init__(self, network: Network, given: Input, y: Array, kept: Kept | None) -> None:
+        """Of a call that gave y (T, B, D·H); `kept` is None where there was nothing to compute."""
         self._network = network
         self._given = given
-        self._passes = passes
-        self._masks = masks
+        self._y = y
+        self._kept = kept
 
     def __repr__(self) -> str:
         owner, given = self._network.layout.owner, self._given
         return f"Tape({owner}, steps={given.steps}, batch={given.batch})"
 
     def __copy__(self) -> Tape:
-        return Tape(self._network, self._given, self._passes, self._masks)
+        return Tape(self._network, self._given, self._y, self._kept)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tape:
         # Neither the layer's facts nor what was kept for the kernels ever change.
-        for never_changed in (self._network, *(p.kept for p in self._passes)):
+        for never_changed in (self._network, self._kept):
             memo[id(never_changed)] = never_changed
-        return Tape(*deepcopy((self._network, self._given, self._passes, self._masks), memo))
+        return Tape(*deepcopy((self._network, self._given, self._y, self._kept), memo))
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -61,16 +60,21 @@ class Tape:
 
         The values are those after σ or tanh, and 0 past a row's length.
         """
-        facts = self._network.spec.facts
-        names = facts.gates
-        if self._given.is_empty:
-            values = [[p.y] * len(names) for p in self._passes]
-        elif facts.saved == 0:  # then y is the one gate's
-            values = [[p.y] for p in self._passes]
+        spec = self._network.spec
+        names, directions = spec.facts.gates, spec.directions
+        if self._kept is None:
+            values = [[self._y] * len(names)] * spec.layers
+        elif spec.facts.saved == 0:  # then y is the one gate's
+            values = [[y] for y in (*self._kept.between, self._y)]
         else:
+            unpacked = [
+                self._unpacked(saved)[: len(names)]
+                for saved in self._kept.saved
+                if saved is not None
+            ]
             values = [
-                self._join([self._unpacked(saved)[: len(names)] for saved in p.kept.saved])
-                for p in self._passes
+                self._join(unpacked[i : i + directions])
+                for i in range(0, len(unpacked), directions)
             ]
         layout = self._network.layout
         return [
@@ -105,18 +109,24 @@ class Tape:
             TypeError, ValueError: dy, dstate or dlast has the wrong dtype or shape.
 
         """
-        network, given, layout = self._network, self._given, self._network.layout
+        network, given, kept = self._network, self._given, self._kept
+        if kept is not None and dlast is None and not state_gradients:
+            done = kept.direct(given.x, self._y, dy, dstate, given.unbatched)
+            if done is not None:  # else something has to be converted, or is wrong
+                dx, state, arrays = done
+                return Gradients(by_name(network, arrays), dx, state)
+        layout = network.layout
         dh, dc = layout.own_state("dstate", dstate, given.batch, unbatched=given.unbatched)
         if dlast is not None:
             dh[-network.spec.directions :] += self._by_direction(dlast)
         upstream = layout.gradient(dy, given)
-        traces = [self._new_traces() for _ in self._passes] if state_gradients else None
-        dx, grads = backward(network, given, self._passes, self._masks, upstream, dh, dc, traces)
+        traces = self._new_traces() if state_gradients else None
+        dx, grads = backward(network, given, self._y, kept, upstream, dh, dc, traces)
         return Gradients(
             params=grads,
             x=None if dx is None else layout.as_given(dx, given),
             state=layout.state_as_given(dh, dc, given),
-            steps=None if traces is None else [self._as_state_gradients(t) for t in traces],
+            steps=None if traces is None else self._as_steps(traces),
         )
 
     def _by_direction(self, dlast: Any) -> Array:
@@ -128,12 +138,19 @@ class Tape:
         return parts
 
     def _new_traces(self) -> list[Array]:
-        """Room for what is told of one layer: by direction (live steps, states + gates, H)."""
+        """Room for what is told, by layer and direction: (live steps, states + gates, H)."""
         spec, given = self._network.spec, self._given
         live = given.steps * given.batch if given.lengths is None else int(given.lengths.sum())
         shape = (live, len(spec.facts.states) + len(spec.facts.gates), spec.units)
         empty = self._network.device.xp.empty
-        return [empty(shape, spec.dtype) for _ in range(spec.directions)]
+        return [empty(shape, spec.dtype) for _ in self._network.weights]
+
+    def _as_steps(self, traces: list[Array]) -> list[StateGradients]:
+        directions = self._network.spec.directions
+        return [
+            self._as_state_gradients(traces[i : i + directions])
+            for i in range(0, len(traces), directions)
+        ]
 
     def _as_state_gradients(self, traces: list[Array]) -> StateGradients:
         facts, layout = self._network.spec.facts, self._network.layout
@@ -163,3 +180,33 @@ class Tape:
         by_step = whole.reshape(steps, batch, *packed.shape[1:])
         unpacked: Array = device.xp.moveaxis(by_step, 2, 0)
         return unpacked
+
+
+def run_taped(
+    network: Network,
+    x: Any,
+    state: State | None = None,
+    lengths: Any = None,
+    out: Array | None = None,
+    dropout: float = 0.0,
+    dropout_key: int | None = None,
+) -> tuple[Array, State, Tape]:
+    """A call that can be gone back: y, the last state and a tape. With dropout there is a key."""
+    layout = network.layout
+    if out is None and dropout == 0.0:
+        done = network.kernels.direct(x, state, lengths, True)
+        if done is not None:  # else something has to be converted, or is wrong
+            y, last, kept = done
+            given = layout.taken(x, lengths)
+            return y, last, Tape(network, given, layout.time_first(y, given), kept)
+    given, h, c = layout.input(x, state, lengths)
+    result = layout.output(out, given, h, c, () if out is None else network.named_weights())
+    masks: list[Array] = []
+    if dropout > 0.0:
+        assert dropout_key is not None
+        masks = dropout_masks(network, given, dropout, dropout_key)
+    if state is not None:  # the kernels work in place, and these are the caller's
+        h, c = h.copy(), None if c is None else c.copy()
+    kept = forward(network, given, h, c, result, masks, keep=True)
+    y = layout.as_given(result, given) if out is None else out
+    return y, layout.state_as_given(h, c, given), Tape(network, given, result, kept)

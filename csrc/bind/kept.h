@@ -1,0 +1,425 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a network's forward pass keeps, and the backward pass over it.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "bind/gil.h"
+#include "bind/weights.h"
+#include "core/schedule.h"
+#include "cpu/engine.h"
+
+namespace rnnkern {
+
+inline Tokens view_of(const std::shared_ptr<const TokenStorage>& tokens) {
+  return tokens ? tokens->tokens() : Tokens{};
+}
+
+// Of a pass of one layer in one direction over so many live steps.
+inline double flops_of(const CellFacts& facts, Index live, Index inputs, Index units) {
+  return 2.0 * static_cast<double>(live) * static_cast<double>(facts.gates) *
+         static_cast<double>(units) * (static_cast<double>(inputs) + static_cast<double>(units));
+}
+
+// One direction's part of a (T, B, D·H) array.
+template <class T>
+Sequence<T> part(const Sequence<T>& whole, Index first) {
+  return {whole.data ? whole.data + first : nullptr, whole.step, whole.row};
+}
+
+template <class T>
+T* advanced(T* data, Index count) {
+  return data ? data + count : nullptr;
+}
+
+template <class T>
+Sequence<const T> constant(const Sequence<T>& sequence) {
+  return {sequence.data, sequence.step, sequence.row};
+}
+
+// How a caller has x, y and their gradients: (T, B, ·), (B, T, ·), or (T, ·) for one row.
+struct CallersAxes {
+  Index steps, batch;
+  bool batch_first, unbatched;
+
+  template <class T>
+  bool plain(const py::handle& array, Index inner) const {
+    if (unbatched) return rnnkern::plain<T>(array, {steps, inner});
+    return rnnkern::plain<T>(array, {first(), second(), inner});
+  }
+  template <class T>
+  py::object empty(Index inner) const {
+    return unbatched ? new_array<T>({steps, inner}) : new_array<T>({first(), second(), inner});
+  }
+  // Of a plain array.
+  template <class T>
+  Sequence<T> view(const py::handle& array, Index inner) const {
+    const Index outer = second() * inner;
+    auto* const data = static_cast<T*>(data_of(array));
+    if (swapped()) return {data, inner, outer};
+    return {data, outer, inner};
+  }
+
+ private:
+  bool swapped() const { return batch_first && !unbatched; }
+  Index first() const { return swapped() ? batch : steps; }
+  Index second() const { return swapped() ? steps : batch; }
+};
+
+// What the layers of a network have in common.
+struct NetworkSizes {
+  int cell;
+  Compute compute;
+  Index inputs, units, layers, directions;
+  bool batch_first;  // how callers have x and y
+
+  const CellFacts& facts() const { return cell_facts(cell); }
+  Index features() const { return directions * units; }
+  Index inputs_of(Index layer) const { return layer == 0 ? inputs : features(); }
+  double flops(Index live) const {
+    double sum = 0;
+    for (Index k = 0; k < layers; ++k)
+      sum += static_cast<double>(directions) * flops_of(facts(), live, inputs_of(k), units);
+    return sum;
+  }
+};
+
+// (T, B, D·H) memory of our own, which a layer hands to the next.
+template <class T>
+class Handed {
+ public:
+  Handed() = default;
+  Handed(const Schedule& schedule, Index features)
+      : size_(schedule.steps * schedule.batch * features),
+        step_(schedule.batch * features),
+        row_(features),
+        bytes_(size_ * static_cast<Index>(sizeof(T))) {}
+
+  Sequence<T> view() const { return {reinterpret_cast<T*>(bytes_.get()), step_, row_}; }
+  void clear() const { std::fill_n(view().data, size_, T(0)); }
+  // Of another one, element by element, and of factors like it.
+  void set_product(const Handed& other, const T* factors) const {
+    std::transform(other.view().data, other.view().data + size_, factors, view().data,
+                   [](T a, T b) { return a * b; });
+  }
+
+ private:
+  Index size_ = 0, step_ = 0, row_ = 0;
+  AlignedBytes bytes_;
+};
+
+// A state, or its gradient, as a caller has it: (L·D, B, H), or without its batch axis.
+template <class T>
+struct StateShape {
+  Index states, batch, units;
+  bool has_c, unbatched;
+
+  Index size() const { return states * batch * units; }
+
+  bool plain(const py::handle& object) const {
+    return unbatched ? rnnkern::plain<T>(object, {states, units})
+                     : rnnkern::plain<T>(object, {states, batch, units});
+  }
+
+  // Whether it is what can be taken as it stands: None, also as one of the pair, is zero.
+  bool taken(const py::handle& state, py::handle parts[2]) const {
+    parts[0] = parts[1] = py::none();
+    if (state.is_none()) return true;
+    if (!has_c) {
+      parts[0] = state;
+    } else if (PyTuple_CheckExact(state.ptr()) && PyTuple_GET_SIZE(state.ptr()) == 2) {
+      parts[0] = PyTuple_GET_ITEM(state.ptr(), 0), parts[1] = PyTuple_GET_ITEM(state.ptr(), 1);
+    } else {
+      return false;
+    }
+    return (parts[0].is_none() || plain(parts[0])) && (parts[1].is_none() || plain(parts[1]));
+  }
+
+  // A new array with the values of a part; its memory is put into `data`.
+  py::object copy(const py::handle& part, T*& data) const {
+    py::object array =
+        unbatched ? new_array<T>({states, units}) : new_array<T>({states, batch, units});
+    data = static_cast<T*>(data_of(array));
+    if (part.is_none()) {
+      std::fill_n(data, size(), T(0));
+    } else {
+      std::copy_n(static_cast<const T*>(data_of(part)), size(), data);
+    }
+    return array;
+  }
+};
+
+// What backward needs of forward beside x and the last layer's y.
+template <class T>
+struct KeptOf {
+  struct Direction {
+    py::object saved = py::none(), cells = py::none();
+    std::optional<PackedWeights<T>> weights;
+  };
+  // Of every layer but the last: y, and what the next one got where there are masks.
+  struct Between {
+    Handed<T> y, masked;
+    py::object mask = py::none();
+
+    const Handed<T>& below() const { return mask.is_none() ? y : masked; }
+    const T* factors(const Schedule& schedule, Index features) const {
+      return read<T>(mask, "mask", {schedule.steps, schedule.batch, features});
+    }
+  };
+  // ∂L/∂(one layer's parameters in one direction).
+  struct Gradient {
+    T *ih, *hh, *bias, *bias_hn;
+  };
+
+  NetworkSizes sizes;
+  ScheduleStorage schedule;
+  std::shared_ptr<const TokenStorage> tokens;
+  AlignedBytes states;                // h_0 (L·D, B, H), then c_0
+  std::vector<Direction> directions;  // by layer
+  std::vector<Between> between;
+  std::vector<std::pair<bool, bool>> biases;  // bias and bias_hn: whether there are any
+
+  Index count() const { return sizes.layers * sizes.directions; }
+  Sequence<const T> x_of(const py::handle& x) const {
+    if (tokens) return {};
+    const Schedule whole = schedule.schedule(false);
+    return sequence<const T, HostArray>(required(x, "x"), "x", whole.steps, whole.batch,
+                                        sizes.inputs);
+  }
+  Sequence<const T> out_of(const py::handle& array, const char* name) const {
+    const Schedule whole = schedule.schedule(false);
+    return sequence<const T, HostArray>(array, name, whole.steps, whole.batch, sizes.features());
+  }
+
+  void backward(const py::object& given_x, const py::object& y, const py::object& dy,
+                const py::object& dh, const py::object& dc, const py::object& dx,
+                const py::sequence& gradients, const py::object& traces) const {
+    const Schedule whole = schedule.schedule(false);
+    const Index live = schedule.live_rows(), rows = sizes.facts().gates * sizes.units;
+    const auto given = static_cast<Index>(gradients.size());
+    if (given != count() || (!traces.is_none() && static_cast<Index>(py::len(traces)) != count())) {
+      throw std::invalid_argument(
+          "gradients and state_gradients must be one for each layer and direction");
+    }
+    if (!dx.is_none() && tokens) throw std::invalid_argument("dx must be None where x is tokens");
+    const auto x = x_of(given_x);
+    const auto out = out_of(required(y, "y"), "y");
+    const auto upstream = out_of(dy, "dy");
+    const auto below = sequence<T, HostArray>(dx, "dx", whole.steps, whole.batch, sizes.inputs);
+    T* const dh_data = write<T>(required(dh, "dh"), "dh", {count(), whole.batch, sizes.units});
+    T* const dc_data = sizes.facts().cell_state
+                           ? write<T>(required(dc, "dc"), "dc", {count(), whole.batch, sizes.units})
+                           : nullptr;
+    std::vector<Gradient> grads;
+    std::vector<T*> told;
+    for (Index i = 0; i < count(); ++i) {
+      const Index inputs = sizes.inputs_of(i / sizes.directions);
+      const py::object own = gradients[static_cast<std::size_t>(i)];
+      if (!py::isinstance<py::tuple>(own) || py::len(own) != 4)
+        throw std::invalid_argument("gradients must be as many as the weights of a direction");
+      const auto of = py::reinterpret_borrow<py::tuple>(own);
+      grads.push_back(
+          {.ih = write<T>(required(of[0], "dweight_ih"), "dweight_ih", {rows, inputs}),
+           .hh = write<T>(required(of[1], "dweight_hh"), "dweight_hh", {rows, sizes.units}),
+           .bias = write<T>(of[2], "dbias", {rows}),
+           .bias_hn = write<T>(of[3], "dbias_hn", {sizes.units})});
+      const auto& facts = sizes.facts();
+      const py::object trace = traces.is_none() ? py::none() : py::object(traces[py::int_(i)]);
+      told.push_back(
+          write<T>(trace, "state_gradients",
+                   {live, static_cast<Index>(facts.states.size()) + facts.gates, sizes.units}));
+    }
+    run(x, out, upstream, dh_data, dc_data, below, grads, told);
+  }
+
+  // The same for what a caller gives, in new arrays: (dx, dstate, gradients of what parameters there
+  // are); None where dy or dstate would have to be converted.
+  py::object direct(const py::object& given_x, const py::object& y, const py::object& dy,
+                    const py::object& dstate, bool unbatched) const {
+    const Schedule whole = schedule.schedule(false);
+    const StateShape<T> shape{.states = count(),
+                              .batch = whole.batch,
+                              .units = sizes.units,
+                              .has_c = sizes.facts().cell_state,
+                              .unbatched = unbatched};
+    const CallersAxes axes{whole.steps, whole.batch, sizes.batch_first, unbatched};
+    py::handle parts[2];
+    if (!dy.is_none() && !axes.plain<T>(dy, sizes.features())) return py::none();
+    if (!shape.taken(dstate, parts)) return py::none();
+    const auto x = x_of(given_x);
+    const auto out = out_of(required(y, "y"), "y");
+    T *dh = nullptr, *dc = nullptr;
+    py::object state = shape.copy(parts[0], dh);
+    if (shape.has_c) state = py::make_tuple(state, shape.copy(parts[1], dc));
+    py::object dx = py::none();
+    Sequence<T> below;
+    if (!tokens) {
+      dx = axes.template empty<T>(sizes.inputs);
+      below = axes.template view<T>(dx, sizes.inputs);
+      std::fill_n(below.data, whole.steps * whole.batch * sizes.inputs, T(0));
+    }
+    const Index rows = sizes.facts().gates * sizes.units;
+    py::list arrays;
+    const auto zeros = [&](std::initializer_list<Index> shape) {
+      const py::object array = new_zeros<T>(shape);
+      arrays.append(array);
+      return static_cast<T*>(data_of(array));
+    };
+    std::vector<Gradient> grads;
+    for (Index i = 0; i < count(); ++i) {
+      const auto [bias, bias_hn] = biases[static_cast<std::size_t>(i)];
+      Gradient own{};
+      own.ih = zeros({rows, sizes.inputs_of(i / sizes.directions)});
+      own.hh = zeros({rows, sizes.units});
+      if (bias) own.bias = zeros({rows});
+      if (bias_hn) own.bias_hn = zeros({sizes.units});
+      grads.push_back(own);
+    }
+    run(x, out, dy.is_none() ? Sequence<const T>{} : axes.view<const T>(dy, sizes.features()), dh,
+        dc, below, grads, std::vector<T*>(grads.size()));
+    return py::make_tuple(dx, state, arrays);
+  }
+
+ private:
+  void run(Sequence<const T> x, Sequence<const T> y, Sequence<const T> dy, T* dh, T* dc,
+           Sequence<T> dx, const std::vector<Gradient>& grads,
+           const std::vector<T*>& traces) const {
+    const Index live = schedule.live_rows(), units = sizes.units;
+    const Index size = schedule.schedule(false).batch * units;
+    const auto& facts = sizes.facts();
+    const T* const h_0 = reinterpret_cast<const T*>(states.get());
+    std::vector<BackwardProblem<T>> problems;
+    for (Index k = 0; k < sizes.layers; ++k) {
+      const auto layer = static_cast<std::size_t>(k);
+      const bool last = k + 1 == sizes.layers;
+      for (Index d = 0; d < sizes.directions; ++d) {
+        const Index i = k * sizes.directions + d;
+        const auto at = static_cast<std::size_t>(i);
+        const auto below = k == 0 ? x : constant(between[layer - 1].below().view());
+        const auto out = last ? y : constant(between[layer].y.view());
+        problems.push_back(
+            {.schedule = schedule.schedule(d == 1),
+             .inputs = sizes.inputs_of(k),
+             .units = units,
+             .x = below,
+             .tokens = k == 0 ? view_of(tokens) : Tokens{},
+             .h_0 = h_0 + i * size,
+             .c_0 = dc ? h_0 + (count() + i) * size : nullptr,
+             .y = part(out, d * units),
+             .saved = read<T>(directions[at].saved, "saved", {live, facts.saved, units}),
+             .cells = read<T>(directions[at].cells, "cells", {live, units}),
+             .dy = last ? part(dy, d * units) : Sequence<const T>{},
+             .dh = dh + i * size,
+             .dc = advanced(dc, i * size),
+             .dx = k == 0 ? dx : Sequence<T>{},
+             .dw_ih = grads[at].ih,
+             .dw_hh = grads[at].hh,
+             .dbias = grads[at].bias,
+             .dbias_hn = grads[at].bias_hn,
+             .state_gradients = traces[at]});
+      }
+    }
+    const Schedule whole = schedule.schedule(false);
+    std::vector<const T*> factors;
+    for (const auto& layer : between) factors.push_back(layer.factors(whole, sizes.features()));
+    without_gil(2 * sizes.flops(live), [&] { run_layers(whole, problems, factors); });
+  }
+
+  void run_layers(const Schedule& whole, std::vector<BackwardProblem<T>>& problems,
+                  const std::vector<const T*>& factors) const {
+    Handed<T> above, own;  // ∂L/∂x of a layer, and that of the one above
+    for (Index k = sizes.layers; k-- > 0;) {
+      if (k > 0) {
+        own = Handed<T>(whole, sizes.features());
+        own.clear();
+      }
+      for (Index d = 0; d < sizes.directions; ++d) {
+        const auto i = static_cast<std::size_t>(k * sizes.directions + d);
+        auto& problem = problems[i];
+        if (k + 1 < sizes.layers) problem.dy = part(constant(above.view()), d * sizes.units);
+        if (k > 0) problem.dx = own.view();
+        rnnkern::backward(sizes.cell, problem, sizes.compute, *directions[i].weights);
+      }
+      if (k == 0) break;
+      if (const T* const mask = factors[static_cast<std::size_t>(k - 1)])
+        own.set_product(own, mask);
+      std::swap(above, own);
+    }
+  }
+};
+
+// Its class in Python.
+class Kept {
+ public:
+  template <class T>
+  explicit Kept(KeptOf<T> kept) : kept_(std::move(kept)) {}
+  Kept(Kept&&) = default;
+
+  py::tuple saved() const {
+    return of_directions([](const auto& direction) { return direction.saved; });
+  }
+  py::tuple cells() const {
+    return of_directions([](const auto& direction) { return direction.cells; });
+  }
+  py::tuple between() const {
+    return std::visit(
+        []<class T>(const KeptOf<T>& kept) {
+          const Schedule whole = kept.schedule.schedule(false);
+          py::list list;
+          for (const auto& layer : kept.between) {
+            const Index features = kept.sizes.features();
+            py::object copy = new_array<T>({whole.steps, whole.batch, features});
+            std::copy_n(layer.y.view().data, whole.steps * whole.batch * features,
+                        static_cast<T*>(data_of(copy)));
+            list.append(copy);
+          }
+          return py::tuple(list);
+        },
+        kept_);
+  }
+
+  py::tuple masks() const {
+    py::list list;
+    std::visit(
+        [&](const auto& kept) {
+          for (const auto& layer : kept.between)
+            if (!layer.mask.is_none()) list.append(layer.mask);
+        },
+        kept_);
+    return py::tuple(list);
+  }
+
+  void backward(const py::object& x, const py::object& y, const py::object& dy,
+                const py::object& dh, const py::object& dc, const py::object& dx,
+                const py::sequence& gradients, const py::object& traces) const {
+    std::visit([&](const auto& kept) { kept.backward(x, y, dy, dh, dc, dx, gradients, traces); },
+               kept_);
+  }
+
+  py::object direct(const py::object& x, const py::object& y, const py::object& dy,
+                    const py::object& dstate, bool unbatched) const {
+    return std::visit([&](const auto& kept) { return kept.direct(x, y, dy, dstate, unbatched); },
+                      kept_);
+  }
+
+ private:
+  template <class F>
+  py::tuple of_directions(F f) const {
+    return std::visit(
+        [&](const auto& kept) {
+          py::list list;
+          for (const auto& direction : kept.directions) list.append(f(direction));
+          return py::tuple(list);
+        },
+        kept_);
+  }
+
+  std::variant<KeptOf<float>, KeptOf<double>> kept_;
+};
+
+}  // namespace rnnkern

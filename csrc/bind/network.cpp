@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: Apache-2.0
+// Layers upon each other, in all their directions, over whole sequences.
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "bind/kept.h"
+#include "bind/modules.h"
+
+namespace rnnkern {
+namespace {
+
+std::optional<std::vector<Index>> read_lengths(const py::handle& lengths, Index batch) {
+  if (lengths.is_none()) return std::nullopt;
+  return copied(read<std::int64_t>(lengths, "lengths", {batch}), batch);
+}
+
+template <class T>
+class NetworkOf {
+ public:
+  NetworkOf(NetworkSizes sizes, std::vector<HeldWeights> weights)
+      : sizes_(sizes), weights_(std::move(weights)) {
+    for (Index i = 0; i < count(); ++i) {
+      const auto& w = weights_[static_cast<std::size_t>(i)];
+      const auto own = w.template parameters<T>();  // all of one dtype
+      if (w.inputs() != sizes_.inputs_of(i / sizes_.directions) || w.units() != sizes_.units) {
+        throw std::invalid_argument(
+            "weights must fit those of the layer below, and be of one size in both directions");
+      }
+      biases_.emplace_back(own.bias != nullptr, own.bias_hn != nullptr);
+    }
+    if constexpr (!std::is_same_v<T, float>) {
+      if (sizes_.compute != Compute::exact)
+        throw std::invalid_argument("compute 'bfloat16' needs float32 weights, got float64");
+    }
+  }
+
+  // The same, with panels of the weights as they are now.
+  NetworkOf packed(bool with_input) const {
+    NetworkOf twin(sizes_, weights_);
+    for (Index i = 0; i < count(); ++i) {
+      twin.panels_.emplace_back(
+          sizes_.cell, weights_[static_cast<std::size_t>(i)].template parameters<T>(),
+          Pass::forward, with_input || i >= sizes_.directions, sizes_.compute);
+    }
+    return twin;
+  }
+
+  py::object forward(const py::object& x, const py::object& lengths, const py::object& h,
+                     const py::object& c, const py::object& y, const py::sequence& masks,
+                     bool keep) const {
+    const HostArray array(required(x, "x"), "x");
+    const bool tokens = array.axes == 2;
+    if (!tokens && array.axes != 3)
+      array.refuse("have shape (T, B, I), or (T, B) for tokens, got " + array.shape_text());
+    const Index steps = array.shape[0], batch = array.shape[1];
+    if (steps < 1 || batch < 1)
+      array.refuse("have at least one step and one row, got shape " + array.shape_text());
+    Given given{.schedule = {steps, batch, read_lengths(lengths, batch)}};
+    if (tokens) {
+      given.set_tokens(sequence<const std::int64_t, HostArray>(x, "x", steps, batch, 0),
+                       sizes_.inputs);
+    } else {
+      given.x = sequence<const T, HostArray>(x, "x", steps, batch, sizes_.inputs);
+    }
+    given.h = write<T>(required(h, "h"), "h", {count(), batch, sizes_.units});
+    if (has_c()) given.c = write<T>(required(c, "c"), "c", {count(), batch, sizes_.units});
+    given.y = sequence<T, HostArray>(required(y, "y"), "y", steps, batch, sizes_.features());
+    const auto most = static_cast<std::size_t>(sizes_.layers - 1);
+    if (masks.size() != 0 && masks.size() != most)
+      throw std::invalid_argument("masks must be one for each layer but the last, or none");
+    for (const auto& mask : masks) {
+      given.masks.push_back(py::reinterpret_borrow<py::object>(mask));
+      read<T>(required(mask, "mask"), "mask", {steps, batch, sizes_.features()});
+    }
+    return run(std::move(given), keep);
+  }
+
+  py::object direct(const py::object& x, const py::object& state, const py::object& lengths,
+                    bool keep) const {
+    if (!py::isinstance<py::array>(x)) return py::none();
+    const auto& array = *py::detail::array_proxy(x.ptr());
+    const bool tokens = array.descr != native_dtype<T>();
+    const int inner = tokens ? 0 : 1;
+    const bool unbatched = array.nd == 1 + inner;
+    if (!unbatched && array.nd != 2 + inner) return py::none();
+    const bool swapped = sizes_.batch_first && !unbatched;
+    const Index batch = unbatched ? 1 : array.dimensions[swapped ? 0 : 1];
+    const CallersAxes axes{array.dimensions[swapped ? 1 : 0], batch, sizes_.batch_first, unbatched};
+    const StateShape<T> shape{.states = count(),
+                              .batch = batch,
+                              .units = sizes_.units,
+                              .has_c = has_c(),
+                              .unbatched = unbatched};
+    py::handle parts[2];
+    if (axes.steps < 1 || batch < 1 || !shape.taken(state, parts) ||
+        !(tokens ? plain<std::int64_t>(x) : axes.template plain<T>(x, sizes_.inputs)) ||
+        !(lengths.is_none() || plain<std::int64_t>(lengths, {batch})))
+      return py::none();
+    auto rows = read_lengths(lengths, batch);
+    for (Index b = 0; rows && b < batch; ++b) {
+      const Index length = (*rows)[static_cast<std::size_t>(b)];
+      if (length < 0 || length > axes.steps) return py::none();
+    }
+    Given given{.schedule = {axes.steps, batch, std::move(rows)}};
+    if (tokens) {
+      given.set_tokens(axes.template view<const std::int64_t>(x, 1), sizes_.inputs);
+    } else {
+      given.x = axes.template view<const T>(x, sizes_.inputs);
+    }
+    py::object last = shape.copy(parts[0], given.h);
+    if (has_c()) last = py::make_tuple(last, shape.copy(parts[1], given.c));
+    py::object y = axes.template empty<T>(sizes_.features());
+    given.y = axes.template view<T>(y, sizes_.features());
+    py::object kept = run(std::move(given), keep);
+    if (keep) return py::make_tuple(y, last, kept);
+    return py::make_tuple(y, last);
+  }
+
+ private:
+  // What a call gets: x or tokens, and what it writes.
+  struct Given {
+    ScheduleStorage schedule;
+    Sequence<const T> x{};
+    std::shared_ptr<const TokenStorage> tokens{};
+    T *h = nullptr, *c = nullptr;  // (L·D, B, H), in place
+    Sequence<T> y{};
+    std::vector<py::object> masks{};
+
+    void set_tokens(Sequence<const std::int64_t> given, Index vocabulary) {
+      tokens = std::make_shared<const TokenStorage>(schedule.schedule(false), given, vocabulary);
+    }
+  };
+  using Between = typename KeptOf<T>::Between;
+
+  Index count() const { return sizes_.layers * sizes_.directions; }
+  bool has_c() const { return sizes_.facts().cell_state; }
+
+  // None, or with `keep` what a backward pass needs.
+  py::object run(Given given, bool keep) const {
+    const Schedule whole = given.schedule.schedule(false);
+    const Index live = given.schedule.live_rows(), units = sizes_.units;
+    const Index size = whole.batch * units;
+    std::vector<Between> between(static_cast<std::size_t>(sizes_.layers - 1));
+    std::vector<const T*> factors;
+    for (std::size_t k = 0; k < between.size(); ++k) {
+      between[k].y = Handed<T>(whole, sizes_.features());
+      if (!given.masks.empty()) {
+        between[k].masked = Handed<T>(whole, sizes_.features());
+        between[k].mask = given.masks[k];
+      }
+      factors.push_back(between[k].factors(whole, sizes_.features()));
+    }
+    std::vector<typename KeptOf<T>::Direction> kept(keep ? static_cast<std::size_t>(count())
+                                                         : std::size_t{0});
+    AlignedBytes states;
+    if (keep) states = copy_of_states(given, count() * size);
+    std::vector<ForwardProblem<T>> problems;
+    problems.reserve(static_cast<std::size_t>(count()));
+    for (Index i = 0; i < count(); ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      const auto layer = static_cast<std::size_t>(i / sizes_.directions);
+      const Index d = i % sizes_.directions;
+      const auto out = layer < between.size() ? between[layer].y.view() : given.y;
+      problems.push_back({.schedule = given.schedule.schedule(d == 1),
+                          .parameters = parameters(at, keep || (given.tokens && layer == 0)),
+                          .x = layer == 0 ? given.x : constant(between[layer - 1].below().view()),
+                          .tokens = layer == 0 ? view_of(given.tokens) : Tokens{},
+                          .h = given.h + i * size,
+                          .c = advanced(given.c, i * size),
+                          .y = part(out, d * units),
+                          .saved = nullptr,
+                          .cells = nullptr});
+      if (!keep) continue;
+      const Index saved = sizes_.facts().saved;
+      if (saved > 0) {
+        kept[at].saved = new_array<T>({live, saved, units});
+        problems[at].saved = static_cast<T*>(data_of(kept[at].saved));
+      }
+      if (given.c) {
+        kept[at].cells = new_array<T>({live, units});
+        problems[at].cells = static_cast<T*>(data_of(kept[at].cells));
+      }
+    }
+    without_gil(sizes_.flops(live), [&] {
+      for (Index k = 0; k < sizes_.layers; ++k) {
+        const auto layer = static_cast<std::size_t>(k);
+        const bool last = layer == between.size();
+        clear_ends(given.schedule, last ? given.y : between[layer].y.view());
+        for (Index d = 0; d < sizes_.directions; ++d) {
+          const auto i = static_cast<std::size_t>(k * sizes_.directions + d);
+          rnnkern::forward(sizes_.cell, problems[i], sizes_.compute,
+                           panels_.empty() ? nullptr : &panels_[i]);
+          if (keep) {
+            kept[i].weights.emplace(sizes_.cell, problems[i].parameters, Pass::backward,
+                                    !problems[i].tokens.slot, sizes_.compute);
+          }
+        }
+        if (!last && factors[layer])
+          between[layer].masked.set_product(between[layer].y, factors[layer]);
+      }
+    });
+    if (!keep) return py::none();
+    return py::cast(Kept(KeptOf<T>{.sizes = sizes_,
+                                   .schedule = std::move(given.schedule),
+                                   .tokens = std::move(given.tokens),
+                                   .states = std::move(states),
+                                   .directions = std::move(kept),
+                                   .between = std::move(between),
+                                   .biases = biases_}));
+  }
+
+  // Of weights that are packed a call may need the sizes alone; the arrays are then not looked at.
+  Parameters<T> parameters(std::size_t i, bool raw) const {
+    if (panels_.empty() || raw) return weights_[i].template parameters<T>();
+    return {.inputs = weights_[i].inputs(),
+            .units = sizes_.units,
+            .w_ih = nullptr,
+            .w_hh = nullptr,
+            .bias = nullptr,
+            .bias_hn = nullptr};
+  }
+
+  static AlignedBytes copy_of_states(const Given& given, Index size) {
+    AlignedBytes states((given.c ? 2 : 1) * size * static_cast<Index>(sizeof(T)));
+    T* const h_0 = reinterpret_cast<T*>(states.get());
+    std::copy_n(given.h, size, h_0);
+    if (given.c) std::copy_n(given.c, size, h_0 + size);
+    return states;
+  }
+
+  // y is 0 past a row's length.
+  void clear_ends(const ScheduleStorage& storage, Sequence<T> y) const {
+    const Schedule whole = storage.schedule(false);
+    for (Index b = 0; b < whole.batch && storage.ragged(); ++b) {
+      for (Index t = storage.length(b); t < whole.steps; ++t)
+        std::fill_n(y.at(t, b), sizes_.features(), T(0));
+    }
+  }
+
+  NetworkSizes sizes_;
+  std::vector<HeldWeights> weights_;  // by layer and direction
+  std::vector<std::pair<bool, bool>> biases_;
+  std::vector<PackedWeights<T>> panels_;  // likewise, or none
+};
+
+// Its class in Python.
+class Network {
+ public:
+  Network(const py::handle& spec, const py::sequence& weights, bool batch_first)
+      : network_(make(spec, weights, batch_first)) {}
+  Network(Network&&) = default;
+
+  Network packed(bool with_input) const {
+    return std::visit([&](const auto& network) { return Network(Any(network.packed(with_input))); },
+                      network_);
+  }
+
+  py::object forward(const py::object& x, const py::object& lengths, const py::object& h,
+                     const py::object& c, const py::object& y, const py::sequence& masks,
+                     bool keep) const {
+    return std::visit(
+        [&](const auto& network) { return network.forward(x, lengths, h, c, y, masks, keep); },
+        network_);
+  }
+
+  py::object direct(const py::object& x, const py::object& state, const py::object& lengths,
+                    bool keep) const {
+    return std::visit([&](const auto& network) { return network.direct(x, state, lengths, keep); },
+                      network_);
+  }
+
+ private:
+  using Any = std::variant<NetworkOf<float>, NetworkOf<double>>;
+
+  explicit Network(Any network) : network_(std::move(network)) {}
+
+  static Any make(const py::handle& given, const py::sequence& weights, bool batch_first) {
+    const LayerSpec spec = read_spec(given);
+    const auto count = static_cast<Index>(weights.size());
+    if (count != spec.layers * spec.directions) {
+      throw std::invalid_argument("weights must be one for each layer and direction, " +
+                                  std::to_string(spec.layers * spec.directions) + ", got " +
+                                  std::to_string(count));
+    }
+    std::vector<HeldWeights> held;
+    for (const auto& w : weights) held.emplace_back(spec.facts(), w);
+    const NetworkSizes sizes{.cell = spec.cell,
+                             .compute = read_compute(spec.compute),
+                             .inputs = held[0].inputs(),
+                             .units = held[0].units(),
+                             .layers = spec.layers,
+                             .directions = spec.directions,
+                             .batch_first = batch_first};
+    if (held[0].type() == Type::float32) return NetworkOf<float>(sizes, std::move(held));
+    return NetworkOf<double>(sizes, std::move(held));
+  }
+
+  Any network_;
+};
+
+}  // namespace
+
+void bind_network(py::module_& m) {
+  py::class_<Kept>(m, "Kept", "What Network.forward() kept of one call.")
+      .def_property_readonly(
+          "saved", [](const py::handle& self) { return built<Kept>(self, "self").saved(); },
+          "What each layer and direction saved at every step (live steps, saved, H), or None.")
+      .def_property_readonly(
+          "cells", [](const py::handle& self) { return built<Kept>(self, "self").cells(); },
+          "Every c_t of each layer and direction (live steps, H), or None.")
+      .def_property_readonly(
+          "between", [](const py::handle& self) { return built<Kept>(self, "self").between(); },
+          "Copies of y (T, B, D·H) of every layer but the last.")
+      .def_property_readonly(
+          "masks", [](const py::handle& self) { return built<Kept>(self, "self").masks(); },
+          "Those that forward() was given.")
+      .def(
+          "backward",
+          [](const py::handle& self, const py::object& x, const py::object& y, const py::object& dy,
+             const py::object& dh, const py::object& dc, const py::object& dx,
+             const py::sequence& gradients, const py::object& state_gradients) {
+            built<Kept>(self, "self").backward(x, y, dy, dh, dc, dx, gradients, state_gradients);
+          },
+          py::arg("x"), py::arg("y"), py::arg("dy"), py::arg("dh"), py::arg("dc"), py::arg("dx"),
+          py::arg("gradients"), py::arg("state_gradients") = py::none(),
+          "x and y are those of the call; tokens were copied. dh and dc (L·D, B, H) go in for the "
+          "last state and come out for the first; dx and the "
+          "gradients, for each layer and direction (dweight_ih, dweight_hh, dbias, dbias_hn), are "
+          "added to; state_gradients, for each (live steps, states + gates, H) in the packed order "
+          "of saved, are written. dy None is zero.")
+      .def(
+          "direct",
+          [](const py::handle& self, const py::object& x, const py::object& y, const py::object& dy,
+             const py::object& dstate, bool unbatched) {
+            return built<Kept>(self, "self").direct(x, y, dy, dstate, unbatched);
+          },
+          py::arg("x"), py::arg("y"), py::arg("dy"), py::arg("dstate"), py::arg("unbatched"),
+          "What a caller asks for: (dx, dstate, [gradients of the parameters there are]), in the "
+          "caller's axes but for x and y. None where dy or dstate cannot be taken as they stand.");
+
+  py::class_<Network>(m, "Network", "Layers upon each other, in all their directions.")
+      .def(py::init<const py::handle&, const py::sequence&, bool>(), py::arg("spec"),
+           py::arg("weights"), py::arg("batch_first") = false,
+           "weights: for each layer and direction (weight_ih, weight_hh, bias, bias_hn), which are "
+           "held. The sizes are theirs; spec says the cell, the compute and how many there are.")
+      .def(
+          "packed",
+          [](const py::handle& self, bool with_input) {
+            return built<Network>(self, "self").packed(with_input);
+          },
+          py::kw_only(), py::arg("with_input") = true,
+          "A network of these weights as they are now, packed for many calls: they must stay so. "
+          "Without the first weight_ih where x will be tokens.")
+      .def(
+          "forward",
+          [](const py::handle& self, const py::object& x, const py::object& lengths,
+             const py::object& h, const py::object& c, const py::object& y,
+             const py::sequence& masks, bool keep) {
+            return built<Network>(self, "self").forward(x, lengths, h, c, y, masks, keep);
+          },
+          py::arg("x"), py::arg("lengths"), py::arg("h"), py::arg("c"), py::arg("y"),
+          py::arg("masks"), py::arg("keep"),
+          "x (T, B, I) or tokens (T, B); lengths (B,) or None. h and c (L·D, B, H) go in as the "
+          "initial states and come out as the last ones; y (T, B, D·H) is written. masks: factors "
+          "(T, B, D·H) of what each layer hands to the next, or none. Gives with keep what a "
+          "backward pass needs beside x and y.")
+      .def(
+          "direct",
+          [](const py::handle& self, const py::object& x, const py::object& state,
+             const py::object& lengths,
+             bool keep) { return built<Network>(self, "self").direct(x, state, lengths, keep); },
+          py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("keep"),
+          "What a caller asks for: (y, last state), and with keep what forward() gives, in new "
+          "arrays. None where an argument cannot be taken as it stands.");
+}
+
+}  // namespace rnnkern

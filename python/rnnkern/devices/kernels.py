@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device's kernels do with a network: the same on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from rnnkern._checks import Array
+
+# ∂L/∂(the fields of Weights).
+Gradient = tuple[Array, Array, "Array | None", "Array | None"]
+
+
+class Kept(Protocol):
+    """What backward needs of a forward pass, beside its x and y."""
+
+    @property
+    def saved(self) -> Sequence[Array | None]:
+        """By layer and direction (live steps, saved, H), or None."""
+
+    @property
+    def between(self) -> Sequence[Array]:
+        """Of every layer but the last y (T, B, D·H)."""
+
+    @property
+    def masks(self) -> Sequence[Array]:
+        """Those that ``forward`` was given."""
+
+    def backward(
+        self,
+        x: Array,
+        y: Array,
+        dy: Array | None,
+        dh: Array,
+        dc: Array | None,
+        dx: Array | None,
+        gradients: Sequence[Gradient],
+        state_gradients: Sequence[Array] | None = None,
+    ) -> None:
+        """The gradients of ``NetworkKernels.forward``.
+
+        Args:
+            x: as there.
+            y: as it was written there.
+            dy: of y; None is zero.
+            dh: (L·D, B, H), in place: of the last states in, of the initial ones out.
+            dc: likewise; None for a cell without c.
+            dx: added to; None for tokens.
+            gradients: by layer and direction, added to.
+            state_gradients: by layer and direction (live steps, states + gates, H), written; or
+                None.
+
+        """
+
+    def direct(self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool) -> Any:
+        """The same for what a caller gives: dx, dstate and the gradients of parameters, all new.
+
+        None where that has to be converted or explained first.
+        """
+
+
+class NetworkKernels(Protocol):
+    """A network's weights as the kernels hold them."""
+
+    def packed(self, *, with_input: bool = True) -> NetworkKernels:
+        """The same, with what helps many calls; the weights must stay as they are.
+
+        Without `with_input` the first layer's x must be tokens.
+        """
+
+    def forward(
+        self,
+        x: Array,
+        lengths: Array | None,
+        h: Array,
+        c: Array | None,
+        y: Array,
+        masks: Sequence[Array],
+        keep: bool,
+    ) -> Kept | None:
+        """The input through all layers, of which neither T nor B is 0.
+
+        Args:
+            x: (T, B, I), or tokens (T, B).
+            lengths: (B,) in host memory, or None.
+            h: (L·D, B, H), in place: the initial states in, the last ones out.
+            c: likewise; None for a cell without c.
+            y: (T, B, D·H), written.
+            masks: factors, (T, B, D·H), of what each layer hands to the next, or none.
+            keep: whether a backward pass follows: then what it needs is given.
+
+        """
+
+    def direct(self, x: Any, state: Any, lengths: Any, keep: bool) -> Any:
+        """The same for what a caller gives: y, the last state and, with `keep`, what is kept.
+
+        None where that has to be converted or explained first. Results are new arrays.
+        """

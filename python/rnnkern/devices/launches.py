@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network on a GPU: launches one after the other, each of as many layers as fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from rnnkern._checks import Array
+from rnnkern.devices.base import masked
+from rnnkern.devices.kernels import Gradient
+from rnnkern.devices.spec import LayerSpec, Weights
+
+
+class Schedule(NamedTuple):
+    """The sizes of a call, and the lengths of its rows."""
+
+    steps: int
+    batch: int
+    lengths: Array | None
+
+
+@dataclass(frozen=True)
+class KeptLayer:
+    """What backward needs of one layer, beside its x and y; lists are by direction."""
+
+    schedule: Schedule
+    h_0: Array
+    c_0: Array | None
+    saved: tuple[Array | None, ...]
+    cells: tuple[Array | None, ...]
+    # A snapshot, so that a later step of training does not change them.
+    weights: list[tuple[Array, Array]]
+
+
+class Pass(NamedTuple):
+    """One layer's run over a sequence: what backward needs of it."""
+
+    x: Array
+    y: Array
+    kept: KeptLayer
+
+
+class Launcher(Protocol):
+    """Of a device, what launches some layers at once: see `Cuda`."""
+
+    xp: Any
+
+    def layers_per_launch(
+        self, spec: LayerSpec, schedule: Schedule, *, backward: bool
+    ) -> list[int]:
+        """How many of the layers each launch takes, from the first up."""
+
+    def forward(
+        self,
+        spec: LayerSpec,
+        layers: Sequence[Sequence[Weights]],
+        schedule: Schedule,
+        x: Array,
+        h: Array,
+        c: Array | None,
+        ys: list[Array],
+        masks: Sequence[Array],
+        *,
+        keep: bool,
+    ) -> list[KeptLayer]:
+        """One launch.
+
+        Args:
+            spec: of the network; its inputs are those of the first layer of the launch.
+            layers: weights of each layer, by direction.
+            schedule: of the call.
+            x: (T, B, I), or tokens (T, B).
+            h: (layers·D, B, H), in place: the initial states in, the last ones out.
+            c: likewise; None for a cell without c.
+            ys: (T, B, D·H), written, of each layer. It is the x of the next.
+            masks: factors, (T, B, D·H), of the y's on the way to the next layer, or none.
+            keep: whether a backward pass follows: then what it needs is given for each layer.
+
+        """
+
+    def backward(
+        self,
+        spec: LayerSpec,
+        passes: list[Pass],
+        dy: Array | None,
+        dh: Array,
+        dc: Array | None,
+        dx: Array | None,
+        gradients: Sequence[Gradient],
+        masks: Sequence[Array],
+    ) -> None:
+        """The gradients of one launch, of as many layers.
+
+        Args:
+            spec: as in ``forward``.
+            passes: of each layer, forward.
+            dy: of the last of the layers; None is zero.
+            dh: (layers·D, B, H), in place: of the last states in, of the initial ones out.
+            dc: likewise; None for a cell without c.
+            dx: of the first of the layers, added to; None for tokens.
+            gradients: by layer and direction, added to.
+            masks: as in ``forward``.
+
+        """
+
+
+class LaunchedNetwork:
+    """Weights by layer and direction: what `_core.Network` is on a CPU."""
+
+    def __init__(self, device: Launcher, spec: LayerSpec, weights: Sequence[Weights]) -> None:
+        n = spec.directions
+        self._device = device
+        self._spec = spec
+        self._layers = [weights[i : i + n] for i in range(0, len(weights), n)]
+
+    def packed(self, *, with_input: bool = True) -> LaunchedNetwork:
+        """The same: kernels read the weights as they are."""
+        return self
+
+    def direct(self, x: Any, state: Any, lengths: Any, keep: bool) -> None:
+        """Nothing: a launch takes longer than to look at the arguments."""
+        return
+
+    def forward(
+        self,
+        x: Array,
+        lengths: Array | None,
+        h: Array,
+        c: Array | None,
+        y: Array,
+        masks: Sequence[Array],
+        keep: bool,
+    ) -> LaunchedKept | None:
+        """See `NetworkKernels`."""
+        spec, device = self._spec, self._device
+        steps, batch = x.shape[:2]
+        schedule = Schedule(steps, batch, lengths)
+        passes: list[Pass] = []
+        first = 0
+        for count in device.layers_per_launch(spec, schedule, backward=False):
+            end = first + count
+            inner = count - (end == spec.layers)
+            ys = [device.xp.empty(y.shape, spec.dtype) for _ in range(inner)]
+            if end == spec.layers:
+                ys.append(y)
+            kept = device.forward(
+                spec if first == 0 else spec.above,
+                self._layers[first:end],
+                schedule,
+                x,
+                _states(h, first, end, spec),
+                None if c is None else _states(c, first, end, spec),
+                ys,
+                masks[first : end - 1],
+                keep=keep,
+            )
+            for layer, own in enumerate(ys, first):
+                if keep:
+                    passes.append(Pass(x, own, kept[layer - first]))
+                x = masked(own, masks[layer]) if layer < len(masks) else own
+            first = end
+        return LaunchedKept(device, spec, passes, masks) if keep else None
+
+
+class LaunchedKept:
+    """What a forward pass kept, layer by layer."""
+
+    def __init__(
+        self, device: Launcher, spec: LayerSpec, passes: list[Pass], masks: Sequence[Array]
+    ) -> None:
+        self._device = device
+        self._spec = spec
+        self._passes = passes
+        self.masks = masks
+
+    @property
+    def saved(self) -> list[Array | None]:
+        """By layer and direction."""
+        return [saved for p in self._passes for saved in p.kept.saved]
+
+    @property
+    def between(self) -> list[Array]:
+        """Of every layer but the last y."""
+        return [p.y for p in self._passes[:-1]]
+
+    def direct(self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool) -> None:
+        """Nothing, as in `LaunchedNetwork`."""
+        return
+
+    def backward(
+        self,
+        x: Array,
+        y: Array,
+        dy: Array | None,
+        dh: Array,
+        dc: Array | None,
+        dx: Array | None,
+        gradients: Sequence[Gradient],
+        state_gradients: Sequence[Array] | None = None,
+    ) -> None:
+        """See `Kept`."""
+        if state_gradients is not None:
+            raise ValueError(
+                "state_gradients needs device='cpu', got a layer with device='cuda': rnnkern.save "
+                "it and load it with device='cpu'"
+            )
+        spec, device, masks = self._spec, self._device, self.masks
+        passes = list(self._passes)
+        passes[0] = passes[0]._replace(x=x)
+        passes[-1] = passes[-1]._replace(y=y)
+        n, end = spec.directions, spec.layers
+        schedule = passes[0].kept.schedule
+        for count in reversed(device.layers_per_launch(spec, schedule, backward=True)):
+            first = end - count
+            below = dx if first == 0 else device.xp.zeros(passes[first].x.shape, spec.dtype)
+            device.backward(
+                spec if first == 0 else spec.above,
+                passes[first:end],
+                dy,
+                _states(dh, first, end, spec),
+                None if dc is None else _states(dc, first, end, spec),
+                below,
+                gradients[first * n : end * n],
+                masks[first : end - 1],
+            )
+            if first > 0:
+                assert below is not None
+                dy = masked(below, masks[first - 1]) if masks else below
+            end = first
+
+
+def _states(states: Array, first: int, end: int, spec: LayerSpec) -> Array:
+    """Those (L·D, B, H) of some layers."""
+    return states[first * spec.directions : end * spec.directions]
