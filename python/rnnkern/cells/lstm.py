@@ -18,6 +18,8 @@ from rnnkern.layers.cell import RecurrentCell
 class LSTM(Recurrent):
     """Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000).
 
+    With the input gate u, the forget gate f, the output gate o and the candidate n, which others
+    call i, f, o and g:
     u_t, f_t, o_t = σ(W_h h_{t-1} + W_x x_t + b), n_t = tanh(W_hn h_{t-1} + W_xn x_t + b_n),
     c_t = u_t·n_t + f_t·c_{t-1}, h_t = o_t·tanh(c_t). Parameters' rows stack u, f, n, o; a state is
     the pair (h, c). Args as in `Recurrent`, and ``forget_bias``: the forget gate's initial bias
@@ -96,7 +98,7 @@ class LSTMCell(RecurrentCell):
     Args as in `RecurrentCell`, and ``forget_bias``: the forget gate's initial bias, as of the
     layer.
 
-    Example: the slides' loop, and its gradients.
+    Example: a loop over time, and its gradients.
         >>> cell = rk.LSTMCell(3, 4, seed=0)
         >>> x = np.ones((5, 2, 3), np.float32)  # (T, B, I)
         >>> h = c = np.zeros((2, 4), np.float32)
