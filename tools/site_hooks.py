@@ -31,6 +31,14 @@ PARTS = {
     "models": ("Models", "Models of several layers."),
     "serialize": ("Files", "Saving and loading."),
     "machine": ("Threads and machine", "How many threads, and what runs."),
+    "interop": ("Other libraries", "Weights and models from PyTorch and ONNX."),
+}
+
+# Imported by themselves, for each needs the library that it is for.
+MODULES = {
+    "rnnkern.torch": "For PyTorch",
+    "rnnkern.jax": "For JAX",
+    "rnnkern.keras": "For Keras",
 }
 
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#:]+)(#[\w-]*)?\)")
@@ -56,18 +64,24 @@ def reference() -> dict[str, str]:
             title, told = PARTS.get(part, (part.capitalize(), ""))
             shown = "\n\n".join(f"::: rnnkern.{name}" for name in sorted(of_part, key=str.lower))
             pages[f"api/{part}.md"] = f"# {title}\n\n{told}\n\n{shown}\n"
+    for module, title in MODULES.items():
+        listed = _listed(module)
+        members = f"    options:\n      members: {listed}\n" if listed else ""
+        page = f"api/{module.removeprefix('rnnkern.')}.md"
+        pages[page] = f"# {title}\n\n::: {module}\n{members}"
     return pages
 
 
-def _parsed(package: str) -> ast.Module:
-    """The syntax of a package's __init__.py."""
-    file = ROOT.joinpath("python", *package.split("."), "__init__.py")
+def _parsed(module: str) -> ast.Module:
+    """The syntax of a module, or of a package's __init__.py."""
+    path = ROOT.joinpath("python", *module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return ast.parse(file.read_text("utf-8"))
 
 
-def _listed(package: str) -> list[str]:
+def _listed(module: str) -> list[str]:
     """What its ``__all__`` says."""
-    for node in _parsed(package).body:
+    for node in _parsed(module).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return list(ast.literal_eval(node.value))
     return []
