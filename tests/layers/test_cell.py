@@ -252,8 +252,14 @@ def test_refusals() -> None:
     _, tape = one.forward(x)
     with pytest.raises(TypeError, match=r"dstate\['h'\] must be float32, got float64"):
         tape.backward((np.zeros((2, 4)), None))  # type: ignore[arg-type]
-    with pytest.raises(KeyError, match="weight_ih"):
+    with pytest.raises(ValueError, match="into must have the names weight_ih, weight_hh, bias"):
         tape.backward((h, None), into={})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="into must be a dict of gradients by name, got <class 'l"):
+        tape.backward((h, None), into=[])  # type: ignore[arg-type]
+    grads = tape.backward((h, None))  # type: ignore[arg-type]
+    grads.params["bias"].flags.writeable = False
+    with pytest.raises(TypeError, match=r"into\['bias'\] must be a NumPy array that can be"):
+        tape.backward((h, None), into=grads)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="layer must be of the class LSTM, got GRU"):
         rk.LSTMCell.of(rk.GRU(3, 4))
     with pytest.raises(ValueError, match="k must be below num_layers = 1, got 1"):

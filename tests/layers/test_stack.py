@@ -156,6 +156,23 @@ def test_gradients_agree_with_finite_differences(
             assert gradient[place] == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_nothing_goes_round_past_a_rows_end(batch_first: bool) -> None:
+    layers = [rk.GRU(4, 4, batch_first=batch_first, seed=k) for k in range(2)]
+    stack = rk.Stack(layers, residual=[True, True])
+    x = np.random.default_rng(0).standard_normal((T, B, 4)).astype(np.float32)
+    past = np.arange(T)[:, None] >= LENGTHS
+    dy = np.where(past[..., None], np.nan, x)
+    if batch_first:
+        x, dy, past = x.swapaxes(0, 1), dy.swapaxes(0, 1), past.T
+    y, _, tape = stack.forward(x, None, LENGTHS)
+    dx, _, grads = tape.backward(dy)
+    for array in (y, dx, stack(x, None, LENGTHS)[0]):
+        assert not array[past].any()
+        assert array[~past].all()
+    assert all(np.isfinite(g).all() for g in grads.values())
+
+
 def random_states_of(stack: rk.Stack, rng: np.random.Generator) -> Any:
     """One for each layer, of a batch of B."""
     states: list[Any] = []

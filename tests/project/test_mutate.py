@@ -23,7 +23,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     monkeypatch.syspath_prepend(str(FOLDER))
     lists = [__import__(name) for name in ("python_faults", "kernel_faults")]
     yield [*lists[0].PYTHON_FAULTS, *lists[1].KERNEL_FAULTS]
-    for name in ("python_faults", "bench_faults", "kernel_faults", "fault"):
+    for name in ("python_faults", "bench_faults", "piece_faults", "kernel_faults", "fault"):
         sys.modules.pop(name, None)
 
 

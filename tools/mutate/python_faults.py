@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from bench_faults import BENCH_FAULTS
 from fault import fault
+from piece_faults import PIECE_FAULTS
 
 _BENCH = "python/rnnkern/bench"
 _PACKAGE = "python/rnnkern"
@@ -439,4 +440,4 @@ _PROGRAMS = [
     ),
 ]
 
-PYTHON_FAULTS = [*BENCH_FAULTS, *_TRAINING, *_LAYERS, *_PROGRAMS]
+PYTHON_FAULTS = [*BENCH_FAULTS, *PIECE_FAULTS, *_TRAINING, *_LAYERS, *_PROGRAMS]

@@ -211,33 +211,51 @@ class CellTape:
         return f"CellTape({type(self._cell).__name__}, batch={self._batch})"
 
     def backward(
-        self, dstate: State | None = None, *, into: dict[str, Array] | None = None
+        self, dstate: State | None = None, *, into: dict[str, Array] | Gradients | None = None
     ) -> Gradients:
         """Gradients of a loss L through this step.
 
         Args:
             dstate: ∂L/∂(the new state), shaped as it: what later steps gave, and what the loss adds
                 at this one. None, also as one of a pair, is zero.
-            into: gradients by name, those of later steps, that this step's are added to, in place;
-                None begins anew.
+            into: what later steps' ``backward`` gave, or its gradients by name: this step's are
+                added to these, in place; None begins anew.
 
         Returns:
             `Gradients`, which unpacks to ∂L/∂x (None for tokens), ∂L/∂(the state before), and
             ∂L/∂parameter by name: `into`, where it is given.
 
         Raises:
-            TypeError, ValueError: dstate has the wrong dtype or shape.
-            KeyError: `into` lacks a parameter.
+            TypeError, ValueError: dstate or `into` has the wrong dtype, shape or names; nothing was
+                added then.
 
         """
         lifted = self._cell._lifted("dstate", dstate, self._batch)
+        totals = None if into is None else self._totals(into)
         dx, before, grads = self._tape.backward(None, lifted)
-        if into is not None:
+        own = {_kind(name): array for name, array in grads.items()}
+        if totals is not None:
             with np.errstate(all="ignore"):
-                for name, array in grads.items():
-                    into[_kind(name)] += array
-        own = {_kind(name): array for name, array in grads.items()} if into is None else into
+                for name, total in totals.items():
+                    total += own[name]
+            own = totals
         return Gradients(own, None if dx is None else dx[0], _lowered(before))
+
+    def _totals(self, into: Any) -> dict[str, Array]:
+        """The gradients of later steps, checked before one is changed."""
+        given = into.params if isinstance(into, Gradients) else into
+        if not isinstance(given, dict):
+            raise TypeError(f"into must be a dict of gradients by name, got {type(given)!r}")
+        device, params = self._cell._device, self._cell.params
+        if given.keys() != params.keys():
+            raise ValueError(f"into must have the names {', '.join(params)}, got {list(given)}")
+        for name, (shape, dtype) in params.specs().items():
+            array = device.shaped(f"into[{name!r}]", given[name], shape, dtype)
+            if array is not given[name] or not device.writeable(array):
+                raise TypeError(
+                    f"into[{name!r}] must be a {device.library} array that can be written to"
+                )
+        return given
 
 
 def _kind(name: str) -> str:
