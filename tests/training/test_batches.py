@@ -128,6 +128,14 @@ def test_a_seed_of_none_is_drawn_once() -> None:
     assert next(data.epoch(0)).x.tolist() != next(other.epoch(0)).x.tolist()
 
 
+def test_batches_say_what_they_are() -> None:
+    data = rk.batches(sequences(), batch_size=5, shuffle=True, seed=1, bucket=2)
+    text = "Batches(23 sequences of 0 to 8 steps, batch_size=5, shuffle=True, seed=1, bucket=2)"
+    assert repr(data) == text
+    same = rk.batches(np.zeros((4, 6), int), seed=3)
+    assert repr(same) == "Batches(4 sequences of 6 steps, batch_size=32, shuffle=False, seed=3)"
+
+
 def test_pad() -> None:
     x, lengths = rk.pad([[1, 2, 3], [4]], value=-1)
     assert x.tolist() == [[1, 4], [2, -1], [3, -1]]

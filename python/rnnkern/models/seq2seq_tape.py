@@ -29,6 +29,9 @@ class Seq2SeqTape:
         self._output_tape = output_tape
         self._handed_back = handed_back
 
+    def __repr__(self) -> str:
+        return f"Seq2SeqTape({self._encoder_tape!r}, {self._decoder_tape!r})"
+
     def attention(self) -> Array | None:
         """α (B, T, S): how much each target step looked at each source step; None without one."""
         return None if self._attention_tape is None else self._attention_tape.weights

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     targets: Any
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Batches:
     """Batches of a set of sequences, epoch after epoch; see ``batches``, which makes it.
 
@@ -58,6 +58,13 @@ class Batches:
     per_step: bool  # whether targets are sequences themselves
     ragged: bool  # whether lengths are told
     begun: int = 0  # epochs that ``for`` went through, or is in
+
+    def __repr__(self) -> str:
+        least, most = int(self.lengths.min()), int(self.lengths.max())
+        steps = f"{most}" if least == most else f"{least} to {most}"
+        options = f"batch_size={self.batch_size}, shuffle={self.shuffle}, seed={self.seed}"
+        text = f"Batches({len(self.lengths)} sequences of {steps} steps, {options}"
+        return f"{text}, bucket={self.bucket})" if self.bucket > 1 else f"{text})"
 
     def __len__(self) -> int:
         """Batches of an epoch."""
