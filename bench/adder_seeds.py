@@ -41,7 +41,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         trained, held_out = training.adder.evaluate_all(progress)
     good = [point for point in training.history if point[3] >= _GOOD]
     return {
-        "cell": settings.cell,
+        "cell": _name(settings.cell, settings.attention),
         "seed": settings.seed,
         "parameters": sum(p.size for p in training.adder.model.params.values()),
         "steps": training.step,
@@ -58,7 +58,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """A line for each cell, as `rnnkern bench report` puts it into documents."""
     header = ["cell", "parameters", "steps to 99%, by seed", "wrong of all", "without a mistake"]
     lines = []
-    for cell in CELLS:
+    for cell in [_name(cell, attention) for cell in CELLS for attention in (False, True)]:
         of_cell = [run for run in runs if run["cell"] == cell]
         if not of_cell:
             continue
@@ -79,11 +79,17 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"header": header, "rows": lines}
 
 
+def _name(cell: str, attention: bool) -> str:
+    """Of a row of the table."""
+    return f"{cell}, attention" if attention else cell
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cell", action="append", choices=list(CELLS), help="all, unless given")
+    parser.add_argument("--attention", action="store_true", help="let the decoder see it all")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE", required=True)
@@ -95,16 +101,17 @@ def main() -> None:
     done = {(run["cell"], run["seed"]) for run in record["runs"]}
     for cell in options.cell or CELLS:
         for seed in range(options.seeds):
-            if (cell, seed) in done:
+            if (_name(cell, options.attention), seed) in done:
                 continue
-            run = measure(Settings(cell=cell, seed=seed))
+            run = measure(Settings(cell=cell, seed=seed, attention=options.attention))
             record["runs"].append(run)
             record["table"] = summary(record["runs"])
             options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             total = run["trained"]["total"] + run["held_out"]["total"]
             right = run["trained"]["right"] + run["held_out"]["right"]
             print(
-                f"{cell}, seed {seed}: {right:,} of {total:,}, {run['seconds']:.0f} s", flush=True
+                f"{run['cell']}, seed {seed}: {right:,} of {total:,}, {run['seconds']:.0f} s",
+                flush=True,
             )
 
 

@@ -63,6 +63,25 @@ def test_bidirectional_and_stacked_runs_go() -> None:
     assert training.adder.model.params["decoder.weight_hh_l1"].shape == (4 * 32, 32)
 
 
+def test_a_run_with_attention_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    settings = replace(TINY, attention=True)
+    whole, half = Training(Adder(settings)), Training(Adder(settings))
+    whole.advance()
+    first = whole.loss
+    for step in range(1, TINY.steps):
+        whole.advance()
+        if step % 2:
+            half.advance()
+    assert whole.loss < first
+    half.save(tmp_path / "run")
+    resumed = Training.load(tmp_path / "run")
+    while resumed.fraction < 1.0:
+        resumed.advance()
+    assert resumed.adder.settings.attention
+    assert resumed.adder.model.params["attention.weight"].shape == (16, 32)
+    assert resumed.adder.model.params == whole.adder.model.params
+
+
 def test_a_saved_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole, half = Training(Adder(TINY)), Training(Adder(TINY))
     for _ in range(TINY.steps):
@@ -231,6 +250,7 @@ def test_questions_may_have_spaces() -> None:
         ("hidden", 0, ValueError),
         ("layers", 0, ValueError),
         ("bidirectional", 1, TypeError),
+        ("attention", 1, TypeError),
         ("steps", -1, ValueError),
         ("batch", 2.5, TypeError),
         ("minutes", 0.0, ValueError),
@@ -349,6 +369,7 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
         ("layers", 2),
         ("layers", 10**9),
         ("bidirectional", True),
+        ("attention", True),
         ("compute", "bfloat16"),
         ("seed", 1),
     ],

@@ -149,7 +149,7 @@ def _function(name: str) -> Callable[..., Any]:
 FUNCTIONS = (
     *("arange", "argpartition", "argsort", "array", "ascontiguousarray", "clip", "concatenate"),
     *("broadcast_to", "count_nonzero", "cumsum", "divmod", "expand_dims", "full"),
-    *("may_share_memory", "moveaxis"),
+    *("matmul", "may_share_memory", "moveaxis"),
     *("ones", "repeat", "stack", "take", "take_along_axis", "where", "zeros", "zeros_like"),
 )
 

@@ -239,8 +239,8 @@ _LAYERS = [
     fault(
         f"{_PACKAGE}/layers/stream.py",
         "reset-clears-the-other-rows",
-        "where(rows, self._states.dtype.type(0), self._states)",
-        "where(rows, self._states, self._states.dtype.type(0))",
+        "np.flatnonzero(self._mask(mask)) if by_mask",
+        "np.flatnonzero(~self._mask(mask)) if by_mask",
         "layers/test_stream.py::test_reset_touches_only_the_masked_rows",
     ),
     fault(

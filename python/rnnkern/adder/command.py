@@ -87,6 +87,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "hidden": "hidden size",
         "layers": "stacked layers of encoder and decoder",
         "bidirectional": "let the encoder read both ways",
+        "attention": "let the decoder see all that the encoder gave (Luong et al. 2015)",
         "steps": "length of the run in steps",
         "minutes": "length of the run in minutes, instead of steps",
         "batch": "questions per step",

@@ -69,6 +69,7 @@ class Adder:
             "decoder_options": None,
             "num_layers": settings.layers,
             "bidirectional": settings.bidirectional,
+            "attention": "dot" if settings.attention else None,
             "dropout": 0.0,
             "dtype": "float32",
             "compute": settings.compute,

@@ -19,6 +19,8 @@ class Settings:
         hidden: Hidden size.
         layers: Stacked layers of the encoder and of the decoder.
         bidirectional: Whether the encoder reads both ways; the decoder is then twice as wide.
+        attention: Whether the decoder sees all that the encoder gave, and not its last states
+            alone.
         steps: Steps of the whole run.
         minutes: Minutes of the whole run; the steps do not matter then.
         batch: Questions per step.
@@ -39,6 +41,7 @@ class Settings:
     hidden: int = 128
     layers: int = 1
     bidirectional: bool = False
+    attention: bool = False
     steps: int = 5000
     minutes: float | None = None
     batch: int = 256
@@ -52,6 +55,7 @@ class Settings:
         if positive_int("digits", self.digits) > 6:
             raise ValueError(f"digits must be at most 6, got {self.digits}")
         boolean("bidirectional", self.bidirectional)
+        boolean("attention", self.attention)
         choice("cell", self.cell, tuple(CELLS))
         choice("compute", self.compute, (None, "bfloat16"))
         for name in ("hidden", "layers", "steps", "batch"):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnkern import _core
-from rnnkern._checks import Array, choice, host_array, positive_int
+from rnnkern._checks import Array, choice, host_array, on_gpu, positive_int
 from rnnkern.layers.arguments import State
 from rnnkern.layers.network import Network, forward
 
@@ -245,13 +245,13 @@ class Stream:
         device = self._network.device
         if mask is None:
             self._states[...] = 0
-            return
-        array = device.array("mask", mask)
-        if array.dtype != np.bool_:
-            self._states[:, :, device.put(self._numbers("mask", mask))] = 0
-            return
-        rows = device.shaped("mask", array, (self.batch,), np.dtype(bool))[:, None]
-        self._states[...] = device.xp.where(rows, self._states.dtype.type(0), self._states)
+        elif on_gpu(mask):
+            there = device.shaped("mask", mask, (self.batch,), np.dtype(bool))[:, None]
+            self._states[...] = device.xp.where(there, self._states.dtype.type(0), self._states)
+        else:
+            by_mask = host_array("mask", mask).dtype == np.bool_
+            rows = np.flatnonzero(self._mask(mask)) if by_mask else self._numbers("mask", mask)
+            self._states[:, :, device.put(rows)] = 0
 
     # -- rows that come and go ----------------------------------------------------------------
 

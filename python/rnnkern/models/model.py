@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, SupportsIndex
 
@@ -219,9 +220,10 @@ class Model(Fixed):
 
     def places(self, x: Any, targets: Any, lengths: Any = None, *, mask: Any = None) -> int:
         """How many targets the mean of ``loss_and_grads`` is over, for means over batches."""
-        shape = np.shape(x)[:2] if self.readout == "all" else np.shape(targets)[:1]
+        of, axes = (x, 2) if self.readout == "all" else (targets, 1)
+        shape = self._device.array("x or targets", of).shape[:axes]
         counted = self._mask(shape, lengths, mask)
-        return int(np.prod(shape)) if counted is None else int(np.count_nonzero(counted))
+        return math.prod(shape) if counted is None else int(counted.sum())
 
     def part(
         self, x: Any, targets: Any, lengths: Any, mask: Any, share: Callable[[int], slice]
@@ -280,7 +282,9 @@ class Model(Fixed):
         if lengths is None or self.readout != "all":
             return mask
         live = live_steps(shape[self._axis], np.asarray(lengths), self._axis)
-        return live if mask is None else self._device.put(live) & mask
+        if mask is None:
+            return live
+        return self._device.put(live) & self._device.array("mask", mask)
 
 
 class ModelTape:
