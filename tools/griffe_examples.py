@@ -16,4 +16,4 @@ class Examples(griffe.Extension):  # type: ignore[misc, unused-ignore]
         """Called for everything that is read."""
         if obj.docstring is not None:
             text = obj.docstring.value
-            obj.docstring.value = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"^Example:", "Examples:", text, flags=re.MULTILINE)
