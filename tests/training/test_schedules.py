@@ -158,6 +158,10 @@ def test_refusals() -> None:
     ):
         with pytest.raises(ValueError, match="steps must be a positive integer, got 0"):
             make_steps(0)
+    with pytest.raises(TypeError, match="following must be a Schedule, got <class 'float'>"):
+        rk.ConstantRate(0.1).then(3, 0.1)  # type: ignore[arg-type]
+    with pytest.raises(AttributeError, match="steps of CosineRate is read-only"):
+        rk.CosineRate(0.1, 3).steps = 4
     with pytest.raises(ValueError, match=r"lr must be a finite number of at least 0, got -0\.5"):
         rk.SGD({"p": np.zeros(1)}, lr=lambda step: -0.5)
     optimizer = rk.SGD({"p": np.zeros(1)}, lr=lambda step: 0.1 - step)

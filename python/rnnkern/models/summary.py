@@ -88,7 +88,7 @@ def _layers(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     """The layers that a model is made of, by the names that its parameters begin with."""
     parts = _parts(model)
     if not parts:
-        if not isinstance(model, Fixed):
+        if not _is_model(model):
             raise TypeError(
                 f"model must be a layer, a model, or a dict or list of these, got {type(model)!r}"
             )
@@ -103,17 +103,22 @@ def _parts(model: Any) -> dict[str, Any]:
         return {str(name): part for name, part in model.items()}
     if isinstance(model, (list, tuple)):
         return {str(place): part for place, part in enumerate(model)}
-    if not isinstance(model, Fixed):
+    if not _is_model(model):
         return {}
     held: dict[str, Any] = {}
     for name, value in vars(model).items():
-        if isinstance(value, tuple) and all(isinstance(part, Fixed) for part in value):
+        if isinstance(value, tuple) and all(map(_is_model, value)):
             held |= {str(place): part for place, part in enumerate(value)}
-        elif isinstance(value, Fixed):
+        elif _is_model(value):
             held[name] = value
     params: Any = vars(model)["params"]
     names = dict.fromkeys(name.partition(".")[0] for name in params if "." in name)
     return {name: held[name] for name in names}
+
+
+def _is_model(value: Any) -> bool:
+    """Whether it is a layer, or a model of some."""
+    return isinstance(value, Fixed) and "params" in vars(value)
 
 
 def _output(layer: Any) -> str:

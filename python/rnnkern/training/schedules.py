@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import Any
 
 from rnnkern._checks import finite_float, positive_int
+from rnnkern.layers.fixed import Fixed
 
 
-class Schedule(ABC):
+class Schedule(Fixed, ABC):
     """A learning rate by the number of steps taken before: ``schedule(0)`` is that of the first.
 
     Optimizers take one for ``lr``, as they take any function of that kind. Schedules are made of
@@ -34,8 +35,22 @@ class Schedule(ABC):
     def __call__(self, step: int) -> float:
         """The rate of a step before which so many were taken."""
 
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, from which an equal one can be built."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        return type(self) is type(other) and self.config() == other.config()
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self.config().values()))
+
     def then(self, steps: int, following: Schedule) -> Schedule:
         """The same for so many steps, then another from its beginning."""
+        if not isinstance(following, Schedule):
+            raise TypeError(f"following must be a Schedule, got {type(following)!r}")
         return _Then(self, positive_int("steps", steps, minimum=0), following)
 
     def __mul__(self, other: Schedule | float) -> Schedule:
@@ -47,7 +62,6 @@ class Schedule(ABC):
     __rmul__ = __mul__
 
 
-@dataclass(frozen=True)
 class ConstantRate(Schedule):
     """The same rate at every step.
 
@@ -63,17 +77,15 @@ class ConstantRate(Schedule):
 
     """
 
-    rate: float
-
-    def __post_init__(self) -> None:
-        _settle(self, "rate")
+    def __init__(self, rate: float) -> None:
+        self.rate = finite_float("rate", rate, minimum=0.0)
+        self._settle()
 
     def __call__(self, step: int) -> float:
         """The rate."""
         return self.rate
 
 
-@dataclass(frozen=True)
 class LinearRate(Schedule):
     """From one rate to another along a line, then the last.
 
@@ -92,12 +104,11 @@ class LinearRate(Schedule):
 
     """
 
-    first: float
-    last: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _settle(self, "first", "last")
+    def __init__(self, first: float, last: float, steps: int) -> None:
+        self.first = finite_float("first", first, minimum=0.0)
+        self.last = finite_float("last", last, minimum=0.0)
+        self.steps = positive_int("steps", steps)
+        self._settle()
 
     def __call__(self, step: int) -> float:
         """The rate of that step."""
@@ -105,7 +116,6 @@ class LinearRate(Schedule):
         return (1.0 - share) * self.first + share * self.last
 
 
-@dataclass(frozen=True)
 class CosineRate(Schedule):
     """From one rate to another along half a wave, then the last.
 
@@ -127,12 +137,11 @@ class CosineRate(Schedule):
 
     """
 
-    first: float
-    steps: int
-    last: float = 0.0
-
-    def __post_init__(self) -> None:
-        _settle(self, "first", "last")
+    def __init__(self, first: float, steps: int, last: float = 0.0) -> None:
+        self.first = finite_float("first", first, minimum=0.0)
+        self.steps = positive_int("steps", steps)
+        self.last = finite_float("last", last, minimum=0.0)
+        self._settle()
 
     def __call__(self, step: int) -> float:
         """The rate of that step."""
@@ -140,7 +149,6 @@ class CosineRate(Schedule):
         return share * self.first + (1.0 - share) * self.last
 
 
-@dataclass(frozen=True)
 class StepRate(Schedule):
     """A rate that is multiplied by the same factor every so many steps.
 
@@ -159,19 +167,17 @@ class StepRate(Schedule):
 
     """
 
-    first: float
-    steps: int
-    factor: float = 0.1
-
-    def __post_init__(self) -> None:
-        _settle(self, "first", "factor")
+    def __init__(self, first: float, steps: int, factor: float = 0.1) -> None:
+        self.first = finite_float("first", first, minimum=0.0)
+        self.steps = positive_int("steps", steps)
+        self.factor = finite_float("factor", factor, minimum=0.0)
+        self._settle()
 
     def __call__(self, step: int) -> float:
         """The rate of that step."""
         return float(self.first * self.factor ** (step // self.steps))
 
 
-@dataclass(frozen=True)
 class WarmUp(Schedule):
     """Up to a schedule's first rate along a line, then that schedule from its beginning.
 
@@ -191,29 +197,26 @@ class WarmUp(Schedule):
 
     """
 
-    steps: int
-    following: Schedule | float
-
-    def __post_init__(self) -> None:
-        _settle(self)
-        if not isinstance(self.following, Schedule):
-            object.__setattr__(self, "following", ConstantRate(self.following))
+    def __init__(self, steps: int, following: Schedule | float) -> None:
+        self.steps = positive_int("steps", steps)
+        if not isinstance(following, Schedule):
+            following = ConstantRate(following)
+        self.following: Schedule = following
+        self._settle()
 
     def __call__(self, step: int) -> float:
         """The rate of that step."""
-        assert isinstance(self.following, Schedule)
         if step < self.steps:
             return (step + 1) / self.steps * self.following(0)
         return self.following(step - self.steps)
 
 
-@dataclass(frozen=True)
 class _Then(Schedule):
     """One for so many steps, then another."""
 
-    first: Schedule
-    steps: int
-    following: Schedule
+    def __init__(self, first: Schedule, steps: int, following: Schedule) -> None:
+        self.first, self.steps, self.following = first, steps, following
+        self._settle()
 
     def __call__(self, step: int) -> float:
         if step < self.steps:
@@ -225,23 +228,15 @@ class _Then(Schedule):
         return f"{first}.then({self.steps}, {self.following!r})"
 
 
-@dataclass(frozen=True)
 class _Product(Schedule):
     """One times another."""
 
-    a: Schedule
-    b: Schedule
+    def __init__(self, a: Schedule, b: Schedule) -> None:
+        self.a, self.b = a, b
+        self._settle()
 
     def __call__(self, step: int) -> float:
         return self.a(step) * self.b(step)
 
     def __repr__(self) -> str:
         return f"{self.a!r} * {self.b!r}"
-
-
-def _settle(schedule: Schedule, *rates: str) -> None:
-    """Check a schedule's fields, and keep them as plain numbers."""
-    for name in rates:
-        object.__setattr__(schedule, name, finite_float(name, getattr(schedule, name), minimum=0.0))
-    if hasattr(schedule, "steps"):
-        object.__setattr__(schedule, "steps", positive_int("steps", schedule.steps))
