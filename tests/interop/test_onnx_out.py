@@ -105,3 +105,39 @@ def test_a_seq2seq(cells: tuple[str, str | None], both: bool, tmp_path: Path) ->
     assert list(again.layers) == [
         "encoder_l0", "encoder_l1", "decoder_l0", "decoder_l1", "output"
     ]  # fmt: skip
+
+
+STACKS: dict[str, Any] = {
+    "layer": lambda **o: rk.GRU(5, 6, 2, bidirectional=True, seed=0, **o),
+    "stack": lambda **o: rk.Stack([rk.GRU(5, 6, seed=0, **o), rk.LSTM(6, 12, seed=1, **o)]),
+    "residual": lambda **o: rk.Stack(
+        [rk.LSTM(5, 6, bidirectional=True, seed=0, **o), rk.MGU(12, 12, seed=1, **o)],
+        residual=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("lengths", [None, np.array([3, 7, 0, 5])], ids=["whole", "ragged"])
+@pytest.mark.parametrize("readout", ["all", "last", "mean", "max"])
+@pytest.mark.parametrize("kind", list(STACKS))
+def test_a_model(kind: str, readout: str, lengths: Any, tmp_path: Path) -> None:
+    batch_first = readout == "all"
+    recurrent = STACKS[kind](batch_first=batch_first)
+    embedding = rk.Embedding(9, 5, seed=2) if kind == "stack" else None
+    head = rk.Linear(12, 3, seed=3)
+    model = rk.Model(recurrent, head, embedding=embedding, readout=readout)
+    path, rng = tmp_path / "model.onnx", np.random.default_rng(0)
+    if kind == "residual" and readout == "last":
+        with pytest.raises(ValueError, match="a last layer without residual connection"):
+            model.to_onnx(path)
+        return
+    model.to_onnx(path, lengths=lengths is not None)
+    shape = (4, 7) if batch_first else (7, 4)
+    x = rng.standard_normal((*shape, 5)).astype(np.float32)
+    given = x if embedding is None else rng.integers(9, size=shape)
+    feeds = {"x": given}
+    if lengths is not None:
+        feeds["lengths"] = lengths.astype(np.int32)
+    want = model.predict(given, lengths)
+    assert_close("onnxruntime", run(path, feeds)["y"], want, 3e-6)
+    assert_close("rnnkern", rk.from_onnx(path)(feeds)["y"], want, 3e-6)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, SupportsIndex
 
@@ -234,6 +235,33 @@ class Model(Fixed):
         own = of_x if self.readout == "all" else rows
         lengths = None if lengths is None else np.asarray(lengths)[rows]
         return x[of_x], targets[own], lengths, None if mask is None else mask[own]
+
+    def to_onnx(
+        self, path: str | os.PathLike[str], *, lengths: bool = False, tokens: bool = False
+    ) -> None:
+        """Write an ONNX file that gives what ``predict`` gives; see `Recurrent.to_onnx`.
+
+        Its input is ``x``, tokens (T, B) where there is an embedding, and its output ``y``.
+
+        Args:
+            path: The file to write or to replace.
+            lengths: Whether ``lengths`` (B,), int32, is an input too.
+            tokens: Whether x is tokens where there is no embedding: one-hot rows.
+
+        """
+        from rnnkern.interop.onnx.model_writing import write_model
+
+        several = isinstance(self.recurrent, Stack)
+        write_model(
+            self.recurrent.layers if several else [self.recurrent],
+            self.recurrent.residual if several else [False],
+            self.head,
+            None if self.embedding is None else self.embedding.params["weight"],
+            self.readout,
+            path,
+            lengths=lengths,
+            tokens=tokens,
+        )
 
     def stream(self, batch: int = 1, *, weights: str | None = None) -> ModelStream:
         """A stepper through embedding, layers and head for sequences that arrive piece by piece.
