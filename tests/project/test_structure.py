@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "python" / "rnnkern"
 PUBLIC = {"_asdict", "_fields", "_replace"}  # of a NamedTuple
+PUBLIC |= {"_flatten_layers"}  # Keras has no other way to all layers of a model
 OTHERS = {"sys", "threadpoolctl"}  # whose own these are
 
 

@@ -115,7 +115,7 @@ class Cuda(Device):
         kept: list[KeptLayer] = []
         if keep:
             h_0, c_0 = h.copy(), None if c is None else c.copy()
-        passes: list[dict[str, Any]] = []
+        strands: list[dict[str, Any]] = []
         for k, weights in enumerate(layers):
             rooms: list[tuple[Array | None, Array | None]] = []
             for d, own in enumerate(weights):
@@ -125,8 +125,8 @@ class Cuda(Device):
                 if keep and c is not None:
                     cells = xp.empty((call.live, units), spec.dtype)
                 rooms.append((saved, cells))
-                index = len(passes)
-                passes.append(
+                index = len(strands)
+                strands.append(
                     {
                         "x": x if k == 0 else None,
                         "h": h[index],
@@ -140,18 +140,18 @@ class Cuda(Device):
                     }
                 )
             if keep:
-                first = len(passes) - len(weights)
+                first = len(strands) - len(weights)
                 kept.append(
                     KeptLayer(
                         schedule,
-                        h_0[first : len(passes)],
-                        None if c_0 is None else c_0[first : len(passes)],
+                        h_0[first : len(strands)],
+                        None if c_0 is None else c_0[first : len(strands)],
                         tuple(saved for saved, _ in rooms),
                         tuple(cells for _, cells in rooms),
                         [(own.weight_ih.copy(), own.weight_hh.copy()) for own in weights],
                     )
                 )
-        call.forward(passes, self._workspace(call.forward_workspace), self._stream())
+        call.forward(strands, self._workspace(call.forward_workspace), self._stream())
         return kept
 
     def backward(
