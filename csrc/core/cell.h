@@ -48,6 +48,8 @@ struct CellDefaults {
   static constexpr int recurrent_bias_gate = kNoGate;
 };
 
+inline constexpr int kMostPhases = 2;
+
 template <class Cell>
 inline constexpr int phase_count = static_cast<int>(sizeof(Cell::phases) / sizeof(Range));
 

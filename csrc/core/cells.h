@@ -33,8 +33,13 @@ struct CellFacts {
   std::span<const Range> phases;
   int operand_gate, recurrent_bias_gate;  // or kNoGate
 
+  // Inlined always, as what kernels of several instruction sets use must be.
+  [[gnu::always_inline]] int phase_count() const { return static_cast<int>(phases.size()); }
+
   // Where among the deltas that of a gate's recurrent part is.
-  int recurrent_delta(int gate) const { return gate == recurrent_bias_gate ? gates : gate; }
+  [[gnu::always_inline]] int recurrent_delta(int gate) const {
+    return gate == recurrent_bias_gate ? gates : gate;
+  }
 };
 const std::vector<CellFacts>& all_cells();
 inline const CellFacts& cell_facts(int cell) { return all_cells()[static_cast<std::size_t>(cell)]; }

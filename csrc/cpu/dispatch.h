@@ -6,8 +6,8 @@
 #include <string_view>
 #include <vector>
 
-#include "core/cells.h"
 #include "core/problem.h"
+#include "cpu/recurrent/equations.h"
 #include "cpu/team/team.h"
 
 namespace rnnkern {
@@ -18,18 +18,21 @@ struct TallTiles;  // cpu/gemm/pair_product.h
 // taken, each after its column was packed.
 template <class T>
 struct StepKernels {
-  Index (*packed_bytes)(const Parameters<T>&);
-  void (*pack)(const Parameters<T>&, bool with_input, std::byte* packed);
-  void (*pack_token)(const Parameters<T>&, Index token, std::byte* packed);
-  Index (*scratch)(const StepProblem<T>&);
-  void (*run)(const StepProblem<T>&, const TallTiles*, std::byte* packed, std::byte* scratch);
+  Index (*packed_bytes)(const CellFacts&, const Parameters<T>&);
+  void (*pack)(const CellFacts&, const Parameters<T>&, bool with_input, std::byte* packed);
+  void (*pack_token)(const CellFacts&, const Parameters<T>&, Index token, std::byte* packed);
+  Index (*scratch)(const CellFacts&, const StepProblem<T>&);
+  void (*run)(const LoopCell<T>&, const StepProblem<T>&, const TallTiles*, std::byte* packed,
+              std::byte* scratch);
 };
 
 // A layer's weights as a pass over a sequence reads them.
 template <class T>
 struct PanelKernels {
-  Index (*bytes)(const Parameters<T>&, bool with_input);  // W_ih too, not W_hh alone
-  void (*pack)(const Parameters<T>&, bool with_input, const Worker&, std::byte* packed);
+  // With W_ih too, or W_hh alone.
+  Index (*bytes)(const CellFacts&, const Parameters<T>&, bool with_input);
+  void (*pack)(const CellFacts&, const Parameters<T>&, bool with_input, const Worker&,
+               std::byte* packed);
 };
 
 // How far a pass has come, between the segments of it that one team each runs.
@@ -46,31 +49,35 @@ struct Progress {
 template <class T>
 struct PassKernels {
   PanelKernels<T> forward_panels, backward_panels;
-  Index (*forward_scratch)(const ForwardProblem<T>&, int threads);
-  Progress (*forward)(const ForwardProblem<T>&, const TallTiles*, const Worker&, Progress,
-                      std::byte* packed, std::byte* scratch);
-  Index (*backward_scratch)(const BackwardProblem<T>&, int threads);
-  Progress (*backward)(const BackwardProblem<T>&, const TallTiles*, const Worker&, Progress,
-                       std::byte* packed, std::byte* scratch);
+  Index (*forward_scratch)(const CellFacts&, const ForwardProblem<T>&, int threads);
+  Progress (*forward)(const LoopCell<T>&, const ForwardProblem<T>&, const TallTiles*, const Worker&,
+                      Progress, std::byte* packed, std::byte* scratch);
+  Index (*backward_scratch)(const CellFacts&, const BackwardProblem<T>&, int threads);
+  Progress (*backward)(const LoopCell<T>&, const BackwardProblem<T>&, const TallTiles*,
+                       const Worker&, Progress, std::byte* packed, std::byte* scratch);
 };
 
+// The equations of every cell, on lanes of one width.
 template <class T>
-struct Passes {
-  PassKernels<T> cells[AllCells::size];
-  StepKernels<T> steps[AllCells::size];
+struct Equations {
+  CellEquations<T> cells[AllCells::size];
+
+  LoopCell<T> of(int cell) const { return {cell_facts(cell), cells[cell]}; }
 };
 
-// What every backend has for a cell and a dtype.
+// The loops over one product; they serve all cells, with equations on its lanes.
 template <class T>
-struct CellKernels {
+struct Loops {
   PassKernels<T> pass;
-  // The second's weights alone are bfloat16; float32 alone has it.
-  StepKernels<T> step, narrow_step;
+  StepKernels<T> step;
+  const Equations<T>* equations;
 };
 
+// What every backend has for a dtype.
 template <class T>
 struct Kernels {
-  CellKernels<T> cells[AllCells::size];
+  Loops<T> exact;
+  StepKernels<T> narrow_step;  // the weights alone are bfloat16; float32 alone has it
   Index (*matmul_packed_bytes)(const MatmulProblem<T>&);
   void (*matmul_pack)(const MatmulProblem<T>&, const Worker&, std::byte* packed);
   Index (*matmul_scratch)(const MatmulProblem<T>&, int threads);
@@ -89,7 +96,7 @@ struct Backend {
   const Kernels<double>* for_double;
   // Passes and steps whose products take operands rounded to bfloat16, all else being float32; what
   // multiplies them, in words; and the kernels for many rows that they use, if any.
-  const Passes<float>* for_bfloat16;
+  const Loops<float>* for_bfloat16;
   const char* bfloat16_product;
   const TallTiles* tall_tiles;
 

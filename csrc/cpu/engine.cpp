@@ -11,11 +11,11 @@ namespace rnnkern {
 namespace {
 
 template <class T>
-const PassKernels<T>& pass_kernels(int cell, Compute compute) {
+const Loops<T>& loops_of(Compute compute) {
   const Backend& backend = *chosen_backend().backend;
-  if (compute == Compute::exact) return backend.kernels<T>().cells[cell].pass;
+  if (compute == Compute::exact) return backend.kernels<T>().exact;
   if constexpr (std::is_same_v<T, float>) {
-    return backend.for_bfloat16->cells[cell];
+    return *backend.for_bfloat16;
   } else {
     throw std::invalid_argument("compute 'bfloat16' needs float32 weights, got float64");
   }
@@ -44,13 +44,16 @@ Work work_of(int cell, const Schedule& schedule, Index inputs, Index units, Comp
 
 // A layer with a compute of its own steps with the products of its passes, for the same bits.
 template <class T>
-const StepKernels<T>& step_kernels(int cell, bool narrow, Compute compute) {
-  const Backend& backend = *chosen_backend().backend;
-  if constexpr (std::is_same_v<T, float>) {
-    if (compute == Compute::bfloat16) return backend.for_bfloat16->steps[cell];
-  }
-  const auto& kernels = backend.kernels<T>().cells[cell];
-  return narrow || compute == Compute::bfloat16 ? kernels.narrow_step : kernels.step;
+const StepKernels<T>& step_kernels(bool narrow, Compute compute) {
+  const auto& kernels = chosen_backend().backend->kernels<T>();
+  if (std::is_same_v<T, float> && compute == Compute::bfloat16) return loops_of<T>(compute).step;
+  return narrow || compute == Compute::bfloat16 ? kernels.narrow_step : kernels.exact.step;
+}
+
+// Whatever a step rounds, its equations are on the lanes that its kernels have.
+template <class T>
+LoopCell<T> step_cell(int cell, Compute compute) {
+  return loops_of<T>(std::is_same_v<T, float> ? compute : Compute::exact).equations->of(cell);
 }
 
 }  // namespace
@@ -64,12 +67,13 @@ PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, Pass 
       pass_(pass),
       with_input_(with_input),
       compute_(compute) {
-  const auto& kernels = pass_kernels<T>(cell, compute);
+  const auto& kernels = loops_of<T>(compute).pass;
+  const CellFacts& facts = cell_facts(cell);
   const auto& panels = pass == Pass::forward ? kernels.forward_panels : kernels.backward_panels;
-  const Index bytes = panels.bytes(parameters, with_input);
+  const Index bytes = panels.bytes(facts, parameters, with_input);
   bytes_ = AlignedBytes(bytes);
   run_packing(bytes, [&](const Worker& worker) {
-    panels.pack(parameters, with_input, worker, bytes_.get());
+    panels.pack(facts, parameters, with_input, worker, bytes_.get());
   });
 }
 
@@ -83,7 +87,8 @@ bool PackedWeights<T>::fits(int cell, Index inputs, Index units, Pass pass, bool
 template <class T>
 Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c,
                     bool narrow, Compute compute, bool by_token)
-    : kernels_(step_kernels<T>(cell, narrow, compute)),
+    : kernels_(step_kernels<T>(narrow, compute)),
+      cell_(step_cell<T>(cell, compute)),
       tall_(chosen_backend().backend->tall_tiles) {
   if (!kernels_.run) throw std::invalid_argument("narrow weights are for float32 alone");
   Index scratch = 0;
@@ -100,12 +105,12 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
                          .c = c,
                          .round_operands = compute == Compute::bfloat16,
                          .back = false});
-    packed_.emplace_back(kernels_.packed_bytes(layer));
+    packed_.emplace_back(kernels_.packed_bytes(cell_.facts, layer));
     const bool with_input = !by_token || k > 0;
-    kernels_.pack(layer, with_input, packed_.back().get());
-    flops_ += 2.0 * static_cast<double>(cell_facts(cell).gates * batch * layer.units *
+    kernels_.pack(cell_.facts, layer, with_input, packed_.back().get());
+    flops_ += 2.0 * static_cast<double>(cell_.facts.gates * batch * layer.units *
                                         (layer.units + layer.inputs));
-    scratch = std::max(scratch, kernels_.scratch(problems_.back()));
+    scratch = std::max(scratch, kernels_.scratch(cell_.facts, problems_.back()));
     below = h;
     h += batch * layer.units;
     if (c) c += batch * layer.units;
@@ -120,14 +125,14 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
   back_ = !back_;
   for (Index b = 0; by_token() && b < batch(); ++b) {
     const auto token = static_cast<std::size_t>(tokens[b]);
-    if (!seen_[token]) kernels_.pack_token(first_, tokens[b], packed_[0].get());
+    if (!seen_[token]) kernels_.pack_token(cell_.facts, first_, tokens[b], packed_[0].get());
     seen_[token] = true;
   }
   for (std::size_t k = 0; k < problems_.size(); ++k) {
     StepProblem<T> problem = problems_[k];
     if (k == 0) problem.x = x, problem.x_row = problem.inputs, problem.tokens = tokens;
     problem.back = back_;
-    kernels_.run(problem, tall_, packed_[k].get(), scratch_.get());
+    kernels_.run(cell_, problem, tall_, packed_[k].get(), scratch_.get());
   }
   const auto& last = problems_.back();
   std::copy_n(last.h, last.batch * last.units, y);
@@ -172,7 +177,8 @@ void run_segments(Call& call, const Work& work, Segment segment) {
 template <class T>
 void forward(int cell, const ForwardProblem<T>& given, Compute compute,
              const PackedWeights<T>* packed) {
-  const auto& kernels = pass_kernels<T>(cell, compute);
+  const auto& [kernels, step, equations] = loops_of<T>(compute);
+  const LoopCell<T> loop_cell = equations->of(cell);
   ForwardProblem<T> problem = given;
   const auto& [inputs, units, w_ih, w_hh, bias, bias_hn] = problem.parameters;
   const auto& schedule = problem.schedule;
@@ -186,18 +192,21 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
   AlignedBytes own;
   std::byte* panels = packed ? packed->data() : nullptr;
   if (!packed) {
-    own = AlignedBytes(kernels.forward_panels.bytes(problem.parameters, problem.input_packed));
+    own = AlignedBytes(
+        kernels.forward_panels.bytes(loop_cell.facts, problem.parameters, problem.input_packed));
     panels = own.get();
   }
   const TallTiles* const tall = chosen_backend().backend->tall_tiles;
   Call call(work.total_flops);
-  const AlignedBytes scratch(kernels.forward_scratch(problem, call.most_threads()));
+  const AlignedBytes scratch(
+      kernels.forward_scratch(loop_cell.facts, problem, call.most_threads()));
   run_segments(call, work, [&](const Worker& worker, Progress at) {
     if (!packed && at.steps == 0 && !at.inside) {
-      kernels.forward_panels.pack(problem.parameters, problem.input_packed, worker, panels);
+      kernels.forward_panels.pack(loop_cell.facts, problem.parameters, problem.input_packed, worker,
+                                  panels);
       worker.wait_team();
     }
-    return kernels.forward(problem, tall, worker, at, panels, scratch.get());
+    return kernels.forward(loop_cell, problem, tall, worker, at, panels, scratch.get());
   });
 }
 
@@ -207,13 +216,15 @@ void backward(int cell, const BackwardProblem<T>& problem, Compute compute,
   if (!packed.fits(cell, problem.inputs, problem.units, Pass::backward, problem.dx.data != nullptr,
                    compute))
     throw std::invalid_argument("packed must be of these weights, for this pass and compute");
-  const auto& kernels = pass_kernels<T>(cell, compute);
+  const auto& [kernels, step, equations] = loops_of<T>(compute);
+  const LoopCell<T> loop_cell = equations->of(cell);
   const Work work = work_of<T>(cell, problem.schedule, problem.inputs, problem.units, compute);
   const TallTiles* const tall = chosen_backend().backend->tall_tiles;
   Call call(2 * work.total_flops);
-  const AlignedBytes scratch(kernels.backward_scratch(problem, call.most_threads()));
+  const AlignedBytes scratch(
+      kernels.backward_scratch(loop_cell.facts, problem, call.most_threads()));
   run_segments(call, work, [&](const Worker& worker, Progress at) {
-    return kernels.backward(problem, tall, worker, at, packed.data(), scratch.get());
+    return kernels.backward(loop_cell, problem, tall, worker, at, packed.data(), scratch.get());
   });
 }
 

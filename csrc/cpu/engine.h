@@ -59,6 +59,7 @@ class Stepper {
  private:
   PackedBy by_;
   const StepKernels<T>& kernels_;
+  const LoopCell<T> cell_;
   const TallTiles* const tall_;
   std::vector<StepProblem<T>> problems_;
   std::vector<AlignedBytes> packed_;

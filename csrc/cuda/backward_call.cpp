@@ -80,7 +80,7 @@ class BackwardCall : Call<T> {
     this->kernels_.matmul(stream, args);
 
     args.columns = static_cast<std::int32_t>(units), args.out_row = units;
-    for (int p = 0; p < phase_count(cell); ++p) {
+    for (int p = 0; p < cell.phase_count(); ++p) {
       args.b = previous_h(layer, rows.first, p);
       // Gates whose deltas stand side by side are one product.
       const int end = cell.phases[p].first + cell.phases[p].count;

@@ -17,7 +17,6 @@
 namespace rnnkern::cuda {
 
 inline const CellFacts& facts_of(const Shape& shape) { return cell_facts(shape.cell); }
-inline int phase_count(const CellFacts& cell) { return static_cast<int>(cell.phases.size()); }
 
 template <class T>
 const ComputeKernels<T>& kernels_for(Compute compute) {

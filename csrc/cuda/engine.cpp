@@ -19,14 +19,14 @@ PlanRequest request_of(const Shape& shape, bool backward) {
   PlanRequest request{.device = current_device(),
                       .product = recurrent_kernels<T>(shape).product,
                       .weights = {},
-                      .phases = phase_count(cell),
+                      .phases = cell.phase_count(),
                       .fields = backward ? cell.saved + 7 : cell.gates + 2 + cell.cell_state,
                       .field_bytes = sizeof(T),
                       .units = shape.units,
                       .batch = shape.batch,
                       .strands = shape.strands,
                       .groups = forced_groups};
-  for (int p = 0; p < phase_count(cell); ++p) {
+  for (int p = 0; p < cell.phase_count(); ++p) {
     const int gates = cell.phases[p].count;
     request.weights[p] =
         backward ? WeightFacts{1, gates * shape.units} : WeightFacts{gates, shape.units};

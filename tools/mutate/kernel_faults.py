@@ -203,7 +203,7 @@ _LOOPS = [
     _fault(
         "cpu/recurrent/recurrent_panels.h",
         "a-candidates-own-bias-is-every-gates",
-        "first + gate == Cell::recurrent_bias_gate ? parameters.bias_hn : nullptr;",
+        "first + gate == cell.recurrent_bias_gate ? parameters.bias_hn : nullptr;",
         "first + gate == 0 ? parameters.bias_hn : nullptr;",
         _REFERENCE,
     ),
@@ -215,7 +215,7 @@ _LOOPS = [
         _REFERENCE,
     ),
     _fault(
-        "cpu/recurrent/backward.h",
+        "cpu/recurrent/cell_io.h",
         "rows-that-end-early-lose-their-last-gradient",
         "lane.store(dh, lane.load(dh) + product);",
         "lane.store(dh, product);",
@@ -252,8 +252,8 @@ _LOOPS = [
     _fault(
         "cpu/recurrent/step.h",
         "a-later-phase-multiplies-the-state",
-        "(P == 0 ? problem_.h : scratch_.operand) + i * units",
-        "problem_.h + i * units",
+        "operands = phase == 0 ? problem_.h : scratch_.operand;",
+        "operands = problem_.h;",
         _STREAM,
     ),
     _fault(

@@ -13,13 +13,16 @@ namespace rnnkern {
 // gate (gate-interleaved), so that its sums are all that the cell's equations need of a unit. Lane w of
 // a group is gate w / blocks of block w % blocks. A plain matrix has one gate, and a panel a group.
 // Columns past the last unit are 0.
+//
+// Loops over panels take a copy of their own: what follows from its sizes is then computed once, and
+// not again after every store.
 template <class V, class Product = ExactProduct<V>>
 struct PanelMatrix {
   using T = typename V::value;
   using Panel = typename Product::Panel;
 
   Index depth = 0, units = 0;
-  int gates = 1, blocks = 1, width = 1;
+  int gates = 1, blocks = 1, width = 1, group_panels = 1;
   T* data = nullptr;
 
   PanelMatrix() = default;
@@ -29,11 +32,12 @@ struct PanelMatrix {
     const int most = gates <= full ? full / gates : gates % full == 0 ? 1 : full;
     blocks = unit_lanes < most ? static_cast<int>(unit_lanes) : most;
     width = lanes() <= full ? lanes() : lanes() % full == 0 ? full : 1;
+    group_panels = lanes() / width;
   }
 
   // Of a group:
   [[gnu::always_inline]] int lanes() const { return gates * blocks; }
-  [[gnu::always_inline]] int panels() const { return lanes() / width; }
+  [[gnu::always_inline]] int panels() const { return group_panels; }
   [[gnu::always_inline]] Index group_units() const { return Index{blocks} * V::size; }
   [[gnu::always_inline]] int gate(int lane) const { return lane / blocks; }
   [[gnu::always_inline]] Index first_unit(Index group, int lane) const {
@@ -84,7 +88,7 @@ template <class T>
 
 // The row of initial values of groups [begin, end): start(gate) points at a gate's units, or is null.
 template <class V, class Product, class Start>
-void pack_start(const PanelMatrix<V, Product>& m, Index begin, Index end, Start start) {
+void pack_start(const PanelMatrix<V, Product> m, Index begin, Index end, Start start) {
   for (Index group = begin; group < end; ++group) {
     for (int lane = 0; lane < m.lanes(); ++lane) {
       const typename V::value* values = start(m.gate(lane));
@@ -98,7 +102,7 @@ void pack_start(const PanelMatrix<V, Product>& m, Index begin, Index end, Start 
 // Plain panels [begin, end) from rows: load(k, column, n) gives a lane of row k, n of it real. A few rows
 // at a time go to all panels, so that rows are read as they lie in memory.
 template <class V, class Product, class Load>
-void pack_rows(const PanelMatrix<V, Product>& m, Index begin, Index end, Load load) {
+void pack_rows(const PanelMatrix<V, Product> m, Index begin, Index end, Load load) {
   constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
   constexpr Index kRows = 4 * kDeep;
   const Index depth = m.padded_depth();
@@ -141,7 +145,7 @@ template <class V>
 // line holds, and has the lines ahead fetched: so many columns at a time are more than the processor
 // follows by itself.
 template <class V, class Product, class Source>
-void pack_columns(const PanelMatrix<V, Product>& m, Index begin, Index end, Source source) {
+void pack_columns(const PanelMatrix<V, Product> m, Index begin, Index end, Source source) {
   constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
   constexpr Index kLine = 64 / static_cast<Index>(sizeof(typename V::value));
   constexpr Index kRun = V::size > kLine ? V::size : kLine, kAhead = 2 * kRun;
@@ -185,7 +189,7 @@ void pack_columns(const PanelMatrix<V, Product>& m, Index begin, Index end, Sour
 
 // The block of row k alone, as pack_columns would: for the few that are wanted of many.
 template <class V, class Product, class Source>
-void pack_row(const PanelMatrix<V, Product>& m, Index k, Source source) {
+void pack_row(const PanelMatrix<V, Product> m, Index k, Source source) {
   constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
   k -= k % kDeep;
   for (Index panel = 0; panel < m.count(); ++panel) {
@@ -304,12 +308,6 @@ template <class V, class Product>
                                                     Index available) {
   const Index panels = tiles.panels(rows, available * b.panels());
   return panels > b.panels() ? panels / b.panels() : 1;
-}
-
-// Where, among the sums of groups taken together, a block's first gate stands.
-template <class V, class Product>
-[[gnu::always_inline]] inline Index block_sums(const PanelMatrix<V, Product>& b, Index block) {
-  return (block / b.blocks * b.lanes() + block % b.blocks) * V::size;
 }
 
 // C = A·B + start row, or C += A·B, for `rows` rows. Row i of A is a[i]; row i of C is c[i], contiguous; c_row is the distance between rows of C, or 0 if they are not

@@ -186,9 +186,19 @@ void multiply_tile(const typename Product::Tile& t) {
   }
 }
 
-// Every tile shape that fits the registers, found by (rows, width, panels).
+// Every tile shape that fits the registers and is asked for, found by (rows, width, panels).
 template <class Product>
 class TileKernels {
+  // One row waits for its panels rather than for the units, once these have as many sums as hide an FMA's
+  // latency: more side by side would only keep the equations from overlapping with the next product.
+  static constexpr int kWide = kPanelWidth<typename Product::Lane>, kHidden = 8;
+
+  static constexpr int most_panels(int rows, int width) {
+    // Of four lanes' width narrow panels have their matrix for themselves.
+    if (kWide == 4 && 2 * width <= kWide) return 1;
+    return rows == 1 && width > kWide / 2 ? kHidden / kWide : kMaxPanels;
+  }
+
  public:
   using Function = void (*)(const typename Product::Tile&);
 
@@ -197,12 +207,9 @@ class TileKernels {
     return kernels.table_[width - 1][rows - 1][panels - 1];
   }
 
-  // As many panels side by side as the registers hold: few rows need them to keep the units busy. One row
-  // waits for its panels rather than for the units, once these have as many sums as hide an FMA's latency:
-  // more side by side would only keep the equations from overlapping with the next product.
+  // As many panels side by side as the registers hold: few rows need them to keep the units busy.
   static int panels(int rows, int width, Index available) {
-    constexpr int kWide = kPanelWidth<typename Product::Lane>, kHidden = 8;
-    int p = rows == 1 && width > kWide / 2 ? kHidden / kWide : kMaxPanels;
+    int p = most_panels(rows, width);
     while (p > 1 && (p > available || !find(rows, width, p))) --p;
     return p;
   }
@@ -222,11 +229,12 @@ class TileKernels {
   }
   template <int W, int M>
   constexpr void fill_panels() {
-    auto& row = table_[W - 1][M - 1];
-    if constexpr (M * W <= Product::kSums) row[0] = multiply_tile<Product, M, W, 1>;
-    if constexpr (M * W * 2 <= Product::kSums) row[1] = multiply_tile<Product, M, W, 2>;
-    if constexpr (M * W * 3 <= Product::kSums) row[2] = multiply_tile<Product, M, W, 3>;
-    if constexpr (M * W * 4 <= Product::kSums) row[3] = multiply_tile<Product, M, W, 4>;
+    fill_shape<W, M, 1>(), fill_shape<W, M, 2>(), fill_shape<W, M, 3>(), fill_shape<W, M, 4>();
+  }
+  template <int W, int M, int P>
+  constexpr void fill_shape() {
+    if constexpr (M * W * P <= Product::kSums && P <= most_panels(M, W))
+      table_[W - 1][M - 1][P - 1] = multiply_tile<Product, M, W, P>;
   }
 
   Function table_[kPanelWidth<typename Product::Lane>][kMaxRegisterRows][kMaxPanels] = {};

@@ -37,7 +37,9 @@ const Backend& avx512bf16_backend() {
   static const Backend backend = [] {
     Backend b = avx512_backend();
     b.name = "avx512bf16";
-    b.for_bfloat16 = &passes_of<PairProduct<Avx512Bf16::V, Avx512Bf16>>;
+    static const auto loops =
+        make_loops<PairProduct<Avx512Bf16::V, Avx512Bf16>>(b.for_float->exact.equations);
+    b.for_bfloat16 = &loops;
     b.bfloat16_product = "AVX512-BF16 (vdpbf16ps)";
     return b;
   }();

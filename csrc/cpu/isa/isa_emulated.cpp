@@ -13,7 +13,9 @@ const Backend& emulated_avx512bf16_backend() {
   static const Backend backend = [] {
     Backend b = scalar_backend();
     b.name = "emulated-avx512bf16";
-    b.for_bfloat16 = &passes_of<PairProduct<EmulatedFloat, EmulatedDot>>;
+    static constexpr auto loops =
+        make_loops<PairProduct<EmulatedFloat, EmulatedDot>>(&equations_of<EmulatedFloat>);
+    b.for_bfloat16 = &loops;
     b.bfloat16_product = "emulated vdpbf16ps";
     return b;
   }();

@@ -8,6 +8,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/gemm/matmul.h"
 #include "cpu/recurrent/backward.h"
+#include "cpu/recurrent/cell_io.h"
 #include "cpu/recurrent/forward.h"
 #include "cpu/recurrent/step.h"
 #include "cpu/training.h"
@@ -32,64 +33,64 @@ void exp_negative_array(const typename V::value* in, typename V::value* out, Ind
     store_some(out + i, exp_negative(load_some<V>(in + i, n - i)), n - i);
 }
 
-template <class V, class Cell, class Product>
-constexpr StepKernels<typename V::value> step_kernels() {
-  using S = Step<V, Cell, Product>;
+template <class V, template <class> class... Cells>
+constexpr Equations<typename V::value> make_equations(CellList<Cells...>) {
+  return {{equations<V, Cells<V>>()...}};
+}
+template <class V>
+inline constexpr auto equations_of = make_equations<V>(AllCells());
+
+template <class Product>
+constexpr StepKernels<typename Product::Lane::value> step_kernels() {
+  using S = Step<typename Product::Lane, Product>;
   return {S::packed_bytes, S::pack, S::pack_token, S::scratch_bytes, S::run};
 }
 
-template <class V, class Cell>
-constexpr StepKernels<typename V::value> narrow_step_kernels() {
-  if constexpr (std::is_same_v<typename V::value, float>) {
-    return step_kernels<V, Cell, WidenedProduct<V>>();
-  } else {
-    return {};
-  }
-}
-
-template <class V, class Cell, class Product>
-constexpr PassKernels<typename V::value> pass_kernels() {
-  using F = Forward<V, Cell, Product>;
-  using B = Backward<V, Cell, Product>;
-  return {{F::packed_bytes, F::pack}, {B::packed_bytes, B::pack},
-          F::scratch_bytes,           F::run,
-          B::scratch_bytes,           B::run};
-}
-
-template <class Product, template <class> class... Cells>
-constexpr Passes<typename Product::Lane::value> make_passes(CellList<Cells...>) {
-  using V = typename Product::Lane;
-  return {{pass_kernels<V, Cells<V>, Product>()...}, {step_kernels<V, Cells<V>, Product>()...}};
-}
-
-template <class V, template <class> class... Cells>
-constexpr Kernels<typename V::value> make_kernels(CellList<Cells...>) {
-  return {{CellKernels<typename V::value>{pass_kernels<V, Cells<V>, ExactProduct<V>>(),
-                                          step_kernels<V, Cells<V>, ExactProduct<V>>(),
-                                          narrow_step_kernels<V, Cells<V>>()}...},
-          Matmul<V>::packed_bytes,
-          Matmul<V>::pack,
-          Matmul<V>::scratch_bytes,
-          Matmul<V>::run,
-          tanh_array<V>,
-          sigmoid_array<V>,
-          exp_negative_array<V>,
-          adam<V>,
-          sum_of_squares<V>,
-          softmax_cross_entropy<V>};
+// With the equations of lanes as wide as the product's.
+template <class Product>
+constexpr auto make_loops(const Equations<typename Product::Lane::value>* equations) {
+  using F = Forward<typename Product::Lane, Product>;
+  using B = Backward<typename Product::Lane, Product>;
+  return Loops<typename Product::Lane::value>{{{F::packed_bytes, F::pack},
+                                               {B::packed_bytes, B::pack},
+                                               F::scratch_bytes,
+                                               F::run,
+                                               B::scratch_bytes,
+                                               B::run},
+                                              step_kernels<Product>(),
+                                              equations};
 }
 
 template <class V>
-inline constexpr auto kernels_of = make_kernels<V>(AllCells());
-template <class Product>
-inline constexpr auto passes_of = make_passes<Product>(AllCells());
+constexpr auto make_kernels() {
+  using T = typename V::value;
+  Kernels<T> kernels{make_loops<ExactProduct<V>>(&equations_of<V>),
+                     {},
+                     Matmul<V>::packed_bytes,
+                     Matmul<V>::pack,
+                     Matmul<V>::scratch_bytes,
+                     Matmul<V>::run,
+                     tanh_array<V>,
+                     sigmoid_array<V>,
+                     exp_negative_array<V>,
+                     adam<V>,
+                     sum_of_squares<V>,
+                     softmax_cross_entropy<V>};
+  if constexpr (std::is_same_v<T, float>) kernels.narrow_step = step_kernels<WidenedProduct<V>>();
+  return kernels;
+}
+
+template <class V>
+inline constexpr auto kernels_of = make_kernels<V>();
+template <class V>
+inline constexpr auto widened_loops_of = make_loops<WidenedProduct<V>>(&equations_of<V>);
 
 template <class Float, class Double>
 constexpr Backend make_backend(const char* name) {
   return {.name = name,
           .for_float = &kernels_of<Float>,
           .for_double = &kernels_of<Double>,
-          .for_bfloat16 = &passes_of<WidenedProduct<Float>>,
+          .for_bfloat16 = &widened_loops_of<Float>,
           .bfloat16_product = "bfloat16 operands widened to float32 lanes",
           .tall_tiles = nullptr};
 }

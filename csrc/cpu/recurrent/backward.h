@@ -4,11 +4,10 @@
 // gradients of the input and of all weights as products over the whole chunk.
 #pragma once
 
-#include "core/cell.h"
 #include "core/problem.h"
 #include "cpu/gemm/panels.h"
-#include "cpu/recurrent/cell_io.h"
 #include "cpu/recurrent/chunk.h"
+#include "cpu/recurrent/equations.h"
 #include "cpu/recurrent/weight_gradients.h"
 #include "cpu/team/team.h"
 
@@ -16,30 +15,30 @@ namespace rnnkern {
 
 // The panels that a backward pass reads, packed when the forward pass ran: they are its snapshot of
 // the weights, which may have changed since.
-template <class V, class Cell, class Product>
+template <class V, class Product>
 struct BackwardPanels {
   using T = typename V::value;
   using Matrix = PanelMatrix<V, Product>;
 
-  Matrix recurrent[phase_count<Cell>];  // phase p: its gates' rows of W_hh, (count·H, H)
-  Matrix input;                         // W_ih, (G·H, I)
+  Matrix recurrent[kMostPhases];  // phase p: its gates' rows of W_hh, (count·H, H)
+  Matrix input;                   // W_ih, (G·H, I)
 
-  BackwardPanels(Index inputs, Index units, bool with_input, Arena& arena) {
-    for (int p = 0; p < phase_count<Cell>; ++p) {
-      recurrent[p] = Matrix(Cell::phases[p].count * units, units, 1);
+  BackwardPanels(const CellFacts& cell, Index inputs, Index units, bool with_input, Arena& arena) {
+    for (int p = 0; p < cell.phase_count(); ++p) {
+      recurrent[p] = Matrix(cell.phases[p].count * units, units, 1);
       recurrent[p].data = arena.take<T>(recurrent[p].size());
     }
     // Last, so that panels packed with it serve where no ∂L/∂x is wanted.
     if (with_input) {
-      input = Matrix(Cell::gates * units, inputs, 1);
+      input = Matrix(cell.gates * units, inputs, 1);
       input.data = arena.take<T>(input.size());
     }
   }
 
-  void pack(const Parameters<T>& parameters, const Worker& worker) const {
+  void pack(const CellFacts& cell, const Parameters<T>& parameters, const Worker& worker) const {
     const Index units = parameters.units;
-    for (int p = 0; p < phase_count<Cell>; ++p) {
-      const T* rows = parameters.w_hh + Cell::phases[p].first * units * units;
+    for (int p = 0; p < cell.phase_count(); ++p) {
+      const T* rows = parameters.w_hh + cell.phases[p].first * units * units;
       pack_share(recurrent[p], rows, units, worker);
     }
     if (input.data) pack_share(input, parameters.w_ih, parameters.inputs, worker);
@@ -56,42 +55,44 @@ struct BackwardPanels {
   }
 };
 
-template <class V, class Cell, class Product>
+template <class V, class Product>
 class Backward {
   using T = typename V::value;
   using Operand = typename Product::Operand;
   using Matrix = PanelMatrix<V, Product>;
-  using Panels = BackwardPanels<V, Cell, Product>;
-  using Gradients = WeightGradients<V, Cell, Product>;
-  static constexpr int kPhases = phase_count<Cell>;
-  static constexpr int kGates = Cell::gates;
-  static constexpr int kDeltas = delta_count<Cell>;
+  using Panels = BackwardPanels<V, Product>;
+  using Gradients = WeightGradients<V, Product>;
 
  public:
-  static Index packed_bytes(const Parameters<T>& parameters, bool with_input) {
+  static Index packed_bytes(const CellFacts& cell, const Parameters<T>& parameters,
+                            bool with_input) {
     Arena measure(nullptr);
-    Panels(parameters.inputs, parameters.units, with_input, measure);
+    Panels(cell, parameters.inputs, parameters.units, with_input, measure);
     return measure.used();
   }
 
-  static void pack(const Parameters<T>& parameters, bool with_input, const Worker& worker,
-                   std::byte* packed) {
+  static void pack(const CellFacts& cell, const Parameters<T>& parameters, bool with_input,
+                   const Worker& worker, std::byte* packed) {
     Arena arena(packed);
-    Panels(parameters.inputs, parameters.units, with_input, arena).pack(parameters, worker);
+    Panels(cell, parameters.inputs, parameters.units, with_input, arena)
+        .pack(cell, parameters, worker);
   }
 
-  static Index scratch_bytes(const BackwardProblem<T>& problem, int threads) {
+  static Index scratch_bytes(const CellFacts& cell, const BackwardProblem<T>& problem,
+                             int threads) {
     Arena measure(nullptr);
-    Scratch(problem, threads, 0, measure);
+    Scratch(cell, problem, threads, 0, measure);
     return measure.used();
   }
 
-  static Progress run(const BackwardProblem<T>& problem, const TallTiles* tall,
-                      const Worker& worker, Progress from, std::byte* packed, std::byte* scratch) {
+  static Progress run(const LoopCell<T>& cell, const BackwardProblem<T>& problem,
+                      const TallTiles* tall, const Worker& worker, Progress from, std::byte* packed,
+                      std::byte* scratch) {
     Arena packed_arena(packed), scratch_arena(scratch);
-    return Backward(problem, tall, worker,
-                    Panels(problem.inputs, problem.units, problem.dx.data != nullptr, packed_arena),
-                    Scratch(problem, worker.count, worker.id, scratch_arena))
+    return Backward(cell, problem, tall, worker,
+                    Panels(cell.facts, problem.inputs, problem.units, problem.dx.data != nullptr,
+                           packed_arena),
+                    Scratch(cell.facts, problem, worker.count, worker.id, scratch_arena))
         .run(from);
   }
 
@@ -113,44 +114,50 @@ class Backward {
     const T** h_previous;
     const T** h;
     const T** c_previous;
-    const T** cell;
+    const T** c;
     const T** saved;
     const T** dy;
 
-    Scratch(const BackwardProblem<T>& problem, int threads, int id, Arena& arena)
-        : gradients(problem, arena) {
+    Scratch(const CellFacts& cell, const BackwardProblem<T>& problem, int threads, int id,
+            Arena& arena)
+        : gradients(cell, problem, arena) {
       const Index units = problem.units, batch = problem.schedule.batch;
       const Index chunk = largest_chunk(problem.schedule, kChunkRows);
-      delta = arena.take<T>(chunk * kDeltas * units);
-      boundary = arena.take<T>(batch * kDeltas * units);
-      dh = arena.take<T>(kPhases > 1 ? batch * units : 0);
+      delta = arena.take<T>(chunk * cell.deltas * units);
+      boundary = arena.take<T>(batch * cell.deltas * units);
+      dh = arena.take<T>(cell.phase_count() > 1 ? batch * units : 0);
       for (int i = 0; i < threads; ++i) {
         const typename Gradients::Own own_i(problem, arena);
         const Operand** segment_i = arena.take<const Operand*>(batch);
         // A row's last gate may be filled up beyond the row: the next one is copied after it.
-        Operand* step_copies_i = take_copies<Product>(arena, batch + 1, kGates * units);
+        Operand* step_copies_i = take_copies<Product>(arena, batch + 1, cell.gates * units);
         const T** in = arena.take<const T*>(7 * batch);
         T** out = arena.take<T*>(2 * batch);
         if (i != id) continue;
         own = own_i, segment = segment_i, step_copies = step_copies_i;
         delta_after = in, h_previous = in + batch, h = in + 2 * batch;
-        c_previous = in + 3 * batch, cell = in + 4 * batch, saved = in + 5 * batch,
+        c_previous = in + 3 * batch, c = in + 4 * batch, saved = in + 5 * batch,
         dy = in + 6 * batch;
         delta_now = out, state_gradients = out + batch;
       }
     }
   };
 
-  Backward(const BackwardProblem<T>& problem, const TallTiles* tall, const Worker& worker,
-           const Panels& panels, const Scratch& scratch)
-      : problem_(problem),
+  Backward(const LoopCell<T>& cell, const BackwardProblem<T>& problem, const TallTiles* tall,
+           const Worker& worker, const Panels& panels, const Scratch& scratch)
+      : cell_(cell.facts),
+        equations_(cell.equations),
+        phases_(cell_.phase_count()),
+        gates_(cell_.gates),
+        deltas_(cell_.deltas),
+        problem_(problem),
         schedule_(problem.schedule),
         tall_(tall),
         units_(problem.units),
         worker_(worker),
         panels_(panels),
         scratch_(scratch),
-        gradients_(problem, tall, worker, panels.input, scratch.gradients, scratch.own,
+        gradients_(cell_, problem, tall, worker, panels.input, scratch.gradients, scratch.own,
                    scratch.delta),
         cut_(schedule_.batch, tiles_for(panels.recurrent[0]).height(), worker.row_groups) {}
 
@@ -187,15 +194,15 @@ class Backward {
 
   // Of a step's work, what is this thread's.
   double step_flops(Index s) const {
-    return static_cast<double>(2 * kGates * units_ * units_ * schedule_.live(s)) / worker_.count;
+    return static_cast<double>(2 * gates_ * units_ * units_ * schedule_.live(s)) / worker_.count;
   }
 
   Index packed_row(Index s, Index i) const { return schedule_.offset[schedule_.time(s)] + i; }
 
   T* delta_row(const Chunk& chunk, Index s, Index i) const {
     return s < chunk.end && s >= chunk.begin
-               ? scratch_.delta + (packed_row(s, i) - chunk.first_row) * kDeltas * units_
-               : scratch_.boundary + i * kDeltas * units_;
+               ? scratch_.delta + (packed_row(s, i) - chunk.first_row) * deltas_ * units_
+               : scratch_.boundary + i * deltas_ * units_;
   }
 
   // What row i held before processed step s.
@@ -207,16 +214,13 @@ class Backward {
   // Rows alive at s take the gradients that step s + 1 sends; rows whose first step was s + 1 end
   // here with ∂L/∂h_0. Step -1 has only such rows. Whether the team shall break up after it.
   bool run_step(const Chunk& chunk, Index s) const {
-    static_assert(kPhases <= 2);
     fill_rows(chunk, s);
-    run_phase<0>(s);
-    const bool breaks_up = worker_.wait_group();
-    if constexpr (kPhases == 1) {
-      return breaks_up;
-    } else {
-      run_phase<1>(s);
-      return worker_.wait_group();
+    bool breaks_up = false;
+    for (int phase = 0; phase < phases_; ++phase) {
+      run_phase(phase, s);
+      breaks_up = worker_.wait_group();
     }
+    return breaks_up;
   }
 
   void fill_rows(const Chunk& chunk, Index s) const {
@@ -224,7 +228,7 @@ class Backward {
     for_tiles<V>(cut_, worker_, after, [&](Index begin, Index end) {
       for (Index i = begin; i < end; ++i) {
         scratch_.delta_after[i] =
-            s < 0 ? scratch_.boundary + i * kDeltas * units_ : delta_row(chunk, s + 1, i);
+            s < 0 ? scratch_.boundary + i * deltas_ * units_ : delta_row(chunk, s + 1, i);
       }
     });
     for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {
@@ -234,92 +238,108 @@ class Backward {
         scratch_.delta_now[i] = delta_row(chunk, s, i);
         scratch_.h_previous[i] = previous_h(problem_, s, i);
         scratch_.h[i] = problem_.y.at(t, b);
-        scratch_.dy[i] = problem_.dy.data ? problem_.dy.at(t, b) : nullptr;
+        if (problem_.dy.data) scratch_.dy[i] = problem_.dy.at(t, b);
         if (problem_.state_gradients) {
-          constexpr int kept = (has_c<Cell> ? 2 : 1) + kGates;
+          const int kept = (cell_.cell_state ? 2 : 1) + gates_;
           scratch_.state_gradients[i] = problem_.state_gradients + p * kept * units_;
         }
-        if constexpr (Cell::saved > 0)
-          scratch_.saved[i] = problem_.saved + p * Cell::saved * units_;
-        if constexpr (has_c<Cell>) {
+        if (cell_.saved > 0) scratch_.saved[i] = problem_.saved + p * cell_.saved * units_;
+        if (cell_.cell_state) {
           scratch_.c_previous[i] = previous_c(s, i);
-          scratch_.cell[i] = problem_.cells + p * units_;
+          scratch_.c[i] = problem_.cells + p * units_;
         }
       }
     });
   }
 
-  template <int P>
-  void run_phase(Index s) const {
-    const auto& matrix = panels_.recurrent[P];
+  void run_phase(int phase, Index s) const {
+    const auto matrix = panels_.recurrent[phase];
     const auto tiles = tiles_for(matrix);
     const Index begin_panel = matrix.count() * worker_.unit_group / worker_.unit_groups;
     const Index end_panel = matrix.count() * (worker_.unit_group + 1) / worker_.unit_groups;
     const Index live = schedule_.live(s);
-    const Index multiplied = P == 0 ? schedule_.live(s + 1) : live;
-    const Index rows_here = P == 0 && multiplied > live ? multiplied : live;
+    const Index multiplied = phase == 0 ? schedule_.live(s + 1) : live;
+    const Index rows_here = phase == 0 && multiplied > live ? multiplied : live;
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
-    if constexpr (Product::kRounds) copy_step_rows<P>(multiplied);
+    if constexpr (Product::kRounds) copy_step_rows(phase, multiplied);
     const Index most = tiles.panels(highest, end_panel - begin_panel);
+    const auto apply = equations_.backward[phase];
+    BackwardTile<T> tile = tile_of(live);
     sweep(begin_panel, end_panel, most, s % 2 != 0, [&](Index p, Index side, Index next) {
       const Index out_row = side * matrix.row_size();
       Ahead ahead = matrix.ahead(next, side);
+      tile.first_unit = p * matrix.row_size(), tile.blocks = side * matrix.blocks;
+      tile.sums_row = out_row;
       for_tiles<V>(cut_, worker_, rows_here, [&](Index begin, Index end) {
         const Index with_product = multiplied < end ? multiplied : end;
-        prefetch_rows<P>(begin, live < end ? live : end, p * matrix.row_size(), out_row);
-        sum_tile<P>(matrix, tiles, p, side, begin, with_product, ahead);
+        prefetch_rows(phase, begin, live < end ? live : end, tile.first_unit, out_row);
+        sum_tile(phase, matrix, tiles, p, side, begin, with_product, ahead);
         for (Index i = with_product > begin ? with_product : begin; i < end; ++i) {
           T* sums = scratch_.own.tile + (i - begin) * out_row;
           for (Index j = 0; j < out_row; j += V::size) V(0).store(sums + j);
         }
-        for (Index block = 0; block < side * matrix.blocks; ++block) {
-          const Index unit = p * matrix.row_size() + block * V::size;
-          const T* sums = scratch_.own.tile + block * V::size;
-          if (unit + V::size <= units_) {
-            apply_cell<P>(WholeLane<V>{}, sums, out_row, begin, end, live, unit);
-          } else if (unit < units_) {
-            apply_cell<P>(PartLane<V>{units_ - unit}, sums, out_row, begin, end, live, unit);
-          }
-        }
+        tile.begin = begin, tile.end = end;
+        apply(tile);
       });
     });
   }
 
-  // What apply_cell will read of these units and is in no near cache.
-  template <int P>
-  void prefetch_rows(Index begin, Index end, Index unit, Index units) const {
+  // What is the same for all tiles of a phase.
+  BackwardTile<T> tile_of(Index live) const {
+    return {.units = units_,
+            .begin = 0,
+            .end = 0,
+            .live = live,
+            .first_unit = 0,
+            .blocks = 0,
+            .sums = scratch_.own.tile,
+            .sums_row = 0,
+            .order = schedule_.order,
+            .saved = scratch_.saved,
+            .h_previous = scratch_.h_previous,
+            .h = scratch_.h,
+            .c_previous = scratch_.c_previous,
+            .c = scratch_.c,
+            .dy = problem_.dy.data ? scratch_.dy : nullptr,
+            .dh = problem_.dh,
+            .dc = problem_.dc,
+            .dh_now = scratch_.dh,
+            .delta = scratch_.delta_now,
+            .state_gradients = problem_.state_gradients ? scratch_.state_gradients : nullptr};
+  }
+
+  // What the equations will read of these units and is in no near cache.
+  void prefetch_rows(int phase, Index begin, Index end, Index unit, Index units) const {
     for (Index i = begin; i < end; ++i) {
-      for (int k = 0; k < Cell::saved; ++k) prefetch(scratch_.saved[i] + k * units_ + unit, units);
+      for (int k = 0; k < cell_.saved; ++k) prefetch(scratch_.saved[i] + k * units_ + unit, units);
       prefetch(scratch_.h_previous[i] + unit, units);
-      if constexpr (P == 0) {
+      if (phase == 0) {
         prefetch(scratch_.h[i] + unit, units);
-        if (scratch_.dy[i]) prefetch(scratch_.dy[i] + unit, units);
+        if (problem_.dy.data) prefetch(scratch_.dy[i] + unit, units);
       }
-      if constexpr (has_c<Cell>) {
+      if (cell_.cell_state) {
         prefetch(scratch_.c_previous[i] + unit, units);
-        prefetch(scratch_.cell[i] + unit, units);
+        prefetch(scratch_.c[i] + unit, units);
       }
     }
   }
 
   // The gate gradients that are rows of a phase's product.
-  template <int P>
-  const T* const* delta_rows() const {
-    return P == 0 ? scratch_.delta_after : const_cast<const T* const*>(scratch_.delta_now);
+  const T* const* delta_rows(int phase) const {
+    return phase == 0 ? scratch_.delta_after : const_cast<const T* const*>(scratch_.delta_now);
   }
 
   // Rounded, the phase's gates side by side, and zeros up to the next row.
-  template <int P>
-  void copy_step_rows(Index live) const {
-    constexpr Range phase = Cell::phases[P];
-    const T* const* source = delta_rows<P>();
-    const Index size = copy_size<Product>(kGates * units_), used = phase.count * units_;
+  void copy_step_rows(int phase, Index live) const {
+    const Range gates = cell_.phases[phase];
+    const T* const* source = delta_rows(phase);
+    const Index size = copy_size<Product>(gates_ * units_), used = gates.count * units_;
     for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {
       for (Index i = begin; i < end; ++i) {
         Operand* copy = scratch_.step_copies + i * size;
         scratch_.segment[i] = copy;
-        for (int g = 0; g < phase.count; ++g) {
-          Product::copy_row(source[i] + recurrent_delta<Cell>(phase.first + g) * units_, units_,
+        for (int g = 0; g < gates.count; ++g) {
+          Product::copy_row(source[i] + cell_.recurrent_delta(gates.first + g) * units_, units_,
                             copy + g * units_);
         }
         for (Index j = used; j < size; ++j) copy[j] = {};
@@ -329,21 +349,20 @@ class Backward {
 
   // Σ over the phase's gates of delta · W_hh for rows [begin, end): where the gates do not lie side
   // by side, one stretch after another onto the same sums.
-  template <int P>
-  void sum_tile(const Matrix& matrix, const typename Product::Tiles& tiles, Index panel, Index side,
-                Index begin, Index end, Ahead& ahead) const {
+  void sum_tile(int phase, const Matrix& matrix, const typename Product::Tiles& tiles, Index panel,
+                Index side, Index begin, Index end, Ahead& ahead) const {
     if (begin >= end) return;
-    constexpr Range phase = Cell::phases[P];
-    for (int g = 0, run; g < phase.count; g += run) {
+    const Range gates = cell_.phases[phase];
+    for (int g = 0, run; g < gates.count; g += run) {
       if constexpr (Product::kRounds) {
-        run = phase.count;
+        run = gates.count;
       } else {
-        const int first = recurrent_delta<Cell>(phase.first + g);
+        const int first = cell_.recurrent_delta(gates.first + g);
         for (run = 1;
-             g + run < phase.count && recurrent_delta<Cell>(phase.first + g + run) == first + run;)
+             g + run < gates.count && cell_.recurrent_delta(gates.first + g + run) == first + run;)
           ++run;
         for (Index i = begin; i < end; ++i)
-          scratch_.segment[i] = delta_rows<P>()[i] + first * units_;
+          scratch_.segment[i] = delta_rows(phase)[i] + first * units_;
       }
       typename Product::Tile tile{.a = scratch_.segment + begin,
                                   .a_begin = 0,
@@ -365,51 +384,19 @@ class Backward {
     }
   }
 
-  template <int P, class Lane>
-  void apply_cell(Lane lane, const T* sums, Index sums_row, Index begin, Index end, Index live,
-                  Index unit) const {
-    for (Index i = begin; i < end; ++i, sums += sums_row) {
-      const Index state = schedule_.order[i] * units_ + unit;
-      T* dh = problem_.dh + state;
-      const V product = V::load(sums);
-      if (i >= live) {
-        lane.store(dh, lane.load(dh) + product);
-        continue;
-      }
-      BackwardPlace<T> at{.units = units_,
-                          .saved = nullptr,
-                          .h_previous = scratch_.h_previous[i] + unit,
-                          .h = scratch_.h[i] + unit,
-                          .c_previous = nullptr,
-                          .c = nullptr,
-                          .dy = scratch_.dy[i] ? scratch_.dy[i] + unit : nullptr,
-                          .dh = dh,
-                          .dc = nullptr,
-                          .dh_now = nullptr,
-                          .delta = scratch_.delta_now[i] + unit,
-                          .state_gradients = problem_.state_gradients
-                                                 ? scratch_.state_gradients[i] + unit
-                                                 : nullptr};
-      if constexpr (Cell::saved > 0) at.saved = scratch_.saved[i] + unit;
-      if constexpr (kPhases > 1) at.dh_now = scratch_.dh + i * units_ + unit;
-      if constexpr (has_c<Cell>) {
-        at.c_previous = scratch_.c_previous[i] + unit, at.c = scratch_.cell[i] + unit;
-        at.dc = problem_.dc + state;
-      }
-      backward_cell<P, V, Cell>(lane, product, at);
-    }
-  }
-
   // The chunk's first step is what the next chunk's last one needs; the rest is overwritten.
   void keep_boundary(const Chunk& chunk) const {
     const auto share = worker_.share(schedule_.live(chunk.begin));
     for (Index i = share.begin; i < share.end; ++i) {
       const T* from = delta_row(chunk, chunk.begin, i);
-      T* to = scratch_.boundary + i * kDeltas * units_;
-      for (Index j = 0; j < kDeltas * units_; ++j) to[j] = from[j];
+      T* to = scratch_.boundary + i * deltas_ * units_;
+      for (Index j = 0; j < deltas_ * units_; ++j) to[j] = from[j];
     }
   }
 
+  const CellFacts& cell_;
+  const CellEquations<T>& equations_;
+  const int phases_, gates_, deltas_;
   const BackwardProblem<T>& problem_;
   const Schedule& schedule_;
   const TallTiles* const tall_;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/cell.h"
+#include "cpu/recurrent/equations.h"
 
 namespace rnnkern {
 
@@ -123,6 +124,115 @@ template <int P, class V, class Cell, class Lane>
     lane.store(at.delta + d * at.units, step.delta[d]);
   lane.store(at.dh, step.direct);
   if constexpr (has_c<Cell>) lane.store(at.dc, step.dc);
+}
+
+// The equations of phase P on a tile.
+template <int P, class V, class Cell>
+void forward_tile(const ForwardTile<typename V::value>& tile) {
+  using T = typename V::value;
+  constexpr int first = Cell::phases[P].first;
+  const Index units = tile.units, sums_gate = Index{tile.group_blocks} * V::size;
+  const auto apply = [&](auto lane, Index unit, Index at_sums) __attribute__((always_inline)) {
+    for (Index i = tile.begin; i < tile.end; ++i, at_sums += tile.sums_row) {
+      ForwardPlace<T> at{.x = nullptr,
+                         .x_gate = units,
+                         .sums = tile.sums + at_sums,
+                         .sums_gate = sums_gate,
+                         .h = tile.h[i] + unit,
+                         .c = nullptr,
+                         .saved_before = nullptr,
+                         .saved = nullptr,
+                         .units = units,
+                         .operand = nullptr,
+                         .new_h = nullptr,
+                         .new_c = nullptr};
+      if (tile.x_sums) {
+        at.x = tile.x_sums + at_sums, at.x_gate = sums_gate;
+      } else {
+        at.x = tile.x[i] + first * units + unit;
+      }
+      if constexpr (saved_in<Cell>(P).first > 0) at.saved_before = tile.saved_before[i] + unit;
+      if constexpr (saved_in<Cell>(P).count > 0) {
+        if (tile.saved) at.saved = tile.saved[i] + unit;
+      }
+      if constexpr (P + 1 < phase_count<Cell>) {
+        at.operand = tile.operand + i * units + unit;
+      } else {
+        at.new_h = tile.new_h[i] + unit;
+        if constexpr (has_c<Cell>) at.new_c = tile.new_c[i] + unit;
+      }
+      if constexpr (has_c<Cell>) at.c = tile.c[i] + unit;
+      forward_cell<P, V, Cell>(lane, at);
+    }
+  };
+  Index unit = tile.first_unit;
+  for (Index group = 0; group < tile.groups; ++group) {
+    for (int block = 0; block < tile.group_blocks; ++block, unit += V::size) {
+      const Index at_sums = (group * tile.group_lanes + block) * V::size;
+      if (unit + V::size <= units) {
+        apply(WholeLane<V>{}, unit, at_sums);
+      } else if (unit < units) {
+        apply(PartLane<V>{units - unit}, unit, at_sums);
+      }
+    }
+  }
+}
+
+template <int P, class V, class Cell>
+void backward_tile(const BackwardTile<typename V::value>& tile) {
+  using T = typename V::value;
+  const Index units = tile.units;
+  const auto apply = [&](auto lane, Index unit, const T* sums) __attribute__((always_inline)) {
+    for (Index i = tile.begin; i < tile.end; ++i, sums += tile.sums_row) {
+      const Index state = tile.order[i] * units + unit;
+      T* dh = tile.dh + state;
+      const V product = V::load(sums);
+      if (i >= tile.live) {
+        lane.store(dh, lane.load(dh) + product);
+        continue;
+      }
+      BackwardPlace<T> at{
+          .units = units,
+          .saved = nullptr,
+          .h_previous = tile.h_previous[i] + unit,
+          .h = tile.h[i] + unit,
+          .c_previous = nullptr,
+          .c = nullptr,
+          .dy = tile.dy ? tile.dy[i] + unit : nullptr,
+          .dh = dh,
+          .dc = nullptr,
+          .dh_now = nullptr,
+          .delta = tile.delta[i] + unit,
+          .state_gradients = tile.state_gradients ? tile.state_gradients[i] + unit : nullptr};
+      if constexpr (Cell::saved > 0) at.saved = tile.saved[i] + unit;
+      if constexpr (phase_count<Cell> > 1) at.dh_now = tile.dh_now + i * units + unit;
+      if constexpr (has_c<Cell>) {
+        at.c_previous = tile.c_previous[i] + unit, at.c = tile.c[i] + unit;
+        at.dc = tile.dc + state;
+      }
+      backward_cell<P, V, Cell>(lane, product, at);
+    }
+  };
+  for (Index block = 0; block < tile.blocks; ++block) {
+    const Index unit = tile.first_unit + block * V::size;
+    const T* sums = tile.sums + block * V::size;
+    if (unit + V::size <= units) {
+      apply(WholeLane<V>{}, unit, sums);
+    } else if (unit < units) {
+      apply(PartLane<V>{units - unit}, unit, sums);
+    }
+  }
+}
+
+template <class V, class Cell>
+constexpr CellEquations<typename V::value> equations() {
+  static_assert(phase_count<Cell> <= kMostPhases);
+  if constexpr (phase_count<Cell> == 1) {
+    return {{forward_tile<0, V, Cell>}, {backward_tile<0, V, Cell>}};
+  } else {
+    return {{forward_tile<0, V, Cell>, forward_tile<1, V, Cell>},
+            {backward_tile<0, V, Cell>, backward_tile<1, V, Cell>}};
+  }
 }
 
 }  // namespace rnnkern

@@ -1,86 +1,87 @@
 // SPDX-License-Identifier: Apache-2.0
 // The forward time loop: W_ih x for a chunk of steps as one product, then step by step the
-// recurrent product with the cell's equations as its epilogue.
+// recurrent product with the cell's equations as its epilogue. Compiled once for a product: a cell is
+// facts here, and equations that are called.
 #pragma once
 
-#include "core/cell.h"
 #include "core/problem.h"
 #include "cpu/gemm/panels.h"
-#include "cpu/recurrent/cell_io.h"
 #include "cpu/recurrent/chunk.h"
+#include "cpu/recurrent/equations.h"
 #include "cpu/recurrent/recurrent_panels.h"
 #include "cpu/team/team.h"
 
 namespace rnnkern {
 
 // The panels that a forward pass reads. A frozen layer keeps them from call to call.
-template <class V, class Cell, class Product>
+template <class V, class Product>
 struct ForwardPanels {
   using T = typename V::value;
   using Matrix = PanelMatrix<V, Product>;
 
   Matrix input;
-  Matrix recurrent[phase_count<Cell>];
+  Matrix recurrent[kMostPhases];
 
-  ForwardPanels(const Parameters<T>& parameters, bool with_input, Arena& arena) {
+  ForwardPanels(const CellFacts& cell, const Parameters<T>& parameters, bool with_input,
+                Arena& arena) {
     const Index units = parameters.units;
-    for (int p = 0; p < phase_count<Cell>; ++p) {
-      recurrent[p] = Matrix(units, units, Cell::phases[p].count);
+    for (int p = 0; p < cell.phase_count(); ++p) {
+      recurrent[p] = Matrix(units, units, cell.phases[p].count);
       recurrent[p].data = arena.take<T>(recurrent[p].size());
     }
     // Last, so that panels packed with it serve tokens as well.
     if (with_input) {
-      input = Matrix(parameters.inputs, Cell::gates * units, 1);
+      input = Matrix(parameters.inputs, cell.gates * units, 1);
       input.data = arena.take<T>(input.size());
     }
   }
 
   // Each thread packs the units that it will multiply with, so that they are in its own cache.
-  void pack(const Parameters<T>& parameters, const Worker& worker) const {
+  void pack(const CellFacts& cell, const Parameters<T>& parameters, const Worker& worker) const {
     if (input.data) {
       const auto share = worker.share(input.count());
       pack_start(input, share.begin, share.end, [&](int) { return parameters.bias; });
       pack_columns(input, share.begin, share.end,
                    [&](int, Index column) { return parameters.w_ih + column * parameters.inputs; });
     }
-    for (int p = 0; p < phase_count<Cell>; ++p) {
+    for (int p = 0; p < cell.phase_count(); ++p) {
       const auto share = worker.share(recurrent[p].groups());
-      pack_recurrent<Cell>(recurrent[p], parameters, p, share.begin, share.end);
+      pack_recurrent(cell, recurrent[p], parameters, p, share.begin, share.end);
     }
   }
 };
 
-template <class V, class Cell, class Product>
+template <class V, class Product>
 class Forward {
   using T = typename V::value;
   using Operand = typename Product::Operand;
-  using Panels = ForwardPanels<V, Cell, Product>;
-  static constexpr int kPhases = phase_count<Cell>;
-  static constexpr int kGates = Cell::gates;
+  using Panels = ForwardPanels<V, Product>;
   static constexpr Index kPackedColumns = 64;  // of W_ih, at a time
 
  public:
-  static Index packed_bytes(const Parameters<T>& parameters, bool with_input) {
+  static Index packed_bytes(const CellFacts& cell, const Parameters<T>& parameters,
+                            bool with_input) {
     Arena measure(nullptr);
-    Panels(parameters, with_input, measure);
+    Panels(cell, parameters, with_input, measure);
     return measure.used();
   }
 
-  static void pack(const Parameters<T>& parameters, bool with_input, const Worker& worker,
-                   std::byte* packed) {
+  static void pack(const CellFacts& cell, const Parameters<T>& parameters, bool with_input,
+                   const Worker& worker, std::byte* packed) {
     Arena arena(packed);
-    Panels(parameters, with_input, arena).pack(parameters, worker);
+    Panels(cell, parameters, with_input, arena).pack(cell, parameters, worker);
   }
 
-  static Index scratch_bytes(const ForwardProblem<T>& problem, int threads) {
+  static Index scratch_bytes(const CellFacts& cell, const ForwardProblem<T>& problem, int threads) {
     Arena measure(nullptr);
-    Scratch(problem, threads, 0, measure);
+    Scratch(cell, problem, threads, 0, measure);
     return measure.used();
   }
 
-  static Progress run(const ForwardProblem<T>& problem, const TallTiles* tall, const Worker& worker,
-                      Progress from, std::byte* packed, std::byte* scratch) {
-    return Forward(problem, tall, worker, packed, scratch).run(from);
+  static Progress run(const LoopCell<T>& cell, const ForwardProblem<T>& problem,
+                      const TallTiles* tall, const Worker& worker, Progress from, std::byte* packed,
+                      std::byte* scratch) {
+    return Forward(cell, problem, tall, worker, packed, scratch).run(from);
   }
 
  private:
@@ -102,16 +103,19 @@ class Forward {
     const T** operand_rows;
     const T** x;
     const T** c_previous;
-    T** cell;
+    T** new_c;
     T** y;
     T** saved_rows;
 
-    Scratch(const ForwardProblem<T>& problem, int threads, int id, Arena& arena) {
+    Scratch(const CellFacts& cell, const ForwardProblem<T>& problem, int threads, int id,
+            Arena& arena) {
       const Index units = problem.parameters.units, batch = problem.schedule.batch;
-      const Index chunk = largest_chunk(problem.schedule, chunk_rows(problem));
-      x_part = arena.take<T>((problem.tokens.slot ? problem.tokens.count : chunk) * kGates * units);
-      operand = arena.take<T>(kPhases > 1 ? batch * units : 0);
-      saved = arena.take<T>(kPhases > 1 && !problem.saved ? batch * Cell::saved * units : 0);
+      const Index chunk = largest_chunk(problem.schedule, chunk_rows(cell, problem));
+      const bool one_phase = cell.phase_count() == 1;
+      x_part =
+          arena.take<T>((problem.tokens.slot ? problem.tokens.count : chunk) * cell.gates * units);
+      operand = arena.take<T>(one_phase ? 0 : batch * units);
+      saved = arena.take<T>(one_phase || problem.saved ? 0 : batch * cell.saved * units);
       const Index x_row = problem.tokens.slot ? 0 : problem.parameters.inputs;
       x_copies = take_copies<Product>(arena, chunk, x_row);
       for (int i = 0; i < threads; ++i) {
@@ -127,38 +131,43 @@ class Forward {
         tile = tile_i, input_panels = input_panels_i, a = a_i, c = c_i, h_a = h_a_i,
         h_copies = h_copies_i;
         h = in, operand_rows = in + batch, x = in + 2 * batch, c_previous = in + 3 * batch;
-        cell = out, y = out + batch, saved_rows = out + 2 * batch;
+        new_c = out, y = out + batch, saved_rows = out + 2 * batch;
       }
     }
   };
 
-  Forward(const ForwardProblem<T>& problem, const TallTiles* tall, const Worker& worker,
-          std::byte* packed, std::byte* scratch)
-      : problem_(problem),
+  Forward(const LoopCell<T>& cell, const ForwardProblem<T>& problem, const TallTiles* tall,
+          const Worker& worker, std::byte* packed, std::byte* scratch)
+      : cell_(cell.facts),
+        equations_(cell.equations),
+        phases_(cell_.phase_count()),
+        gates_(cell_.gates),
+        problem_(problem),
         schedule_(problem.schedule),
         tall_(tall),
         units_(problem.parameters.units),
         worker_(worker),
-        panels_(make_panels(problem, packed)),
-        scratch_(make_scratch(problem, worker, scratch)),
+        panels_(make_panels(cell_, problem, packed)),
+        scratch_(make_scratch(cell_, problem, worker, scratch)),
         cut_(schedule_.batch, tile_height(), worker.row_groups) {}
 
   // Half as many where W_ih x then stays in the L2 cache or nearly does; where it would not, the
   // panels of W_ih are read for twice as many rows at once.
-  static Index chunk_rows(const ForwardProblem<T>& problem) {
+  static Index chunk_rows(const CellFacts& cell, const ForwardProblem<T>& problem) {
     constexpr Index kShortRow = 5 << 10;  // bytes of W_ih x
-    const Index row = kGates * problem.parameters.units * static_cast<Index>(sizeof(T));
+    const Index row = cell.gates * problem.parameters.units * static_cast<Index>(sizeof(T));
     return problem.input_packed && row <= kShortRow ? kChunkRows / 2 : kChunkRows;
   }
 
-  static Panels make_panels(const ForwardProblem<T>& problem, std::byte* packed) {
+  static Panels make_panels(const CellFacts& cell, const ForwardProblem<T>& problem,
+                            std::byte* packed) {
     Arena arena(packed);
-    return Panels(problem.parameters, problem.input_packed, arena);
+    return Panels(cell, problem.parameters, problem.input_packed, arena);
   }
-  static Scratch make_scratch(const ForwardProblem<T>& problem, const Worker& worker,
-                              std::byte* base) {
+  static Scratch make_scratch(const CellFacts& cell, const ForwardProblem<T>& problem,
+                              const Worker& worker, std::byte* base) {
     Arena arena(base);
-    return Scratch(problem, worker.count, worker.id, arena);
+    return Scratch(cell, problem, worker.count, worker.id, arena);
   }
 
   typename Product::Tiles tiles_for(const PanelMatrix<V, Product>& matrix) const {
@@ -168,8 +177,8 @@ class Forward {
   // The same for all phases, so that a row of the batch stays with its thread and its cache.
   int tile_height() const {
     int height = kMaxTileRows;
-    for (const auto& matrix : panels_.recurrent) {
-      const int rows = tiles_for(matrix).height();
+    for (int p = 0; p < phases_; ++p) {
+      const int rows = tiles_for(panels_.recurrent[p]).height();
       if (rows < height) height = rows;
     }
     return height;
@@ -179,7 +188,7 @@ class Forward {
     [[maybe_unused]] const typename Product::Session session(tall_);
     if (problem_.tokens.slot && at.steps == 0 && !at.inside) gather_tokens();
     while (at.chunks < schedule_.steps) {
-      const Chunk chunk = chunk_from(schedule_, at.chunks, chunk_rows(problem_));
+      const Chunk chunk = chunk_from(schedule_, at.chunks, chunk_rows(cell_, problem_));
       if (!at.inside) {
         if (packs_inputs(problem_)) {
           pack_and_multiply_inputs(chunk);
@@ -192,7 +201,7 @@ class Forward {
       while (at.steps < chunk.end) {
         const Index s = at.steps++;
         fill_rows(chunk, s);
-        const bool breaks_up = run_phases<0>(s);
+        const bool breaks_up = run_phases(s);
         finish_rows(s);
         worker_.progress(step_flops(s));
         if (breaks_up && at.steps < chunk.end) return at;
@@ -206,13 +215,13 @@ class Forward {
 
   // Of a step's work, what is this thread's.
   double step_flops(Index s) const {
-    return static_cast<double>(2 * kGates * units_ * units_ * schedule_.live(s)) / worker_.count;
+    return static_cast<double>(2 * gates_ * units_ * units_ * schedule_.live(s)) / worker_.count;
   }
 
   // One row of W_ih's columns, bias added, for each distinct token.
   void gather_tokens() const {
     const auto& parameters = problem_.parameters;
-    const Index size = kGates * units_;
+    const Index size = gates_ * units_;
     const auto share = worker_.share(problem_.tokens.count);
     for (Index slot = share.begin; slot < share.end; ++slot) {
       const T* column = parameters.w_ih + problem_.tokens.token[slot];
@@ -230,10 +239,10 @@ class Forward {
     for_packed_rows<V>(
         schedule_, first, chunk.first_row + share.end, [&](Index p, Index t, Index i) {
           scratch_.a[p - first] = input_row(chunk, p, t, i, true);
-          scratch_.c[p - first] = scratch_.x_part + (p - chunk.first_row) * kGates * units_;
+          scratch_.c[p - first] = scratch_.x_part + (p - chunk.first_row) * gates_ * units_;
         });
     multiply(panels_.input, typename Product::Tiles(panels_.input.width, chunk.rows(), tall_),
-             scratch_.a, scratch_.c, kGates * units_, share.end - share.begin, false, scratch_.tile,
+             scratch_.a, scratch_.c, gates_ * units_, share.end - share.begin, false, scratch_.tile,
              worker_);
   }
 
@@ -255,7 +264,7 @@ class Forward {
   // Every thread has columns of its own, which it packs some at a time for all rows.
   void pack_and_multiply_inputs(const Chunk& chunk) const {
     const auto& parameters = problem_.parameters;
-    const Index columns = kGates * units_, rows = chunk.rows();
+    const Index columns = gates_ * units_, rows = chunk.rows();
     const auto copied = worker_.share(rows);
     for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row, [&](Index p, Index t, Index i) {
       const Index row = p - chunk.first_row;
@@ -291,36 +300,33 @@ class Forward {
         const Index b = schedule_.order[i], p = schedule_.offset[t] + i;
         const bool first = i >= continued;
         const Index x_row = problem_.tokens.slot ? problem_.tokens.slot[p] : p - chunk.first_row;
-        scratch_.x[i] = scratch_.x_part + x_row * kGates * units_;
+        scratch_.x[i] = scratch_.x_part + x_row * gates_ * units_;
         scratch_.h[i] = first ? problem_.h + b * units_ : problem_.y.at(schedule_.time(s - 1), b);
         scratch_.y[i] = problem_.y.at(t, b);
-        if constexpr (has_c<Cell>) {
-          scratch_.cell[i] = problem_.cells ? problem_.cells + p * units_ : problem_.c + b * units_;
+        if (cell_.cell_state) {
+          scratch_.new_c[i] =
+              problem_.cells ? problem_.cells + p * units_ : problem_.c + b * units_;
           scratch_.c_previous[i] =
               first || !problem_.cells
                   ? problem_.c + b * units_
                   : problem_.cells + (schedule_.offset[schedule_.time(s - 1)] + i) * units_;
         }
-        if constexpr (Cell::saved > 0) {
-          scratch_.saved_rows[i] = problem_.saved ? problem_.saved + p * Cell::saved * units_
-                                   : kPhases > 1  ? scratch_.saved + i * Cell::saved * units_
-                                                  : nullptr;
-        }
-        if constexpr (kPhases > 1) scratch_.operand_rows[i] = scratch_.operand + i * units_;
+        const Index saved = cell_.saved * units_;
+        scratch_.saved_rows[i] =
+            problem_.saved ? problem_.saved + p * saved : scratch_.saved + i * saved;
+        if (phases_ > 1) scratch_.operand_rows[i] = scratch_.operand + i * units_;
       }
     });
   }
 
   // Whether the team shall break up after this step.
-  template <int P>
   bool run_phases(Index s) const {
-    run_phase<P>(s);
-    const bool breaks_up = worker_.wait_group();
-    if constexpr (P + 1 < kPhases) {
-      return run_phases<P + 1>(s);
-    } else {
-      return breaks_up;
+    bool breaks_up = false;
+    for (int phase = 0; phase < phases_; ++phase) {
+      run_phase(phase, s);
+      breaks_up = worker_.wait_group();
     }
+    return breaks_up;
   }
 
   // This thread's groups of a phase.
@@ -331,9 +337,8 @@ class Forward {
   }
 
   // The rows of A of a phase's product.
-  template <int P>
-  const Operand* const* operand_rows(Index s) const {
-    const T* const* rows = P == 0 ? scratch_.h : scratch_.operand_rows;
+  const Operand* const* operand_rows(int phase, Index s) const {
+    const T* const* rows = phase == 0 ? scratch_.h : scratch_.operand_rows;
     if constexpr (Product::kRounds) {
       for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
         for (Index i = begin; i < end; ++i) {
@@ -347,79 +352,66 @@ class Forward {
     }
   }
 
-  template <int P>
-  void run_phase(Index s) const {
-    const auto& matrix = panels_.recurrent[P];
+  void run_phase(int phase, Index s) const {
+    const auto matrix = panels_.recurrent[phase];
     const auto tiles = tiles_for(matrix);
-    const Operand* const* a = operand_rows<P>(s);
+    const Operand* const* a = operand_rows(phase, s);
     const auto share = group_share(matrix);
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
     const Index most = groups_together(matrix, tiles, highest, share.end - share.begin);
+    const auto apply = equations_.forward[phase];
+    ForwardTile<T> tile = tile_of(phase, matrix);
     sweep(share.begin, share.end, most, s % 2 != 0, [&](Index p, Index side, Index next) {
-      const Index panels = side * matrix.panels(), sums_row = panels * matrix.row_size();
+      const Index panels = side * matrix.panels();
       Ahead ahead = matrix.ahead(next * matrix.panels(), panels);
+      tile.first_unit = p * matrix.group_units(), tile.groups = side;
+      tile.sums_row = panels * matrix.row_size();
       for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
-        const int rows = static_cast<int>(end - begin);
-        prefetch_rows<P>(begin, end, p * matrix.group_units(), side * matrix.group_units());
-        multiply_panels(matrix, tiles, a + begin, rows, p * matrix.panels(), panels, ahead,
-                        scratch_.tile);
-        for (Index block = 0; block < side * matrix.blocks; ++block) {
-          const Index unit = p * matrix.group_units() + block * V::size;
-          const T* sums = scratch_.tile + block_sums(matrix, block);
-          if (unit + V::size <= units_) {
-            apply_cell<P>(WholeLane<V>{}, sums, sums_row, matrix.blocks, begin, rows, unit);
-          } else if (unit < units_) {
-            apply_cell<P>(PartLane<V>{units_ - unit}, sums, sums_row, matrix.blocks, begin, rows,
-                          unit);
-          }
-        }
+        prefetch_rows(phase, begin, end, tile.first_unit, side * matrix.group_units());
+        multiply_panels(matrix, tiles, a + begin, static_cast<int>(end - begin),
+                        p * matrix.panels(), panels, ahead, scratch_.tile);
+        tile.begin = begin, tile.end = end;
+        apply(tile);
       });
     });
   }
 
-  // What apply_cell will read of these units and is in no near cache.
-  template <int P>
-  void prefetch_rows(Index begin, Index end, Index unit, Index units) const {
-    constexpr Range phase = Cell::phases[P];
-    for (Index i = begin; i < end; ++i) {
-      for (int g = phase.first; g < phase.first + phase.count; ++g)
-        prefetch(scratch_.x[i] + g * units_ + unit, units);
-      if constexpr (has_c<Cell>) prefetch(scratch_.c_previous[i] + unit, units);
-    }
+  // What is the same for all tiles of a phase.
+  ForwardTile<T> tile_of(int phase, const PanelMatrix<V, Product>& matrix) const {
+    const bool keeps = problem_.saved || phase + 1 < phases_;
+    return {.units = units_,
+            .begin = 0,
+            .end = 0,
+            .first_unit = 0,
+            .groups = 0,
+            .sums = scratch_.tile,
+            .sums_row = 0,
+            .group_lanes = matrix.lanes(),
+            .group_blocks = matrix.blocks,
+            .x_sums = nullptr,
+            .x = scratch_.x,
+            .h = scratch_.h,
+            .c = scratch_.c_previous,
+            .saved_before = scratch_.saved_rows,
+            .saved = keeps ? scratch_.saved_rows : nullptr,
+            .operand = scratch_.operand,
+            .new_h = scratch_.y,
+            .new_c = scratch_.new_c};
   }
 
-  // The cell's equations on `rows` rows of one lane of units; gate g's sums stand g·blocks lanes
-  // on.
-  template <int P, class Lane>
-  void apply_cell(Lane lane, const T* sums, Index sums_row, int blocks, Index begin, int rows,
-                  Index unit) const {
-    constexpr int first = Cell::phases[P].first;
-    for (int r = 0; r < rows; ++r, sums += sums_row) {
-      const Index i = begin + r;
-      T* saved =
-          Cell::saved > 0 && scratch_.saved_rows[i] ? scratch_.saved_rows[i] + unit : nullptr;
-      ForwardPlace<T> at{.x = scratch_.x[i] + first * units_ + unit,
-                         .x_gate = units_,
-                         .sums = sums,
-                         .sums_gate = Index{blocks} * V::size,
-                         .h = scratch_.h[i] + unit,
-                         .c = nullptr,
-                         .saved_before = saved,
-                         .saved = saved,
-                         .units = units_,
-                         .operand = nullptr,
-                         .new_h = scratch_.y[i] + unit,
-                         .new_c = nullptr};
-      if constexpr (P + 1 < kPhases) at.operand = scratch_.operand + i * units_ + unit;
-      if constexpr (has_c<Cell>)
-        at.c = scratch_.c_previous[i] + unit, at.new_c = scratch_.cell[i] + unit;
-      forward_cell<P, V, Cell>(lane, at);
+  // What the equations will read of these units and is in no near cache.
+  void prefetch_rows(int phase, Index begin, Index end, Index unit, Index units) const {
+    const Range gates = cell_.phases[phase];
+    for (Index i = begin; i < end; ++i) {
+      for (int g = gates.first; g < gates.first + gates.count; ++g)
+        prefetch(scratch_.x[i] + g * units_ + unit, units);
+      if (cell_.cell_state) prefetch(scratch_.c_previous[i] + unit, units);
     }
   }
 
   // Rows that end with this step leave their last state behind: the units that this thread wrote.
   void finish_rows(Index s) const {
-    const auto& matrix = panels_.recurrent[kPhases - 1];
+    const auto& matrix = panels_.recurrent[phases_ - 1];
     const auto share = group_share(matrix);
     const Index begin_unit = share.begin * matrix.group_units();
     const Index last = share.end * matrix.group_units(), end_unit = last < units_ ? last : units_;
@@ -429,15 +421,16 @@ class Forward {
       for (Index i = begin > going_on ? begin : going_on; i < end; ++i) {
         const Index b = schedule_.order[i];
         for (Index u = begin_unit; u < end_unit; ++u) problem_.h[b * units_ + u] = scratch_.y[i][u];
-        if constexpr (has_c<Cell>) {
-          if (!problem_.cells) continue;
-          for (Index u = begin_unit; u < end_unit; ++u)
-            problem_.c[b * units_ + u] = scratch_.cell[i][u];
-        }
+        if (!cell_.cell_state || !problem_.cells) continue;
+        for (Index u = begin_unit; u < end_unit; ++u)
+          problem_.c[b * units_ + u] = scratch_.new_c[i][u];
       }
     });
   }
 
+  const CellFacts& cell_;
+  const CellEquations<T>& equations_;
+  const int phases_, gates_;
   const ForwardProblem<T>& problem_;
   const Schedule& schedule_;
   const TallTiles* const tall_;

@@ -3,7 +3,7 @@
 // pre-activations' gradients, the deltas, over all rows of the chunk.
 #pragma once
 
-#include "core/cell.h"
+#include "core/cells.h"
 #include "core/problem.h"
 #include "cpu/gemm/panels.h"
 #include "cpu/recurrent/chunk.h"
@@ -21,15 +21,11 @@ template <class T>
   return problem.y.at(schedule.time(s - 1), b);
 }
 
-template <class V, class Cell, class Product>
+template <class V, class Product>
 class WeightGradients {
   using T = typename V::value;
   using Operand = typename Product::Operand;
   using Matrix = PanelMatrix<V, Product>;
-  static constexpr int kPhases = phase_count<Cell>;
-  static constexpr int kGates = Cell::gates;
-  static constexpr int kDeltas = delta_count<Cell>;
-
   struct Gradients {
     T *dw_ih, *dw_hh, *dbias, *dbias_hn;
   };
@@ -43,32 +39,31 @@ class WeightGradients {
  public:
   // What the team shares: it stays where it is while teams of other sizes take over.
   struct Shared {
-    Matrix inputs;             // x of a chunk, (rows, I)
-    Matrix operands[kPhases];  // what a phase's product multiplied in a chunk, (rows, H)
-    T* token_gradient;         // (distinct tokens, G·H)
-    Gradients recent;          // of the latest rows, where there are many
-    Operand* packed_delta;     // the chunk's deltas transposed, by tiles of gate rows
-    Operand* delta_copies;     // (rows of a chunk, G·H), where operands are rounded
+    Matrix inputs;                 // x of a chunk, (rows, I)
+    Matrix operands[kMostPhases];  // what a phase's product multiplied in a chunk, (rows, H)
+    T* token_gradient;             // (distinct tokens, G·H)
+    Gradients recent;              // of the latest rows, where there are many
+    Operand* packed_delta;         // the chunk's deltas transposed, by tiles of gate rows
+    Operand* delta_copies;         // (rows of a chunk, G·H), where operands are rounded
 
-    Shared(const BackwardProblem<T>& problem, Arena& arena) {
-      const Index units = problem.units;
+    Shared(const CellFacts& cell, const BackwardProblem<T>& problem, Arena& arena) {
+      const Index units = problem.units, rows = cell.gates * units;
       const Index chunk = largest_chunk(problem.schedule, kChunkRows);
       const auto take = [&](Matrix matrix) {
         matrix.data = arena.take<T>(matrix.size());
         return matrix;
       };
-      for (int p = 0; p < kPhases; ++p) operands[p] = take(Matrix(chunk, units, 1));
+      for (int p = 0; p < cell.phase_count(); ++p) operands[p] = take(Matrix(chunk, units, 1));
       if (!problem.tokens.slot) inputs = take(Matrix(chunk, problem.inputs, 1));
-      token_gradient =
-          arena.take<T>(problem.tokens.slot ? problem.tokens.count * kGates * units : 0);
-      const Index recent_rows = many_rows(problem.schedule) ? kGates * units : 0;
+      token_gradient = arena.take<T>(problem.tokens.slot ? problem.tokens.count * rows : 0);
+      const Index recent_rows = many_rows(problem.schedule) ? rows : 0;
       recent.dw_ih = arena.take<T>(problem.tokens.slot ? 0 : recent_rows * problem.inputs);
       recent.dw_hh = arena.take<T>(recent_rows * units);
       recent.dbias = arena.take<T>(recent_rows);
       recent.dbias_hn = arena.take<T>(many_rows(problem.schedule) ? units : 0);
       packed_delta =
-          arena.take<Operand>(kDeltas * units * round_up(chunk, Product::kDepthMultiple));
-      delta_copies = take_copies<Product>(arena, problem.dx.data ? chunk : 0, kGates * units);
+          arena.take<Operand>(cell.deltas * units * round_up(chunk, Product::kDepthMultiple));
+      delta_copies = take_copies<Product>(arena, problem.dx.data ? chunk : 0, rows);
     }
   };
 
@@ -90,9 +85,14 @@ class WeightGradients {
   };
 
   // `delta` (rows of a chunk, deltas, H) is what the time loop leaves.
-  WeightGradients(const BackwardProblem<T>& problem, const TallTiles* tall, const Worker& worker,
-                  const Matrix& input_panels, const Shared& shared, const Own& own, const T* delta)
-      : problem_(problem),
+  WeightGradients(const CellFacts& cell, const BackwardProblem<T>& problem, const TallTiles* tall,
+                  const Worker& worker, const Matrix& input_panels, const Shared& shared,
+                  const Own& own, const T* delta)
+      : cell_(cell),
+        phases_(cell.phase_count()),
+        gates_(cell.gates),
+        deltas_(cell.deltas),
+        problem_(problem),
         schedule_(problem.schedule),
         tall_(tall),
         units_(problem.units),
@@ -111,7 +111,7 @@ class WeightGradients {
       for (Index j = share.begin; j < share.end; ++j) from[j] = T(0);
     });
     if (!problem_.tokens.slot) return;
-    const auto share = worker_.share(problem_.tokens.count * kGates * units_);
+    const auto share = worker_.share(problem_.tokens.count * gates_ * units_);
     for (Index j = share.begin; j < share.end; ++j) shared_.token_gradient[j] = T(0);
   }
 
@@ -119,7 +119,7 @@ class WeightGradients {
   void add(const Chunk& chunk) const {
     pack_chunk(chunk);
     worker_.offer(kInputRows, problem_.dx.data ? chunk.rows() : 0, kPieceRows);
-    worker_.offer(kWeightTiles, kDeltas * delta_tiles().tiles, kPieceTiles);
+    worker_.offer(kWeightTiles, deltas_ * delta_tiles().tiles, kPieceTiles);
     worker_.wait_team();
     worker_.for_pieces(kInputRows,
                        [&](Index begin, Index end) { add_input_gradient(chunk, begin, end); });
@@ -155,7 +155,7 @@ class WeightGradients {
   [[gnu::always_inline]] void for_recent_sums(Visit visit) const {
     if (!many_rows(schedule_)) return;
     const Gradients& recent = shared_.recent;
-    const Index rows = kGates * units_;
+    const Index rows = gates_ * units_;
     if (!problem_.tokens.slot) visit(recent.dw_ih, problem_.dw_ih, rows * problem_.inputs);
     visit(recent.dw_hh, problem_.dw_hh, rows * units_);
     visit(recent.dbias, problem_.dbias, rows);
@@ -188,7 +188,7 @@ class WeightGradients {
   template <class Visit>
   [[gnu::always_inline]] void for_delta_tiles(Visit visit) const {
     const TileCut cut = delta_tiles();
-    const auto share = worker_.share(kDeltas * cut.tiles);
+    const auto share = worker_.share(deltas_ * cut.tiles);
     for (Index t = share.begin; t < share.end; ++t) {
       const Index first = cut.begin(t % cut.tiles);
       visit(static_cast<int>(t / cut.tiles), first, cut.begin(t % cut.tiles + 1) - first);
@@ -198,7 +198,7 @@ class WeightGradients {
   void pack_chunk(const Chunk& chunk) const {
     const Index rows = chunk.rows();
     const T** const a = own_.source;
-    for (int p = 0; p < kPhases; ++p) {
+    for (int p = 0; p < phases_; ++p) {
       Matrix matrix = shared_.operands[p];
       matrix.depth = rows;
       const auto share = worker_.share(matrix.count());
@@ -208,13 +208,9 @@ class WeightGradients {
                          });
       pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
         const V h = load_some<V>(a[k] + unit, n);
-        if constexpr (kPhases > 1) {
-          if (p == 1) {
-            const T* saved = problem_.saved + (chunk.first_row + k) * Cell::saved * units_;
-            return load_some<V>(saved + Cell::operand_gate * units_ + unit, n) * h;
-          }
-        }
-        return h;
+        if (p == 0) return h;
+        const T* saved = problem_.saved + (chunk.first_row + k) * cell_.saved * units_;
+        return load_some<V>(saved + cell_.operand_gate * units_ + unit, n) * h;
       });
     }
     if (!problem_.tokens.slot) {
@@ -229,7 +225,7 @@ class WeightGradients {
                 [&](Index k, Index unit, Index n) { return load_some<V>(a[k] + unit, n); });
     }
     for_delta_tiles([&](int d, Index first, Index height) {
-      Product::pack_across(delta_ + d * units_ + first, kDeltas * units_, rows, height,
+      Product::pack_across(delta_ + d * units_ + first, deltas_ * units_, rows, height,
                            packed_delta(d, first, rows));
     });
   }
@@ -240,8 +236,8 @@ class WeightGradients {
     for_packed_rows<V>(schedule_, first, chunk.first_row + end, [&](Index p, Index t, Index i) {
       const Index row = p - chunk.first_row;
       own_.a[p - first] =
-          Product::copy_row(delta_ + row * kDeltas * units_, kGates * units_,
-                            shared_.delta_copies + row * copy_size<Product>(kGates * units_));
+          Product::copy_row(delta_ + row * deltas_ * units_, gates_ * units_,
+                            shared_.delta_copies + row * copy_size<Product>(gates_ * units_));
       own_.c[p - first] = problem_.dx.at(t, schedule_.order[i]);
     });
     multiply(input_panels_, typename Product::Tiles(input_panels_.width, chunk.rows(), tall_),
@@ -251,12 +247,12 @@ class WeightGradients {
   // Column sums of the deltas, for this thread's columns.
   void add_bias_gradients(const Chunk& chunk) const {
     const Index lanes = (units_ + V::size - 1) / V::size;
-    const auto share = worker_.share(kDeltas * lanes);
+    const auto share = worker_.share(deltas_ * lanes);
     for (Index j = share.begin; j < share.end; ++j) {
       const int d = static_cast<int>(j / lanes);
       const Index unit = j % lanes * V::size, n = units_ - unit;
       T* out = nullptr;
-      if (d < kGates) {
+      if (d < gates_) {
         if (problem_.dbias) out = sums_.dbias + d * units_ + unit;
       } else if (problem_.dbias_hn) {
         out = sums_.dbias_hn + unit;
@@ -270,7 +266,7 @@ class WeightGradients {
   // Of so many rows of deltas. The several sums side by side are short, and keep the units busy.
   V column_sums(const T* from, Index rows, Index n) const {
     constexpr Index kSums = 8, kRows = 128 * kSums;
-    const Index row = kDeltas * units_;
+    const Index row = deltas_ * units_;
     V total(T(0));
     for (Index begin = 0; begin < rows; begin += kRows) {
       const Index end = begin + kRows < rows ? begin + kRows : rows;
@@ -297,14 +293,14 @@ class WeightGradients {
       const int d = static_cast<int>(t / tiles);
       next = (d + 1) * tiles < end ? (d + 1) * tiles : end;
       const Range part{static_cast<int>(t - d * tiles), static_cast<int>(next - t)};
-      for (int g = 0; g < kGates; ++g) {
+      for (int g = 0; g < gates_; ++g) {
         if (!problem_.tokens.slot && g == d) {
           multiply_delta(chunk, d, part, shared_.inputs, sums_.dw_ih + g * units_ * problem_.inputs,
                          problem_.inputs);
         }
-        for (int p = 0; p < kPhases; ++p) {
-          const Range phase = Cell::phases[p];
-          if (recurrent_delta<Cell>(g) != d || g < phase.first || g >= phase.first + phase.count)
+        for (int p = 0; p < phases_; ++p) {
+          const Range phase = cell_.phases[p];
+          if (cell_.recurrent_delta(g) != d || g < phase.first || g >= phase.first + phase.count)
             continue;
           multiply_delta(chunk, d, part, shared_.operands[p], sums_.dw_hh + g * units_ * units_,
                          units_);
@@ -363,18 +359,18 @@ class WeightGradients {
   }
 
   void add_token_gradients(const Chunk& chunk) const {
-    const auto share = worker_.share(kGates * units_);
+    const auto share = worker_.share(gates_ * units_);
     for (Index k = 0; k < chunk.rows(); ++k) {
-      const T* from = delta_ + k * kDeltas * units_;
-      T* to = shared_.token_gradient + problem_.tokens.slot[chunk.first_row + k] * kGates * units_;
+      const T* from = delta_ + k * deltas_ * units_;
+      T* to = shared_.token_gradient + problem_.tokens.slot[chunk.first_row + k] * gates_ * units_;
       for (Index j = share.begin; j < share.end; ++j) to[j] += Product::rounded(from[j]);
     }
   }
 
   void scatter_token_gradients() const {
-    const auto share = worker_.share(kGates * units_);
+    const auto share = worker_.share(gates_ * units_);
     for (Index slot = 0; slot < problem_.tokens.count; ++slot) {
-      T* from = shared_.token_gradient + slot * kGates * units_;
+      T* from = shared_.token_gradient + slot * gates_ * units_;
       T* column = problem_.dw_ih + problem_.tokens.token[slot];
       for (Index j = share.begin; j < share.end; ++j) {
         column[j * problem_.inputs] += from[j];
@@ -383,6 +379,8 @@ class WeightGradients {
     }
   }
 
+  const CellFacts& cell_;
+  const int phases_, gates_, deltas_;
   const BackwardProblem<T>& problem_;
   const Schedule& schedule_;
   const TallTiles* const tall_;
