@@ -50,7 +50,7 @@ _FORMULA = re.compile(
 def reference() -> dict[str, str]:
     """The pages of the API reference, by their place in docs/."""
     names: dict[str, list[str]] = {}
-    for node in _parsed("rnnkern").body:
+    for node in ast.walk(_parsed("rnnkern")):
         if isinstance(node, ast.ImportFrom) and node.module and "." in node.module:
             part = node.module.split(".")[1]
             imported = [alias.name for alias in node.names]

@@ -39,7 +39,8 @@ def _lacks(test: pytest.Item) -> str | None:
     emulation = test.get_closest_marker("emulation")
     built = {"device": emulated_kernels(), "instructions": EMULATED[0] in _core.supported_isas()}
     if emulation and not built[emulation.args[0]]:
-        return f"the emulation (build with -C cmake.define.RNNKERN_EMULATE='{';'.join(built)}')"
+        define = "--config-settings=cmake.define.RNNKERN_EMULATE"
+        return f"the emulation (build with {define}='{';'.join(built)}')"
     return None
 
 

@@ -309,8 +309,9 @@ def open_device() -> Cuda:
         kernels = importlib.import_module("rnnkern._cuda")
     except ModuleNotFoundError:
         raise ValueError(
-            f"{wanted}rnnkern was built without its CUDA kernels; install it anew where nvcc is "
-            "found, with -C cmake.define.RNNKERN_CUDA=ON"
+            f"{wanted}rnnkern was built without its CUDA kernels, as it is where no GPU was found; "
+            "install it anew, where there is nvcc, with "
+            "--config-settings=cmake.define.RNNKERN_CUDA=ON"
         ) from None
     try:
         xp = importlib.import_module("cupy")
