@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -187,7 +186,9 @@ def explains_options(init: Init) -> Init:
     def explained(self: Any, *args: Any, **options: Any) -> None:
         for name in options:
             if name not in names:
-                close = difflib.get_close_matches(name, names, 1)
+                from difflib import get_close_matches  # seldom needed
+
+                close = get_close_matches(name, names, 1)
                 remedy = f"did you mean {close[0]!r}?" if close else f"only {', '.join(names)}"
                 raise TypeError(
                     f"{type(self).__name__} has no argument {name!r}: {_NOT_YET.get(name, remedy)}"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from rnnkern import __version__, info, set_num_threads
 from rnnkern._checks import positive_int
+from rnnkern.progress import folded
 
 # Commands whose module is loaded when they are the one: its configure(parser) adds the options.
 _LAZY = {
@@ -61,4 +62,4 @@ def _info(_: argparse.Namespace) -> None:
     facts = {key: str(value) for key, value in info().items()}
     width = max(map(len, facts)) + 2
     for key, value in facts.items():
-        print(f"{key + ':':{width}}{value}")
+        print(folded(f"{key + ':':{width}}{value}", width))

@@ -127,7 +127,7 @@ def test_resume(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--steps 5 was given, but the run in adder.safetensors has steps 4" in message
     assert "a.previous" not in [p.name for p in here.iterdir()]
     message = fails(capsys, "adder", "train", "--resume", "--model", "missing")
-    assert "missing: No such file or directory: begin a run without --resume" in message
+    assert "missing: there is no model here yet; begin a run without --resume" in message
 
 
 def test_plot(here: Path) -> None:
@@ -151,8 +151,8 @@ def test_a_plot_needs_matplotlib(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ask", "1+1"], "adder.safetensors: No such file"),
-        (["evaluate"], "adder.safetensors: No such file"),
+        (["ask", "1+1"], "adder.safetensors: there is no model here yet; train one first"),
+        (["evaluate"], "adder.safetensors: there is no model here yet; train one first"),
         (["train", "--hidden", "0"], "hidden must be a positive integer, got 0"),
         (["train", "--cell", "transformer"], "cell must be one of 'rnn', "),
         (["train", "--lr", "nan"], "lr must be a finite number above 0"),
@@ -217,9 +217,8 @@ def test_as_a_module() -> None:
     assert run("--help").stdout.startswith("usage: rnnkern ")
     done = run("adder", "ask", "--model", "missing", "1+1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "rnnkern: error: missing: No such file or directory: 'rnnkern adder train' makes one\n"
-    )
+    why = "there is no model here yet; train one first: rnnkern adder train"
+    assert done.stderr == f"rnnkern: error: missing: {why}\n"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

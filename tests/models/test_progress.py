@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rnnkern.progress import Progress
+from rnnkern.progress import Progress, folded
 
 
 class Terminal(io.StringIO):
@@ -36,3 +36,44 @@ def test_the_rest_takes_as_long_as_the_pace_so_far_says(
     assert (begin, end) == ("", "")
     assert first == f"[#####{' ' * 19}]  20% first"
     assert second == f"[{'#' * 10}{' ' * 14}]  40% {left}second"
+
+
+class Cell(io.StringIO):
+    """What a notebook's kernel puts in the place of a stream."""
+
+
+Cell.__module__ = "ipykernel.iostream"
+
+
+def test_a_notebook_has_the_bar_below_its_cell_without_a_terminals_codes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cell, error = Cell(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", cell)
+    monkeypatch.setattr(sys, "stderr", error)
+    with Progress() as progress:
+        assert progress.visible
+        progress.show(0.5, "half")
+        progress.line("a line")
+    bar = f"[{'#' * 12}{' ' * 12}]  50% half"
+    assert cell.getvalue() == f"\r\r{bar}\r{' ' * len(bar)}\ra line\n"
+    assert error.getvalue() == ""
+
+
+def test_lines_fit_the_screen_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "key: some words that say what it is"
+    assert folded(text, 5) == text  # to a file
+    with Progress() as progress:
+        progress.line("a", " b", " c")
+    assert capsys.readouterr().out == "a b c\n"
+
+    monkeypatch.setenv("COLUMNS", "20")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert folded(text, 5) == "key: some words\n     that say what\n     it is"
+    assert folded("short", 5) == "short"
+    with Progress() as progress:
+        progress.line("0123456789", " 0123456789", " 0123")
+    assert terminal.getvalue() == "0123456789 0123\n"

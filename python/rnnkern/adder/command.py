@@ -20,12 +20,12 @@ from rnnkern.cells import CELLS
 from rnnkern.devices import NAMES
 from rnnkern.machine import get_num_threads
 from rnnkern.plot import require_matplotlib
-from rnnkern.progress import Progress
+from rnnkern.progress import Progress, folded
 from rnnkern.training.ranks import Ranks, launched_ranks
 
 _MODEL = Path("adder.safetensors")
 _METAVARS = {int: "N", float: "X", str: "NAME"}
-_TRAIN_FIRST = "'rnnkern adder train' makes one"
+_TRAIN_FIRST = "train one first: rnnkern adder train"
 _MOST_PAIRS = 10**8  # that ``evaluate --all`` asks
 
 
@@ -163,7 +163,7 @@ def _train_with(ranks: Ranks, options: argparse.Namespace) -> None:
         f"questions: {score}"
     )
     if score.wrong:
-        print(f"wrong, with the right answer behind: {', '.join(score.wrong)}")
+        print(folded(f"wrong, with the right answer behind: {', '.join(score.wrong)}", 4))
     question = "535+61" if training.adder.settings.digits >= 3 else "3+4"
     where = "" if options.model == _MODEL else f" --model {options.model}"
     print(f'the model is in {options.model}; ask it: rnnkern adder ask{where} "{question}"')
@@ -202,7 +202,7 @@ def _loaded(path: Path, device: str, remedy: str, ranks: Ranks | None = None) ->
     try:
         return Training.load(path, device=device, ranks=ranks)
     except FileNotFoundError as error:
-        text = f"{error.strerror}: {remedy}"
+        text = f"there is no model here yet; {remedy}"
         raise FileNotFoundError(error.errno, text, error.filename) from None
 
 
@@ -226,4 +226,4 @@ def _evaluate(options: argparse.Namespace) -> None:
         score = trained + held_out
         print(f"trained on: {trained}\nheld out:   {held_out}\nall pairs:  {score}")
     if score.wrong:
-        print(f"wrong, with the right answer behind: {', '.join(score.wrong)}")
+        print(folded(f"wrong, with the right answer behind: {', '.join(score.wrong)}", 4))

@@ -96,21 +96,25 @@ class Training:
         self.loss = loss if self.step == 0 else self.loss + (1.0 - _LOSS_DECAY) * (loss - self.loss)
         self.step += 1
 
-    def report(self) -> str:
-        """Look at some held-out pairs; note the result in the history, and tell it in a line."""
+    def report(self) -> tuple[str, ...]:
+        """Look at some held-out pairs; note the result in the history, and tell it in a line.
+
+        The line, and examples that may follow where it has room.
+        """
         a, b = self.adder.pairs.held_out(_QUICK_SAMPLE)
         part = self.ranks.share(len(a))
         answers = np.concatenate(self.ranks.gather(self.adder.add(a[part], b[part])))
         right = answers == a + b
         accuracy = float(right.mean())
         self.history.append((self.step, self.seconds, self.loss, accuracy))
-        examples = "   ".join(
-            f"{a[i]}+{b[i]}={answers[i]} {'right' if right[i] else 'wrong'}"
+        examples = (
+            f"   {a[i]}+{b[i]}={answers[i]} {'right' if right[i] else 'wrong'}"
             for i in (self.step % len(a), (self.step + len(a) // 2) % len(a))
         )
         return (
-            f"step {self.step:6}  {self.seconds:6.1f} s  loss {self.loss:.4f}  "
-            f"held out {accuracy:6.1%}  {examples}"
+            f"step {self.step:6} {self.seconds:6.1f} s  loss {self.loss:.4f}  "
+            f"held out {accuracy:6.1%}",
+            *examples,
         )
 
     def evaluate(self, count: int) -> Score:
@@ -233,7 +237,11 @@ def train(
     started = time.perf_counter() - training.seconds
     saved = reported = training.seconds
     settings = training.adder.settings
-    end = f" of {settings.steps}" if settings.minutes is None else ""
+    end = (
+        f" of {settings.steps}"
+        if settings.minutes is None
+        else f", {settings.minutes:g} min in all"
+    )
     if ranks.size > 1:
         end += f", {ranks.size} ranks"
     with Progress(shown=ranks.is_first) as progress:
@@ -244,12 +252,12 @@ def train(
             progress.show(training.fraction, text)
             if training.seconds - reported >= report_every:
                 ranks.require_same(training.adder.model.params)
-                progress.line(training.report())
+                progress.line(*training.report())
                 reported = training.seconds
             if training.seconds - saved >= save_every:
                 training.save(path)
                 saved = training.seconds
-        progress.line(training.report())
+        progress.line(*training.report())
     training.save(path)
     return training.evaluate(HELD_OUT_SAMPLE)
 

@@ -241,7 +241,9 @@ class _Run:
     def _each(self, what: str, items: Sequence[Any], name: Callable[[Any], str]) -> Iterator[Any]:
         """The items, with the bar moved for each."""
         for done, item in enumerate(items):
-            self.progress.show(done / len(items), f"{what}: {name(item)}")
+            self.progress.show(
+                done / len(items), f"{done + 1} of {len(items)}, {what}: {name(item)}"
+            )
             yield item
 
     def _table(self, title: str, text: str) -> None:
