@@ -29,8 +29,18 @@ _MOST_CRASHES = 8  # of a stage that works through a list, before it is left alo
 _LONGEST_DETAIL = 300  # characters of a stage's output in its record
 _SHORTEST = 5.0  # seconds, below which no stage is begun
 # The most telling first: real sizes, then each kernel alone, then all that is Python.
+_FIRST = ("gpu", "cuda_kernels", "cuda_wavefronts", "cuda_plans")
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Where among the tests a file of tests/devices stands."""
+    subject = name.removeprefix("test_").removesuffix(".py")
+    return _FIRST.index(subject) if subject in _FIRST else len(_FIRST), name
+
+
 TESTS = tuple(
-    f"devices/{path.name}" for path in sorted((ROOT / "tests" / "devices").glob("test_*.py"))
+    f"devices/{name}"
+    for name in sorted((p.name for p in (ROOT / "tests/devices").glob("test_*.py")), key=_place)
 )
 SANITIZERS = {"memcheck": "ERROR SUMMARY: 0 errors", "racecheck": r"SUMMARY: 0 hazards"}
 
