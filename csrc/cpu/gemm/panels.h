@@ -310,8 +310,8 @@ template <class V, class Product>
   return panels > b.panels() ? panels / b.panels() : 1;
 }
 
-// C = A·B + start row, or C += A·B, for `rows` rows. Row i of A is a[i]; row i of C is c[i], contiguous; c_row is the distance between rows of C, or 0 if they are not
-// even. Large depths go block by block; within one, a panel stays in the cache while all rows pass.
+// C = A·B + start row, or C += A·B, for `rows` rows: a[i] of A and c[i] of C, c_row apart, or 0 where not evenly.
+// Large depths go block by block; within one, a panel stays in the cache while all rows are multiplied.
 template <class V, class Product>
 void multiply(const PanelMatrix<V, Product>& b, const typename Product::Tiles& tiles,
               const typename Product::Operand* const* a, typename V::value* const* c, Index c_row,

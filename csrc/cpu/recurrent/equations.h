@@ -27,8 +27,8 @@ struct ForwardTile {
   T *const *new_h, *const *new_c;  // what the last phase leaves; new_c may be c
 };
 
-// Likewise, for `blocks` lanes of units, whose sums stand side by side. Rows from `live` on have ended, and only pass on what
-// the product sends them.
+// Likewise, for `blocks` lanes of units, whose sums stand side by side. Rows from `live` on have ended: they
+// only hand on what the product sends them.
 template <class T>
 struct BackwardTile {
   Index units;

@@ -105,8 +105,8 @@ class Team {
     body_(Worker(id, plan, *this));
   }
 
-  // Called by a thread that may have been put elsewhere. The kernel often wakes one where another of the team runs,
-  // though a core is idle, for threads that spin look like much load to it; and they would stay together,
+  // For a thread that may have been put elsewhere: the kernel often wakes one where another of the team
+  // runs, though a core is idle, for threads that spin look like much load to it; and they would stay together,
   // one asleep while the other runs, barrier after barrier. Whoever comes later goes elsewhere.
   void settle(int id) {
     if (plan.threads() == 1) return;
