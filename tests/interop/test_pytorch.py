@@ -107,6 +107,20 @@ def test_parts_of_a_model_by_their_prefix() -> None:
     assert torch.equal(again.weight, model["head"].weight)
 
 
+def test_modules_without_time() -> None:
+    tokens = np.array([[1, 0], [2, 2]])
+    module = torch.nn.Embedding(3, 4)
+    want = module(torch.from_numpy(tokens)).detach().numpy()
+    np.testing.assert_array_equal(rk.from_torch(module)(tokens), want)
+    module = torch.nn.LayerNorm(4, eps=1e-2)
+    with torch.no_grad():
+        module.weight.uniform_()
+        module.bias.uniform_()
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    want = module(torch.from_numpy(x)).detach().numpy()
+    assert_close("y", rk.from_torch(module)(x), want, 1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_safetensors_files(dtype: str, tmp_path: Path) -> None:
     from safetensors.torch import save_file as save_tensors
@@ -155,7 +169,8 @@ REFUSED: dict[str, tuple[str, Any]] = {
         lambda: {f"{p}.{n}": t for p in "ab" for n, t in torch.nn.GRU(2, 3).state_dict().items()},
     ),
     "convolution": ("a Conv1d, which is no layer", lambda: torch.nn.Conv1d(2, 3, 1)),
-    "embedding": ("a Embedding, which is no layer", lambda: torch.nn.Embedding(2, 3)),
+    "embedding": ("with max_norm=1.0", lambda: torch.nn.Embedding(2, 3, max_norm=1.0)),
+    "norm": (r"weights \(2, 3\): one axis", lambda: torch.nn.LayerNorm((2, 3))),
     "ours": ("names of PyTorch's layers alone, got 'bias_l0'", lambda: rk.LSTM(2, 3).params),
     "empty": ("none anywhere", dict),
     "gates": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from bench_faults import BENCH_FAULTS
 from fault import fault
+from interop_faults import INTEROP_FAULTS
 from piece_faults import PIECE_FAULTS
 
 _BENCH = "python/rnnkern/bench"
@@ -440,4 +441,11 @@ _PROGRAMS = [
     ),
 ]
 
-PYTHON_FAULTS = [*BENCH_FAULTS, *PIECE_FAULTS, *_TRAINING, *_LAYERS, *_PROGRAMS]
+PYTHON_FAULTS = [
+    *BENCH_FAULTS,
+    *INTEROP_FAULTS,
+    *PIECE_FAULTS,
+    *_TRAINING,
+    *_LAYERS,
+    *_PROGRAMS,
+]

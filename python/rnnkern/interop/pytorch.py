@@ -21,7 +21,10 @@ from rnnkern.interop.gates import ORDERS, Theirs
 from rnnkern.interop.probing import check_near
 from rnnkern.interop.tensors import SafeTensors
 from rnnkern.layers.base import Recurrent
+from rnnkern.layers.embedding import Embedding
+from rnnkern.layers.layer_norm import LayerNorm
 from rnnkern.layers.linear import Linear
+from rnnkern.layers.parameters import undrawn
 
 _OF_LAYER = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh)(?:_l(\d{1,5})(_reverse)?)?")
 _KINDS = {1: "RNN", 3: "GRU", 4: "LSTM"}  # by the number of gates
@@ -41,6 +44,8 @@ def from_torch(
     device: str = "cpu",
 ) -> Any:
     """A layer with the weights of PyTorch's ``RNN``, ``GRU``, ``LSTM``, their cells or ``Linear``.
+
+    Also of its modules ``Embedding`` and ``LayerNorm``, whose state dicts do not say what they are.
 
     A GRU of PyTorch's is a ``GRU(reset="after")``, its update rows negated; its two biases are one
     here, but for the candidate's recurrent one, which is ``bias_hn``. A cell of one step is a layer
@@ -132,9 +137,7 @@ def state_dict_of(layer: Recurrent) -> dict[str, Array]:
 # -- from modules ---------------------------------------------------------------------------------
 
 
-def _from_module(
-    module: Any, prefix: str, options: dict[str, Any], dtype: DType | None
-) -> Recurrent | Linear:
+def _from_module(module: Any, prefix: str, options: dict[str, Any], dtype: DType | None) -> Any:
     whole = module
     if prefix:
         try:
@@ -146,7 +149,10 @@ def _from_module(
         return cast("Recurrent", module.to_layer(dtype=dtype, device=options["device"]))
     if getattr(module, "proj_size", 0):
         raise ValueError(_projection(prefix))
-    kind = next((n for n in _names(module) if n in {*_KINDS.values(), "Linear"}), None)
+    kinds = {*_KINDS.values(), "Linear", "Embedding", "LayerNorm"}
+    kind = next((n for n in _names(module) if n in kinds), None)
+    if kind in ("Embedding", "LayerNorm"):
+        return _small(module, kind, dtype, options["device"])
     if kind is None:
         where = f" at {prefix!r}" if prefix else ""
         raise ValueError(
@@ -161,6 +167,25 @@ def _from_module(
             options["dropout"] = 0.0
     layer = _from_arrays(module.state_dict(), "", options, dtype, kind, at=prefix)
     _probe(module, layer)
+    return layer
+
+
+def _small(module: Any, kind: str, dtype: DType | None, device: str) -> Embedding | LayerNorm:
+    """A layer without time, of a module that has no weights but its own."""
+    arrays = {name: _array(name, tensor) for name, tensor in module.state_dict().items()}
+    own: dict[str, Any] = {"dtype": dtype_for(dtype, list(arrays.values())), "device": device}
+    shape = arrays["weight"].shape if "weight" in arrays else ()
+    layer: Embedding | LayerNorm
+    if kind == "Embedding":
+        if module.max_norm is not None:
+            raise ValueError(f"source has an Embedding with max_norm={module.max_norm!r}")
+        layer = undrawn(Embedding, {"tokens": shape[0], "features": shape[1], **own})
+    else:
+        if len(shape) != 1:
+            raise ValueError(f"source has a LayerNorm with weights {shape}: one axis is supported")
+        own |= {"features": shape[0], "eps": module.eps, "bias": "bias" in arrays}
+        layer = undrawn(LayerNorm, own)
+    layer.params.fill({name: np.asarray(array, layer.dtype) for name, array in arrays.items()})
     return layer
 
 
