@@ -416,11 +416,8 @@ STREAM_CASES: dict[str, tuple[Any, list[object], Callable[[Any], Any]]] = {
         ["mask", "(4,)", "(3,)"],
         lambda s: s.reset(np.zeros(4, bool)),
     ),
-    "mask of integers": (
-        TypeError,
-        ["mask", "int64", "bool"],
-        lambda s: s.reset(np.zeros(3, np.int64)),
-    ),
+    "a row twice": (ValueError, ["mask", "different rows"], lambda s: s.reset([0, 0])),
+    "mask of numbers": (ValueError, ["mask", "float64"], lambda s: s.reset(np.zeros(3))),
 }
 
 
