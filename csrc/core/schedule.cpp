@@ -10,10 +10,15 @@ namespace rnnkern {
 
 ScheduleStorage::ScheduleStorage(Index steps, Index batch,
                                  const std::optional<std::vector<Index>>& lengths)
-    : lengths_(lengths ? *lengths : std::vector<Index>(static_cast<std::size_t>(batch), steps)),
-      order_(static_cast<std::size_t>(batch)),
-      offset_(static_cast<std::size_t>(steps) + 1),
-      ragged_(lengths.has_value()) {
+    : steps_(steps), batch_(batch), numbers_(static_cast<std::size_t>(batch + steps) + 1) {
+  Index* const order = numbers_.data();
+  Index* const offset = order + batch;
+  std::iota(order, offset, Index{0});
+  if (!lengths) {
+    for (Index t = 0; t <= steps; ++t) offset[t] = t * batch;
+    return;
+  }
+  lengths_ = *lengths;
   std::vector<Index> ending(static_cast<std::size_t>(steps) + 1);  // rows of each length
   for (std::size_t b = 0; b < lengths_.size(); ++b) {
     if (lengths_[b] < 0 || lengths_[b] > steps) {
@@ -23,15 +28,11 @@ ScheduleStorage::ScheduleStorage(Index steps, Index batch,
     ++ending[static_cast<std::size_t>(lengths_[b])];
   }
   Index live = batch;
-  for (std::size_t t = 0; t + 1 < offset_.size(); ++t) {
-    live -= ending[t];
-    offset_[t + 1] = offset_[t] + live;
+  for (Index t = 0; t < steps; ++t) {
+    live -= ending[static_cast<std::size_t>(t)];
+    offset[t + 1] = offset[t] + live;
   }
-  std::iota(order_.begin(), order_.end(), Index{0});
-  if (ragged_) {
-    std::stable_sort(order_.begin(), order_.end(),
-                     [&](Index a, Index b) { return length(a) > length(b); });
-  }
+  std::stable_sort(order, offset, [&](Index a, Index b) { return length(a) > length(b); });
 }
 
 TokenStorage::TokenStorage(const Schedule& schedule, Sequence<const std::int64_t> x,

@@ -17,16 +17,17 @@ class ScheduleStorage {
   ScheduleStorage(Index steps, Index batch, const std::optional<std::vector<Index>>& lengths);
 
   Schedule schedule(bool reverse) const {
-    return {static_cast<Index>(offset_.size()) - 1, static_cast<Index>(order_.size()), reverse,
-            order_.data(), offset_.data()};
+    return {steps_, batch_, reverse, numbers_.data(), numbers_.data() + batch_};
   }
-  Index live_rows() const { return offset_.back(); }
+  Index live_rows() const { return numbers_.back(); }
+  // Where it is ragged.
   Index length(Index row) const { return lengths_[static_cast<std::size_t>(row)]; }
-  bool ragged() const { return ragged_; }
+  bool ragged() const { return !lengths_.empty(); }
 
  private:
-  std::vector<Index> lengths_, order_, offset_;
-  bool ragged_;
+  Index steps_, batch_;
+  std::vector<Index> lengths_;  // none where all rows have all steps
+  std::vector<Index> numbers_;  // the order, then the offsets, of `Schedule`
 };
 
 // The memory behind Tokens: the distinct ones among the live, and each live row's slot.

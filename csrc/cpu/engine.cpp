@@ -161,13 +161,13 @@ namespace {
 template <class Segment>
 void run_segments(Call& call, const Work& work, Segment segment) {
   const auto plan_for = [&](int threads) { return make_plan(work, threads); };
-  Progress at;
+  Progress at, reached;
+  const auto body = [&](const Worker& worker) {
+    const Progress here = segment(worker, at);
+    if (worker.id == 0) reached = here;
+  };
   while (!at.done) {
-    Progress reached;
-    call.run(plan_for, [&](const Worker& worker) {
-      const Progress here = segment(worker, at);
-      if (worker.id == 0) reached = here;
-    });
+    call.run(plan_for, std::cref(body));  // by reference: a function of its own takes memory
     at = reached;
   }
 }

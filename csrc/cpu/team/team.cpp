@@ -2,7 +2,9 @@
 #include "cpu/team/team.h"
 
 #include <algorithm>
-#include <deque>
+#include <array>
+#include <limits>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <type_traits>
@@ -12,6 +14,9 @@
 
 namespace rnnkern {
 namespace {
+
+// When a call began that is too brief to look at the clock: its checks never come due.
+constexpr Nanoseconds kBrief = std::numeric_limits<Nanoseconds>::max();
 
 // All that the calls of the process share.
 struct Shared {
@@ -79,15 +84,17 @@ class Team {
   Team(Call& call, int wanted, const Plan& plan, const std::function<void(const Worker&)>& body)
       : wanted(wanted),
         plan(plan),
-        formed_at(now()),
+        formed_at(call.began_ == kBrief ? 0 : now()),
         breaks_up(shared.pretends_teams.load(std::memory_order_relaxed)),
         all(*this, plan.threads(), true),
-        pieces(static_cast<std::size_t>(plan.threads() * Worker::kQueues)),
         call_(call),
-        body_(body),
-        core_of_(static_cast<std::size_t>(plan.threads())) {
-    for (int g = 0; g < plan.row_groups; ++g)
-      groups.emplace_back(*this, plan.unit_groups, plan.row_groups == 1);
+        body_(body) {
+    if (plan.threads() == 1) return;  // a small call has no time to ask for memory
+    pieces_of_many_ =
+        std::vector<Pieces>(static_cast<std::size_t>(plan.threads() * Worker::kQueues));
+    core_of_ = std::vector<Core>(static_cast<std::size_t>(plan.threads()));
+    for (int g = 0; g < plan.row_groups && plan.unit_groups > 1; ++g)
+      groups.push_back(std::make_unique<Barrier>(*this, plan.unit_groups, plan.row_groups == 1));
   }
 
   const int wanted;
@@ -97,8 +104,10 @@ class Team {
   std::atomic<bool> breaks_up;                          // at the next place where it can
   std::atomic<bool> stopped{false};
   Barrier all;
-  std::deque<Barrier> groups;
-  std::vector<Pieces> pieces;
+  std::vector<std::unique_ptr<Barrier>> groups;  // none where their threads are alone
+
+  // By thread, then by queue.
+  Pieces* pieces() { return plan.threads() == 1 ? pieces_of_one_.data() : pieces_of_many_.data(); }
 
   void work(int id) {
     settle(id);
@@ -134,7 +143,7 @@ class Team {
   void stop() {
     stopped.store(true);
     all.release_all();
-    for (auto& group : groups) group.release_all();
+    for (auto& group : groups) group->release_all();
   }
 
   // By the thread that made the call.
@@ -169,6 +178,8 @@ class Team {
  private:
   Call& call_;
   const std::function<void(const Worker&)>& body_;
+  std::array<Pieces, Worker::kQueues> pieces_of_one_;
+  std::vector<Pieces> pieces_of_many_;
   std::vector<Core> core_of_;  // each of its threads, as far as is known
 };
 
@@ -232,8 +243,8 @@ Worker::Worker(int id, const Plan& plan, Team& team)
       unit_group(id % plan.unit_groups),
       unit_groups(plan.unit_groups),
       team_(team),
-      group_(team.groups[static_cast<std::size_t>(row_group)]),
-      pieces_(team.pieces.data()),
+      group_(plan.unit_groups > 1 ? *team.groups[static_cast<std::size_t>(row_group)] : team.all),
+      pieces_(team.pieces()),
       left_(kLookEvery) {}
 
 bool Worker::wait_team() const {
@@ -278,10 +289,14 @@ bool worth_waking(double flops, Nanoseconds time) {
          time - shared.last_call_ended.load(std::memory_order_relaxed) < kSpin;
 }
 
-// Work that no plan shares takes less time than to ask what there is.
-Cores cores_for(double flops) {
+// No plan shares it: to ask which cores there are, or what time it is, would take as long.
+bool is_brief(double flops) {
   const bool pretends = shared.pretends_teams.load(std::memory_order_relaxed) || pretends_cores();
-  if (flops >= kWakeFlops || pretends) return cores_now();
+  return flops < kWakeFlops && !pretends;
+}
+
+Cores cores_for(double flops) {
+  if (!is_brief(flops)) return cores_now();
   Cores one{};
   one.count = 1;
   return one;
@@ -295,14 +310,14 @@ Call::Call(double flops)
       shared_(std::max(most_, process_limit(cores_))),
       patience_(std::min(50 * kMicrosecond + static_cast<Nanoseconds>(flops / 400), kMillisecond)),
       forks_(forks()),
-      began_(now()),
-      wakes_(worth_waking(flops, began_)),
-      next_check_(began_ + Team::kCheckEvery) {
+      began_(is_brief(flops) ? kBrief : now()),
+      wakes_(began_ != kBrief && worth_waking(flops, began_)),
+      next_check_(began_ + (began_ == kBrief ? 0 : Team::kCheckEvery)) {
   shared.callers.fetch_add(1, std::memory_order_relaxed);
 }
 
 Call::~Call() {
-  shared.last_call_ended.store(now(), std::memory_order_relaxed);
+  if (began_ != kBrief) shared.last_call_ended.store(now(), std::memory_order_relaxed);
   if (forks_ == forks()) shared.callers.fetch_sub(1, std::memory_order_relaxed);
 }
 
@@ -314,7 +329,7 @@ int Call::wanted() const {
 
 void Call::run(const std::function<Plan(int)>& plan_for,
                const std::function<void(const Worker&)>& body) {
-  Team::check_interrupt(*this, now());
+  if (began_ != kBrief) Team::check_interrupt(*this, now());
   int threads = wanted();
   if (shared.pretends_teams.load(std::memory_order_relaxed)) {
     const std::lock_guard lock(shared.mutex);
