@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zipfile
@@ -211,20 +212,18 @@ def test_damaged_files(ending: str, tmp_path: Path) -> None:
     made, path = model(), tmp_path / f"model.{ending}"
     (made.save_weights if ending == "weights.h5" else made.save)(path)
     content = path.read_bytes()
+    name = "gru" if ending == "weights.h5" else "first"
     random = np.random.default_rng(0)
-    refused = 0
-    for _ in range(3):  # each is a process
+    for _ in range(2):  # each is a process; where no byte that counts has changed it may load
         changed = bytearray(content)
-        if random.random() < 0.3:
-            del changed[random.integers(len(content)) :]
-        for place in random.integers(len(changed) or 1, size=random.integers(1, 30)):
-            changed[place : place + 1] = bytes([random.integers(256)])
+        for place in random.integers(len(changed), size=20):
+            changed[place] = random.integers(256)
         path.write_bytes(changed)
-        try:
-            rk.from_keras(path, "gru" if ending == "weights.h5" else "first")
-        except (ValueError, TypeError, OSError):
-            refused += 1
-    assert refused >= 1
+        with contextlib.suppress(ValueError):
+            rk.from_keras(path, name)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"model\..*: is no file of Keras', or damaged"):
+        rk.from_keras(path, name)
 
 
 def test_a_file_that_crashes_the_library_is_an_error(
