@@ -35,6 +35,25 @@ def test_every_fault_can_be_planted(faults: list[Any]) -> None:
     assert len(faults) >= 92
 
 
+def test_one_build_can_have_all_faults_in_cpp(faults: list[Any]) -> None:
+    """Each stands in its file with what it replaces, and the environment chooses."""
+    module = sys.modules["fault"]
+    in_cpp = [fault for fault in faults if fault.file.startswith("csrc/")]
+    for file in {fault.file for fault in in_cpp}:
+        text = (ROOT / file).read_text("utf-8")
+        here = [fault for fault in in_cpp if fault.file == file]
+        planted = module.switched(text, here)
+        assert planted.count(module.SWITCH) == len(here)
+        for fault in here:
+            assert ";" not in fault.old[:-1], f"{fault.name}: its piece is no single statement"
+            assert fault.old.endswith(";") == fault.new.endswith(";"), fault.name
+            planted = planted.replace(fault.switched(), fault.old)
+        assert planted == text
+    assert len({fault.number for fault in in_cpp}) == len(in_cpp)
+    with pytest.raises(ValueError, match="its piece overlaps another fault's"):
+        module.switched((ROOT / in_cpp[0].file).read_text("utf-8"), 2 * in_cpp[:1])
+
+
 def test_every_fault_has_a_test_that_is_there(faults: list[Any]) -> None:
     for name in {test for fault in faults for test in fault.tests}:
         file, _, function = name.partition("::")
