@@ -181,10 +181,8 @@ class Backward {
       }
       worker_.wait_team();
       keep_boundary(chunk);
-      gradients_.add(chunk);
+      const bool breaks_up = gradients_.add(chunk);
       at.chunks = at.steps;
-      const bool breaks_up = worker_.wait_team();
-      gradients_.collect(chunk);
       if (breaks_up) return at;
     }
     run_step({-1, -1, 0, 0}, -1);

@@ -27,60 +27,62 @@ class WeightGradients {
   using Operand = typename Product::Operand;
   using Matrix = PanelMatrix<V, Product>;
   struct Gradients {
-    T *dw_ih, *dw_hh, *dbias, *dbias_hn;
+    T *dw_ih, *dw_hh;
   };
 
   // So many rows are summed by themselves: the shorter the sums, the fewer digits they lose. A
-  // token's gradient has one addend a row; the others are sums of the products' sums.
+  // token's gradient has one addend a row; those of weights are sums of the products' sums.
   static constexpr Index kSumRows = 1 << 14, kTokenSumRows = 1 << 10;
+  // So many are worked on at once: one step may have any number of them.
+  static constexpr Index kPartRows = 1 << 11;
 
   static bool many_rows(const Schedule& s) { return s.offset[s.steps] > kSumRows; }
 
  public:
   // What the team shares: it stays where it is while teams of other sizes take over.
   struct Shared {
-    Matrix inputs;                 // x of a chunk, (rows, I)
-    Matrix operands[kMostPhases];  // what a phase's product multiplied in a chunk, (rows, H)
+    Matrix inputs;                 // x of a part, (rows, I)
+    Matrix operands[kMostPhases];  // what a phase's product multiplied in a part, (rows, H)
     T* token_gradient;             // (distinct tokens, G·H)
     Gradients recent;              // of the latest rows, where there are many
-    Operand* packed_delta;         // the chunk's deltas transposed, by tiles of gate rows
-    Operand* delta_copies;         // (rows of a chunk, G·H), where operands are rounded
+    double* bias_sums;             // (deltas, H)
+    Operand* packed_delta;         // the part's deltas transposed, by tiles of gate rows
+    Operand* delta_copies;         // (rows of a part, G·H), where operands are rounded
 
     Shared(const CellFacts& cell, const BackwardProblem<T>& problem, Arena& arena) {
       const Index units = problem.units, rows = cell.gates * units;
-      const Index chunk = largest_chunk(problem.schedule, kChunkRows);
+      const Index part = largest_part(problem.schedule);
       const auto take = [&](Matrix matrix) {
         matrix.data = arena.take<T>(matrix.size());
         return matrix;
       };
-      for (int p = 0; p < cell.phase_count(); ++p) operands[p] = take(Matrix(chunk, units, 1));
-      if (!problem.tokens.slot) inputs = take(Matrix(chunk, problem.inputs, 1));
+      for (int p = 0; p < cell.phase_count(); ++p) operands[p] = take(Matrix(part, units, 1));
+      if (!problem.tokens.slot) inputs = take(Matrix(part, problem.inputs, 1));
       token_gradient = arena.take<T>(problem.tokens.slot ? problem.tokens.count * rows : 0);
       const Index recent_rows = many_rows(problem.schedule) ? rows : 0;
       recent.dw_ih = arena.take<T>(problem.tokens.slot ? 0 : recent_rows * problem.inputs);
       recent.dw_hh = arena.take<T>(recent_rows * units);
-      recent.dbias = arena.take<T>(recent_rows);
-      recent.dbias_hn = arena.take<T>(many_rows(problem.schedule) ? units : 0);
+      bias_sums = arena.take<double>(cell.deltas * units);
       packed_delta =
-          arena.take<Operand>(cell.deltas * units * round_up(chunk, Product::kDepthMultiple));
-      delta_copies = take_copies<Product>(arena, problem.dx.data ? chunk : 0, rows);
+          arena.take<Operand>(cell.deltas * units * round_up(part, Product::kDepthMultiple));
+      delta_copies = take_copies<Product>(arena, problem.dx.data ? part : 0, rows);
     }
   };
 
   // What is one thread's.
   struct Own {
     T* tile;
-    const Operand** a;  // (rows of a chunk): rows of a product over it, in and
+    const Operand** a;  // (rows of a part): rows of a product over it, in and
     T** c;              // out
     const T** source;   // likewise: what its panels are packed from
 
     Own() = default;
     Own(const BackwardProblem<T>& problem, Arena& arena) {
-      const Index chunk = largest_chunk(problem.schedule, kChunkRows);
+      const Index part = largest_part(problem.schedule);
       tile = arena.take<T>(tile_scratch<V>());
-      a = arena.take<const Operand*>(chunk);
-      c = arena.take<T*>(chunk);
-      source = arena.take<const T*>(chunk);
+      a = arena.take<const Operand*>(part);
+      c = arena.take<T*>(part);
+      source = arena.take<const T*>(part);
     }
   };
 
@@ -101,51 +103,98 @@ class WeightGradients {
         shared_(shared),
         own_(own),
         delta_(delta),
-        sums_(many_rows(schedule_)
-                  ? shared.recent
-                  : Gradients{problem.dw_ih, problem.dw_hh, problem.dbias, problem.dbias_hn}) {}
+        sums_(many_rows(schedule_) ? shared.recent : Gradients{problem.dw_ih, problem.dw_hh}) {}
 
   void clear() const {
     for_recent_sums([&](T* from, T*, Index n) {
       const auto share = worker_.share(n);
       for (Index j = share.begin; j < share.end; ++j) from[j] = T(0);
     });
+    const auto biases = worker_.share(deltas_ * units_);
+    for (Index j = biases.begin; j < biases.end; ++j) shared_.bias_sums[j] = 0;
     if (!problem_.tokens.slot) return;
     const auto share = worker_.share(problem_.tokens.count * gates_ * units_);
     for (Index j = share.begin; j < share.end; ++j) shared_.token_gradient[j] = T(0);
   }
 
-  // The chunk's deltas are there, all threads'.
-  void add(const Chunk& chunk) const {
-    pack_chunk(chunk);
-    worker_.offer(kInputRows, problem_.dx.data ? chunk.rows() : 0, kPieceRows);
+  // The chunk's deltas are there, all threads'. Whether the team shall break up.
+  bool add(const Chunk& chunk) const {
+    bool breaks_up = false;
+    Index done = 0;
+    do {
+      const Chunk part = part_of(chunk, done);
+      add_part(part, delta_ + (part.first_row - chunk.first_row) * deltas_ * units_);
+      breaks_up = worker_.wait_team();
+      collect(part);
+      done += part.rows();
+    } while (done < chunk.rows());
+    return breaks_up;
+  }
+
+ private:
+  static Index largest_part(const Schedule& schedule) {
+    const Index chunk = largest_chunk(schedule, kChunkRows);
+    return chunk < kPartRows ? chunk : kPartRows;
+  }
+
+  // What is left of a chunk, or so much of it; rows come in the order in which chunks do.
+  Chunk part_of(const Chunk& chunk, Index done) const {
+    Chunk part = chunk;
+    if (schedule_.reverse) {
+      part.first_row += done;
+      if (part.rows() > kPartRows) part.last_row = part.first_row + kPartRows;
+    } else {
+      part.last_row -= done;
+      if (part.rows() > kPartRows) part.first_row = part.last_row - kPartRows;
+    }
+    return part;
+  }
+
+  void add_part(const Chunk& part, const T* delta) const {
+    pack_part(part, delta);
+    worker_.offer(kInputRows, problem_.dx.data ? part.rows() : 0, kPieceRows);
     worker_.offer(kWeightTiles, deltas_ * delta_tiles().tiles, kPieceTiles);
     worker_.wait_team();
-    worker_.for_pieces(kInputRows,
-                       [&](Index begin, Index end) { add_input_gradient(chunk, begin, end); });
-    add_bias_gradients(chunk);
-    worker_.for_pieces(kWeightTiles,
-                       [&](Index begin, Index end) { add_weight_gradients(chunk, begin, end); });
-    if (problem_.tokens.slot) add_token_gradients(chunk);
+    worker_.for_pieces(
+        kInputRows, [&](Index begin, Index end) { add_input_gradient(part, delta, begin, end); });
+    add_bias_gradients(part.rows(), delta);
+    worker_.for_pieces(kWeightTiles, [&](Index begin, Index end) {
+      add_weight_gradients(part.rows(), begin, end);
+    });
+    if (problem_.tokens.slot) add_token_gradients(part, delta);
   }
 
   // To be called once all threads have added.
-  void collect(const Chunk& chunk) const {
-    if (ends_rows(chunk, kSumRows)) {
+  void collect(const Chunk& part) const {
+    const Index all = schedule_.offset[schedule_.steps];
+    const Index done = schedule_.reverse ? part.last_row : all - part.first_row;
+    const auto ends_rows = [&](Index rows) {
+      return done == all || done / rows != (done - part.rows()) / rows;
+    };
+    if (ends_rows(kSumRows)) {
       for_recent_sums([&](T* from, T* to, Index n) {
         const auto share = worker_.share(to ? n : 0);
         for (Index j = share.begin; j < share.end; ++j) to[j] += from[j], from[j] = T(0);
       });
     }
+    if (done == all) {
+      const auto collect_biases = [&](T* to, double* from, Index n) {
+        const auto share = worker_.share(to ? n : 0);
+        for (Index j = share.begin; j < share.end; ++j)
+          to[j] += static_cast<T>(from[j]), from[j] = 0;
+      };
+      collect_biases(problem_.dbias, shared_.bias_sums, gates_ * units_);
+      if (deltas_ > gates_)
+        collect_biases(problem_.dbias_hn, shared_.bias_sums + gates_ * units_, units_);
+    }
     if (!problem_.tokens.slot) return;
     // Rarely enough that few rows of the many tokens are gone through for each one added.
     const Index all_tokens = 4 * problem_.tokens.count;
-    if (ends_rows(chunk, all_tokens > kTokenSumRows ? all_tokens : kTokenSumRows))
+    if (ends_rows(all_tokens > kTokenSumRows ? all_tokens : kTokenSumRows))
       scatter_token_gradients();
   }
 
- private:
-  // Queues of pieces of a chunk's products, and how large one is: some hundred microseconds' worth.
+  // Queues of pieces of a part's products, and how large one is: some hundred microseconds' worth.
   enum { kInputRows, kWeightTiles };
   static constexpr Index kPieceRows = 64, kPieceTiles = 8;
 
@@ -158,26 +207,17 @@ class WeightGradients {
     const Index rows = gates_ * units_;
     if (!problem_.tokens.slot) visit(recent.dw_ih, problem_.dw_ih, rows * problem_.inputs);
     visit(recent.dw_hh, problem_.dw_hh, rows * units_);
-    visit(recent.dbias, problem_.dbias, rows);
-    visit(recent.dbias_hn, problem_.dbias_hn, units_);
-  }
-
-  // Whether so many rows end with this chunk, counted in the order in which chunks are worked on.
-  bool ends_rows(const Chunk& chunk, Index rows) const {
-    const Index all = schedule_.offset[schedule_.steps];
-    const Index done = schedule_.reverse ? chunk.last_row : all - chunk.first_row;
-    return chunk.begin == 0 || done / rows != (done - chunk.rows()) / rows;
   }
 
   // For products whose left-hand side has a delta's columns as its rows.
-  typename Product::Tiles tiles_over_chunk(const Matrix& matrix) const {
+  typename Product::Tiles tiles_over_part(const Matrix& matrix) const {
     return {matrix.width, units_, tall_};
   }
 
   int delta_tile_rows() const {
-    const int for_operands = tiles_over_chunk(shared_.operands[0]).height();
+    const int for_operands = tiles_over_part(shared_.operands[0]).height();
     if (problem_.tokens.slot) return for_operands;
-    const int for_inputs = tiles_over_chunk(shared_.inputs).height();
+    const int for_inputs = tiles_over_part(shared_.inputs).height();
     return for_inputs < for_operands ? for_inputs : for_operands;
   }
 
@@ -195,21 +235,21 @@ class WeightGradients {
     }
   }
 
-  void pack_chunk(const Chunk& chunk) const {
-    const Index rows = chunk.rows();
+  void pack_part(const Chunk& part, const T* delta) const {
+    const Index rows = part.rows();
     const T** const a = own_.source;
     for (int p = 0; p < phases_; ++p) {
       Matrix matrix = shared_.operands[p];
       matrix.depth = rows;
       const auto share = worker_.share(matrix.count());
-      for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row,
+      for_packed_rows<V>(schedule_, part.first_row, part.last_row,
                          [&](Index row, Index t, Index i) {
-                           a[row - chunk.first_row] = previous_h(problem_, schedule_.time(t), i);
+                           a[row - part.first_row] = previous_h(problem_, schedule_.time(t), i);
                          });
       pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
         const V h = load_some<V>(a[k] + unit, n);
         if (p == 0) return h;
-        const T* saved = problem_.saved + (chunk.first_row + k) * cell_.saved * units_;
+        const T* saved = problem_.saved + (part.first_row + k) * cell_.saved * units_;
         return load_some<V>(saved + cell_.operand_gate * units_ + unit, n) * h;
       });
     }
@@ -217,77 +257,71 @@ class WeightGradients {
       Matrix matrix = shared_.inputs;
       matrix.depth = rows;
       const auto share = worker_.share(matrix.count());
-      for_packed_rows<V>(schedule_, chunk.first_row, chunk.last_row,
+      for_packed_rows<V>(schedule_, part.first_row, part.last_row,
                          [&](Index row, Index t, Index i) {
-                           a[row - chunk.first_row] = problem_.x.at(t, schedule_.order[i]);
+                           a[row - part.first_row] = problem_.x.at(t, schedule_.order[i]);
                          });
       pack_rows(matrix, share.begin, share.end,
                 [&](Index k, Index unit, Index n) { return load_some<V>(a[k] + unit, n); });
     }
     for_delta_tiles([&](int d, Index first, Index height) {
-      Product::pack_across(delta_ + d * units_ + first, deltas_ * units_, rows, height,
+      Product::pack_across(delta + d * units_ + first, deltas_ * units_, rows, height,
                            packed_delta(d, first, rows));
     });
   }
 
-  // dx += deltas · W_ih for rows [begin, end) of the chunk.
-  void add_input_gradient(const Chunk& chunk, Index begin, Index end) const {
-    const Index first = chunk.first_row + begin;
-    for_packed_rows<V>(schedule_, first, chunk.first_row + end, [&](Index p, Index t, Index i) {
-      const Index row = p - chunk.first_row;
+  // dx += deltas · W_ih for rows [begin, end) of the part.
+  void add_input_gradient(const Chunk& part, const T* delta, Index begin, Index end) const {
+    const Index first = part.first_row + begin;
+    for_packed_rows<V>(schedule_, first, part.first_row + end, [&](Index p, Index t, Index i) {
+      const Index row = p - part.first_row;
       own_.a[p - first] =
-          Product::copy_row(delta_ + row * deltas_ * units_, gates_ * units_,
+          Product::copy_row(delta + row * deltas_ * units_, gates_ * units_,
                             shared_.delta_copies + row * copy_size<Product>(gates_ * units_));
       own_.c[p - first] = problem_.dx.at(t, schedule_.order[i]);
     });
-    multiply(input_panels_, typename Product::Tiles(input_panels_.width, chunk.rows(), tall_),
+    multiply(input_panels_, typename Product::Tiles(input_panels_.width, part.rows(), tall_),
              own_.a, own_.c, 0, end - begin, true, own_.tile, worker_);
   }
 
-  // Column sums of the deltas, for this thread's columns.
-  void add_bias_gradients(const Chunk& chunk) const {
+  // Column sums of the deltas, for this thread's columns. Equal addends lose the same again and
+  // again: 16 in a row, then a tree, and what that comes to is added in float64.
+  void add_bias_gradients(Index rows, const T* delta) const {
+    constexpr Index kSums = 8, kRows = 16 * kSums;
     const Index lanes = (units_ + V::size - 1) / V::size;
     const auto share = worker_.share(deltas_ * lanes);
     for (Index j = share.begin; j < share.end; ++j) {
-      const int d = static_cast<int>(j / lanes);
-      const Index unit = j % lanes * V::size, n = units_ - unit;
-      T* out = nullptr;
-      if (d < gates_) {
-        if (problem_.dbias) out = sums_.dbias + d * units_ + unit;
-      } else if (problem_.dbias_hn) {
-        out = sums_.dbias_hn + unit;
+      const Index d = j / lanes, unit = j % lanes * V::size, n = units_ - unit;
+      const T* from = delta + d * units_ + unit;
+      double* sums = shared_.bias_sums + d * units_ + unit;
+      for (Index begin = 0; begin < rows; begin += kRows) {
+        T sum[V::size];
+        column_sums<kSums>(from, begin, begin + kRows < rows ? begin + kRows : rows, n).store(sum);
+        for (Index k = 0; k < V::size && k < n; ++k) sums[k] += static_cast<double>(sum[k]);
       }
-      if (!out) continue;
-      const V sum = column_sums(delta_ + d * units_ + unit, chunk.rows(), n);
-      store_some(out, load_some<V>(out, n) + sum, n);
     }
   }
 
-  // Of so many rows of deltas. The several sums side by side are short, and keep the units busy.
-  V column_sums(const T* from, Index rows, Index n) const {
-    constexpr Index kSums = 8, kRows = 128 * kSums;
+  // Of rows [begin, end). Several sums side by side keep the units busy.
+  template <Index kSums>
+  V column_sums(const T* from, Index begin, Index end, Index n) const {
     const Index row = deltas_ * units_;
-    V total(T(0));
-    for (Index begin = 0; begin < rows; begin += kRows) {
-      const Index end = begin + kRows < rows ? begin + kRows : rows;
-      V sums[kSums];
-      for (auto& sum : sums) sum = V(T(0));
-      Index k = begin;
-      for (; end - k >= kSums; k += kSums) {
+    V sums[kSums];
+    for (auto& sum : sums) sum = V(T(0));
+    Index k = begin;
+    for (; end - k >= kSums; k += kSums) {
 #pragma GCC unroll 8
-        for (Index i = 0; i < kSums; ++i) sums[i] = sums[i] + load_some<V>(from + (k + i) * row, n);
-      }
-      for (; k < end; ++k) sums[0] = sums[0] + load_some<V>(from + k * row, n);
-      for (Index half = kSums / 2; half > 0; half /= 2) {
-        for (Index i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
-      }
-      total = total + sums[0];
+      for (Index i = 0; i < kSums; ++i) sums[i] = sums[i] + load_some<V>(from + (k + i) * row, n);
     }
-    return total;
+    for (; k < end; ++k) sums[0] = sums[0] + load_some<V>(from + k * row, n);
+    for (Index half = kSums / 2; half > 0; half /= 2) {
+      for (Index i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+    }
+    return sums[0];
   }
 
   // dW += deltasᵀ · (x or operand) for tiles [begin, end) of the deltas' rows.
-  void add_weight_gradients(const Chunk& chunk, Index begin, Index end) const {
+  void add_weight_gradients(Index rows, Index begin, Index end) const {
     const Index tiles = delta_tiles().tiles;
     for (Index t = begin, next; t < end; t = next) {
       const int d = static_cast<int>(t / tiles);
@@ -295,14 +329,14 @@ class WeightGradients {
       const Range part{static_cast<int>(t - d * tiles), static_cast<int>(next - t)};
       for (int g = 0; g < gates_; ++g) {
         if (!problem_.tokens.slot && g == d) {
-          multiply_delta(chunk, d, part, shared_.inputs, sums_.dw_ih + g * units_ * problem_.inputs,
+          multiply_delta(rows, d, part, shared_.inputs, sums_.dw_ih + g * units_ * problem_.inputs,
                          problem_.inputs);
         }
         for (int p = 0; p < phases_; ++p) {
           const Range phase = cell_.phases[p];
           if (cell_.recurrent_delta(g) != d || g < phase.first || g >= phase.first + phase.count)
             continue;
-          multiply_delta(chunk, d, part, shared_.operands[p], sums_.dw_hh + g * units_ * units_,
+          multiply_delta(rows, d, part, shared_.operands[p], sums_.dw_hh + g * units_ * units_,
                          units_);
         }
       }
@@ -310,17 +344,15 @@ class WeightGradients {
   }
 
   // Rows of units [first, ...) of delta d.
-  Operand* packed_delta(int d, Index first, Index chunk_rows) const {
-    return shared_.packed_delta +
-           (d * units_ + first) * round_up(chunk_rows, Product::kDepthMultiple);
+  Operand* packed_delta(int d, Index first, Index rows) const {
+    return shared_.packed_delta + (d * units_ + first) * round_up(rows, Product::kDepthMultiple);
   }
 
-  void multiply_delta(const Chunk& chunk, int d, Range part, Matrix matrix, T* out,
-                      Index out_row) const {
+  void multiply_delta(Index rows, int d, Range part, Matrix matrix, T* out, Index out_row) const {
     const TileCut cut = delta_tiles();
-    matrix.depth = chunk.rows();
+    matrix.depth = rows;
     const Index columns = matrix.row_size();
-    const auto tiles = tiles_over_chunk(matrix);
+    const auto tiles = tiles_over_part(matrix);
     for (Index p = 0; p < matrix.count(); ++p) {
       const Index real = matrix.units - p * columns;
       Ahead ahead = matrix.ahead(p + 1, 1);
@@ -329,7 +361,7 @@ class WeightGradients {
         const Operand* a[kMaxTileRows];
         T* c[kMaxTileRows];
         for (Index m = 0; m < height; ++m) {
-          a[m] = packed_delta(d, first, chunk.rows()) + m * Product::row_distance(chunk.rows());
+          a[m] = packed_delta(d, first, rows) + m * Product::row_distance(rows);
           c[m] = out + (first + m) * out_row + p * columns;
         }
         // What the next tile will add to: its sums would wait for it.
@@ -340,8 +372,8 @@ class WeightGradients {
                                           .a_step = Product::step_distance(height),
                                           .b = matrix.row(p, 0),
                                           .b_panel = 0,
-                                          .depth = chunk.rows(),
-                                          .ahead = ahead.take(chunk.rows() / Product::kDepthStep),
+                                          .depth = rows,
+                                          .ahead = ahead.take(rows / Product::kDepthStep),
                                           .start = direct ? c[0] : own_.tile,
                                           .start_row = direct ? out_row : columns,
                                           .start_panel = 0,
@@ -353,16 +385,15 @@ class WeightGradients {
         tiles.multiply(static_cast<int>(height), 1, tile);
         if (!direct) store_tile<V>(c, 0, height, real, columns, own_.tile);
       }
-      worker_.progress(
-          static_cast<double>(2 * part.count * delta_tile_rows() * columns * chunk.rows()));
+      worker_.progress(static_cast<double>(2 * part.count * delta_tile_rows() * columns * rows));
     }
   }
 
-  void add_token_gradients(const Chunk& chunk) const {
+  void add_token_gradients(const Chunk& part, const T* delta) const {
     const auto share = worker_.share(gates_ * units_);
-    for (Index k = 0; k < chunk.rows(); ++k) {
-      const T* from = delta_ + k * deltas_ * units_;
-      T* to = shared_.token_gradient + problem_.tokens.slot[chunk.first_row + k] * gates_ * units_;
+    for (Index k = 0; k < part.rows(); ++k) {
+      const T* from = delta + k * deltas_ * units_;
+      T* to = shared_.token_gradient + problem_.tokens.slot[part.first_row + k] * gates_ * units_;
       for (Index j = share.begin; j < share.end; ++j) to[j] += Product::rounded(from[j]);
     }
   }

@@ -36,13 +36,15 @@ def summed(of_rows: Callable[..., Array], *arrays: Array) -> Array:
 
 def column_sums(rows: Array) -> Array:
     """The sum of all rows (N, features)."""
-    return summed(_of_block, rows)
+    sums: Array = summed(_of_block, rows).astype(rows.dtype)
+    return sums
 
 
 def _of_block(rows: Array) -> Array:
-    """The sums over up to _SUMMED_ROWS rows: of 128 at a time, then of those sums."""
-    whole = len(rows) // 128 * 128
-    sums: Array = rows[whole:].sum(axis=0)
-    if whole:
-        sums += rows[:whole].reshape(-1, 128, rows.shape[1]).sum(axis=1).sum(axis=0)
+    """Of 16 rows as they are, for equal addends lose the same each time; of those in float64."""
+    blocks, columns = len(rows) // 16, rows.shape[1]
+    of_blocks = rows[: 16 * blocks].reshape(blocks, 16, columns).sum(axis=1)
+    sums: Array = of_blocks.sum(axis=0, dtype=np.float64)
+    if 16 * blocks < len(rows):
+        sums += rows[16 * blocks :].sum(axis=0)
     return sums
