@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from rnnkern import __version__, info, set_num_threads
+from rnnkern import __version__, _core, info, set_num_threads
 from rnnkern._checks import positive_int
 from rnnkern.progress import folded
 
@@ -21,9 +21,13 @@ _LAZY = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code: 0, 2 after an error of the user's, 130 after Ctrl-C."""
+    """Run a command; the exit code: 0, 2 after an error of the user's, 130 after Ctrl-C.
+
+    Threads are the command's: the process has its own number of them back.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser(arguments[0] if arguments else None).parse_args(arguments)
+    threads = _core.process_threads()
     try:
         if getattr(options, "threads", None) is not None:
             set_num_threads(positive_int("threads", options.threads))
@@ -37,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = f"{error.filename}: {error.strerror}"
         print(f"rnnkern: error: {text}", file=sys.stderr)
         return 2
+    finally:
+        _core.set_process_threads(threads)
     return 0
 
 

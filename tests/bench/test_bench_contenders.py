@@ -269,11 +269,32 @@ def test_pytorch_has_the_threads_asked_for(torch: Any) -> None:
         assert (rk.get_num_threads(), torch.get_num_threads()) == (count, count)
 
 
-def test_streams_are_measured_on_one_thread() -> None:
+def test_streams_are_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def noted(cell: str, hidden: int, seconds: float) -> dict[str, Any]:
+        seen.append(rk.get_num_threads())
+        return {}
+
+    monkeypatch.setattr(stream, "measure", noted)
+    monkeypatch.setattr(stream, "stream_table", lambda lines: "")
     with using_threads(2):
-        with command._one_thread():
-            assert rk.get_num_threads() == 1
-        assert rk.get_num_threads() == 2
+        assert main(["bench", "stream", "--quick", "--cell", "rnn", "--threads", "2"]) == 0
+    assert seen
+    assert set(seen) == {1}
+
+
+def test_a_run_gives_threads_back(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def noted(run: Any) -> None:
+        seen.append((rk.get_num_threads(), torch.get_num_threads()))
+
+    monkeypatch.setattr(command._Run, "memory", noted)
+    torch.set_num_threads(2)
+    assert main(["bench", "memory"]) == 0
+    assert seen == [(1, 1)]
+    assert (rk.get_num_threads(), torch.get_num_threads()) == (2, 2)
 
 
 def test_pytorchs_adder_has_the_threads_asked_for(

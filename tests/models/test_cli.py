@@ -85,12 +85,20 @@ def test_options_reach_the_run(here: Path) -> None:
     assert Training.load("timed").adder.settings.minutes == 0.001
 
 
-def test_threads_are_set(here: Path) -> None:
-    for count in (1, 2):
-        with using_threads(3):
+def test_threads_are_the_commands_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, advance = [], Training.advance
+
+    def noted(training: Training) -> None:
+        seen.append(rk.get_num_threads())
+        advance(training)
+
+    monkeypatch.setattr(Training, "advance", noted)
+    with using_threads(3):
+        for count in (1, 2):
             options = ["--steps", "1", "--model", str(count), "--threads", str(count)]
             assert main(["adder", "train", *TINY, *options]) == 0
-            assert rk.get_num_threads() == count
+            assert rk.get_num_threads() == 3
+    assert seen == [1, 2]
 
 
 def test_a_model_in_the_way_is_set_aside(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

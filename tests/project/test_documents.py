@@ -11,8 +11,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+import rnnkern as rk
 from rnnkern.bench.documents import pictures, rendered
 from rnnkern.cli import main
+
+from support.threads import using_threads
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -60,7 +63,9 @@ def test_the_command_makes_a_table_anew(tmp_path: Path, capsys: pytest.CaptureFi
     record = {"table": {"header": ["cell", "time"], "rows": [["lstm", "1.5 s"]]}}
     document = write(tmp_path, "as-recorded record.json", record)
     for said in ("has new tables", "is as its records say"):
-        assert main(["bench", "report", str(document)]) == 0
+        with using_threads(2):
+            assert main(["bench", "report", str(document)]) == 0
+            assert rk.get_num_threads() == 2
         assert capsys.readouterr().out == f"{document}: {said}\n"
     assert document.read_text() == (
         "before\n<!-- table: as-recorded record.json -->\n"

@@ -303,8 +303,8 @@ _CONTENDERS = [
     fault(
         f"{_BENCH}/command.py",
         "streams-are-measured-on-all-threads",
-        "    set_peer_threads(1)\n",
-        "",
+        "with peer_threads(1):",
+        "with peer_threads(2):",
         "bench/test_bench_contenders.py::test_streams_are_measured_on_one_thread",
     ),
     fault(

@@ -8,15 +8,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rnnkern import get_num_threads, record
+from rnnkern import record
 from rnnkern._checks import positive_int
 from rnnkern.bench import adder, cost, documents, layers, memory, native, report, stream
 from rnnkern.bench.problems import grid
-from rnnkern.bench.torch_peer import set_peer_threads
+from rnnkern.bench.torch_peer import peer_threads, set_peer_threads
 from rnnkern.cells import CELLS
 from rnnkern.plot import require_matplotlib
 from rnnkern.progress import Progress
@@ -83,11 +82,10 @@ def _run(options: argparse.Namespace) -> None:
     for path in (options.json, options.markdown):
         if path is not None:
             path.touch()
-    set_peer_threads(options.threads)
-    facts = record.facts()
-    facts["versions"].update(native.versions())
-    run = _Run(options)
-    with Progress() as run.progress:
+    with peer_threads(options.threads), Progress() as progress:
+        facts = record.facts()
+        facts["versions"].update(native.versions())
+        run = _Run(options, progress)
         print(
             f"{facts['processor']}, {facts['threads']} thread(s), {facts['isa']}, "
             + ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
@@ -112,23 +110,12 @@ def _subjects(given: Sequence[str]) -> list[str]:
     return [subject for subject in _SUBJECTS if subject in (given or ["layers"])]
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = get_num_threads()
-    set_peer_threads(1)
-    try:
-        yield
-    finally:
-        set_peer_threads(before)
-
-
 class _Run:
     """One run: its options, and what has been measured; a method for each subject."""
 
-    progress: Progress
-
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, progress: Progress) -> None:
         self.options = options
+        self.progress = progress
         self.size = "full" if options.full else "quick" if options.quick else "short"
         self.seconds = _SECONDS[self.size]
         self.machine = layers.Machine(self.seconds)
@@ -169,7 +156,7 @@ class _Run:
     def stream(self) -> None:
         sizes = stream.HIDDEN if self.options.full else stream.SHORT_HIDDEN
         pairs = [(cell, hidden) for cell in self.options.cell or CELLS for hidden in sizes]
-        with _one_thread():
+        with peer_threads(1):
             lines = [
                 stream.measure(cell, hidden, self.seconds)
                 for cell, hidden in self._each("stream", pairs, lambda p: f"{p[0]}, H {p[1]}")

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rnnkern import set_num_threads
+from rnnkern import _core, set_num_threads
 from rnnkern._checks import Array
 from rnnkern.bench.case import Case, Contender
 from rnnkern.cells import CELLS
@@ -134,8 +135,29 @@ def torch_contender(case: Case) -> Contender | str:
 def set_peer_threads(threads: int) -> None:
     """Of this package and of PyTorch, where it is installed."""
     set_num_threads(threads)
+    torch = _torch()
+    if torch is not None:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def peer_threads(threads: int) -> Iterator[None]:
+    """Within, so many of this package and of PyTorch; both have theirs back afterwards."""
+    torch = _torch()
+    before, of_torch = _core.process_threads(), torch and torch.get_num_threads()
+    set_peer_threads(threads)
+    try:
+        yield
+    finally:
+        _core.set_process_threads(before)
+        if torch is not None:
+            torch.set_num_threads(of_torch)
+
+
+def _torch() -> Any:
+    """PyTorch, or None."""
     try:
         import torch
     except ImportError:
-        return
-    torch.set_num_threads(threads)
+        return None
+    return torch
