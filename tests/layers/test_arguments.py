@@ -141,6 +141,22 @@ def test_a_token_out_of_range_says_that_integers_are_tokens() -> None:
         rk.LSTM(INPUTS, HIDDEN)(np.full((STEPS, INPUTS), 7))
 
 
+def test_integers_that_may_be_features_are_told_to_be_tokens() -> None:
+    """(T, I) of integers below I is (T, B) of tokens: a batch's size decides nothing."""
+    layer = rk.RNN(INPUTS, HIDDEN, seed=0)
+    x, state = np.zeros((STEPS, INPUTS), int), np.zeros((1, HIDDEN), np.float32)
+    one_hot = np.eye(INPUTS, dtype=np.float32)[x]
+    assert_same_bits("y", layer(x)[0], layer(one_hot)[0])
+    with pytest.raises(
+        ValueError, match=r"batch of tokens.*if it is features, \.astype\('float32'"
+    ):
+        layer(x, state)
+    assert layer(x.astype(np.float32), state)[0].shape == (STEPS, HIDDEN)
+    assert layer(x[:, 0], state)[0].shape == (STEPS, HIDDEN)
+    with pytest.raises(ValueError, match=r"got \(1, \d+\)$"):
+        layer(x[:, 1:], state)  # which cannot be features
+
+
 @pytest.mark.parametrize(
     "lengths", [np.array([6, 2, 4], "m8[s]"), np.array([True] * 3), [6.0, 2.0, 4.0], ["6"] * 3]
 )

@@ -90,7 +90,15 @@ class Layout:
             array = array.swapaxes(0, 1)
         if not tokens and shape[-1] != spec.inputs:
             raise ValueError(f"x must have input_size = {spec.inputs} features, got shape {shape}")
-        h_0, c_0 = self.state("state", state, array.shape[1], unbatched=unbatched)
+        try:
+            h_0, c_0 = self.state("state", state, array.shape[1], unbatched=unbatched)
+        except ValueError as error:
+            if not tokens or unbatched or shape[-1] != spec.inputs:
+                raise
+            raise ValueError(  # perhaps features (T, I) were meant
+                f"{error}: x of integers {shape} is a batch of tokens, whose state is a batch's; "
+                f"if it is features, {conversion(spec.dtype)}"
+            ) from None
         checked_lengths = None if lengths is None else _check_lengths(lengths, array.shape[:2])
         if not tokens:
             array = device.last_axis_contiguous(array)

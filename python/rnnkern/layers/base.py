@@ -92,8 +92,10 @@ class Recurrent(Configured):
         """Run without keeping anything for a backward pass; there is no dropout.
 
         Args:
-            x: (T, B, I) of the layer's dtype, or integer tokens (T, B) in 0..I-1. Any strides; a
-                last axis that is not contiguous is copied. T or B may be 0.
+            x: (T, B, I) of the layer's dtype, or integer tokens (T, B) in 0..I-1; without the axis
+                B for one sequence. Integers are tokens always, features (T, I) of integers have
+                to be converted to the dtype first. Any strides; a last axis that is not
+                contiguous is copied. T or B may be 0.
             state: the initial state, (L·D, B, H) or, for an LSTM, a pair of those; None, also as
                 one of the pair, is zero.
             lengths: (B,) integers in 0..T, in host memory on every device. Past a row's length y
