@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from rnnkern import devices
 
@@ -20,6 +20,10 @@ for profile, examples in (("rnnkern", 12), ("sanitized", 3)):
     settings.register_profile(
         profile, max_examples=examples, deadline=None, derandomize=True, print_blob=False
     )
+# A planted fault has been found when an example fails: no smaller one is looked for.
+settings.register_profile(
+    "planted", settings.get_profile("rnnkern"), phases=(Phase.explicit, Phase.generate)
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "rnnkern"))
 
 

@@ -82,10 +82,14 @@ def folder() -> Iterator[Path]:
 def bases() -> list[bytes]:
     """The files that the others are made of; from here on, loading may add `MEMORY` to them."""
     with folder() as path:
-        made = good_files(path)
-        for content in made:
+        made = []
+        for content in good_files(path):
             path.write_bytes(content)
-            assert loaded(path) == content, "a good file was refused, or saved as another"
+            again = loaded(path)  # an earlier version's, with what has come to be written since
+            assert again is not None, "a good file was refused"
+            path.write_bytes(again)
+            assert loaded(path) == again, "a good file was saved as another"
+            made.append(again)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

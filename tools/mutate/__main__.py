@@ -95,7 +95,11 @@ class Copy:
         seconds: float | None = _SECONDS,
     ) -> subprocess.CompletedProcess[str]:
         """Run tests in the copy, with that fault if it was built with faults."""
-        environment = {**os.environ, "PYTHONPATH": str(self._folder / "python")}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(self._folder / "python"),
+            "HYPOTHESIS_PROFILE": "planted",
+        }
         if fault is not None:
             environment[SWITCH.upper()] = str(fault.number)
         if not torch:
