@@ -46,7 +46,7 @@ def test_gradients_over_many_rows(cell: str, kind: str) -> None:
     x: Array = rng.standard_normal((STEPS, BATCH, INPUTS)).astype(np.float32)
     if kind == "tokens":
         x = rng.integers(0, INPUTS, (STEPS, BATCH))
-    lengths = rng.integers(STEPS // 2, STEPS + 1, BATCH) if kind == "ragged" else None
+    lengths = rng.integers(STEPS // 2, STEPS - 3, BATCH) if kind == "ragged" else None
     dy = upstream(HIDDEN * single.num_directions)
     wide_x = x if kind == "tokens" else x.astype(np.float64)
     want = gradients(double, wide_x, lengths, dy.astype(np.float64))

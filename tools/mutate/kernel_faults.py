@@ -238,7 +238,7 @@ _LOOPS = [
     _fault(
         "cpu/recurrent/weight_gradients.h",
         "the-candidates-own-bias-has-no-gradient",
-        "collect_biases(problem_.dbias_hn, shared_.bias_sums + kGates * units_, units_);",
+        "collect_biases(problem_.dbias_hn, shared_.bias_sums + gates_ * units_, units_);",
         ";",
         _GRADIENTS,
     ),
