@@ -287,8 +287,8 @@ _LOOPS = [
     _fault(
         "cpu/recurrent/step.h",
         "a-later-phase-multiplies-the-state",
-        "operands = phase == 0 ? problem_.h : scratch_.operand;",
-        "operands = problem_.h;",
+        "phase == 0 ? problem_.h : scratch_.operand",
+        "problem_.h",
         _STREAM,
     ),
     _fault(
