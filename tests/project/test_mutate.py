@@ -47,6 +47,8 @@ def test_one_build_can_have_all_faults_in_cpp(faults: list[Any]) -> None:
         for fault in here:
             assert ";" not in fault.old[:-1], f"{fault.name}: its piece is no single statement"
             assert fault.old.endswith(";") == fault.new.endswith(";"), fault.name
+            declares = re.match(r"(const|auto|bool|int|Index|T|V)[\s*&]", fault.old)
+            assert not declares, f"{fault.name}: its piece declares what stands after it"
             planted = planted.replace(fault.switched(), fault.old)
         assert planted == text
     assert len({fault.number for fault in in_cpp}) == len(in_cpp)
