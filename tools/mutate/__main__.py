@@ -68,9 +68,9 @@ class Copy:
             shutil.copy(built, self._package)
         (folder / "python" / "sitecustomize.py").write_text(_SITE)
         if faults:
-            self._build(installed.name)
+            self._build()
 
-    def _build(self, core: str) -> None:
+    def _build(self) -> None:
         import pybind11
 
         switch, build = self._folder / "planted.h", self._folder / "build"
@@ -83,8 +83,8 @@ class Copy:
             f"-DCMAKE_CXX_FLAGS=-include {switch}",
             "-DRNNKERN_ISAS=avx2", "-DRNNKERN_CUDA=OFF",
         )  # fmt: skip
-        _run("cmake", "--build", str(build), "--target", "_core")
-        shutil.copy(build / core, self._package)
+        _run("cmake", "--build", str(build))
+        _run("cmake", "--install", str(build), "--prefix", str(self._folder / "python"))
 
     def test(
         self,
