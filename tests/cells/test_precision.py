@@ -86,6 +86,22 @@ def test_bias_gradients_of_equal_addends(steps: int, batch: int, dy: float) -> N
     assert relative_error(got, steps * batch * upstream[0, 0].astype(np.float64)) < BOUND
 
 
+def test_weight_gradients_over_a_million_rows() -> None:
+    """Of products that are all above 0: in one sum, those of chunks lose 1e-6."""
+    steps, batch, inputs = 1954, 512, 2
+    layer, rng = make("rnn_relu", inputs, HIDDEN), np.random.default_rng(0)
+    layer.params["weight_hh_l0"] = 0 * layer.params["weight_hh_l0"]
+    layer.params["bias_l0"] = np.full(HIDDEN, 5, np.float32)  # above 0: a delta is dy
+    x, dy = (rng.random((steps, batch, n), np.float32) + 0.5 for n in (inputs, HIDDEN))
+    y, _, tape = layer.forward(x)
+    _, _, grads = tape.backward(dy)
+    h = np.concatenate([np.zeros_like(y[:1]), y[:-1]])
+    deltas = dy.reshape(-1, HIDDEN).astype(np.float64).T
+    for name, operand in (("weight_ih_l0", x), ("weight_hh_l0", h)):
+        want = deltas @ operand.reshape(steps * batch, -1)
+        assert relative_error(grads[name], want) < BOUND / 3, name
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_over_many_rounded_rows(cell: str) -> None:
     """Those of parts of the batch, of which no row knows another, added in float64."""
