@@ -24,11 +24,11 @@ print(f"{bits:.2f} bits a letter; equally likely ones would take 7")
 # It writes: what it guesses it reads next.
 stream, rng, written = model.stream(), np.random.default_rng(0), "The "
 for letter in written:
-    logits = stream.step([ord(letter)])[0]
+    logits = stream.step([ord(letter)])
 for _ in range(200):
-    chances = np.exp(1.5 * (logits - logits.max()))  # 1.5: rather the likely ones
-    written += chr(rng.choice(128, p=chances / chances.sum()))
-    logits = stream.step([ord(written[-1])])[0]
+    drawn = rk.sample(logits, rng, temperature=0.7)  # below 1: rather the likely ones
+    written += chr(drawn[0])
+    logits = stream.step(drawn)
 print(written)
 
 assert bits < 2.8, bits
