@@ -414,7 +414,7 @@ _PROGRAMS = [
     fault(
         f"{_BENCH}/command.py",
         "a-record-names-no-version-of-the-libraries",
-        '    facts["versions"].update(native.versions())\n',
+        '        facts["versions"].update(native.versions())\n',
         "",
         "bench/test_bench_contenders.py::test_records_name_the_libraries_versions",
     ),
