@@ -355,6 +355,19 @@ def test_checkpoints_that_hold_something_else_are_refused(
     assert again.params == before
 
 
+def test_answers_are_filled_with_eos() -> None:
+    model = rk.Seq2Seq(6, 6, 8, bos=0, eos=1, seed=0)
+    answers = [[2, 3], [4], [5, 2, 3]]
+    wrong, right = rk.batches(answers, answers), rk.batches(answers, answers, target_pad=1)
+    with pytest.raises(ValueError, match=r"data must .* eos, 1, got 0: .*target_pad=1"):
+        rk.fit(model, wrong)
+    with pytest.raises(ValueError, match=r"valid must .* eos, 1, got 0: .*target_pad=1"):
+        rk.fit(model, right, valid=wrong)
+    rk.fit(model, right, valid=right)
+    even = [[2, 3], [4, 5]]
+    rk.fit(model, rk.batches(even, even))  # where there is nothing to fill
+
+
 RANKS = """
 import sys
 sys.path[:0] = sys.argv[2:]

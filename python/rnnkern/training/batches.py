@@ -71,6 +71,13 @@ class Batches:
         whole, rest = divmod(len(self.lengths), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
+    @property
+    def fills_targets(self) -> bool:
+        """Whether targets of fewer steps than others are filled with ``target_pad``."""
+        return (
+            self.per_step and isinstance(self.targets, list) and len({*map(len, self.targets)}) > 1
+        )
+
     def __iter__(self) -> Iterator[Batch]:
         self.begun += 1
         return self.epoch(self.begun - 1)

@@ -121,6 +121,8 @@ def fit(
             raise ValueError(f"measures must have names other than {', '.join(OWN)}, got {name!r}")
     seed = positive_int("seed", seed, minimum=0)
     boolean("progress", progress)
+    for name, given in (("data", data), ("valid", valid)):
+        _check_filling(name, given, model)
 
     run = Run(model, optimizer, list(measures), keep_best=valid is not None)
     with Ranks(comm) as ranks, Progress(shown=progress and ranks.is_first) as bar:
@@ -203,6 +205,18 @@ def mean_loss(model: Any, data: Any, loss: Any, ranks: Ranks) -> float:
         raise ValueError("valid must hold a target that counts, got none")
     mean: float = math.fsum(totals) / sum(counts)
     return mean
+
+
+def _check_filling(name: str, data: Any, model: Any) -> None:
+    """Refuse answers whose filling a model would learn as if it were tokens of them."""
+    eos = getattr(model, "eos", None)
+    if eos is None or not isinstance(data, Batches) or not data.fills_targets:
+        return
+    if data.target_pad != eos:
+        raise ValueError(
+            f"{name} must fill answers with the model's eos, {eos}, got {data.target_pad}: "
+            f"batches(..., target_pad={eos})"
+        )
 
 
 def batches_of(data: Any, epoch: int, start: int) -> Iterable[Any]:
