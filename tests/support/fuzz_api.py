@@ -11,7 +11,7 @@ import numpy as np
 
 import rnnkern as rk
 from rnnkern.cells import layer_classes
-from rnnkern.layers.base import state_names
+from rnnkern.layers.configured import state_names
 
 from support.fuzz_core import exchanged
 from support.fuzzing import LAYOUTS, Case, finite

@@ -10,7 +10,6 @@ import numpy as np
 
 from rnnkern._checks import Array, float_dtype
 from rnnkern.cells import layer_classes
-from rnnkern.devices import Weights, to_host
 from rnnkern.interop.gates import ORDERS, Order, Theirs
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.configured import spec_of
@@ -78,26 +77,6 @@ def recurrent(
         arrays |= {n: a for n, a in zip(names, ours, strict=True) if n and a is not None}
     layer.params.fill(arrays)
     return layer
-
-
-def parts_of(layer: Recurrent, whose: str) -> list[Theirs]:
-    """A layer's parameters as theirs, by layer and direction; copies in host memory.
-
-    Raises:
-        ValueError: they have no such cell.
-
-    """
-    kind = type(layer).__name__
-    if kind not in ORDERS[whose]:
-        raise ValueError(f"{whose} has no cell like {kind}")
-    spec = spec_of(layer)
-    order = Order(whose, kind, spec.facts)
-    return [
-        order.to_theirs(
-            Weights.of(None if name is None else to_host(layer.params[name]) for name in names)
-        )
-        for names in parameter_names(spec)
-    ]
 
 
 def linear(weight: Array, bias: Array | None, *, dtype: Any, device: str = "cpu") -> Linear:

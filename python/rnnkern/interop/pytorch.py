@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's modules and state dicts as layers, and layers as state dicts.
-
-Only `from_torch` of a module, and `to_torch` unless it is to give arrays, need PyTorch itself.
-"""
+"""PyTorch's modules and state dicts as layers; of these, modules alone need PyTorch itself."""
 
 from __future__ import annotations
 
@@ -15,9 +12,8 @@ from typing import Any, NamedTuple, Union, cast
 import numpy as np
 
 from rnnkern._checks import Array, DType, choice, host_array
-from rnnkern.devices import to_host
-from rnnkern.interop.building import dtype_for, linear, parts_of, recurrent
-from rnnkern.interop.gates import ORDERS, Theirs
+from rnnkern.interop.building import dtype_for, linear, recurrent
+from rnnkern.interop.gates import Theirs
 from rnnkern.interop.probing import check_near
 from rnnkern.interop.tensors import SafeTensors
 from rnnkern.layers.base import Recurrent
@@ -97,41 +93,6 @@ def from_torch(
             f"got {type(source)!r}"
         )
     return _from_module(source, prefix, options, dtype)
-
-
-def to_torch(layer: Recurrent | Linear, *, arrays: bool = False) -> dict[str, Any]:
-    """The state dict that `Recurrent.to_torch` describes."""
-    if isinstance(layer, Linear):
-        made = {name: np.array(to_host(array)) for name, array in layer.params.items()}
-    else:
-        _check_known(layer)
-        made = state_dict_of(layer)
-    if arrays:
-        return made
-    import torch
-
-    return {name: torch.from_numpy(array) for name, array in made.items()}
-
-
-def _check_known(layer: Recurrent) -> None:
-    """Refuse a cell that PyTorch's own modules would take for another."""
-    kind = type(layer).__name__
-    lacks = None if kind in ORDERS["PyTorch"] else f"no cell like {kind}"
-    if layer.config().get("reset") == "before":
-        lacks = "no GRU with reset='before': its own resets after the product"
-    if lacks:
-        raise ValueError(f"PyTorch has {lacks}; rnnkern.torch.from_layer(layer) gives a module")
-
-
-def state_dict_of(layer: Recurrent) -> dict[str, Array]:
-    """A layer's parameters by PyTorch's names."""
-    directions = layer.num_directions
-    return {
-        f"{name}_l{k // directions}{'_reverse' if k % directions else ''}": array
-        for k, part in enumerate(parts_of(layer, "PyTorch"))
-        for name, array in zip(Theirs._fields, part, strict=True)
-        if array is not None
-    }
 
 
 # -- from modules ---------------------------------------------------------------------------------

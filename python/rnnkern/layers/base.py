@@ -214,9 +214,9 @@ class Recurrent(Configured):
             <All keys matched successfully>
 
         """
-        from rnnkern.interop.pytorch import to_torch
+        from rnnkern.interop.state_dict import layer_to_torch
 
-        return to_torch(self, arrays=arrays)
+        return layer_to_torch(self, arrays=arrays)
 
     def last_output(self, y: Array, state: State, lengths: Any = None) -> Array:
         """The last output of every row, of what a call gave: each direction's where it ends.
@@ -302,8 +302,3 @@ def stream_of_tokens(layer: Recurrent, batch: int) -> Stream:
     It copies none of them, and of a large vocabulary it packs no more than the tokens that come.
     """
     return Stream(layer._network, batch, by_token=True)
-
-
-def state_names(layer: Recurrent) -> tuple[str, ...]:
-    """Of the parts of a layer's state: h, and c where the cell has one."""
-    return layer._network.spec.facts.states

@@ -131,3 +131,8 @@ class Configured(Fixed):
 def spec_of(layer: Configured) -> LayerSpec:
     """A layer as devices know it."""
     return layer._spec
+
+
+def state_names(layer: Configured) -> tuple[str, ...]:
+    """Of the parts of a layer's state: h, and c where the cell has one."""
+    return layer._spec.facts.states

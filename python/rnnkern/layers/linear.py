@@ -128,15 +128,15 @@ class Linear(Fixed):
 
     def to_torch(self, *, arrays: bool = False) -> dict[str, Any]:
         """The parameters as a state dict of ``torch.nn.Linear``; see `Recurrent.to_torch`."""
-        from rnnkern.interop.pytorch import to_torch
+        from rnnkern.interop.state_dict import linear_to_torch
 
-        return to_torch(self, arrays=arrays)
+        return linear_to_torch(self.params, arrays=arrays)
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write an ONNX file with the input ``x`` and the output ``y``; see `Recurrent.to_onnx`."""
         from rnnkern.interop.onnx.writing import write_linear
 
-        write_linear(self, path)
+        write_linear(self.params, self.dtype, path)
 
     def _rows(self, name: str, array: Array, features: int) -> Array:
         """``array`` checked, as contiguous rows of ``features`` numbers."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from rnnkern._checks import Array
-from rnnkern.layers.base import Recurrent, state_names
+from rnnkern.layers.base import Recurrent
+from rnnkern.layers.configured import state_names
 
 
 def handed_over(encoder: Recurrent, decoder: Recurrent, state: Any, width: int = 1) -> Any:

@@ -9,7 +9,7 @@ import torch
 
 from rnnkern._checks import boolean, warn
 from rnnkern.devices import to_host
-from rnnkern.interop.pytorch import state_dict_of
+from rnnkern.interop.state_dict import state_dict_of
 from rnnkern.layers.base import Recurrent
 from rnnkern.torch import cells, modules, own
 from rnnkern.torch.modules import Layered, check_compute

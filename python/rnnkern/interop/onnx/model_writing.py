@@ -56,7 +56,7 @@ def write_model(
     seen = {"all": _all, "last": _last, "mean": _mean, "max": _greatest}[readout](
         writer, top, x, last[0], ends, live
     )
-    outputs = add_linear(writer, head, seen, "head")
+    outputs = add_linear(writer, head.params, seen, "head")
     shape = ["batch", head.out_features]
     if readout == "all":
         shape = [*axes, head.out_features]

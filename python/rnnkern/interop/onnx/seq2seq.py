@@ -8,7 +8,8 @@ import os
 import numpy as np
 
 from rnnkern.interop.onnx.writing import Writer, add_layer, add_linear, input_of
-from rnnkern.layers.base import Recurrent, state_names
+from rnnkern.layers.base import Recurrent
+from rnnkern.layers.configured import state_names
 from rnnkern.layers.linear import Linear
 
 
@@ -27,7 +28,7 @@ def write_seq2seq(
     # What the encoder lacks is zero, what the decoder lacks is dropped.
     states = [given.get(name, "") for name in state_names(decoder)]
     y, _ = add_layer(writer, decoder, target, states, "", "decoder")
-    logits = add_linear(writer, output, y, "output")
+    logits = add_linear(writer, output.params, y, "output")
     writer.output(logits, "logits", ["target_steps", "batch", output.out_features])
     writer.write(path)
 

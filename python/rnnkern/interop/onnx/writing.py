@@ -19,10 +19,9 @@ from rnnkern._version import __version__
 from rnnkern.devices import Weights, cell_facts, to_host
 from rnnkern.interop.gates import ORDERS, Order, Theirs
 from rnnkern.interop.onnx.graph import load_onnx
-from rnnkern.layers.base import Recurrent, state_names
-from rnnkern.layers.configured import spec_of
-from rnnkern.layers.linear import Linear
-from rnnkern.layers.weights import parameter_names
+from rnnkern.interop.parts import own_weights, parts_of
+from rnnkern.layers.configured import Configured, state_names
+from rnnkern.layers.parameters import Parameters
 
 _OPSET, _IR = 17, 8  # of 2022: what runtimes have had since then
 _OPEN = 100.0  # σ of it is 1 in float64, too
@@ -102,7 +101,7 @@ class Writer:
 
 
 def write_layer(
-    layer: Recurrent,
+    layer: Configured,
     path: str | os.PathLike[str],
     *,
     state: bool,
@@ -129,16 +128,16 @@ def write_layer(
     writer.write(path)
 
 
-def write_linear(layer: Linear, path: str | os.PathLike[str]) -> None:
+def write_linear(params: Parameters, dtype: np.dtype[Any], path: str | os.PathLike[str]) -> None:
     """The file that `Linear.to_onnx` describes."""
-    writer = Writer("to_onnx", layer.dtype)
-    x = writer.input("x", layer.dtype, None)
-    writer.output(add_linear(writer, layer, x), "y", None)
+    writer = Writer("to_onnx", dtype)
+    x = writer.input("x", dtype, None)
+    writer.output(add_linear(writer, params, x), "y", None)
     writer.write(path)
 
 
 def input_of(
-    writer: Writer, layer: Recurrent, name: str, axes: Sequence[str], *, tokens: bool
+    writer: Writer, layer: Configured, name: str, axes: Sequence[str], *, tokens: bool
 ) -> str:
     """A layer's x as an input of the graph; tokens become one-hot rows."""
     if not tokens:
@@ -150,19 +149,19 @@ def input_of(
     return hot
 
 
-def add_linear(writer: Writer, layer: Linear, x: str, name: str = "linear") -> str:
-    """The nodes of a ``Linear``, and their output."""
-    weight = writer.constant(f"{name}_weight", to_host(layer.params["weight"]).T)
+def add_linear(writer: Writer, params: Parameters, x: str, name: str = "linear") -> str:
+    """The nodes of a ``Linear`` with these parameters, and their output."""
+    weight = writer.constant(f"{name}_weight", to_host(params["weight"]).T)
     y: str = writer.node("MatMul", x, weight, name=f"{name}_product")
-    if layer.bias:
-        bias = writer.constant(f"{name}_bias", to_host(layer.params["bias"]))
+    if "bias" in params:
+        bias = writer.constant(f"{name}_bias", to_host(params["bias"]))
         y = writer.node("Add", y, bias, name=name)
     return y
 
 
 def add_layer(
     writer: Writer,
-    layer: Recurrent,
+    layer: Configured,
     x: str,
     states: Sequence[str],
     lengths: str,
@@ -229,7 +228,7 @@ def _split(writer: Writer, state: str, layers: int, directions: int) -> list[str
     return parts
 
 
-def _operator(layer: Recurrent) -> tuple[str, Any]:
+def _operator(layer: Configured) -> tuple[str, Any]:
     """ONNX's operator for the layer, and its attributes by the number of directions."""
     kind, config = type(layer).__name__, layer.config()
     if kind in _AS_GRU:
@@ -244,19 +243,13 @@ def _operator(layer: Recurrent) -> tuple[str, Any]:
     return kind, lambda directions: {}
 
 
-def _parts(layer: Recurrent) -> list[Theirs]:
+def _parts(layer: Configured) -> list[Theirs]:
     """The layer's parameters as ONNX has them, by layer and direction."""
-    kind, spec = type(layer).__name__, spec_of(layer)
-    places = _AS_GRU.get(kind)
-    facts = spec.facts if places is None else cell_facts("gru_before")
-    order = Order("ONNX", kind if places is None else "GRU", facts)
-    found = []
-    for names in parameter_names(spec):
-        own = Weights.of(None if name is None else to_host(layer.params[name]) for name in names)
-        if places is not None:
-            own = _as_gru(own, layer.gates, places)
-        found.append(order.to_theirs(own))
-    return found
+    places = _AS_GRU.get(type(layer).__name__)
+    if places is None:
+        return parts_of(layer, "ONNX")
+    order = Order("ONNX", "GRU", cell_facts("gru_before"))
+    return [order.to_theirs(_as_gru(w, layer.gates, places)) for w in own_weights(layer)]
 
 
 def _as_gru(own: Weights, gates: Sequence[str], places: Sequence[str | None]) -> Weights:
