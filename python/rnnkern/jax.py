@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnkern import _core
-from rnnkern.devices import to_host
+from rnnkern.devices import cell_facts, to_host
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.configured import spec_of
 from rnnkern.layers.weights import parameter_names, parameter_shapes
@@ -228,7 +228,7 @@ def _shapes(call: _Call, x: Array, states: tuple[Array, ...]) -> tuple[list[Any]
     steps, batch, _ = x.shape
     shaped = functools.partial(jax.ShapeDtypeStruct, dtype=x.dtype)
     results = [shaped((steps, batch, call.units)), *(shaped(s.shape) for s in states)]
-    kept, saved = [], _core.cells()[call.cell]["saved"]
+    kept, saved = [], cell_facts(call.cell).saved
     if saved:
         kept.append(shaped((steps * batch, saved, call.units)))
     if len(states) > 1:

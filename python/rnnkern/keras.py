@@ -33,21 +33,8 @@ def _run_torch(layer: Any, x: Tensor, states: list[Tensor], weights: list[Tensor
     from rnnkern.torch.calls import Spec
     from rnnkern.torch.functions import run
 
-    config = layer.config()
-    spec = Spec(
-        kind=type(layer).__name__,
-        option=str(config.get("reset", config.get("nonlinearity", ""))),
-        inputs=layer.input_size,
-        units=layer.hidden_size,
-        layers=1,
-        bidirectional=False,
-        bias=layer.bias,
-        dropout=0.0,
-        compute=None,
-        theirs=False,
-    )
     h, c = ([s[None] for s in states] + [None])[:2]
-    y, *last = run(spec, x, h, c, weights, None, training=False)
+    y, *last = run(Spec.of(layer), x, h, c, weights, None, training=False)
     return y, [s[0] for s in last[: len(states)]]
 
 

@@ -58,6 +58,23 @@ class Spec(NamedTuple):
     compute: str | None
     theirs: bool
 
+    @classmethod
+    def of(cls, layer: Recurrent) -> Spec:
+        """What a layer is."""
+        kind = type(layer).__name__
+        return cls(
+            kind,
+            getattr(layer, _OPTIONS[kind]) if kind in _OPTIONS else "",
+            layer.input_size,
+            layer.hidden_size,
+            layer.num_layers,
+            layer.bidirectional,
+            layer.bias,
+            layer.dropout,
+            layer.compute,
+            theirs=False,
+        )
+
     @property
     def directions(self) -> int:
         """D."""
