@@ -90,15 +90,23 @@ def _can(given: Any, sequences: Tensor, mask: Any, training: bool) -> bool:
     activations = (known.tanh, known.relu) if given._kind == "RNN" else (known.tanh,)
     gates = getattr(cell, "recurrent_activation", known.sigmoid)
     dropped = training and (cell.dropout or cell.recurrent_dropout)
-    device = getattr(sequences, "device", None)
     return (
         cell.activation in activations
         and gates is known.sigmoid
         and not dropped
         and cell.compute_dtype in ("float32", "float64")
         and sequences.shape[1] != 0
-        and getattr(device, "type", "cpu") == "cpu"  # not where shapes alone are asked for
+        and _on_cpu(sequences)
     )
+
+
+def _on_cpu(tensor: Tensor) -> bool:
+    """Whether it is computed there, and not where shapes alone are asked for."""
+    if keras.backend.backend() == "jax":  # what is traced has no device yet
+        import jax
+
+        return bool(jax.default_backend() == "cpu")
+    return bool(tensor.device.type == "cpu")
 
 
 def _ours(given: Any, inputs: int) -> Any:

@@ -79,6 +79,14 @@ for options in ({"recurrent_activation": "hard_sigmoid"}, {"activation": "relu"}
     mine.set_weights(theirs.get_weights())
     same(mine(x), expected)
     assert loops == before
+if keras.backend.backend() == "jax":
+    import jax
+
+    here, layer = jax.default_backend, ours.LSTM(7)
+    assert ours._can(layer, x, None, False)
+    jax.default_backend = lambda: "gpu"  # where our kernels are not
+    assert not ours._can(layer, x, None, False)
+    jax.default_backend = here
 mask = np.array([[1, 1, 0, 0, 0, 0], [1] * 6, [0] * 6], bool)
 theirs, mine = keras.layers.GRU(7), ours.GRU(7)
 expected, before = theirs(x, mask=mask), loops
