@@ -295,18 +295,17 @@ def test_it_is_fitted_and_goes_on(attention: str | None, tmp_path: Path) -> None
         return float(np.mean([t == s[::-1].tolist() for t, s in zip(told, sources, strict=True)]))
 
     whole, model, path = build(), build(), tmp_path / "run"
-    options: dict[str, Any] = {
-        "epochs": 40,
-        "schedule": lambda step: 0.02,
-        "measures": {"right": right},
-    }
-    history = rk.fit(whole, data, **options)
+
+    def fitted(model: rk.Seq2Seq, epochs: int, **options: Any) -> rk.History:
+        adam = rk.Adam(model, lr=0.02)
+        measures = {"right": right}
+        return rk.fit(model, data, epochs=epochs, optimizer=adam, measures=measures, **options)
+
+    history = fitted(whole, 40)
     assert history["right"][-1] > 0.9
-    options["epochs"] = 2
-    rk.fit(model, data, **options, path=path)
+    fitted(model, 2, path=path)
     model = build()
-    options["epochs"] = 3
-    longer = rk.fit(model, data, **options, path=path, resume=True)
+    longer = fitted(model, 3, path=path, resume=True)
     assert_same_bits("loss", longer["loss"], history["loss"][:3])
     found = rk.load(path)
     assert found.params == model.params

@@ -70,7 +70,7 @@ def test_it_is_the_loop_that_one_would_write(clip: float | None) -> None:
         return 0.02 / (1 + step)
 
     model, by_hand = build(), build()
-    history = rk.fit(model, data(), epochs=3, schedule=rate, clip=clip)
+    history = rk.fit(model, data(), epochs=3, optimizer=rk.Adam(model, lr=rate), clip=clip)
     optimizer, batches, means = rk.Adam(by_hand), data(), []
     for _ in range(3):
         total = 0.0
@@ -119,7 +119,7 @@ def test_the_best_model_is_kept(tmp_path: Path) -> None:
         data(),
         valid=data(5),
         epochs=30,
-        schedule=rate,
+        optimizer=rk.Adam(model, lr=rate),
         patience=4,
         measures={"kept": keep},
         path=path,
@@ -133,14 +133,15 @@ def test_the_best_model_is_kept(tmp_path: Path) -> None:
     again = build()
     more: dict[str, Any] = {
         "valid": data(5),
-        "schedule": rate,
         "measures": {"kept": keep},
         "path": path,
+        "resume": True,
     }
-    resumed = rk.fit(again, data(), epochs=30, patience=4, resume=True, **more)
+    adam = rk.Adam(again, lr=rate)
+    resumed = rk.fit(again, data(), epochs=30, optimizer=adam, patience=4, **more)
     assert_same_bits("history", resumed.array, history.array)
     assert again.params == best
-    longer = rk.fit(again, data(), epochs=len(history) + 1, resume=True, **more)
+    longer = rk.fit(again, data(), epochs=len(history) + 1, optimizer=adam, **more)
     assert len(longer) == len(history) + 1
     np.testing.assert_array_equal(longer.array[:-1], history.array)
 
@@ -168,19 +169,16 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
 ) -> None:
     valid = data(5) if with_valid else None
     whole = build(dropout=0.3)
-    optimizer = rk.Adam(whole)
-    want = rk.fit(
-        whole, data(), valid=valid, epochs=4, optimizer=optimizer, schedule=interrupted(-1, error)
-    )
+    optimizer = rk.Adam(whole, lr=interrupted(-1, error))
+    want = rk.fit(whole, data(), valid=valid, epochs=4, optimizer=optimizer)
     path = tmp_path / "run"
     for stop in (2, 7, 7, -1):
         model = build(dropout=0.3)
-        own = rk.Adam(model)
+        own = rk.Adam(model, lr=interrupted(stop, error))
         arguments: dict[str, Any] = {
             "valid": valid,
             "epochs": 4,
             "optimizer": own,
-            "schedule": interrupted(stop, error),
             "path": path,
             "resume": True,
             "save_every": save_every,
@@ -209,7 +207,9 @@ def rate(step):
         os.kill(os.getpid(), signal.SIGKILL)
     return 0.01
 
-rk.fit(build(), data(), valid=data(5), epochs=5, schedule=rate, path=sys.argv[1], save_every=0.0)
+model = build()
+adam = rk.Adam(model, lr=rate)
+rk.fit(model, data(), valid=data(5), epochs=5, optimizer=adam, path=sys.argv[1], save_every=0.0)
 """
 
 
@@ -220,9 +220,11 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     )
     assert ended.returncode == -signal.SIGKILL
     whole, model = build(), build()
-    options: dict[str, Any] = {"valid": data(5), "epochs": 5, "schedule": lambda step: 0.01}
-    want = rk.fit(whole, data(), **options)
-    got = rk.fit(model, data(), **options, path=path, resume=True)
+    options: dict[str, Any] = {"valid": data(5), "epochs": 5}
+    want = rk.fit(whole, data(), **options, optimizer=rk.Adam(whole, lr=0.01))
+    got = rk.fit(
+        model, data(), **options, optimizer=rk.Adam(model, lr=0.01), path=path, resume=True
+    )
     assert_same_bits("history", losses(got), losses(want))
     assert model.params == whole.params
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
@@ -246,9 +248,9 @@ def test_a_run_that_diverges_says_so_and_changes_nothing() -> None:
         return 0.01
 
     kept: dict[str, Any] = {}
-    optimizer = rk.Adam(model)
+    optimizer = rk.Adam(model, lr=rate)
     with np.errstate(all="ignore"), pytest.raises(ArithmeticError, match="diverged in step 2"):
-        rk.fit(model, data(), epochs=2, optimizer=optimizer, schedule=rate)
+        rk.fit(model, data(), epochs=2, optimizer=optimizer)
     assert model.params == kept
     assert optimizer.steps == 2
 

@@ -36,7 +36,6 @@ def fit(
     valid: Any = None,
     epochs: int = 10,
     optimizer: Optimizer | None = None,
-    schedule: Callable[[int], float] | None = None,
     clip: float | None = 1.0,
     loss: Any = None,
     measures: Mapping[str, Callable[[Any], float]] | None = None,
@@ -61,9 +60,8 @@ def fit(
         valid: The same, not learned from: its loss is looked at after every epoch. In the end the
             model has the parameters with which that was least.
         epochs: How often to go through the data.
-        optimizer: Of the model's parameters; ``None`` is ``Adam(model)``.
-        schedule: The learning rate of each step, a function of its number from 0, as a `Schedule`;
-            ``None`` is the optimizer's own.
+        optimizer: Of the model's parameters, with the learning rate, a number or a `Schedule`;
+            ``None`` is ``Adam(model)``.
         clip: Bound on the norm of the gradients; ``None`` is none.
         loss: As of the model's ``loss_and_grads``; ``None`` is the model's own.
         measures: Functions of the model, by name, whose values after every epoch are noted.
@@ -137,7 +135,7 @@ def fit(
         before = run.seconds
         while run.epoch < epochs and (patience is None or run.without_gain < patience):
             for batch in batches_of(data, run.epoch, run.batch):
-                rate = optimizer.lr if schedule is None else float(schedule(optimizer.steps))
+                rate = optimizer.lr
                 key = dropout_key(seed, optimizer.steps, ranks.rank)
                 run.note(*advance(model, batch, optimizer, rate, bound, key, loss, ranks))
                 run.lr = rate
