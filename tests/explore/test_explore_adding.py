@@ -44,7 +44,7 @@ def test_gates_help() -> None:
             "hidden_size": 32,
             "outputs": 1,
             "readout": "last",
-            "loss": "squared-error",
+            "loss": "mse",
         },
         baseline=lambda length: BASELINE,
         remembers="always 1",

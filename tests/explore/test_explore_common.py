@@ -28,14 +28,14 @@ def small_batch(readout: str, loss: str) -> Batch:
     rng = np.random.default_rng(3)
     places = (6, 4) if readout == "all" else (4,)
     targets: np.ndarray[Any, Any] = rng.integers(0, 3, places)
-    if loss == "squared-error":
+    if loss == "mse":
         targets = rng.standard_normal((*places, 3))
     mask = rng.random(places) < 0.7
     return Batch(rng.integers(0, 5, (6, 4)), targets, np.array([6, 3, 1, 5]), mask)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("loss", ["cross-entropy", "squared-error"])
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "mse"])
 @pytest.mark.parametrize("readout", ["all", "last", "mean"])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_gradients_of_a_model_are_those_of_its_loss(
@@ -69,7 +69,7 @@ def test_gradients_of_a_model_are_those_of_its_loss(
 
 
 def test_without_a_mask_the_live_steps_count() -> None:
-    batch = small_batch("all", "cross-entropy")
+    batch = small_batch("all", "softmax_cross_entropy")
     assert batch.lengths is not None
     model = Model("rnn", 5, 4, 3, dtype="float64")
     live = np.arange(6)[:, None] < batch.lengths
@@ -81,7 +81,7 @@ def test_without_a_mask_the_live_steps_count() -> None:
 
 def test_the_mean_is_over_the_live_steps() -> None:
     model = Model("rnn", 5, 4, 3, readout="mean", dtype="float64")
-    x, lengths = small_batch("mean", "cross-entropy").x, np.array([6, 3, 1, 5])
+    x, lengths = small_batch("mean", "softmax_cross_entropy").x, np.array([6, 3, 1, 5])
     whole = model.predict(x, lengths)
     for row, n in enumerate(lengths):
         alone = model.predict(x[:n, row : row + 1], lengths[row : row + 1])
@@ -112,7 +112,7 @@ def test_the_rate_falls_in_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> No
         return 0.0
 
     monkeypatch.setattr(model, "step", noted)
-    batch, rng = small_batch("last", "cross-entropy"), np.random.default_rng(0)
+    batch, rng = small_batch("last", "softmax_cross_entropy"), np.random.default_rng(0)
     Run(cells=["rnn"]).train(model, lambda _: batch, 10, rng=rng, decay=0.4)
     assert rates == pytest.approx([0.5] * 7 + [0.375, 0.25, 0.125])
 
@@ -126,13 +126,13 @@ def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
             "step",
             lambda grads, lr: norms.append(np.sqrt(sum((g**2).sum() for g in grads.values()))),
         )
-        model.step(small_batch("last", "cross-entropy"))
+        model.step(small_batch("last", "softmax_cross_entropy"))
     assert norms[0] == pytest.approx(1e-3, rel=1e-5)
     assert norms[1] > 1e-2
 
 
 def test_a_diverged_step_is_an_error_and_changes_nothing() -> None:
-    model = Model("rnn", 1, 4, 1, readout="last", loss="squared-error", seed=0)
+    model = Model("rnn", 1, 4, 1, readout="last", loss="mse", seed=0)
     before = {name: p.copy() for name, p in model.params.items()}
     with pytest.raises(ArithmeticError, match="step 0"):
         model.step(Batch(np.full((3, 2, 1), np.nan, np.float32), np.zeros((2, 1), np.float32)))
@@ -213,7 +213,10 @@ def test_the_bar_is_the_share_of_the_whole_program() -> None:
 
     run = Run(cells=["rnn"], progress=Bar())
     run.expect(4)
-    batch, model = small_batch("last", "cross-entropy"), Model("rnn", 5, 4, 3, readout="last")
+    batch, model = (
+        small_batch("last", "softmax_cross_entropy"),
+        Model("rnn", 5, 4, 3, readout="last"),
+    )
     for name in ("one", "two"):
         run.train(model, lambda _: batch, 2, rng=np.random.default_rng(0), text=name)
     assert [fraction for fraction, _ in shown] == [0.25, 0.5, 0.75, 1.0]

@@ -27,6 +27,7 @@ from rnnkern.explore.model import Model
 from rnnkern.explore.pictures import save_figure
 from rnnkern.explore.result import Result
 from rnnkern.explore.run import Run
+from rnnkern.models.summary import num_parameters
 
 RUN = Run(cells=["rnn"])
 
@@ -87,9 +88,9 @@ def test_asked_brackets_are_not_trained_on() -> None:
 @pytest.mark.parametrize("cell", list(CELLS))
 def test_numbers_of_parameters_are_alike(cell: str) -> None:
     counts = [
-        Model(
-            cell, TOKENS, units, KINDS, num_layers=layers, bidirectional=reads == "both ways"
-        ).parameter_count
+        num_parameters(
+            Model(cell, TOKENS, units, KINDS, num_layers=layers, bidirectional=reads == "both ways")
+        )
         for (reads, layers), units in units_of(cell, 8000).items()
     ]
     assert len(counts) == 6

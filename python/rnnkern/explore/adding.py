@@ -45,7 +45,7 @@ def measure(run: Run) -> Result:
             "hidden_size": _HIDDEN,
             "outputs": 1,
             "readout": "last",
-            "loss": "squared-error",
+            "loss": "mse",
         },
         baseline=lambda length: BASELINE,
         remembers="always 1",

@@ -102,7 +102,7 @@ def _train(run: Run, cell: str, clip: str, seed: int, steps: int) -> _Course:
         _HIDDEN,
         1,
         readout="last",
-        loss="squared-error",
+        loss="mse",
         seed=seed,
         dtype="float64",
         recurrent_init="orthogonal",

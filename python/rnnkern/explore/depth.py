@@ -15,6 +15,7 @@ from rnnkern.explore.model import Batch, Model
 from rnnkern.explore.pictures import draw_shares, new_figure
 from rnnkern.explore.result import Result, spread
 from rnnkern.explore.run import Experiment, Run
+from rnnkern.models.summary import num_parameters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +98,7 @@ def learned(
     errors = {
         name: 100.0 * float(wrong[batch.x == token].mean()) for name, token in _ERRORS.items()
     }
-    return model.parameter_count, errors
+    return num_parameters(model), errors
 
 
 def measure(run: Run) -> Result:
@@ -193,7 +194,7 @@ def units_of(cell: str, about: int) -> dict[tuple[str, int], int]:
 
 
 def _parameters(cell: str, reads: str, layers: int, units: int) -> int:
-    return _model(cell, reads, layers, units, 0).parameter_count
+    return num_parameters(_model(cell, reads, layers, units, 0))
 
 
 depth = Experiment(

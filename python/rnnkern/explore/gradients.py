@@ -162,7 +162,7 @@ def _model(cell: str, radius: float, seed: int) -> Model:
         _HIDDEN,
         1,
         readout="last",
-        loss="squared-error",
+        loss="mse",
         lr=_LR,
         seed=seed,
         dtype="float64",

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +14,9 @@ from rnnkern._checks import Array, choice
 from rnnkern.cells import CELLS
 from rnnkern.explore.memory import remember
 from rnnkern.layers import Linear, StateGradients, Tape
+from rnnkern.models.losses import loss_named
 from rnnkern.models.model import Model as RecurrentModel
 from rnnkern.training.clip import clip_grad_norm
-from rnnkern.training.losses import mse, softmax_cross_entropy
 from rnnkern.training.optim import Adam
 
 Ints = NDArray[np.int64]
@@ -52,7 +50,7 @@ class Model(RecurrentModel):
         hidden_size: H, units of each layer and direction.
         outputs: Classes, or numbers to be predicted.
         readout: As of a ``rnnkern.Model``.
-        loss: "cross-entropy" of classes, or "squared-error".
+        loss: As of a ``rnnkern.Model``: "softmax_cross_entropy" of classes, or "mse".
         lr: Learning rate.
         clip: Bound on the norm of the gradients.
         seed: Of the initial parameters.
@@ -73,7 +71,7 @@ class Model(RecurrentModel):
         outputs: int,
         *,
         readout: str = "all",
-        loss: str = "cross-entropy",
+        loss: str = "softmax_cross_entropy",
         lr: float = 1e-3,
         clip: float = 1.0,
         seed: int = 0,
@@ -101,15 +99,9 @@ class Model(RecurrentModel):
             remember(recurrent, memory, np.random.default_rng(seed))
         features = recurrent.num_directions * hidden_size
         head = Linear(features, outputs, dtype=dtype, seed=of_head)
-        super().__init__(recurrent, head, readout=readout)
-        self._function = _LOSSES[choice("loss", loss, tuple(_LOSSES))]
+        super().__init__(recurrent, head, readout=readout, loss=loss)
         self.clip = clip
         self.optimizer = Adam(self.params, lr)
-
-    @property
-    def parameter_count(self) -> int:
-        """Numbers that training changes."""
-        return sum(p.size for p in self.params.values())
 
     def accuracy(self, batch: Batch) -> float:
         """The share of the targets that count whose class is the likeliest by the model."""
@@ -120,22 +112,18 @@ class Model(RecurrentModel):
 
     def loss_of(self, batch: Batch) -> float:
         """The loss on a batch that is not learned from."""
-        return self.evaluate(
-            batch.x, batch.targets, batch.lengths, mask=batch.mask, loss=self._function
-        )
+        return self.evaluate(batch.x, batch.targets, batch.lengths, mask=batch.mask)
 
     def loss_and_gradients(self, batch: Batch) -> tuple[float, dict[str, Array]]:
         """The loss, and its gradients by the names in ``params``."""
-        loss, grads = self.loss_and_grads(
-            batch.x, batch.targets, batch.lengths, mask=batch.mask, loss=self._function
-        )
+        loss, grads = self.loss_and_grads(batch.x, batch.targets, batch.lengths, mask=batch.mask)
         return loss, grads.params
 
     def trace(self, batch: Batch) -> tuple[Tape, list[StateGradients]]:
         """The tape, and the gradients of every step's state and gates in the loss."""
         outputs, _, tape = self.forward(batch.x, None, batch.lengths)
         counted = self._counted(outputs, batch.lengths, batch.mask)
-        _, doutputs = self._function(outputs, batch.targets, counted)
+        _, doutputs = loss_named(self.loss)(outputs, batch.targets, counted)
         traced = tape.backward(doutputs, state_gradients=True).steps
         assert traced is not None
         return tape.recurrent, traced
@@ -154,9 +142,3 @@ class Model(RecurrentModel):
             )
         self.optimizer.step(grads, lr)
         return loss
-
-
-_LOSSES: dict[str, Callable[..., Any]] = {
-    "cross-entropy": softmax_cross_entropy,
-    "squared-error": mse,
-}

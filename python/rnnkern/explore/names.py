@@ -17,6 +17,7 @@ from rnnkern.explore.pictures import BLUE, VERMILION, new_figure
 from rnnkern.explore.result import Result, spread
 from rnnkern.explore.run import Experiment, Run
 from rnnkern.explore.sentences import Vocabulary, collect, pick, split_words
+from rnnkern.models.summary import num_parameters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,7 +154,7 @@ def measure(run: Run) -> Result:
                     decay=0.5,
                 )
                 row: dict[str, Any] = {"cell": cell, "reads": reads, "units": units}
-                row |= {"parameters": model.parameter_count, "seed": seed}
+                row |= {"parameters": num_parameters(model), "seed": seed}
                 rows.append(row | {c: 100.0 * model.accuracy(b) for c, b in questions.items()})
     rows.sort(key=lambda row: run.cells.index(row["cell"]))
     return Result(
@@ -230,7 +231,7 @@ def _units(cell: str) -> dict[str, int]:
 
 
 def _parameters(cell: str, reads: str, units: int) -> int:
-    return _model(cell, reads, units, 0).parameter_count
+    return num_parameters(_model(cell, reads, units, 0))
 
 
 def _part(learned: Sequence[Sentence], random: np.random.Generator) -> Batch:
