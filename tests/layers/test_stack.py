@@ -173,6 +173,21 @@ def test_nothing_goes_round_past_a_rows_end(batch_first: bool) -> None:
     assert all(np.isfinite(g).all() for g in grads.values())
 
 
+def test_a_tape_has_its_own_lengths() -> None:
+    stack, lengths = (
+        rk.Stack([rk.GRU(4, 4, seed=k) for k in range(2)], residual=True),
+        LENGTHS.copy(),
+    )
+    x = np.random.default_rng(0).standard_normal((T, B, 4)).astype(np.float32)
+    y, _, tape = stack.forward(x, None, lengths)
+    dlast = np.ones((B, 4), np.float32)
+    dx, _, grads = tape.backward(y, dlast=dlast)
+    lengths[:] = T
+    dx_after, _, after = tape.backward(y, dlast=dlast)
+    assert np.array_equal(dx, dx_after)
+    assert all(np.array_equal(gradient, after[name]) for name, gradient in grads.items())
+
+
 def random_states_of(stack: rk.Stack, rng: np.random.Generator) -> Any:
     """One for each layer, of a batch of B."""
     states: list[Any] = []

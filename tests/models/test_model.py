@@ -191,6 +191,15 @@ def test_padding_does_not_count(readout: str, both: bool) -> None:
         assert_close(f"row {row}", got, alone[:, 0] if readout == "all" else alone[0], 1e-6)
 
 
+@pytest.mark.parametrize("readout", READOUTS)
+def test_a_tape_has_its_own_lengths(readout: str) -> None:
+    model, lengths = build(readout=readout, embedding=False), LENGTHS.copy()
+    outputs, _, tape = model.forward(data(readout, embedding=False)[0], lengths=lengths)
+    before = tape.backward(outputs)
+    lengths[:] = STEPS
+    assert np.array_equal(before.x, tape.backward(outputs).x)
+
+
 def test_the_loss_is_over_the_live_steps() -> None:
     x, targets = data("all", True)
     model = build()

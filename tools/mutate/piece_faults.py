@@ -62,14 +62,14 @@ _PIECES = [
     fault(
         f"{_LAYERS}/stack.py",
         "a-residual-connection-passes-the-end-of-a-row",
-        "        if k == 0 and lengths is not None:",
-        "        if k < 0 and lengths is not None:",
+        "        if k == 0:",
+        "        if k < 0:",
         "layers/test_stack.py::test_nothing_goes_round_past_a_rows_end",
     ),
     fault(
-        f"{_LAYERS}/stack.py",
+        f"{_LAYERS}/stack_tape.py",
         "a-residual-connections-gradient-passes-the-end",
-        "                dy = stack._within(dy, lengths)\n",
+        "                dy = whole.within(dy)\n",
         "                pass\n",
         "layers/test_stack.py::test_nothing_goes_round_past_a_rows_end",
     ),

@@ -10,8 +10,9 @@ from rnnkern.layers.gradients import Gradients, StateGradients
 from rnnkern.layers.layer_norm import LayerNorm, LayerNormTape
 from rnnkern.layers.linear import FrozenLinear, Linear, LinearTape
 from rnnkern.layers.parameters import Parameters
-from rnnkern.layers.stack import FrozenStack, Stack, StackTape
+from rnnkern.layers.stack import FrozenStack, Stack
 from rnnkern.layers.stack_stream import StackStream
+from rnnkern.layers.stack_tape import StackTape
 from rnnkern.layers.stream import Stream
 from rnnkern.layers.tape import Tape
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, SupportsIndex, Union
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias, Union
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from rnnkern._checks import Array, conversion, dtype_text, host_array, positive_
 from rnnkern.devices import Device, LayerSpec
 
 State = Union[Array, "tuple[Array, Array]"]
+StackState: TypeAlias = "Sequence[State | None]"  # one for each layer, from the first up
 
 
 class Input(NamedTuple):

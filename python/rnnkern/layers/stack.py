@@ -4,24 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rnnkern._checks import Array, boolean, explains_options, finite_float, host_array
+from rnnkern._checks import Array, boolean, explains_options, finite_float
 from rnnkern.devices import get_device, masked
-from rnnkern.layers.arguments import State, check_dropout_key, split_key, states_of
+from rnnkern.layers.arguments import StackState, State, check_dropout_key, split_key, states_of
 from rnnkern.layers.base import Recurrent, layout_of
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.frozen import Frozen
-from rnnkern.layers.gradients import Gradients, StateGradients
 from rnnkern.layers.network import dropout_mask
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.stack_stream import StackStream
-from rnnkern.layers.tape import Tape
-
-StackState: TypeAlias = "Sequence[State | None]"  # one for each layer, from the first up
+from rnnkern.layers.stack_tape import StackTape
+from rnnkern.layers.steps import Steps
 
 
 class Stack(Fixed):
@@ -168,7 +165,7 @@ class Stack(Fixed):
             last.append(own)
             tapes.append(tape)
             masks.append(mask)
-        return y, tuple(last), StackTape(self, tapes, masks, y, lengths)
+        return y, tuple(last), StackTape(tapes, masks, self.residual, self._steps(y, lengths))
 
     def last_output(self, y: Array, state: Sequence[State], lengths: Any = None) -> Array:
         """The last output of every row, of what a call gave: each direction's where it ends.
@@ -187,13 +184,7 @@ class Stack(Fixed):
         h = self.layers[-1].last_output(y, state[-1], lengths)
         if not self.residual[-1]:
             return h
-        steps = self._steps_axis(y)
-        ends = self._ends(y, lengths)
-        some = ends.any(axis=steps)  # rows without steps have given nothing
-        zero = self.dtype.type(0)
-        at_end = self._device.xp.where(self._device.put(ends), y, zero).sum(axis=steps)
-        last: Array = self._device.xp.where(self._device.put(some), at_end, h)
-        return last
+        return self._steps(y, lengths).last(y, h)
 
     def freeze(self) -> FrozenStack:
         """A packed snapshot of the parameters as they are now, to be called as the stack is."""
@@ -253,8 +244,8 @@ class Stack(Fixed):
                 f"x must be {self.dtype.name}, since residual adds it to what the first layer "
                 f"gives, got tokens of {given.dtype.name}"
             )
-        if k == 0 and lengths is not None:  # further up it is 0 past a row's length
-            given = self._within(given, lengths)
+        if k == 0:  # further up it is 0 past a row's length
+            given = self._steps(y, lengths).within(given)
         with np.errstate(all="ignore"):
             if out is None or k < len(self.layers) - 1:
                 total: Array = y + given
@@ -279,135 +270,14 @@ class Stack(Fixed):
             if device.overlap(out, array):
                 raise ValueError(f"out must not share memory with {name}, got arrays that overlap")
 
-    def _steps_axis(self, y: Array) -> int:
-        return 1 if self.batch_first and y.ndim == 3 else 0
-
-    def _within(self, array: Array, lengths: Any) -> Array:
-        """An array shaped as y that is 0 past each row's length."""
-        live = self._laid_out(array, lambda t, ends: (t < ends)[..., None], lengths)
-        within: Array = self._device.xp.where(self._device.put(live), array, self.dtype.type(0))
-        return within
-
-    def _ends(self, y: Array, lengths: Any) -> NDArray[np.bool_]:
-        """Where in y the last outputs are: of the second direction at the first step."""
-
-        def places(t: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
-            of_directions = (t == ends - 1, (t == 0) & (ends > 0))[: self.num_directions]
-            return np.repeat(np.stack(of_directions, axis=-1), self.hidden_size, axis=-1)
-
-        return self._laid_out(y, places, lengths)
-
-    def _laid_out(
-        self, y: Array, of: Callable[..., NDArray[np.bool_]], lengths: Any
-    ) -> NDArray[np.bool_]:
-        """What `of` says (T, B, ·) of steps (T, 1) and lengths (B,), with the axes of y."""
-        steps_axis = self._steps_axis(y)
-        steps, batch = y.shape[steps_axis], 1 if y.ndim == 2 else y.shape[1 - steps_axis]
-        ends = np.full(batch, steps) if lengths is None else host_array("lengths", lengths)
-        mask = of(np.arange(steps)[:, None], ends)
-        return mask[:, 0] if y.ndim == 2 else np.moveaxis(mask, 0, steps_axis)
-
-
-class StackTape:
-    """What one ``Stack.forward`` kept. ``backward`` may be called any number of times.
-
-    Example:
-        >>> stack = rk.Stack([rk.GRU(3, 4), rk.LSTM(4, 4)])
-        >>> y, state, tape = stack.forward(np.ones((5, 2, 3), np.float32))
-        >>> dx, (dh, (dh_top, dc_top)), grads = tape.backward(dlast=np.ones((2, 4), np.float32))
-
-    """
-
-    def __init__(
-        self,
-        stack: Stack,
-        tapes: list[Tape],
-        masks: list[Array | None],
-        y: Array,
-        lengths: Any,
-    ) -> None:
-        self._stack = stack
-        self._tapes = tapes
-        self._masks = masks
-        self._y = y
-        self._lengths = lengths
-
-    def __repr__(self) -> str:
-        return f"StackTape({self._tapes!r})"
-
-    def gates(self) -> list[dict[str, Array]]:
-        """What each gate gave at each step, as a layer's tape has it: of all layers in turn."""
-        return [gates for tape in self._tapes for gates in tape.gates()]
-
-    def backward(
-        self,
-        dy: Any = None,
-        dstate: StackState | None = None,
-        *,
-        dlast: Any = None,
-        state_gradients: bool = False,
-    ) -> Gradients:
-        """Gradients of a loss L by back-propagation through time.
-
-        Args:
-            dy: ∂L/∂y, shaped as y; None is zero.
-            dstate: ∂L/∂(last states), a list or tuple with that of each layer; None, also as one of
-                them, is zero.
-            dlast: ∂L/∂(last output), shaped as ``last_output`` gives it; None is zero.
-            state_gradients: whether to return those of every step's state and gates, as a layer's
-                tape does.
-
-        Returns:
-            `Gradients`, which unpacks to ∂L/∂x (None for tokens), a tuple of ∂L/∂(initial state) of
-            each layer, and ∂L/∂parameter by name; with `state_gradients` a fourth item, a list with
-            the `StateGradients` of all layers in turn.
-
-        Raises:
-            TypeError, ValueError: dy, dstate or dlast has the wrong dtype or shape.
-
-        """
-        stack, device, y, lengths = self._stack, self._stack._device, self._y, self._lengths
-        dstates = states_of("dstate", dstate, len(self._tapes))
-        if dy is not None:
-            dy = device.shaped("dy", dy, y.shape, stack.dtype)
-            if any(stack.residual) and lengths is not None:
-                dy = stack._within(dy, lengths)
-        first: list[State] = []
-        grads: dict[int, dict[str, Array]] = {}
-        steps: list[StateGradients] = []
-        for k in reversed(range(len(self._tapes))):
-            own = self._tapes[k].backward(
-                dy, dstates[k], dlast=dlast, state_gradients=state_gradients
-            )
-            mask, dx = self._masks[k], own.x
-            if mask is not None and dx is not None:
-                dx = masked(dx, mask)
-            if stack.residual[k]:
-                assert dx is not None
-                dx = self._beside(dx, dy, dlast)
-            dy, dlast = dx, None
-            first.insert(0, own.state)
-            steps = (own.steps or []) + steps
-            grads[k] = own.params
-        return Gradients(
-            params={f"{k}.{name}": a for k in sorted(grads) for name, a in grads[k].items()},
-            x=dy,
-            state=tuple(first),
-            steps=steps if state_gradients else None,
+    def _steps(self, y: Array, lengths: Any) -> Steps:
+        return Steps(
+            self._device,
+            y,
+            lengths,
+            batch_first=self.batch_first,
+            directions=self.num_directions,
         )
-
-    def _beside(self, dx: Array, dy: Array | None, dlast: Any) -> Array:
-        """∂L/∂(a layer's input) by way of the layer, and what goes round it."""
-        stack, device = self._stack, self._stack._device
-        with np.errstate(all="ignore"):
-            if dy is not None:
-                dx = dx + dy
-            if dlast is not None:
-                spread = device.array("dlast", dlast)
-                spread = spread[:, None] if stack._steps_axis(self._y) else spread[None]
-                ends = device.put(stack._ends(self._y, self._lengths))
-                dx = dx + device.xp.where(ends, spread, stack.dtype.type(0))
-        return dx
 
 
 class FrozenStack:

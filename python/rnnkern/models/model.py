@@ -20,8 +20,9 @@ from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.linear import Linear, LinearTape
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.stack import Stack
+from rnnkern.layers.steps import live_steps
 from rnnkern.models.losses import LOSSES, Loss, loss_named
-from rnnkern.models.readout import READOUTS, Readout, live_steps
+from rnnkern.models.readout import READOUTS, Readout
 from rnnkern.models.stream import ModelStream
 
 
@@ -296,7 +297,7 @@ class Model(Fixed):
         return array
 
     def _readout(self, y: Array, lengths: Any) -> Readout:
-        lengths = None if lengths is None else np.asarray(lengths, np.int64)
+        lengths = None if lengths is None else np.array(lengths, np.int64)  # the tape's own
         return Readout(self.readout, self._device, self._axis, y, lengths)
 
     def _counted(self, outputs: Array, lengths: Any, mask: Any) -> Array | None:

@@ -14,14 +14,9 @@ from numpy.typing import NDArray
 
 from rnnkern._checks import Array
 from rnnkern.devices import Device
+from rnnkern.layers.steps import live_steps
 
 READOUTS = ("all", "last", "mean", "max")
-
-
-def live_steps(steps: int, lengths: NDArray[np.int64], axis: int) -> NDArray[np.bool_]:
-    """Whether a step is within its row's length: (T, B), or (B, T) where ``axis`` is 1."""
-    live: NDArray[np.bool_] = np.arange(steps)[:, None] < lengths
-    return live if axis == 0 else live.T
 
 
 class Readout:

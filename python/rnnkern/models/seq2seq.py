@@ -20,11 +20,11 @@ from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.linear import Linear
 from rnnkern.layers.parameters import Parameters
+from rnnkern.layers.steps import live_steps
 from rnnkern.models.attention import Memory, attend
 from rnnkern.models.bridge import handed_back, handed_over
 from rnnkern.models.decoding import Decoder, decode, search
 from rnnkern.models.losses import Loss, loss_named
-from rnnkern.models.readout import live_steps
 from rnnkern.models.sampling import sample
 from rnnkern.models.seq2seq_tape import Seq2SeqTape
 from rnnkern.models.teaching import Teaching, teach
