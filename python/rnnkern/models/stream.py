@@ -60,8 +60,8 @@ class ModelStream:
         x = self._device.array("x", x)
         rows = np.flatnonzero(mask)
         live = self._device.put(rows)
-        if self._embedding is None or len(x) != self.batch:
-            features = x  # of the wrong number of rows: the layers say so
+        if self._embedding is None or (len(x), *np.shape(mask)) != (self.batch, self.batch):
+            features = x  # where x or the mask has another number of rows the layers say so
         else:
             shape = (*x.shape, self._embedding.features)
             features = self._device.xp.zeros(shape, self._embedding.dtype)
