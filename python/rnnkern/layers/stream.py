@@ -74,9 +74,7 @@ class Stream:
         self._rounding = weights
         self._round()
         self._packed: Network | None = None  # at the first block
-        h, c = self._layout.state("state", None, batch, unbatched=False)
-        # h and, where there is one, c in one array, so that no signal comes between the two.
-        self._hold(device.xp.stack([h] if c is None else [h, c]))
+        self._hold(self._as_states(None, batch))
         self._stepper = self._new_stepper()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -223,16 +221,11 @@ class Stream:
 
     @state.setter
     def state(self, state: State) -> None:
-        h, c = self._layout.state("state", state, self.batch, unbatched=False)
-        self._h[...] = h
-        if self._c is not None:
-            self._c[...] = c
+        self._states[...] = self._as_states(state, self.batch)
 
     def take(self, rows: Array) -> None:
         """Let row b go on from where row ``rows[b]`` is: a search's beams change places."""
-        for state in (self._h, self._c):
-            if state is not None:
-                state[...] = state[:, rows]
+        self._states[...] = self._states[:, :, rows]
 
     def reset(self, mask: Any = None) -> None:
         """Set the state to zero: all of it, or some rows' alone.
@@ -322,7 +315,10 @@ class Stream:
         self._stepper = self._new_stepper()
 
     def _as_states(self, state: State | None, count: int) -> Array:
-        """A state of so many rows as the stream holds its own."""
+        """A state of so many rows as the stream holds its own.
+
+        That is h and, where there is one, c in one array, so that no signal comes between the two.
+        """
         h, c = self._layout.state("state", state, count, unbatched=False)
         states: Array = self._network.device.xp.stack([h] if c is None else [h, c])
         return states
