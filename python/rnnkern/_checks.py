@@ -69,6 +69,14 @@ def finite_float(
     raise (ValueError if is_number else TypeError)(f"{wanted}, got {value!r}")
 
 
+def fraction(name: str, value: SupportsFloat) -> float:
+    """The number `value` in 0..1, 1 excluded."""
+    result = finite_float(name, value, minimum=0.0)
+    if result >= 1.0:
+        raise ValueError(f"{name} must be below 1, got {value!r}")
+    return result
+
+
 def choice(name: str, value: T, options: Sequence[T]) -> T:
     """`value`, which must be one of `options`."""
     if value not in options:

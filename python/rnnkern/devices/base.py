@@ -16,13 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnkern import _core
-from rnnkern._checks import (
-    Array,
-    choice,
-    conversion,
-    dtype_text,
-    on_gpu,
-)
+from rnnkern._checks import FLOATS, Array, choice, conversion, dtype_text, on_gpu
 from rnnkern.devices.kernels import NetworkKernels
 from rnnkern.devices.memory import Region
 from rnnkern.devices.spec import LayerSpec, Weights
@@ -103,6 +97,16 @@ class Device(ABC):
             )
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+        return array
+
+    def floats(self, name: str, value: Any) -> Array:
+        """`value` as an array of float32 or float64."""
+        array = self.array(name, value)
+        if array.dtype not in FLOATS:
+            raise TypeError(
+                f"{name} must be float32 or float64, got {dtype_text(array.dtype)}: "
+                f"{conversion(FLOATS[0])}"
+            )
         return array
 
     def contiguous(self, array: Array) -> Array:

@@ -201,9 +201,7 @@ class Layout:
             fresh: Array = self.device.xp.empty(shape, self.spec.dtype)
             return self.time_first(fresh, given)
         self.check_out(out, shape)
-        for name, array in (("x", given.x), ("state", h_0), ("state", c_0), *read):
-            if array is not None and self.device.overlap(out, array):
-                raise ValueError(f"out must not share memory with {name}, got arrays that overlap")
+        check_apart(self.device, out, (("x", given.x), ("state", h_0), ("state", c_0), *read))
         return self.time_first(out, given)
 
     def check_out(self, out: Array, shape: tuple[int, ...]) -> None:
@@ -261,6 +259,13 @@ def _check_lengths(lengths: Any, shape: tuple[int, ...]) -> Array:
         wrong = array.min() if array.min() < 0 else array.max()
         raise ValueError(f"lengths must lie in 0..{steps}, got {wrong}")
     return array.astype(np.int64)
+
+
+def check_apart(device: Device, out: Array, read: Iterable[tuple[str, Array | None]]) -> None:
+    """Refuse an `out` that shares memory with one of the arrays, by their names, that are read."""
+    for name, array in read:
+        if array is not None and device.overlap(out, array):
+            raise ValueError(f"out must not share memory with {name}, got arrays that overlap")
 
 
 def check_dropout_key(key: SupportsIndex, bits: int) -> int:

@@ -5,14 +5,7 @@ from __future__ import annotations
 
 from typing import Any, SupportsIndex
 
-from rnnkern._checks import (
-    FLOATS,
-    Array,
-    conversion,
-    dtype_text,
-    explains_options,
-    finite_float,
-)
+from rnnkern._checks import Array, explains_options, fraction
 from rnnkern.devices import get_device, masked
 from rnnkern.layers.arguments import check_dropout_key
 from rnnkern.layers.fixed import Fixed
@@ -54,9 +47,7 @@ class Dropout(Fixed):
 
     @explains_options
     def __init__(self, share: float, *, device: str = "cpu") -> None:
-        self.share = finite_float("share", share, minimum=0.0)
-        if self.share >= 1.0:
-            raise ValueError(f"share must be below 1, got {share!r}")
+        self.share = fraction("share", share)
         self._device = get_device(device)
         self.device = self._device.name
         self.params = Parameters({})
@@ -68,7 +59,7 @@ class Dropout(Fixed):
 
     def __call__(self, x: Any) -> Array:
         """``x``, float32 or float64 of any shape: inference drops nothing."""
-        return self._checked(x)
+        return self._device.floats("x", x)
 
     def forward(
         self, x: Any, *, dropout_key: SupportsIndex | None = None
@@ -86,7 +77,7 @@ class Dropout(Fixed):
             ValueError: The key is missing or out of range.
 
         """
-        x, mask = self._checked(x), None
+        x, mask = self._device.floats("x", x), None
         if dropout_key is not None:
             dropout_key = check_dropout_key(dropout_key, 64)
         elif self.share > 0.0:
@@ -95,15 +86,6 @@ class Dropout(Fixed):
             assert dropout_key is not None
             mask = dropout_mask(self._device, x.shape, x.dtype, self.share, dropout_key, _STREAM)
         return x if mask is None else masked(x, mask), DropoutTape(self, x, mask)
-
-    def _checked(self, x: Any) -> Array:
-        array = self._device.array("x", x)
-        if array.dtype not in FLOATS:
-            raise TypeError(
-                f"x must be float32 or float64, got {dtype_text(array.dtype)}: "
-                f"{conversion(FLOATS[0])}"
-            )
-        return array
 
 
 class DropoutTape:

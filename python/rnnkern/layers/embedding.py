@@ -14,7 +14,6 @@ from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.parameter import Parameter
 from rnnkern.layers.parameters import Parameters
-from rnnkern.layers.rows import as_rows
 
 
 class Embedding(Fixed):
@@ -143,10 +142,7 @@ class EmbeddingTape:
 
         """
         layer, device = self._layer, self._layer._device
-        dy = device.array("dy", dy)
-        expected = (*self._tokens.shape, layer.features)
-        if dy.shape != expected:
-            raise ValueError(f"dy must have shape {expected}, got {dy.shape}")
-        rows = as_rows(device, "dy", dy, layer.features, layer.dtype)
+        dy = device.shaped("dy", dy, (*self._tokens.shape, layer.features), layer.dtype)
+        rows = device.contiguous(dy).reshape(-1, layer.features)
         tokens = self._tokens.reshape(-1).astype(np.int64, copy=False)
         return Gradients(params={"weight": device.sums_by_token(tokens, rows, layer.tokens)})

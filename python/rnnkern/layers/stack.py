@@ -8,9 +8,16 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from rnnkern._checks import Array, boolean, explains_options, finite_float
+from rnnkern._checks import Array, boolean, explains_options, fraction
 from rnnkern.devices import get_device, masked
-from rnnkern.layers.arguments import StackState, State, check_dropout_key, split_key, states_of
+from rnnkern.layers.arguments import (
+    StackState,
+    State,
+    check_apart,
+    check_dropout_key,
+    split_key,
+    states_of,
+)
 from rnnkern.layers.base import Recurrent, layout_of
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.frozen import Frozen
@@ -70,9 +77,7 @@ class Stack(Fixed):
         _check_layers(self.layers)
         bottom, top = self.layers[0], self.layers[-1]
         self.residual = _residual(self.layers, residual)
-        self.dropout = finite_float("dropout", dropout, minimum=0.0)
-        if self.dropout >= 1.0:
-            raise ValueError(f"dropout must be below 1, got {dropout!r}")
+        self.dropout = fraction("dropout", dropout)
         self.input_size, self.hidden_size = bottom.input_size, top.hidden_size
         self.num_directions, self.output_size = top.num_directions, top.output_size
         self.batch_first, self.dtype = bottom.batch_first, bottom.dtype
@@ -260,15 +265,13 @@ class Stack(Fixed):
         if not isinstance(out, device.xp.ndarray):
             return
         of_states = [
-            device.array("state", part)
+            ("state", device.array("state", part))
             for state in states
             for part in (state if isinstance(state, (tuple, list)) else (state,))
             if part is not None
         ]
         params = ((f"params[{name!r}]", p) for name, p in self.params.items())
-        for name, array in (("x", x), *(("state", s) for s in of_states), *params):
-            if device.overlap(out, array):
-                raise ValueError(f"out must not share memory with {name}, got arrays that overlap")
+        check_apart(device, out, (("x", x), *of_states, *params))
 
     def _steps(self, y: Array, lengths: Any) -> Steps:
         return Steps(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rnnkern import _core
-from rnnkern._checks import FLOATS, Array, conversion, dtype_text, finite_float
+from rnnkern._checks import Array, dtype_text, finite_float
 from rnnkern.devices import Device, device_of
 
 
@@ -52,7 +52,7 @@ def softmax_cross_entropy(
     """
     smoothing = finite_float("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
     device = device_of(logits)
-    logits, targets = _floats(device, "logits", logits), device.array("targets", targets)
+    logits, targets = device.floats("logits", logits), device.array("targets", targets)
     if targets.dtype.kind not in "iu":
         raise TypeError(f"targets must be integers, got {targets.dtype}")
     if logits.ndim == 0 or logits.shape[-1] == 0:
@@ -181,7 +181,7 @@ def binary_cross_entropy(logits: Any, targets: Any, mask: Any = None) -> tuple[f
 
     """
     device = device_of(logits)
-    z = _floats(device, "logits", logits)
+    z = device.floats("logits", logits)
     t = _numbers(device, "targets", targets, z)
     counts = _places(device, mask, z)
     if device.values_are_free:
@@ -221,7 +221,7 @@ def mse(outputs: Any, targets: Any, mask: Any = None) -> tuple[float, Array]:
 
     """
     device = device_of(outputs)
-    y = _floats(device, "outputs", outputs)
+    y = device.floats("outputs", outputs)
     t = _numbers(device, "targets", targets, y)
 
     def of(y: Array) -> tuple[Array, Array]:
@@ -259,7 +259,7 @@ def huber(
     """
     bound = finite_float("delta", delta, minimum=0.0, exclusive=True)
     device = device_of(outputs)
-    y = _floats(device, "outputs", outputs)
+    y = device.floats("outputs", outputs)
     t = _numbers(device, "targets", targets, y)
 
     def of(y: Array) -> tuple[Array, Array]:
@@ -292,17 +292,6 @@ def _mean(
         loss = losses.sum(dtype=np.float64) / count
         gradient = slopes * xp.asarray(1.0 / count, given.dtype)
     return float(loss) if device.values_are_free else xp.asarray(loss), gradient
-
-
-def _floats(device: Device, name: str, value: Any) -> Array:
-    """What a model gave."""
-    array = device.array(name, value)
-    if array.dtype not in FLOATS:
-        raise TypeError(
-            f"{name} must be float32 or float64, got {dtype_text(array.dtype)}: "
-            f"{conversion(FLOATS[0])}"
-        )
-    return array
 
 
 def _numbers(device: Device, name: str, value: Any, like: Array) -> Array:

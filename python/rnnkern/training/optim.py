@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rnnkern._checks import FLOATS, Array, boolean, explains_options, finite_float
+from rnnkern._checks import FLOATS, Array, boolean, explains_options, finite_float, fraction
 from rnnkern.devices import device_of
 from rnnkern.layers.gradients import Gradients
 from rnnkern.training.named import named_arrays
@@ -317,14 +317,6 @@ class Adam(Optimizer):
                 epsilon=self.eps * root_n,
                 rate=rate * root_n / first_n,
             )
-
-
-def fraction(name: str, value: float) -> float:
-    """``value`` as a float in 0..1, 1 excluded."""
-    value = finite_float(name, value, minimum=0.0)
-    if value >= 1.0:
-        raise ValueError(f"{name} must be below 1, got {value}")
-    return value
 
 
 def _same_names(what: str, given: Mapping[str, Any], expected: Set[str]) -> None:

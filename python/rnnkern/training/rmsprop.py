@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rnnkern._checks import Array, boolean, explains_options, finite_float
-from rnnkern.training.optim import STEPS_TO_TIDY, Optimizer, Rate, fraction
+from rnnkern._checks import Array, boolean, explains_options, finite_float, fraction
+from rnnkern.training.optim import STEPS_TO_TIDY, Optimizer, Rate
 
 
 class RMSprop(Optimizer):
