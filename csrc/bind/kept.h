@@ -201,8 +201,10 @@ struct KeptOf {
                 const py::sequence& gradients, const py::object& traces) const {
     const Schedule whole = schedule.schedule(false);
     const Index live = schedule.live_rows(), rows = sizes.facts().gates * sizes.units;
-    const auto given = static_cast<Index>(gradients.size());
-    if (given != count() || (!traces.is_none() && static_cast<Index>(py::len(traces)) != count())) {
+    // Tuples hold what they have, whatever becomes of the caller's sequences meanwhile.
+    const py::tuple arrays(gradients), own_traces(traces.is_none() ? py::tuple() : traces);
+    const auto wanted = static_cast<std::size_t>(count());
+    if (arrays.size() != wanted || (!traces.is_none() && own_traces.size() != wanted)) {
       throw std::invalid_argument(
           "gradients and state_gradients must be one for each layer and direction");
     }
@@ -218,8 +220,9 @@ struct KeptOf {
     std::vector<Gradient> grads;
     std::vector<T*> told;
     for (Index i = 0; i < count(); ++i) {
+      const auto at = static_cast<std::size_t>(i);
       const Index inputs = sizes.inputs_of(i / sizes.directions);
-      const py::object own = gradients[static_cast<std::size_t>(i)];
+      const py::object own = arrays[at];
       if (!py::isinstance<py::tuple>(own) || py::len(own) != 4)
         throw std::invalid_argument("gradients must be as many as the weights of a direction");
       const auto of = py::reinterpret_borrow<py::tuple>(own);
@@ -229,7 +232,7 @@ struct KeptOf {
            .bias = write<T>(of[2], "dbias", {rows}),
            .bias_hn = write<T>(of[3], "dbias_hn", {sizes.units})});
       const auto& facts = sizes.facts();
-      const py::object trace = traces.is_none() ? py::none() : py::object(traces[py::int_(i)]);
+      const py::object trace = traces.is_none() ? py::none() : py::object(own_traces[at]);
       told.push_back(
           write<T>(trace, "state_gradients",
                    {live, static_cast<Index>(facts.states.size()) + facts.gates, sizes.units}));
@@ -242,6 +245,8 @@ struct KeptOf {
   py::object direct(const py::object& given_x, const py::object& y, const py::object& dy,
                     const py::object& dstate, bool unbatched) const {
     const Schedule whole = schedule.schedule(false);
+    if (unbatched && whole.batch > 1)
+      throw std::invalid_argument("unbatched must be False where there are several rows");
     const StateShape<T> shape{.states = count(),
                               .batch = whole.batch,
                               .units = sizes.units,

@@ -69,13 +69,11 @@ class NetworkOf {
     given.h = write<T>(required(h, "h"), "h", {count(), batch, sizes_.units});
     if (has_c()) given.c = write<T>(required(c, "c"), "c", {count(), batch, sizes_.units});
     given.y = sequence<T, HostArray>(required(y, "y"), "y", steps, batch, sizes_.features());
+    for (const auto& mask : masks)
+      given.masks.push_back(py::reinterpret_borrow<py::object>(required(mask, "mask")));
     const auto most = static_cast<std::size_t>(sizes_.layers - 1);
-    if (masks.size() != 0 && masks.size() != most)
+    if (!given.masks.empty() && given.masks.size() != most)
       throw std::invalid_argument("masks must be one for each layer but the last, or none");
-    for (const auto& mask : masks) {
-      given.masks.push_back(py::reinterpret_borrow<py::object>(mask));
-      read<T>(required(mask, "mask"), "mask", {steps, batch, sizes_.features()});
-    }
     return run(std::move(given), keep);
   }
 
@@ -280,14 +278,14 @@ class Network {
 
   static Any make(const py::handle& given, const py::sequence& weights, bool batch_first) {
     const LayerSpec spec = read_spec(given);
-    const auto count = static_cast<Index>(weights.size());
+    std::vector<HeldWeights> held;
+    for (const auto& w : weights) held.emplace_back(spec.facts(), w);
+    const auto count = static_cast<Index>(held.size());
     if (count != spec.layers * spec.directions) {
       throw std::invalid_argument("weights must be one for each layer and direction, " +
                                   std::to_string(spec.layers * spec.directions) + ", got " +
                                   std::to_string(count));
     }
-    std::vector<HeldWeights> held;
-    for (const auto& w : weights) held.emplace_back(spec.facts(), w);
     const NetworkSizes sizes{.cell = spec.cell,
                              .compute = read_compute(spec.compute),
                              .inputs = held[0].inputs(),

@@ -93,6 +93,61 @@ def test_weights_that_are_given_other_memory() -> None:
             call()
 
 
+def test_a_batch_is_not_taken_for_one_sequence() -> None:
+    child = run_python("""
+import numpy as np
+from rnnkern import _core
+from rnnkern.devices import LayerSpec
+w = np.ones((64, 2), np.float32), np.ones((64, 64), np.float32), None, None
+network = _core.Network(LayerSpec("rnn_tanh", 2, 64), [w])
+x = np.ones((5, 40, 2), np.float32)
+y, _, kept = network.direct(x, None, None, True)
+try:
+    kept.direct(x, y, None, None, True)
+except ValueError as error:
+    assert "unbatched must be False" in str(error), error
+else:
+    raise AssertionError
+assert kept.direct(x, y, None, None, False) is not None
+""")
+    assert child.returncode == 0, child
+
+
+def test_sequences_that_say_another_length_each_time() -> None:
+    child = run_python("""
+import numpy as np
+from rnnkern import _core
+from rnnkern.devices import LayerSpec
+class Sequence:
+    def __init__(self, items, *lengths):
+        self.items, self.lengths = items, list(lengths)
+    def __len__(self):
+        return self.lengths.pop(0) if self.lengths[1:] else self.lengths[0]
+    def __getitem__(self, place):
+        return self.items[place]
+ones = lambda *shape: np.ones(shape, np.float32)
+w, spec = (ones(3, 3), ones(3, 3), None, None), LayerSpec("rnn_tanh", 3, 3, layers=3)
+x, h, done = ones(2, 1, 3), ones(3, 1, 3), 0
+for lengths in ((3, 1), (1, 3), (3, 3, 1), (3, 1, 3)):
+    try:
+        network = _core.Network(spec, Sequence([w, w, w], *lengths))
+        assert network.direct(x, h, None, False) is not None
+        done += 1
+    except ValueError as error:
+        assert "weights must be one for each" in str(error), error
+network = _core.Network(spec, [w] * 3)
+for lengths in ((2, 1), (1, 2), (2, 2, 1), (2, 1, 2), (0, 2), (2, 0, 2), (0, 0, 1)):
+    masks = Sequence([ones(2, 1, 3)] * 2, *lengths)
+    try:
+        network.forward(x, None, h.copy(), None, x.copy(), masks, True)
+        done += 1
+    except ValueError as error:
+        assert "masks must be one for each" in str(error), error
+assert done > 1, done
+""")
+    assert child.returncode == 0, child
+
+
 @pytest.mark.parametrize("argument", ["inputs", "units", "steps", "batch"])
 def test_a_plan_of_no_size(argument: str) -> None:
     sizes: dict[str, Any] = dict.fromkeys(("inputs", "units", "steps", "batch"), 1)
