@@ -285,13 +285,8 @@ class Backward {
   // What is the same for all tiles of a phase.
   BackwardTile<T> tile_of(Index live) const {
     return {.units = units_,
-            .begin = 0,
-            .end = 0,
             .live = live,
-            .first_unit = 0,
-            .blocks = 0,
             .sums = scratch_.own.tile,
-            .sums_row = 0,
             .order = schedule_.order,
             .saved = scratch_.saved,
             .h_previous = scratch_.h_previous,

@@ -13,13 +13,13 @@ namespace rnnkern {
 template <class T>
 struct ForwardTile {
   Index units;
-  Index begin, end;
-  Index first_unit, groups;
+  Index begin = 0, end = 0;
+  Index first_unit = 0, groups = 0;
   const T* sums;  // the recurrent product
-  Index sums_row;
+  Index sums_row = 0;
   int group_lanes, group_blocks;
-  const T* x_sums;                 // W_ih x + b, laid out as the sums are; or null, and then
-  const T* const* x;               // its rows (G·H)
+  const T* x_sums = nullptr;       // W_ih x + b, laid out as the sums are; or null, and then
+  const T* const* x = nullptr;     // its rows (G·H)
   const T *const *h, *const *c;    // of the step before
   const T* const* saved_before;    // what earlier phases saved
   T* const* saved;                 // what this one does; null where nobody will ask for it
@@ -32,10 +32,10 @@ struct ForwardTile {
 template <class T>
 struct BackwardTile {
   Index units;
-  Index begin, end, live;
-  Index first_unit, blocks;
+  Index begin = 0, end = 0, live;
+  Index first_unit = 0, blocks = 0;
   const T* sums;
-  Index sums_row;
+  Index sums_row = 0;
   const Index* order;  // whose rows of dh and dc they are
   const T* const* saved;
   const T *const *h_previous, *const *h, *const *c_previous, *const *c;

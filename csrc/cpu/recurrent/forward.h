@@ -380,15 +380,9 @@ class Forward {
   ForwardTile<T> tile_of(int phase, const PanelMatrix<V, Product>& matrix) const {
     const bool keeps = problem_.saved || phase + 1 < phases_;
     return {.units = units_,
-            .begin = 0,
-            .end = 0,
-            .first_unit = 0,
-            .groups = 0,
             .sums = scratch_.tile,
-            .sums_row = 0,
             .group_lanes = matrix.lanes(),
             .group_blocks = matrix.blocks,
-            .x_sums = nullptr,
             .x = scratch_.x,
             .h = scratch_.h,
             .c = scratch_.c_previous,

@@ -168,16 +168,11 @@ class Step {
     }
     const auto apply = equations_.forward[phase];
     ForwardTile<T> tile{.units = units,
-                        .begin = 0,
                         .end = rows,
-                        .first_unit = 0,
-                        .groups = 0,
                         .sums = scratch_.from_state,
-                        .sums_row = 0,
                         .group_lanes = matrix.lanes(),
                         .group_blocks = matrix.blocks,
                         .x_sums = scratch_.from_input,
-                        .x = nullptr,
                         .h = h,
                         .c = c,
                         .saved_before = saved,
