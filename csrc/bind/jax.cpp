@@ -23,8 +23,9 @@ namespace {
 namespace py = pybind11;
 
 template <class T>
-constexpr xla::DataType kDataType =
-    std::is_same_v<T, float> ? xla::DataType::f32 : xla::DataType::f64;
+constexpr xla::DataType kDataType = std::is_same_v<T, std::int32_t> ? xla::DataType::s32
+                                    : std::is_same_v<T, float>      ? xla::DataType::f32
+                                                                    : xla::DataType::f64;
 
 // Arrays in the order in which they are asked for; each must have the type and shape that is expected.
 class Arrays {
@@ -40,15 +41,9 @@ class Arrays {
 
   template <class T>
   T* take(std::initializer_list<Index> shape) {
-    using Value = std::remove_const_t<T>;
     const auto& buffer = next();
-    bool fits = std::equal(shape.begin(), shape.end(), buffer.dims, buffer.dims + buffer.rank);
-    if constexpr (std::is_same_v<Value, std::int32_t>) {
-      fits = fits && buffer.dtype == xla::DataType::s32;
-    } else {
-      fits = fits && buffer.dtype == kDataType<Value>;
-    }
-    if (!fits)
+    if (buffer.dtype != kDataType<std::remove_const_t<T>> ||
+        !std::equal(shape.begin(), shape.end(), buffer.dims, buffer.dims + buffer.rank))
       throw std::invalid_argument("number " + std::to_string(taken_ - 1) + " of the " + what_ +
                                   " has another shape or type than the others ask for");
     return static_cast<T*>(buffer.data);
@@ -118,12 +113,6 @@ struct Common {
     return {data, batch * width, width};
   }
   Sequence<T> sequence(T* data, Index width) const { return {data, batch * width, width}; }
-  void clear_past_ends(T* data, Index width) const {
-    for (Index b = 0; b < batch && storage->ragged(); ++b) {
-      for (Index t = storage->length(b); t < steps; ++t)
-        std::fill_n(data + (t * batch + b) * width, width, T(0));
-    }
-  }
 };
 
 // x, lengths, weight_ih, weight_hh, bias, [bias_hn,] h_0[, c_0] -> y, h_n[, c_n][, kept ...].
@@ -142,7 +131,7 @@ void forward_call(const xla::Call& call, Index cell) {
   }
   std::copy_n(common.h_0, batch * units, h);
   if (c) std::copy_n(common.c_0, batch * units, c);
-  common.clear_past_ends(y, units);
+  clear_ends(*common.storage, common.sequence(y, units), units);
   forward<T>(common.cell,
              {.schedule = common.schedule(),
               .parameters = common.parameters,

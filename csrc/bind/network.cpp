@@ -187,7 +187,7 @@ class NetworkOf {
       for (Index k = 0; k < sizes_.layers; ++k) {
         const auto layer = static_cast<std::size_t>(k);
         const bool last = layer == between.size();
-        clear_ends(given.schedule, last ? given.y : between[layer].y.view());
+        clear_ends(given.schedule, last ? given.y : between[layer].y.view(), sizes_.features());
         for (Index d = 0; d < sizes_.directions; ++d) {
           const auto i = static_cast<std::size_t>(k * sizes_.directions + d);
           rnnkern::forward(sizes_.cell, problems[i], sizes_.compute,
@@ -228,15 +228,6 @@ class NetworkOf {
     std::copy_n(given.h, size, h_0);
     if (given.c) std::copy_n(given.c, size, h_0 + size);
     return states;
-  }
-
-  // y is 0 past a row's length.
-  void clear_ends(const ScheduleStorage& storage, Sequence<T> y) const {
-    const Schedule whole = storage.schedule(false);
-    for (Index b = 0; b < whole.batch && storage.ragged(); ++b) {
-      for (Index t = storage.length(b); t < whole.steps; ++t)
-        std::fill_n(y.at(t, b), sizes_.features(), T(0));
-    }
   }
 
   NetworkSizes sizes_;

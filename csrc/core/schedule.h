@@ -2,6 +2,7 @@
 // Which row of a batch is alive at which step: the memory behind a Schedule.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -29,6 +30,16 @@ class ScheduleStorage {
   std::vector<Index> lengths_;  // none where all rows have all steps
   std::vector<Index> numbers_;  // the order, then the offsets, of `Schedule`
 };
+
+// Sets what lies past the rows' lengths to 0 in (T, B, width).
+template <class T>
+void clear_ends(const ScheduleStorage& rows, Sequence<T> y, Index width) {
+  if (!rows.ragged()) return;
+  const Schedule whole = rows.schedule(false);
+  for (Index b = 0; b < whole.batch; ++b) {
+    for (Index t = rows.length(b); t < whole.steps; ++t) std::fill_n(y.at(t, b), width, T(0));
+  }
+}
 
 // The memory behind Tokens: the distinct ones among the live, and each live row's slot.
 class TokenStorage {
