@@ -201,7 +201,7 @@ struct KeptOf {
                 const py::sequence& gradients, const py::object& traces) const {
     const Schedule whole = schedule.schedule(false);
     const Index live = schedule.live_rows(), rows = sizes.facts().gates * sizes.units;
-    // Tuples hold what they have, whatever becomes of the caller's sequences meanwhile.
+    // A sequence may be another each time it is asked.
     const py::tuple arrays(gradients), own_traces(traces.is_none() ? py::tuple() : traces);
     const auto wanted = static_cast<std::size_t>(count());
     if (arrays.size() != wanted || (!traces.is_none() && own_traces.size() != wanted)) {
@@ -365,6 +365,12 @@ class Kept {
   explicit Kept(KeptOf<T> kept) : kept_(std::move(kept)) {}
   Kept(Kept&&) = default;
 
+  // f of what was kept, which has the weights' dtype.
+  template <class F>
+  auto visit(F f) const {
+    return std::visit(f, kept_);
+  }
+
   py::tuple saved() const {
     return of_directions([](const auto& direction) { return direction.saved; });
   }
@@ -372,56 +378,37 @@ class Kept {
     return of_directions([](const auto& direction) { return direction.cells; });
   }
   py::tuple between() const {
-    return std::visit(
-        []<class T>(const KeptOf<T>& kept) {
-          const Schedule whole = kept.schedule.schedule(false);
-          py::list list;
-          for (const auto& layer : kept.between) {
-            const Index features = kept.sizes.features();
-            py::object copy = new_array<T>({whole.steps, whole.batch, features});
-            std::copy_n(layer.y.view().data, whole.steps * whole.batch * features,
-                        static_cast<T*>(data_of(copy)));
-            list.append(copy);
-          }
-          return py::tuple(list);
-        },
-        kept_);
+    return visit([]<class T>(const KeptOf<T>& kept) {
+      const Schedule whole = kept.schedule.schedule(false);
+      py::list list;
+      for (const auto& layer : kept.between) {
+        const Index features = kept.sizes.features();
+        py::object copy = new_array<T>({whole.steps, whole.batch, features});
+        std::copy_n(layer.y.view().data, whole.steps * whole.batch * features,
+                    static_cast<T*>(data_of(copy)));
+        list.append(copy);
+      }
+      return py::tuple(list);
+    });
   }
 
   py::tuple masks() const {
-    py::list list;
-    std::visit(
-        [&](const auto& kept) {
-          for (const auto& layer : kept.between)
-            if (!layer.mask.is_none()) list.append(layer.mask);
-        },
-        kept_);
-    return py::tuple(list);
-  }
-
-  void backward(const py::object& x, const py::object& y, const py::object& dy,
-                const py::object& dh, const py::object& dc, const py::object& dx,
-                const py::sequence& gradients, const py::object& traces) const {
-    std::visit([&](const auto& kept) { kept.backward(x, y, dy, dh, dc, dx, gradients, traces); },
-               kept_);
-  }
-
-  py::object direct(const py::object& x, const py::object& y, const py::object& dy,
-                    const py::object& dstate, bool unbatched) const {
-    return std::visit([&](const auto& kept) { return kept.direct(x, y, dy, dstate, unbatched); },
-                      kept_);
+    return visit([](const auto& kept) {
+      py::list list;
+      for (const auto& layer : kept.between)
+        if (!layer.mask.is_none()) list.append(layer.mask);
+      return py::tuple(list);
+    });
   }
 
  private:
   template <class F>
   py::tuple of_directions(F f) const {
-    return std::visit(
-        [&](const auto& kept) {
-          py::list list;
-          for (const auto& direction : kept.directions) list.append(f(direction));
-          return py::tuple(list);
-        },
-        kept_);
+    return visit([&](const auto& kept) {
+      py::list list;
+      for (const auto& direction : kept.directions) list.append(f(direction));
+      return py::tuple(list);
+    });
   }
 
   std::variant<KeptOf<float>, KeptOf<double>> kept_;

@@ -52,6 +52,7 @@ class NetworkOf {
   py::object forward(const py::object& x, const py::object& lengths, const py::object& h,
                      const py::object& c, const py::object& y, const py::sequence& masks,
                      bool keep) const {
+    const py::tuple factors(masks);  // a sequence may be another each time it is asked
     const HostArray array(required(x, "x"), "x");
     const bool tokens = array.axes == 2;
     if (!tokens && array.axes != 3)
@@ -69,11 +70,11 @@ class NetworkOf {
     given.h = write<T>(required(h, "h"), "h", {count(), batch, sizes_.units});
     if (has_c()) given.c = write<T>(required(c, "c"), "c", {count(), batch, sizes_.units});
     given.y = sequence<T, HostArray>(required(y, "y"), "y", steps, batch, sizes_.features());
-    for (const auto& mask : masks)
-      given.masks.push_back(py::reinterpret_borrow<py::object>(required(mask, "mask")));
     const auto most = static_cast<std::size_t>(sizes_.layers - 1);
-    if (!given.masks.empty() && given.masks.size() != most)
+    if (!factors.empty() && factors.size() != most)
       throw std::invalid_argument("masks must be one for each layer but the last, or none");
+    for (const auto& mask : factors)
+      given.masks.push_back(py::reinterpret_borrow<py::object>(required(mask, "mask")));
     return run(std::move(given), keep);
   }
 
@@ -243,23 +244,14 @@ class Network {
       : network_(make(spec, weights, batch_first)) {}
   Network(Network&&) = default;
 
+  // f of the network that has the weights' dtype.
+  template <class F>
+  auto visit(F f) const {
+    return std::visit(f, network_);
+  }
+
   Network packed(bool with_input) const {
-    return std::visit([&](const auto& network) { return Network(Any(network.packed(with_input))); },
-                      network_);
-  }
-
-  py::object forward(const py::object& x, const py::object& lengths, const py::object& h,
-                     const py::object& c, const py::object& y, const py::sequence& masks,
-                     bool keep) const {
-    return std::visit(
-        [&](const auto& network) { return network.forward(x, lengths, h, c, y, masks, keep); },
-        network_);
-  }
-
-  py::object direct(const py::object& x, const py::object& state, const py::object& lengths,
-                    bool keep) const {
-    return std::visit([&](const auto& network) { return network.direct(x, state, lengths, keep); },
-                      network_);
+    return visit([&](const auto& network) { return Network(Any(network.packed(with_input))); });
   }
 
  private:
@@ -269,14 +261,15 @@ class Network {
 
   static Any make(const py::handle& given, const py::sequence& weights, bool batch_first) {
     const LayerSpec spec = read_spec(given);
-    std::vector<HeldWeights> held;
-    for (const auto& w : weights) held.emplace_back(spec.facts(), w);
-    const auto count = static_cast<Index>(held.size());
+    const py::tuple each(weights);  // likewise
+    const auto count = static_cast<Index>(each.size());
     if (count != spec.layers * spec.directions) {
       throw std::invalid_argument("weights must be one for each layer and direction, " +
                                   std::to_string(spec.layers * spec.directions) + ", got " +
                                   std::to_string(count));
     }
+    std::vector<HeldWeights> held;
+    for (const auto& w : each) held.emplace_back(spec.facts(), w);
     const NetworkSizes sizes{.cell = spec.cell,
                              .compute = read_compute(spec.compute),
                              .inputs = held[0].inputs(),
@@ -312,7 +305,9 @@ void bind_network(py::module_& m) {
           [](const py::handle& self, const py::object& x, const py::object& y, const py::object& dy,
              const py::object& dh, const py::object& dc, const py::object& dx,
              const py::sequence& gradients, const py::object& state_gradients) {
-            built<Kept>(self, "self").backward(x, y, dy, dh, dc, dx, gradients, state_gradients);
+            built<Kept>(self, "self").visit([&](const auto& kept) {
+              kept.backward(x, y, dy, dh, dc, dx, gradients, state_gradients);
+            });
           },
           py::arg("x"), py::arg("y"), py::arg("dy"), py::arg("dh"), py::arg("dc"), py::arg("dx"),
           py::arg("gradients"), py::arg("state_gradients") = py::none(),
@@ -325,7 +320,9 @@ void bind_network(py::module_& m) {
           "direct",
           [](const py::handle& self, const py::object& x, const py::object& y, const py::object& dy,
              const py::object& dstate, bool unbatched) {
-            return built<Kept>(self, "self").direct(x, y, dy, dstate, unbatched);
+            return built<Kept>(self, "self").visit([&](const auto& kept) {
+              return kept.direct(x, y, dy, dstate, unbatched);
+            });
           },
           py::arg("x"), py::arg("y"), py::arg("dy"), py::arg("dstate"), py::arg("unbatched"),
           "What a caller asks for: (dx, dstate, [gradients of the parameters there are]), in the "
@@ -349,7 +346,9 @@ void bind_network(py::module_& m) {
           [](const py::handle& self, const py::object& x, const py::object& lengths,
              const py::object& h, const py::object& c, const py::object& y,
              const py::sequence& masks, bool keep) {
-            return built<Network>(self, "self").forward(x, lengths, h, c, y, masks, keep);
+            return built<Network>(self, "self").visit([&](const auto& network) {
+              return network.forward(x, lengths, h, c, y, masks, keep);
+            });
           },
           py::arg("x"), py::arg("lengths"), py::arg("h"), py::arg("c"), py::arg("y"),
           py::arg("masks"), py::arg("keep"),
@@ -360,8 +359,11 @@ void bind_network(py::module_& m) {
       .def(
           "direct",
           [](const py::handle& self, const py::object& x, const py::object& state,
-             const py::object& lengths,
-             bool keep) { return built<Network>(self, "self").direct(x, state, lengths, keep); },
+             const py::object& lengths, bool keep) {
+            return built<Network>(self, "self").visit([&](const auto& network) {
+              return network.direct(x, state, lengths, keep);
+            });
+          },
           py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("keep"),
           "What a caller asks for: (y, last state), and with keep what forward() gives, in new "
           "arrays. None where an argument cannot be taken as it stands.");

@@ -22,9 +22,7 @@ class BoundStepper {
         c_(std::move(c)),
         stepper_(by_type(HostArray(h_, "h"), [&]<class T>(T) -> Any {
           return make<T>(read_spec(given), weights, narrow, by_token);
-        })) {
-    if (by_token) first_ = weights[0];
-  }
+        })) {}
 
   // y (B, H), or None when x or out is not what can be taken as it stands: native, contiguous, of
   // the right shape. The caller then checks and converts at leisure.
@@ -36,16 +34,16 @@ class BoundStepper {
   using Any = std::variant<Stepper<float>, Stepper<double>>;
 
   template <class T>
-  Stepper<T> make(const LayerSpec& spec, const py::sequence& weights, bool narrow,
-                  bool by_token) const {
+  Stepper<T> make(const LayerSpec& spec, const py::sequence& weights, bool narrow, bool by_token) {
+    const py::tuple each(weights);  // a sequence may be another each time it is asked
     const HostArray state(h_, "h");
-    if (weights.size() < 1 || state.axes != 3)
+    if (each.empty() || state.axes != 3)
       throw std::invalid_argument("weights must not be empty, and h must have 3 axes");
     const Index batch = state.shape[1], units = state.shape[2];
     if (batch < 1) state.refuse("have at least one row, got shape " + state.shape_text());
     const bool has_c = spec.facts().cell_state;
     std::vector<Parameters<T>> parameters;
-    for (const auto& layer : weights) {
+    for (const auto& layer : each) {
       parameters.push_back(HeldWeights(spec.facts(), layer).parameters<T>());
       const auto& p = parameters.back();
       if (p.units != units || (parameters.size() > 1 && p.inputs != units)) {
@@ -53,9 +51,10 @@ class BoundStepper {
                                     state.shape_text());
       }
     }
-    const auto count = static_cast<Index>(weights.size());
+    const auto count = static_cast<Index>(each.size());
     T* const h = write<T>(h_, "h", {count, batch, units});
     T* const c = has_c ? write<T>(required(c_, "c"), "c", {count, batch, units}) : nullptr;
+    if (by_token) first_ = each[0];
     return Stepper<T>(spec.cell, parameters, batch, h, c, narrow, read_compute(spec.compute),
                       by_token);
   }

@@ -127,23 +127,15 @@ class Sequence:
         return self.items[place]
 ones = lambda *shape: np.ones(shape, np.float32)
 w, spec = (ones(3, 3), ones(3, 3), None, None), LayerSpec("rnn_tanh", 3, 3, layers=3)
-x, h, done = ones(2, 1, 3), ones(3, 1, 3), 0
+x, h = ones(2, 1, 3), ones(3, 1, 3)
 for lengths in ((3, 1), (1, 3), (3, 3, 1), (3, 1, 3)):
-    try:
-        network = _core.Network(spec, Sequence([w, w, w], *lengths))
-        assert network.direct(x, h, None, False) is not None
-        done += 1
-    except ValueError as error:
-        assert "weights must be one for each" in str(error), error
-network = _core.Network(spec, [w] * 3)
+    network = _core.Network(spec, Sequence([w, w, w], *lengths))
+    assert network.direct(x, h, None, False) is not None
+    stepper = _core.Stepper(spec, Sequence([w, w, w], *lengths), h.copy(), None, by_token=True)
+    assert stepper.step(np.zeros(1, int), None) is not None
 for lengths in ((2, 1), (1, 2), (2, 2, 1), (2, 1, 2), (0, 2), (2, 0, 2), (0, 0, 1)):
     masks = Sequence([ones(2, 1, 3)] * 2, *lengths)
-    try:
-        network.forward(x, None, h.copy(), None, x.copy(), masks, True)
-        done += 1
-    except ValueError as error:
-        assert "masks must be one for each" in str(error), error
-assert done > 1, done
+    network.forward(x, None, h.copy(), None, x.copy(), masks, True)
 """)
     assert child.returncode == 0, child
 
