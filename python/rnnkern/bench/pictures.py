@@ -10,9 +10,8 @@ from xml.sax.saxutils import escape
 
 from rnnkern.bench.report import best_ratio
 from rnnkern.cells import CELLS
+from rnnkern.explore.pictures import style_of
 
-# Of Okabe and Ito (2008), which the colour-blind tell apart too.
-_COLORS = ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7")
 _SHAPES = (
     ("one sequence", (1, 100, 128), "train"),
     ("16 sequences", (16, 50, 128), "train"),
@@ -57,10 +56,9 @@ def speed_picture(record: Mapping[str, Any]) -> str:
         for cell, ratio in bars:
             end = one + scale * math.log2(ratio)
             left, width = min(one, end), max(abs(end - one), 1.0)
-            color = _COLORS[cells.index(cell) % len(_COLORS)]
             parts.append(
                 f'<rect x="{left:.1f}" y="{y + 1:.1f}" width="{width:.1f}" '
-                f'height="{_BAR - 2}" fill="{color}"/>'
+                f'height="{_BAR - 2}" fill="{style_of(cell).color}"/>'
             )
             parts.append(_text(max(one, end) + 5, y + 12, f"{ratio:.1f}", size=11))
             y += _BAR
@@ -91,9 +89,8 @@ def _told(record: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
 
 def _legend(cells: Sequence[str], y: float) -> Iterator[str]:
     x = float(_LEFT)
-    for place, cell in enumerate(cells):
-        label = CELLS[cell].label
-        color = _COLORS[place % len(_COLORS)]
+    for cell in cells:
+        label, color, *_ = style_of(cell)
         yield f'<rect x="{x:.0f}" y="{y - 11:.0f}" width="13" height="13" fill="{color}"/>'
         yield _text(x + 18, y, label)
         x += 46 + 7.2 * len(label)
