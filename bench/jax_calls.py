@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnnkern as rk
+from rnnkern.bench.timing import Call, alternate
 from rnnkern.jax import functional
 from rnnkern.record import facts
 
 _SIZES = ((1, 1, 16), (1, 100, 64), (16, 50, 128), (32, 50, 256), (64, 25, 512))
-_LEAST = 0.15  # seconds of every measurement
+_SECONDS = 0.75  # of every contender
 
 
 def scanned(cell: str) -> Callable[[Any, Any], Any]:
@@ -57,16 +56,6 @@ def scanned(cell: str) -> Callable[[Any, Any], Any]:
     return run
 
 
-def timed(action: Callable[[], Any]) -> float:
-    began, count = time.perf_counter(), 0
-    while True:
-        jax.block_until_ready(action())
-        count += 1
-        taken = time.perf_counter() - began
-        if taken > _LEAST:
-            return taken / count
-
-
 def measure(cell: str, batch: int, steps: int, hidden: int) -> dict[str, Any]:
     layer = (
         rk.LSTM(hidden, hidden, seed=0)
@@ -76,23 +65,19 @@ def measure(cell: str, batch: int, steps: int, hidden: int) -> dict[str, Any]:
     apply, params = functional(layer)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((steps, batch, hidden), np.float32))
     contenders = {"rnnkern": lambda p, x: apply(p, x)[0], "scan": scanned(cell)}
-    actions: dict[str, dict[str, Callable[[], Any]]] = {"infer": {}, "train": {}}
+    works: dict[str, dict[str, Call]] = {"infer": {}, "train": {}}
     for name, function in contenders.items():
         infer = jax.jit(function)
         train = jax.jit(jax.grad(lambda p, x, f=function: jnp.square(f(p, x)).mean(), (0, 1)))
-        actions["infer"][name] = lambda f=infer: f(params, x)  # type: ignore[misc]
-        actions["train"][name] = lambda f=train: f(params, x)  # type: ignore[misc]
+        for work, call in (("infer", infer), ("train", train)):
+            works[work][name] = lambda f=call: jax.block_until_ready(f(params, x))  # type: ignore[misc]
     line: dict[str, Any] = {"cell": cell, "batch": batch, "steps": steps, "hidden": hidden}
-    for work, named in actions.items():
+    for work, named in works.items():
         ours, theirs = (jax.tree.leaves(named[name]()) for name in contenders)
         for a, b in zip(ours, theirs, strict=True):
             scale = float(jnp.abs(b).max())
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale)
-        samples: dict[str, list[float]] = {name: [] for name in named}
-        for _ in range(5):
-            for name, action in named.items():
-                samples[name].append(timed(action))
-        line[work] = samples
+        line[work] = {n: s.describe() for n, s in alternate(named, _SECONDS).items()}
     return line
 
 
@@ -102,8 +87,8 @@ def table(lines: list[dict[str, Any]]) -> dict[str, Any]:
     for line in lines:
         row = [line["cell"], f"{line['batch']}, {line['steps']}, {line['hidden']}"]
         for work in ("infer", "train"):
-            ours, theirs = (statistics.median(line[work][name]) for name in ("rnnkern", "scan"))
-            row += [f"{1e3 * ours:.3f} ms", f"{theirs / ours:.1f}"]
+            ours, theirs = (line[work][name]["ms"] for name in ("rnnkern", "scan"))
+            row += [f"{ours:.3f} ms", f"{theirs / ours:.1f}"]
         rows.append(row)
     return {"header": header, "rows": rows}
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rnnkern._checks import Array
 from rnnkern.devices import Device
 from rnnkern.models.decoding import lengths_of
+from rnnkern.training.batches import checked_lengths
 
 
 class Teaching(NamedTuple):
@@ -34,16 +35,10 @@ def teach(device: Device, answers: Array, lengths: Any, bos: int, eos: int) -> T
     if lengths is None:
         ends = device.get(lengths_of(xp, answers, eos))
     else:
-        ends = np.asarray(lengths)
-        if ends.shape != (rows,) or ends.dtype.kind not in "iu":
-            raise ValueError(
-                f"lengths must be integers ({rows},), got {ends.dtype} of shape {ends.shape}"
-            )
-        if ends.size and (ends.min() < 0 or ends.max() > steps):
-            raise ValueError(f"lengths must lie in 0..{steps}, got {ends.min()}..{ends.max()}")
+        ends = checked_lengths(lengths, rows, steps)
     most = int(ends.max(initial=0))
     whole = xp.concatenate([answers[:most].astype(np.int64), xp.full((1, rows), eos, np.int64)])
     inside = device.put(np.arange(most + 1)[:, None] < ends)
     targets = xp.where(inside, whole, np.int64(eos))
     fed = xp.concatenate([xp.full((1, rows), bos, np.int64), targets[:-1]])
-    return Teaching(fed, targets, ends.astype(np.int64) + 1)
+    return Teaching(fed, targets, ends + 1)

@@ -191,7 +191,7 @@ def batches(
     if lengths is not None:
         if not isinstance(rows, np.ndarray):
             raise ValueError("lengths are for an x that is one array, got a list, whose are known")
-        own = _lengths(lengths, rows.shape[:2])
+        own = checked_lengths(lengths, *rows.shape[:2])
     answers, per_step = None, False
     if targets is not None:
         answers = _rows("targets", targets, kind)
@@ -304,14 +304,15 @@ def _time_first(array: Array, batch_first: bool) -> Array:
     return np.ascontiguousarray(array if batch_first else array.swapaxes(0, 1))
 
 
-def _lengths(lengths: Any, shape: tuple[int, ...]) -> NDArray[np.int64]:
+def checked_lengths(lengths: Any, rows: int, steps: int) -> NDArray[np.int64]:
+    """The lengths of so many sequences, each of at most so many steps."""
     array = host_array("lengths", lengths)
-    if array.dtype.kind not in "iu" or array.shape != shape[:1]:
+    if array.dtype.kind not in "iu" or array.shape != (rows,):
         raise ValueError(
-            f"lengths must be integers ({shape[0]},), got {array.dtype} of shape {array.shape}"
+            f"lengths must be integers ({rows},), got {array.dtype} of shape {array.shape}"
         )
-    if array.min() < 0 or array.max() > shape[1]:
-        raise ValueError(f"lengths must lie in 0..{shape[1]}, got {array.min()}..{array.max()}")
+    if array.size and (array.min() < 0 or array.max() > steps):
+        raise ValueError(f"lengths must lie in 0..{steps}, got {array.min()}..{array.max()}")
     return array.astype(np.int64)
 
 
