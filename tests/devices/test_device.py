@@ -168,6 +168,14 @@ def test_random_numbers_are_numpys(key: tuple[int, int], shape: tuple[int, ...])
     assert_same_bits("random", philox.random(np, *key, shape), want)
 
 
+@pytest.mark.parametrize("first", [1, 7, 8, 30])
+def test_random_numbers_from_a_place_on(first: int) -> None:
+    want = philox.random(np, 5, 1, (99,))[first:][:12].reshape(4, 3)
+    assert_same_bits("later ones", philox.random(np, 5, 1, (4, 3), first), want)
+    on_cpu = devices.get_device("cpu").random(5, 1, (4, 3), first)
+    assert_same_bits("those of the CPU", on_cpu, want)
+
+
 @pytest.fixture
 def calls(cuda: devices.Cuda, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Which kernels are called, and with how many strands."""

@@ -212,9 +212,16 @@ _LAYERS = [
     fault(
         f"{_PACKAGE}/layers/network.py",
         "one-dropout-mask-for-all-layers",
-        "dropout, key, layer)",
-        "dropout, key, 0)",
+        "dropout, key, layer, first)",
+        "dropout, key, 0, first)",
         "layers/test_dropout.py::test_no_two_steps_rows_units_layers_or_keys_share_a_mask",
+    ),
+    fault(
+        f"{_PACKAGE}/layers/recompute.py",
+        "masks-of-every-piece-are-the-first-ones",
+        "self._dropout, self._key, span.start)",
+        "self._dropout, self._key, 0)",
+        "layers/test_recompute.py::test_of_any_k_and_lengths_in_a_stack_with_dropout",
     ),
     fault(
         f"{_PACKAGE}/devices/philox.py",

@@ -63,8 +63,11 @@ class Device(ABC):
         """One of the device's arrays as NumPy's, when all work on it is done."""
 
     @abstractmethod
-    def random(self, key: int, stream: int, shape: tuple[int, ...]) -> Array:
-        """float32 in [0, 1) that follow from the two numbers alone, the same on every device."""
+    def random(self, key: int, stream: int, shape: tuple[int, ...], first: int = 0) -> Array:
+        """float32 in [0, 1) that follow from the two numbers alone, the same on every device.
+
+        Those from `first` on of an endless row of them.
+        """
 
     @abstractmethod
     def address(self, array: Array) -> int:

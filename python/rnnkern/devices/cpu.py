@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from rnnkern import _core
 from rnnkern._checks import Array, host_array
+from rnnkern.devices import philox
 from rnnkern.devices.base import Device
 from rnnkern.devices.kernels import NetworkKernels
 from rnnkern.devices.spec import LayerSpec, Weights
@@ -36,9 +38,12 @@ class Cpu(Device):
     def get(self, array: Array) -> NDArray[Any]:
         return np.asarray(array)
 
-    def random(self, key: int, stream: int, shape: tuple[int, ...]) -> Array:
+    def random(self, key: int, stream: int, shape: tuple[int, ...], first: int = 0) -> Array:
         bits = np.random.Philox(key=np.array([key, stream], np.uint64))
-        return np.random.Generator(bits).random(shape, dtype=np.float32)
+        blocks, before = divmod(first, philox.BLOCK)
+        bits.advance(blocks)
+        numbers = np.random.Generator(bits).random(before + math.prod(shape), dtype=np.float32)
+        return numbers[before:].reshape(shape)
 
     def address(self, array: Array) -> int:
         address: int = array.__array_interface__["data"][0]

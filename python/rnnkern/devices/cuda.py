@@ -71,8 +71,8 @@ class Cuda(Device):
         copied: NDArray[Any] = self.xp.asnumpy(array)
         return copied
 
-    def random(self, key: int, stream: int, shape: tuple[int, ...]) -> Array:
-        return philox.random(self.xp, key, stream, shape)
+    def random(self, key: int, stream: int, shape: tuple[int, ...], first: int = 0) -> Array:
+        return philox.random(self.xp, key, stream, shape, first)
 
     def address(self, array: Array) -> int:
         address: int = array.data.ptr  # type: ignore[attr-defined]

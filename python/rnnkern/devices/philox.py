@@ -21,18 +21,23 @@ _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
-def random(xp: Any, key: int, stream: int, shape: tuple[int, ...]) -> Array:
+BLOCK = 8  # float32 numbers that one value of the counter gives
+
+
+def random(xp: Any, key: int, stream: int, shape: tuple[int, ...], first: int = 0) -> Array:
     """What ``Generator(Philox(key=[key, stream])).random(shape, dtype=float32)`` gives.
 
     Args:
         xp: the array module to compute with, NumPy or one like it.
         key: below 2**64, as is `stream`.
         shape: of the result, float32 in [0, 1).
+        first: the place of the first number among all that the two keys give.
 
     """
-    count = math.prod(shape)
+    skipped, before = divmod(first, BLOCK)
+    end = before + math.prod(shape)
     # Block n of four words comes from counter n + 1; a word gives its lower half, then its upper.
-    blocks = xp.arange(1, -(-count // 8) + 1, dtype=np.uint64)
+    blocks = xp.arange(skipped + 1, skipped + -(-end // BLOCK) + 1, dtype=np.uint64)
     zero = xp.zeros_like(blocks)
     words = [blocks, zero, zero, zero]
     keys = [key, stream]
@@ -47,7 +52,7 @@ def random(xp: Any, key: int, stream: int, shape: tuple[int, ...]) -> Array:
         ]
         keys = [(k + weyl) % 2**64 for k, weyl in zip(keys, _WEYL, strict=True)]
     halves = xp.stack([half for w in words for half in (w & _LOW, w >> _HALF)], axis=1)
-    top = (halves.reshape(-1)[:count] >> np.uint64(8)).astype(np.float32)
+    top = (halves.reshape(-1)[before:end] >> np.uint64(8)).astype(np.float32)
     result: Array = (top * np.float32(2.0**-24)).reshape(shape)
     return result
 

@@ -120,12 +120,18 @@ class Recurrent(Configured):
         *,
         out: Array | None = None,
         dropout_key: SupportsIndex | None = None,
+        recompute: SupportsIndex | None = None,
     ) -> tuple[Array, State, Tape]:
         """Run and keep what a backward pass needs; arguments and results as in a plain call.
 
         Args:
             dropout_key: an integer in 0..2**64-1 that picks the dropout masks, needed when dropout
                 is not 0. The same key gives the same masks, so give every step of training its own.
+            recompute: k, for sequences whose tape would not fit in memory: of what is computed
+                the state before every k-th step alone is kept, and ``tape.backward`` runs the
+                steps between once more, k at a time, to the same bits. It takes about a third
+                longer. Gradients are those without it but for the rounding of their sums. Such a
+                tape has neither ``gates`` nor ``state_gradients``. None keeps every step.
 
         Returns:
             y, the last state and a tape. The tape has its own copy of the parameters, but x, y and
@@ -139,7 +145,12 @@ class Recurrent(Configured):
                 f"dropout_key must be given when dropout is {self.dropout:g}, got None"
             )
         dropout = self.dropout if self.num_layers > 1 else 0.0
-        return run_taped(self._network, x, state, lengths, out, dropout, dropout_key)
+        every = None if recompute is None else positive_int("recompute", recompute)
+        if every is not None and self.num_directions > 1:
+            raise ValueError(
+                f"recompute needs a layer with bidirectional=False, got recompute={every}"
+            )
+        return run_taped(self._network, x, state, lengths, out, dropout, dropout_key, every)
 
     def freeze(self) -> Frozen:
         """A packed snapshot of the parameters as they are now, to be called as the layer is.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -116,7 +117,7 @@ def backward(
     by layer and direction, are written.
     """
     zeros, dtype = network.device.xp.zeros, network.spec.dtype
-    gradients = [_zeros_like(network, weights) for weights in network.weights]
+    gradients = [zeros_like(network, weights) for weights in network.weights]
     dx = None if given.x.ndim == 2 else zeros(given.x.shape, dtype)
     if kept is not None:
         kept.backward(given.x, y, dy, dh, dc, dx, gradients, traces)
@@ -128,7 +129,7 @@ def by_name(network: Network, arrays: Iterable[Array]) -> dict[str, Array]:
     return dict(zip(network.present, arrays, strict=True))
 
 
-def _zeros_like(network: Network, weights: Weights) -> Gradient:
+def zeros_like(network: Network, weights: Weights) -> Gradient:
     """Gradients of the parameters of a layer and direction."""
     zeros, dtype = network.device.xp.zeros, network.spec.dtype
     weight_ih, weight_hh, bias, bias_hn = weights
@@ -140,15 +141,19 @@ def _zeros_like(network: Network, weights: Weights) -> Gradient:
     )
 
 
-def dropout_masks(network: Network, given: Input, dropout: float, key: int) -> list[Array]:
+def dropout_masks(
+    network: Network, given: Input, dropout: float, key: int, first_step: int = 0
+) -> list[Array]:
     """For each layer but the last 0 or 1/(1-p) for each element of its y.
 
-    They are counter-based, so that threads have no part in them.
+    They are counter-based, so that threads have no part in them; what is given may be the steps of
+    a longer call from `first_step` on, whose masks these then are.
     """
     spec = network.spec
     shape = (*given.x.shape[:2], spec.features)
+    first = first_step * math.prod(shape[1:])
     return [
-        dropout_mask(network.device, shape, spec.dtype, dropout, key, layer)
+        dropout_mask(network.device, shape, spec.dtype, dropout, key, layer, first)
         for layer in range(spec.layers - 1)
     ]
 
@@ -160,8 +165,12 @@ def dropout_mask(
     share: float,
     key: int,
     stream: int,
+    first: int = 0,
 ) -> Array:
-    """For each number 0 or 1/(1 - share): they follow from key and stream alone."""
-    kept = device.random(key, stream, shape) >= np.float32(share)
+    """For each number 0 or 1/(1 - share): they follow from key and stream alone.
+
+    `first` is the place of the first of them among those that there are.
+    """
+    kept = device.random(key, stream, shape, first) >= np.float32(share)
     mask: Array = kept.astype(dtype) * dtype.type(1.0 / (1.0 - share))
     return mask

@@ -130,12 +130,14 @@ class Stack(Fixed):
         *,
         out: Array | None = None,
         dropout_key: SupportsIndex | None = None,
+        recompute: SupportsIndex | None = None,
     ) -> tuple[Array, tuple[State, ...], StackTape]:
         """Run and keep what a backward pass needs; arguments and results as in a plain call.
 
         Args:
             dropout_key: an integer in 0..2**64-1 that picks the dropout masks, of the stack and of
                 its layers, needed where there are some. Give every step of training its own.
+            recompute: as of a layer, for each of them; what one layer hands to the next is kept.
 
         Returns:
             y, the last states and a tape. x, y and the initial states are kept as they are: leave
@@ -165,6 +167,7 @@ class Stack(Fixed):
                 lengths,
                 out=self._out_of(k, out),
                 dropout_key=keys[2 * k + 1],
+                recompute=recompute,
             )
             y = self._joined(k, y, given, lengths, out)
             last.append(own)

@@ -13,6 +13,7 @@ from rnnkern.devices import Kept
 from rnnkern.layers.arguments import Input, State
 from rnnkern.layers.gradients import Gradients, StateGradients
 from rnnkern.layers.network import Network, backward, by_name, dropout_masks, forward
+from rnnkern.layers.recompute import Pieces, Recomputed
 
 
 class Tape:
@@ -190,23 +191,30 @@ def run_taped(
     out: Array | None = None,
     dropout: float = 0.0,
     dropout_key: int | None = None,
+    recompute: int | None = None,
 ) -> tuple[Array, State, Tape]:
     """A call that can be gone back: y, the last state and a tape. With dropout there is a key."""
     layout = network.layout
-    if out is None and dropout == 0.0:
+    if out is None and dropout == 0.0 and recompute is None:
         done = network.kernels.direct(x, state, lengths, True)
         if done is not None:  # else something has to be converted, or is wrong
-            y, last, kept = done
+            y, last, kernels_own = done
             given = layout.taken(x, lengths)
-            return y, last, Tape(network, given, layout.time_first(y, given), kept)
+            return y, last, Tape(network, given, layout.time_first(y, given), kernels_own)
     given, h, c = layout.input(x, state, lengths)
     result = layout.output(out, given, h, c, () if out is None else network.named_weights())
-    masks: list[Array] = []
-    if dropout > 0.0:
-        assert dropout_key is not None
-        masks = dropout_masks(network, given, dropout, dropout_key)
     if state is not None:  # the kernels work in place, and these are the caller's
         h, c = h.copy(), None if c is None else c.copy()
-    kept = forward(network, given, h, c, result, masks, keep=True)
+    kept: Kept | None = None
+    if recompute is None:
+        masks: list[Array] = []
+        if dropout > 0.0:
+            assert dropout_key is not None
+            masks = dropout_masks(network, given, dropout, dropout_key)
+        kept = forward(network, given, h, c, result, masks, keep=True)
+    elif not given.is_empty:
+        sparse = Recomputed(network, Pieces(given, recompute, dropout, dropout_key), h, c)
+        sparse.run(h, c, result)
+        kept = sparse
     y = layout.as_given(result, given) if out is None else out
     return y, layout.state_as_given(h, c, given), Tape(network, given, result, kept)

@@ -151,6 +151,7 @@ class Model(Fixed):
         lengths: Any = None,
         *,
         dropout_key: SupportsIndex | None = None,
+        recompute: SupportsIndex | None = None,
     ) -> tuple[Array, State, ModelTape]:
         """As a call, with dropout where the layers have it, and a tape.
 
@@ -159,12 +160,15 @@ class Model(Fixed):
             state: As in a call.
             lengths: As in a call.
             dropout_key: Of the layers' dropout, needed where they have some.
+            recompute: As of a layer's ``forward``, for long sequences.
 
         """
         x, embedding_tape = self._checked(x), None
         if self.embedding is not None:
             x, embedding_tape = self.embedding.forward(x)
-        y, last_state, tape = self.recurrent.forward(x, state, lengths, dropout_key=dropout_key)
+        y, last_state, tape = self.recurrent.forward(
+            x, state, lengths, dropout_key=dropout_key, recompute=recompute
+        )
         readout = self._readout(y, lengths)
         last = self.recurrent.last_output(y, last_state, lengths)
         outputs, head_tape = self.head.forward(readout.forward(last))
@@ -179,6 +183,7 @@ class Model(Fixed):
         mask: Any = None,
         state: State | None = None,
         dropout_key: SupportsIndex | None = None,
+        recompute: SupportsIndex | None = None,
         loss: Loss | None = None,
     ) -> tuple[float, Gradients]:
         """The mean loss of the targets that count, and its gradients.
@@ -191,6 +196,7 @@ class Model(Fixed):
             mask: Bool (T, B), or (B,): the targets that count; ``None`` is all of them.
             state: As in a call.
             dropout_key: As in ``forward``.
+            recompute: As in ``forward``.
             loss: Another loss: a name, or a function of outputs, targets and mask that gives the
                 mean and its gradient in the outputs.
 
@@ -198,7 +204,9 @@ class Model(Fixed):
             The loss, on a GPU an array of shape (), and the ``Gradients``.
 
         """
-        outputs, _, tape = self.forward(x, state, lengths, dropout_key=dropout_key)
+        outputs, _, tape = self.forward(
+            x, state, lengths, dropout_key=dropout_key, recompute=recompute
+        )
         value, doutputs = loss_named(loss, self.loss)(
             outputs, targets, self._counted(outputs, lengths, mask)
         )
