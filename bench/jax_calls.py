@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnnkern as rk
+from rnnkern.bench.jax_peer import scanned
 from rnnkern.bench.timing import Call, alternate
 from rnnkern.jax import functional
 from rnnkern.record import facts
 
 _SIZES = ((1, 1, 16), (1, 100, 64), (16, 50, 128), (32, 50, 256), (64, 25, 512))
 _SECONDS = 0.75  # of every contender
-
-
-def scanned(cell: str) -> Callable[[Any, Any], Any]:
-    """The loop, of an LSTM or a GRU whose reset acts after the product."""
-
-    def run(p: Any, x: Any) -> Any:
-        w, b = p["weight_hh_l0"], p["bias_l0"]
-        units = w.shape[1]
-        inputs = x @ p["weight_ih_l0"].T + b
-
-        def lstm(carry: Any, a: Any) -> Any:
-            h, c = carry
-            u, f, n, o = jnp.split(a + h @ w.T, 4, axis=-1)
-            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(u) * jnp.tanh(n)
-            h = jax.nn.sigmoid(o) * jnp.tanh(c)
-            return (h, c), h
-
-        def gru(carry: Any, a: Any) -> Any:
-            h, c = carry
-            r, u, n = jnp.split(a, 3, axis=-1)
-            hr, hu, hn = jnp.split(h @ w.T, 3, axis=-1)
-            r, u = jax.nn.sigmoid(r + hr), jax.nn.sigmoid(u + hu)
-            h = u * jnp.tanh(n + r * (hn + p["bias_hn_l0"])) + (1 - u) * h
-            return (h, c), h
-
-        zeros = jnp.zeros((x.shape[1], units), x.dtype)
-        return jax.lax.scan(lstm if cell == "lstm" else gru, (zeros, zeros), inputs)[1]
-
-    return run
 
 
 def measure(cell: str, batch: int, steps: int, hidden: int) -> dict[str, Any]:
@@ -64,7 +35,10 @@ def measure(cell: str, batch: int, steps: int, hidden: int) -> dict[str, Any]:
     )
     apply, params = functional(layer)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((steps, batch, hidden), np.float32))
-    contenders = {"rnnkern": lambda p, x: apply(p, x)[0], "scan": scanned(cell)}
+    contenders = {
+        "rnnkern": lambda p, x: apply(p, x)[0],
+        "scan": scanned("lstm" if cell == "lstm" else "gru-after"),
+    }
     works: dict[str, dict[str, Call]] = {"infer": {}, "train": {}}
     for name, function in contenders.items():
         infer = jax.jit(function)

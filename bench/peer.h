@@ -8,11 +8,17 @@
 
 #define PEER_EXPORT extern "C" [[gnu::visibility("default")]]
 
-// A layer with the parameters w_ih (G·H, H), w_hh (G·H, H) and bias (G·H), gates stacked as in rnnkern;
-// null, and the reason in words, where the library cannot do it.
-PEER_EXPORT void* peer_new(const char* cell, std::int64_t steps, std::int64_t batch,
-                           std::int64_t units, int training, int threads, const float* w_ih,
-                           const float* w_hh, const float* bias, char* error,
+// What a layer is made with, gates stacked as in rnnkern.
+struct PeerLayer {
+  std::int64_t steps, batch, units;
+  std::int32_t training, threads;
+  const float *w_ih, *w_hh;  // (G·H, H)
+  const float* bias;         // (G·H)
+  const float* bias_hn;      // (H), where the cell has one
+};
+
+// Null, and the reason in words, where the library cannot do it.
+PEER_EXPORT void* peer_new(const char* cell, const PeerLayer* layer, char* error,
                            std::int64_t error_bytes);
 
 // x, dy, y and dx are (T, B, H); dy is read and dx written when training, and the gradients of the

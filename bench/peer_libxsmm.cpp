@@ -242,14 +242,12 @@ class Network {
 
 }  // namespace
 
-void* peer_new(const char* cell, std::int64_t steps, std::int64_t batch, std::int64_t units,
-               int training, int threads, const float* w_ih, const float* w_hh, const float* bias,
-               char* error, std::int64_t error_bytes) {
+void* peer_new(const char* cell, const PeerLayer* layer, char* error, std::int64_t error_bytes) {
   return make_peer(error, error_bytes, [&] {
     const auto found = cells().find(cell);
     if (found == cells().end()) throw std::invalid_argument("has no such cell");
-    return new Network(found->second, steps, batch, units, training != 0, threads, w_ih, w_hh,
-                       bias);
+    return new Network(found->second, layer->steps, layer->batch, layer->units,
+                       layer->training != 0, layer->threads, layer->w_ih, layer->w_hh, layer->bias);
   });
 }
 

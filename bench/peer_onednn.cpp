@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// oneDNN's reset-before GRU.
+// oneDNN's layers, of version 3: the simple RNN, the LSTM and both GRUs.
 #include <omp.h>
 
 #include <algorithm>
@@ -18,7 +18,8 @@ using dnnl::memory;
 using Format = memory::format_tag;
 using Arguments = std::unordered_map<int, memory>;
 
-constexpr memory::dim kGates = 3;
+constexpr auto kDirection = dnnl::rnn_direction::unidirectional_left2right;
+constexpr auto kTanh = dnnl::algorithm::eltwise_tanh;
 
 // The caller's threads may be of the same OpenMP library: their number is left as it was.
 class WithThreads {
@@ -31,80 +32,192 @@ class WithThreads {
   int before_;
 };
 
-class Gru {
+// Its arrays: a sequence, a state, weights in the format that a primitive picks, biases.
+struct Shapes {
+  memory::desc sequence, state, weights, bias;
+};
+
+// A gate of theirs: which it is of ours, and whether it is 1 minus ours, so that its rows change
+// sign.
+struct Gate {
+  memory::dim ours;
+  float sign;
+};
+
+struct Rnn {
+  using Forward = dnnl::vanilla_rnn_forward;
+  using Backward = dnnl::vanilla_rnn_backward;
+  static constexpr Gate kGates[] = {{0, 1}};
+  static constexpr bool kCellState = false, kOwnBias = false;
+
+  static Forward::primitive_desc forward(const dnnl::engine& engine, dnnl::prop_kind kind,
+                                         const Shapes& s) {
+    return {engine,    kind,      kTanh,  kDirection, s.sequence, s.state,
+            s.weights, s.weights, s.bias, s.sequence, s.state};
+  }
+  static Backward::primitive_desc backward(const dnnl::engine& engine, const Shapes& s,
+                                           const Forward::primitive_desc& forward) {
+    return {engine,     dnnl::prop_kind::backward,
+            kTanh,      kDirection,
+            s.sequence, s.state,
+            s.weights,  s.weights,
+            s.bias,     s.sequence,
+            s.state,    s.sequence,
+            s.state,    s.weights,
+            s.weights,  s.bias,
+            s.sequence, s.state,
+            forward};
+  }
+};
+
+template <class F, class B>
+struct AnyGru {
+  using Forward = F;
+  using Backward = B;
+  static constexpr Gate kGates[] = {{1, -1}, {0, 1}, {2, 1}};  // u, r, o
+  static constexpr bool kCellState = false;
+
+  static typename Forward::primitive_desc forward(const dnnl::engine& engine, dnnl::prop_kind kind,
+                                                  const Shapes& s) {
+    return {engine,    kind,      kDirection, s.sequence, s.state,
+            s.weights, s.weights, s.bias,     s.sequence, s.state};
+  }
+  static typename Backward::primitive_desc backward(
+      const dnnl::engine& engine, const Shapes& s,
+      const typename Forward::primitive_desc& forward) {
+    return {engine,     dnnl::prop_kind::backward,
+            kDirection, s.sequence,
+            s.state,    s.weights,
+            s.weights,  s.bias,
+            s.sequence, s.state,
+            s.sequence, s.state,
+            s.weights,  s.weights,
+            s.bias,     s.sequence,
+            s.state,    forward};
+  }
+};
+
+struct GruBefore : AnyGru<dnnl::gru_forward, dnnl::gru_backward> {
+  static constexpr bool kOwnBias = false;
+};
+struct GruAfter : AnyGru<dnnl::lbr_gru_forward, dnnl::lbr_gru_backward> {
+  static constexpr bool kOwnBias = true;  // of the candidate's recurrent product
+};
+
+struct Lstm {
+  using Forward = dnnl::lstm_forward;
+  using Backward = dnnl::lstm_backward;
+  static constexpr Gate kGates[] = {{0, 1}, {1, 1}, {2, 1}, {3, 1}};  // i, f, c, o
+  static constexpr bool kCellState = true, kOwnBias = false;
+
+  static Forward::primitive_desc forward(const dnnl::engine& engine, dnnl::prop_kind kind,
+                                         const Shapes& s) {
+    return {engine,    kind,      kDirection, s.sequence, s.state, s.state,
+            s.weights, s.weights, s.bias,     s.sequence, s.state, s.state};
+  }
+  static Backward::primitive_desc backward(const dnnl::engine& engine, const Shapes& s,
+                                           const Forward::primitive_desc& forward) {
+    return {engine,     dnnl::prop_kind::backward,
+            kDirection, s.sequence,
+            s.state,    s.state,
+            s.weights,  s.weights,
+            s.bias,     s.sequence,
+            s.state,    s.state,
+            s.sequence, s.state,
+            s.state,    s.weights,
+            s.weights,  s.bias,
+            s.sequence, s.state,
+            s.state,    forward};
+  }
+};
+
+class Peer {
  public:
-  Gru(memory::dim steps, memory::dim batch, memory::dim units, bool training, int threads,
-      const float* w_ih, const float* w_hh, const float* bias)
-      : training_(training),
-        threads_(threads),
+  virtual ~Peer() = default;
+  virtual void run(const float* x, const float* dy, float* y, float* dx) = 0;
+};
+
+template <class Kind>
+class Layer : public Peer {
+  static constexpr memory::dim kGates = sizeof(Kind::kGates) / sizeof(Gate);
+
+ public:
+  explicit Layer(const PeerLayer& ours)
+      : training_(ours.training != 0),
+        threads_(ours.threads),
         engine_(dnnl::engine::kind::cpu, 0),
         stream_(engine_) {
-    const memory::dims sequence{steps, batch, units}, state{1, 1, batch, units},
-        weights{1, 1, units, kGates, units};
+    const memory::dim units = ours.units;
+    const memory::dims weights{1, 1, units, kGates, units};
     const auto plain = [](const memory::dims& dims, Format format) {
       return memory::desc(dims, memory::data_type::f32, format);
     };
-    const auto any = plain(weights, Format::any);
-    const auto tnc = plain(sequence, Format::tnc), ldnc = plain(state, Format::ldnc),
-               ldgo = plain({1, 1, kGates, units}, Format::ldgo);
-    const auto direction = dnnl::rnn_direction::unidirectional_left2right;
-    const auto kind =
-        training ? dnnl::prop_kind::forward_training : dnnl::prop_kind::forward_inference;
-    const dnnl::gru_forward::primitive_desc forward(
-        {kind, direction, tnc, ldnc, any, any, ldgo, tnc, ldnc}, engine_);
-    forward_ = dnnl::gru_forward(forward);
+    const Shapes shapes{plain({ours.steps, ours.batch, units}, Format::tnc),
+                        plain({1, 1, ours.batch, units}, Format::ldnc), plain(weights, Format::any),
+                        plain({1, 1, kGates + Kind::kOwnBias, units}, Format::ldgo)};
+    const auto forward = Kind::forward(
+        engine_, training_ ? dnnl::prop_kind::forward_training : dnnl::prop_kind::forward_inference,
+        shapes);
+    forward_ = typename Kind::Forward(forward);
 
-    // Gates in their order, u r o; their u is 1 - ours, so its rows change sign.
     const auto plain_weights = plain(weights, Format::ldigo);
     w_ih_ = memory(plain_weights, engine_), w_hh_ = memory(plain_weights, engine_);
-    bias_ = memory(ldgo, engine_);
-    constexpr memory::dim kOurs[] = {1, 0, 2};
-    constexpr float kSign[] = {-1, 1, 1};
+    const memory bias = zero(shapes.bias);
     for (memory::dim g = 0; g < kGates; ++g) {
+      const Gate gate = Kind::kGates[g];
       for (memory::dim o = 0; o < units; ++o) {
-        const memory::dim row = kOurs[g] * units + o;
-        data(bias_)[g * units + o] = kSign[g] * bias[row];
+        const memory::dim row = gate.ours * units + o;
+        data(bias)[g * units + o] = gate.sign * ours.bias[row];
         for (memory::dim i = 0; i < units; ++i) {
           const memory::dim at = (i * kGates + g) * units + o;
-          data(w_ih_)[at] = kSign[g] * w_ih[row * units + i];
-          data(w_hh_)[at] = kSign[g] * w_hh[row * units + i];
+          data(w_ih_)[at] = gate.sign * ours.w_ih[row * units + i];
+          data(w_hh_)[at] = gate.sign * ours.w_hh[row * units + i];
         }
       }
     }
+    if constexpr (Kind::kOwnBias) std::copy_n(ours.bias_hn, units, data(bias) + kGates * units);
 
-    x_ = memory(tnc, engine_, nullptr), y_ = memory(tnc, engine_, nullptr);
+    x_ = memory(shapes.sequence, engine_, nullptr), y_ = memory(shapes.sequence, engine_, nullptr);
     forward_arguments_ = {{DNNL_ARG_SRC_LAYER, x_},
-                          {DNNL_ARG_SRC_ITER, zero(ldnc)},
+                          {DNNL_ARG_SRC_ITER, zero(shapes.state)},
                           {DNNL_ARG_WEIGHTS_LAYER, memory(forward.weights_layer_desc(), engine_)},
                           {DNNL_ARG_WEIGHTS_ITER, memory(forward.weights_iter_desc(), engine_)},
-                          {DNNL_ARG_BIAS, bias_},
+                          {DNNL_ARG_BIAS, bias},
                           {DNNL_ARG_DST_LAYER, y_},
-                          {DNNL_ARG_DST_ITER, memory(ldnc, engine_)}};
+                          {DNNL_ARG_DST_ITER, memory(shapes.state, engine_)}};
+    if constexpr (Kind::kCellState) {
+      forward_arguments_[DNNL_ARG_SRC_ITER_C] = zero(shapes.state);
+      forward_arguments_[DNNL_ARG_DST_ITER_C] = memory(shapes.state, engine_);
+    }
     pack(forward_arguments_);
-    if (!training) return;
+    if (!training_) return;
 
     forward_arguments_[DNNL_ARG_WORKSPACE] = memory(forward.workspace_desc(), engine_);
-    const dnnl::gru_backward::primitive_desc backward(
-        {dnnl::prop_kind::backward, direction, tnc, ldnc, any, any, ldgo, tnc, ldnc, tnc, ldnc, any,
-         any, ldgo, tnc, ldnc},
-        engine_, forward);
-    backward_ = dnnl::gru_backward(backward);
-    dy_ = memory(tnc, engine_, nullptr), dx_ = memory(tnc, engine_, nullptr);
-    backward_arguments_ = forward_arguments_;
-    backward_arguments_[DNNL_ARG_WEIGHTS_LAYER] = memory(backward.weights_layer_desc(), engine_);
-    backward_arguments_[DNNL_ARG_WEIGHTS_ITER] = memory(backward.weights_iter_desc(), engine_);
-    backward_arguments_[DNNL_ARG_DIFF_SRC_LAYER] = dx_;
-    backward_arguments_[DNNL_ARG_DIFF_SRC_ITER] = memory(ldnc, engine_);
-    backward_arguments_[DNNL_ARG_DIFF_DST_LAYER] = dy_;
-    backward_arguments_[DNNL_ARG_DIFF_DST_ITER] = zero(ldnc);
+    const auto backward = Kind::backward(engine_, shapes, forward);
+    backward_ = typename Kind::Backward(backward);
+    dy_ = memory(shapes.sequence, engine_, nullptr),
+    dx_ = memory(shapes.sequence, engine_, nullptr);
     gradients_ = {memory(backward.diff_weights_layer_desc(), engine_),
-                  memory(backward.diff_weights_iter_desc(), engine_), memory(ldgo, engine_)};
-    backward_arguments_[DNNL_ARG_DIFF_WEIGHTS_LAYER] = gradients_[0];
-    backward_arguments_[DNNL_ARG_DIFF_WEIGHTS_ITER] = gradients_[1];
-    backward_arguments_[DNNL_ARG_DIFF_BIAS] = gradients_[2];
+                  memory(backward.diff_weights_iter_desc(), engine_), memory(shapes.bias, engine_)};
+    backward_arguments_ = forward_arguments_;
+    for (const auto& [index, argument] :
+         {std::pair{DNNL_ARG_WEIGHTS_LAYER, memory(backward.weights_layer_desc(), engine_)},
+          std::pair{DNNL_ARG_WEIGHTS_ITER, memory(backward.weights_iter_desc(), engine_)},
+          std::pair{DNNL_ARG_DIFF_SRC_LAYER, dx_},
+          std::pair{DNNL_ARG_DIFF_SRC_ITER, memory(shapes.state, engine_)},
+          std::pair{DNNL_ARG_DIFF_DST_LAYER, dy_},
+          std::pair{DNNL_ARG_DIFF_DST_ITER, zero(shapes.state)},
+          std::pair{DNNL_ARG_DIFF_WEIGHTS_LAYER, gradients_[0]},
+          std::pair{DNNL_ARG_DIFF_WEIGHTS_ITER, gradients_[1]},
+          std::pair{DNNL_ARG_DIFF_BIAS, gradients_[2]}})
+      backward_arguments_[index] = argument;
+    if constexpr (Kind::kCellState) {
+      backward_arguments_[DNNL_ARG_DIFF_SRC_ITER_C] = memory(shapes.state, engine_);
+      backward_arguments_[DNNL_ARG_DIFF_DST_ITER_C] = zero(shapes.state);
+    }
   }
 
-  void run(const float* x, const float* dy, float* y, float* dx) {
+  void run(const float* x, const float* dy, float* y, float* dx) override {
     const WithThreads within(threads_);
     x_.set_data_handle(const_cast<float*>(x));
     y_.set_data_handle(y);
@@ -148,30 +261,39 @@ class Gru {
   int threads_;
   dnnl::engine engine_;
   dnnl::stream stream_;
-  dnnl::gru_forward forward_;
-  dnnl::gru_backward backward_;
-  memory x_, y_, dy_, dx_, w_ih_, w_hh_, bias_;
+  typename Kind::Forward forward_;
+  typename Kind::Backward backward_;
+  memory x_, y_, dy_, dx_, w_ih_, w_hh_;
   Arguments forward_arguments_, backward_arguments_;
   std::vector<memory> gradients_;
 };
 
+template <class Kind>
+Peer* make(const PeerLayer& layer) {
+  return new Layer<Kind>(layer);
+}
+
 }  // namespace
 
-void* peer_new(const char* cell, std::int64_t steps, std::int64_t batch, std::int64_t units,
-               int training, int threads, const float* w_ih, const float* w_hh, const float* bias,
-               char* error, std::int64_t error_bytes) {
+void* peer_new(const char* cell, const PeerLayer* layer, char* error, std::int64_t error_bytes) {
   return make_peer(error, error_bytes, [&] {
-    if (std::strcmp(cell, "gru_before") != 0)
-      throw std::invalid_argument("is measured on the reset-before GRU alone");
-    return new Gru(steps, batch, units, training != 0, threads, w_ih, w_hh, bias);
+    struct Known {
+      const char* cell;
+      Peer* (*make)(const PeerLayer&);
+    };
+    for (const Known& known : {Known{"rnn", make<Rnn>}, Known{"gru_before", make<GruBefore>},
+                               Known{"gru_after", make<GruAfter>}, Known{"lstm", make<Lstm>}}) {
+      if (std::strcmp(cell, known.cell) == 0) return known.make(*layer);
+    }
+    throw std::invalid_argument("has no such cell");
   });
 }
 
 int peer_run(void* peer, const float* x, const float* dy, float* y, float* dx) {
-  return run_peer([&] { static_cast<Gru*>(peer)->run(x, dy, y, dx); });
+  return run_peer([&] { static_cast<Peer*>(peer)->run(x, dy, y, dx); });
 }
 
-void peer_delete(void* peer) { delete static_cast<Gru*>(peer); }
+void peer_delete(void* peer) { delete static_cast<Peer*>(peer); }
 
 const char* peer_version() {
   static const std::string text = [] {

@@ -15,7 +15,7 @@ from typing import Any
 
 from rnnkern import __version__, _core, get_num_threads, info
 
-_PACKAGES = ("numpy", "torch", "onnxruntime")
+_PACKAGES = ("numpy", "torch", "onnxruntime", "openvino", "jax")
 _CPUINFO = Path("/proc/cpuinfo")
 
 

@@ -18,6 +18,7 @@ from rnnkern import _core
 from rnnkern.bench import (
     adder,
     cost,
+    layers,
     memory,
     native,
     onnx_peer,
@@ -92,8 +93,11 @@ def test_another_answer_is_refused(wrong: Any) -> None:
 
 
 def test_an_answer_with_a_part_missing_is_refused() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        compare([answer([1.0], [2.0]), answer([1.0])], 1e-4)
+    whole = answer([1.0], [2.0], [3.0])
+    compare([whole, answer([1.0], [2.0])], 1e-4)  # a library that keeps gradients to itself
+    for some in (answer([1.0]), answer([1.0], [2.0], [3.0], [4.0])):
+        with pytest.raises(DisagreementError, match=r"peer gives \d arrays, expected 3"):
+            compare([whole, some], 1e-4)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -112,7 +116,10 @@ def test_peers_do_the_same_work(cell: str, kind: dict[str, Any], training: bool)
     assert {*absent, *(c.name for c in able)} == {
         "rnnkern",
         "torch",
+        "torch padded",
         "onnxruntime",
+        "openvino",
+        "jax",
         *native.LIBRARIES,
     }
     if importlib.util.find_spec("torch") and cell in torch_peer.KINDS:
@@ -163,7 +170,11 @@ def test_a_measurement_has_what_the_tables_need() -> None:
 
 def line(ratios: dict[str, float], **changes: Any) -> dict[str, Any]:
     problem = replace(SMALL, **changes)
-    return {**problem.describe(), "work": problem.work, "ratios": ratios}
+    results = {
+        name: {"low_ms": 0.9 * ms, "ms": ms, "high_ms": 1.1 * ms}
+        for name, ms in {"rnnkern": 1.0, **ratios}.items()
+    }
+    return {**problem.describe(), "work": problem.work, "ratios": ratios, "results": results}
 
 
 def test_ratios_are_against_the_fastest_peer() -> None:
@@ -175,13 +186,51 @@ def test_ratios_are_against_the_fastest_peer() -> None:
         line({"fast": 100.0}, compute="bfloat16"),
         line({"fast": 100.0}, dtype="float64"),
     ]
-    assert report.geometric_mean(lines) == pytest.approx(8.0**0.5)
-    assert report.geometric_mean(lines[2:3]) is None
+    lines.append(line({"fast": 1.15}, hidden=9))
+    lines.append(line({"fast": 3.0}, hidden=9, training=False, batch=1))
+    assert report.geometric_means(lines) == (
+        f"inference B = 1 3.00, inference B > 1 4.00, training B > 1 {(2 * 1.15) ** 0.5:.2f}"
+    )
+    assert report.geometric_means(lines[2:3]) == ""
     rows = report.layer_tables(lines).splitlines()
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert cells[0] == ["B, T, H", "kind", "lstm", "simplified-gru"]
     assert cells[2] == ["3, 5, 8", "", "4.00 / 2.00", "– / –"]
-    assert [row[1] for row in cells[3:]] == ["ragged", "bfloat16", "float64"]
+    assert cells[3][2] == "– / ≈1.15"
+    assert [row[1] for row in cells[5:]] == ["ragged", "bfloat16", "float64"]
+
+
+def test_a_problem_is_measured_anew_while_others_use_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem, machine = Problem("rnn", 1, 3, 8, training=False), Machine(0.001)
+    for calm, runs, disturbed in (
+        ([True, True], 1, False),
+        ([True, False, True, True], 2, False),
+        ([False, True, False, True, False, True], 3, True),
+    ):
+        answers = iter(calm)
+        measured: list[int] = []
+
+        def alternated(*_: Any, measured: list[int] = measured) -> dict[str, timing.Spread]:
+            measured.append(1)
+            return {"rnnkern": timing.Spread(1.0, 1.0, 1.0)}
+
+        monkeypatch.setattr(machine, "calm", lambda answers=answers: next(answers))
+        monkeypatch.setattr(layers, "alternate", alternated)
+        monkeypatch.setattr(layers, "contenders", lambda *_: ([answer([1.0])], {}))
+        assert measure(problem, machine, 0.001)["disturbed"] == disturbed
+        assert len(measured) == runs
+        assert next(answers, None) is None
+
+
+def test_calm_is_told_by_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    calm, taken = timing.Calm(), [1.0]
+    monkeypatch.setattr(timing, "_timed", lambda *_: taken[0])
+    answers = []
+    for taken[0] in (1.0, 1.1, 1.2, 0.9, 1.05, 1.0):
+        answers.append(calm())  # the list's name is the loop's variable
+    assert answers == [True, True, False, True, False, True]
 
 
 def test_tables_line_up() -> None:

@@ -138,12 +138,15 @@ class _Run:
             report.table(report.LAYER_HEADER, map(report.layer_row, lines)),
         )
         self._table(
-            "Inference / training: how many times the fastest peer's speed.",
+            "Inference / training: how many times the fastest peer's speed; ≈ where the quartiles "
+            "of both times overlap.",
             report.layer_tables(lines),
         )
-        mean = report.geometric_mean(lines)
-        if mean is not None:
-            self._say(f"Geometric mean over the fastest peer, whole batches in float32: {mean:.2f}")
+        if means := report.geometric_means(lines):
+            self._say(f"Geometric means over the fastest peer, whole batches in float32: {means}")
+        disturbed = sum(line["disturbed"] for line in lines)
+        if disturbed:
+            self._say(f"{disturbed} problems were measured while others used the machine")
         absent = {name: why for line in lines for name, why in line["absent"].items()}
         for name in sorted(set(absent) - {n for line in lines for n in line["ratios"]}):
             self._say(f"{name}: skipped, {absent[name]}")

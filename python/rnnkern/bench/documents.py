@@ -25,7 +25,14 @@ from typing import Any
 
 from rnnkern.bench import adder, cost, memory, stream
 from rnnkern.bench.pictures import speed_picture
-from rnnkern.bench.report import Line, best_ratio, duration, geometric_mean, table
+from rnnkern.bench.report import (
+    Line,
+    best_ratio,
+    duration,
+    geometric_means,
+    ratio_text,
+    table,
+)
 from rnnkern.cells import CELLS
 from rnnkern.explore.result import Result
 
@@ -125,7 +132,9 @@ def _size(line: Line) -> tuple[int, int, int]:
 def _ratio(lines: Iterable[Line], peer: str | None = None) -> str:
     """How many times the speed of a peer, the fastest where none is named; of the first line."""
     for line in lines:
-        ratio = best_ratio(line) if peer is None else line["ratios"].get(peer)
+        if peer is None:
+            return ratio_text(line)
+        ratio = line["ratios"].get(peer)
         return "–" if ratio is None else f"{ratio:.2f}"
     return "–"
 
@@ -141,7 +150,7 @@ def _span(values: Iterable[float | None], form: str = ".2f") -> str:
 
 
 def _ratios(one: Record, two: Record) -> str:
-    """Inference / training against the fastest peer, one thread; and both means."""
+    """Inference / training against the fastest peer, one thread; and the means of both records."""
     titles = _titles({line["cell"] for line in one["layers"] if line["ratios"]})
     rows = []
     for work, label in (("", ""), (", ragged", "ragged: ")):
@@ -155,8 +164,11 @@ def _ratios(one: Record, two: Record) -> str:
                 ]
                 entries.append(" / ".join(pair))
             rows.append([label + ", ".join(map(str, size)), *entries])
-    means = [geometric_mean(record["layers"]) for record in (one, two)]
-    told = f"Geometric mean of the whole batches: {means[0]:.2f}; with two threads {means[1]:.2f}."
+    means = [geometric_means(record["layers"]) for record in (one, two)]
+    told = (
+        "≈: the quartiles of both times overlap. Geometric means of the whole batches:\n"
+        f"{means[0]};\nwith two threads {means[1]}."
+    )
     return f"{table(['B, T, H', *titles.values()], rows)}\n\n{told}"
 
 

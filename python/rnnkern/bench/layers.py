@@ -6,11 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 from rnnkern import get_num_threads
-from rnnkern.bench.case import compare, make_case, make_layer, tolerance
+from rnnkern.bench.case import Contender, compare, make_case, make_layer, tolerance
 from rnnkern.bench.peers import contenders
 from rnnkern.bench.problems import Problem
-from rnnkern.bench.timing import Bandwidth, alternate, product_peak
+from rnnkern.bench.timing import Bandwidth, Calm, Spread, alternate, product_peak
 
+_ATTEMPTS = 3
 _FLOOR_FROM = 1 << 17  # bytes of weights; less is read in so short a time that calls would be timed
 
 
@@ -21,6 +22,7 @@ class Machine:
         self._seconds = seconds
         self._peaks: dict[str, float] = {}
         self.bandwidth = Bandwidth(seconds)
+        self.calm = Calm()
 
     def peak(self, kind: str) -> float:
         """Flops a second of the product in a dtype; 0 where nobody can tell."""
@@ -53,7 +55,7 @@ def measure(problem: Problem, machine: Machine, seconds: float) -> dict[str, Any
     case = make_case(problem)
     able, absent = contenders(case, threads)
     compare(able, tolerance(problem))
-    times = alternate({contender.name: contender.run for contender in able}, seconds)
+    times, disturbed = _undisturbed(able, machine, seconds)
     peak = machine.peak(problem.compute or problem.dtype)
     ours = times["rnnkern"].median
     return {
@@ -72,7 +74,20 @@ def measure(problem: Problem, machine: Machine, seconds: float) -> dict[str, Any
         "ratios": {n: spread.median / ours for n, spread in times.items() if n != "rnnkern"},
         "over_floor": _over_floor(problem, ours, machine, threads),
         "absent": absent,
+        "disturbed": disturbed,
     }
+
+
+def _undisturbed(
+    able: list[Contender], machine: Machine, seconds: float
+) -> tuple[dict[str, Spread], bool]:
+    """The times, measured anew while others use the machine; and whether they did to the last."""
+    for _ in range(_ATTEMPTS):
+        calm = machine.calm()
+        times = alternate({contender.name: contender.run for contender in able}, seconds)
+        if machine.calm() and calm:
+            return times, False
+    return times, True
 
 
 def refusal(problem: Problem) -> str | None:

@@ -10,7 +10,7 @@ import ctypes
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ from rnnkern.bench.torch_peer import set_peer_threads, torch_contender
 _PROCESS = Path("/proc/self")
 CELLS = ("lstm", "gru-after")  # unless others are asked for
 _SIZES = ((64, 50, 512), (32, 1000, 256))
-_CONTENDERS = {"rnnkern": rnnkern_contender, "torch": torch_contender}
+_CONTENDERS: dict[str, Callable[[Case], Contender | str]] = {
+    "rnnkern": rnnkern_contender,
+    "torch": torch_contender,
+}
 
 
 def problems(cells: Sequence[str]) -> Iterator[Problem]:

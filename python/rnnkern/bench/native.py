@@ -18,6 +18,17 @@ LIBRARIES = ("onednn", "libxsmm")
 # The adapters' names of the cells that one of them may have; each refuses those it lacks.
 _NAMES = {"rnn": "rnn", "gru": "gru_before", "gru-after": "gru_after", "lstm": "lstm"}
 _ERROR_BYTES = 256
+_PARAMETERS = ("weight_ih", "weight_hh", "bias", "bias_hn")
+
+
+class _Layer(ctypes.Structure):
+    """PeerLayer of bench/peer.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("steps", "batch", "units")),
+        *((name, ctypes.c_int32) for name in ("training", "threads")),
+        *((name, ctypes.c_void_p) for name in _PARAMETERS),
+    )
 
 
 class Network:
@@ -52,15 +63,17 @@ def network(name: str, layer: Any, problem: Problem, threads: int) -> Network | 
     if problem.cell not in _NAMES:
         return "has no such cell"
     error = ctypes.create_string_buffer(_ERROR_BYTES)
-    parameters = (layer.params[f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias"))
+    arrays = [layer.params.get(f"{kind}_l0") for kind in _PARAMETERS]
+    given = _Layer(
+        problem.steps,
+        problem.batch,
+        problem.hidden,
+        problem.training,
+        threads,
+        *(None if array is None else _pointer(array) for array in arrays),
+    )
     handle = library.peer_new(
-        _NAMES[problem.cell].encode(),
-        *(ctypes.c_int64(n) for n in (problem.steps, problem.batch, problem.hidden)),
-        ctypes.c_int(problem.training),
-        ctypes.c_int(threads),
-        *(_pointer(array) for array in parameters),
-        error,
-        ctypes.c_int64(_ERROR_BYTES),
+        _NAMES[problem.cell].encode(), ctypes.byref(given), error, ctypes.c_int64(_ERROR_BYTES)
     )
     return Network(library, handle, problem) if handle else error.value.decode()
 

@@ -46,8 +46,8 @@ KINDS = {
 }
 
 
-def onnxruntime_session(case: Case, threads: int, *, stateful: bool = False) -> Any:
-    """A session of ONNX Runtime's fused operator, or why there is none.
+def onnx_model(case: Case, *, stateful: bool = False) -> bytes | str:
+    """The fused operator as a model's bytes, or why there is none.
 
     A stateful one takes one step and the state beside x, and gives the next state beside y.
     """
@@ -59,10 +59,9 @@ def onnxruntime_session(case: Case, threads: int, *, stateful: bool = False) -> 
     if problem.layers > 1:
         return "has no stacked layers"
     try:
-        import onnxruntime  # type: ignore[import-untyped]
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
-        return "is not installed"
+        return "has no model, for the onnx package is not installed"
     steps, batch, hidden = case.x.shape
     kind, directions = KINDS[problem.cell], problem.directions
     ours = CELLS[problem.cell].layer.gates
@@ -110,11 +109,21 @@ def onnxruntime_session(case: Case, threads: int, *, stateful: bool = False) -> 
         [numpy_helper.from_array(np.stack(arrays), name) for name, arrays in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def onnxruntime_session(case: Case, threads: int, *, stateful: bool = False) -> Any:
+    """A session of ONNX Runtime's fused operator, or why there is none; as ``onnx_model``."""
+    model = onnx_model(case, stateful=stateful)
+    if isinstance(model, str):
+        return model
+    try:
+        import onnxruntime  # type: ignore[import-untyped]
+    except ImportError:
+        return "is not installed"
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def onnxruntime_contender(case: Case, threads: int) -> Contender | str:
@@ -124,16 +133,24 @@ def onnxruntime_contender(case: Case, threads: int) -> Contender | str:
     session = onnxruntime_session(case, threads)
     if isinstance(session, str):
         return session
-    feed = {"x": case.x}
-    if case.lengths is not None:
-        feed["lengths"] = case.lengths.astype(np.int32)
+    feed = feeds(case)
 
     def work() -> Array:
         y: Array = session.run(None, feed)[0]
         return y
 
-    def answer() -> list[Array]:
-        y = work().transpose(0, 2, 1, 3)  # (T, B, D, H)
-        return [y.reshape(*y.shape[:2], -1)]
+    return Contender("onnxruntime", work, lambda: [as_ours(work())])
 
-    return Contender("onnxruntime", work, answer)
+
+def feeds(case: Case) -> dict[str, Array]:
+    """What a model without states is given."""
+    feed = {"x": case.x}
+    if case.lengths is not None:
+        feed["lengths"] = case.lengths.astype(np.int32)
+    return feed
+
+
+def as_ours(y: Array) -> Array:
+    """The operators' y (T, D, B, H) as (T, B, D·H)."""
+    y = y.transpose(0, 2, 1, 3)
+    return y.reshape(*y.shape[:2], -1)

@@ -6,16 +6,24 @@ from __future__ import annotations
 from rnnkern._checks import Array
 from rnnkern.bench import native
 from rnnkern.bench.case import Case, Contender
+from rnnkern.bench.jax_peer import jax_contender
 from rnnkern.bench.onnx_peer import onnxruntime_contender
+from rnnkern.bench.openvino_peer import openvino_contender
 from rnnkern.bench.torch_peer import torch_contender
+
+_WHOLE = "has nothing to pad in a whole batch"
 
 
 def contenders(case: Case, threads: int) -> tuple[list[Contender], dict[str, str]]:
     """All that can do a case, this package first; and why the others cannot."""
-    able, absent = [rnnkern_contender(case)], {}
+    problem, able = case.problem, [rnnkern_contender(case)]
+    absent: dict[str, str] = {}
     for name, found in (
         ("torch", torch_contender(case)),
+        ("torch padded", torch_contender(case, padded=True) if problem.ragged else _WHOLE),
         ("onnxruntime", onnxruntime_contender(case, threads)),
+        ("openvino", openvino_contender(case, threads)),
+        ("jax", jax_contender(case, threads)),
         *((name, native_contender(case, name, threads)) for name in native.LIBRARIES),
     ):
         if isinstance(found, str):
@@ -34,7 +42,8 @@ def rnnkern_contender(case: Case) -> Contender:
 
     def train() -> list[Array]:
         y, _, tape = layer.forward(case.x, None, case.lengths)
-        return [y, tape.backward(case.dy)[0]]
+        dx, _, grads = tape.backward(case.dy)
+        return [y, dx, *(grads[name] for name in case.layer.params)]
 
     work = train if case.problem.training else infer
     return Contender("rnnkern", work, work)

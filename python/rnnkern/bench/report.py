@@ -36,15 +36,35 @@ def best_ratio(line: Line) -> float | None:
     return min(line["ratios"].values(), default=None)
 
 
-def geometric_mean(lines: Iterable[Line]) -> float | None:
-    """Over the fastest peer, of the float32 problems of whole batches that have a peer."""
-    ratios = [
-        ratio
-        for line in lines
-        if not line["ragged"] and line["dtype"] == "float32" and line["compute"] is None
-        if (ratio := best_ratio(line)) is not None
-    ]
-    return statistics.geometric_mean(ratios) if ratios else None
+def ratio_text(line: Line) -> str:
+    """Over the fastest peer; with ≈ where the quartiles of its times and of ours overlap."""
+    if not line["ratios"]:
+        return "–"
+    peer = min(line["ratios"], key=line["ratios"].__getitem__)
+    ours, theirs = line["results"]["rnnkern"], line["results"][peer]
+    overlap = ours["low_ms"] <= theirs["high_ms"] and theirs["low_ms"] <= ours["high_ms"]
+    return f"{'≈' if overlap else ''}{line['ratios'][peer]:.2f}"
+
+
+def geometric_means(lines: Sequence[Line]) -> str:
+    """Over the fastest peer, of the float32 problems of whole batches that have a peer, in words.
+
+    Inference and training, one row and several, stand apart.
+    """
+    texts = []
+    for training in (False, True):
+        for rows, several in (("B = 1", False), ("B > 1", True)):
+            ratios = [
+                ratio
+                for line in lines
+                if not line["ragged"] and line["dtype"] == "float32" and line["compute"] is None
+                if line["training"] == training and (line["batch"] > 1) == several
+                if (ratio := best_ratio(line)) is not None
+            ]
+            if ratios:
+                mean = statistics.geometric_mean(ratios)
+                texts.append(f"{'training' if training else 'inference'} {rows} {mean:.2f}")
+    return ", ".join(texts)
 
 
 # -- the layers ---------------------------------------------------------------------------------
@@ -90,10 +110,7 @@ def layer_tables(lines: Sequence[Line]) -> str:
         shapes.setdefault(key, {}).setdefault(line["cell"], {})[line["training"]] = line
 
     def entry(pair: dict[bool, Line]) -> str:
-        texts = []
-        for training in (False, True):
-            ratio = best_ratio(pair[training]) if training in pair else None
-            texts.append("–" if ratio is None else f"{ratio:.2f}")
+        texts = [ratio_text(pair[k]) if k in pair else "–" for k in (False, True)]
         return " / ".join(texts) if pair else ""
 
     order = sorted(shapes, key=lambda key: key[1] != "")  # the plain ones first

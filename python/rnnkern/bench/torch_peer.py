@@ -98,26 +98,34 @@ def _by_gate(cell: str, array: Array) -> Array:
     return array.reshape(len(CELLS[cell].layer.gates), -1)
 
 
-def torch_contender(case: Case) -> Contender | str:
-    """PyTorch's fused layers, or why they cannot do it."""
+def torch_contender(case: Case, *, padded: bool = False) -> Contender | str:
+    """PyTorch's fused layers, or why they cannot do it.
+
+    A ragged batch is packed, or computed whole with what lies past the rows' ends set to zero.
+    """
     module = torch_module(case)
     if isinstance(module, str):
         return module
+    if padded and case.problem.bidirectional:
+        return "would begin the second direction in the padding"
     import torch
 
     kind = getattr(torch, case.problem.compute or case.problem.dtype)
     x = torch.from_numpy(case.x).to(kind).requires_grad_(case.problem.training)
     dy = torch.from_numpy(case.dy).to(kind)
     lengths = None if case.lengths is None else torch.from_numpy(case.lengths)
+    live = None if lengths is None else (torch.arange(len(x))[:, None] < lengths)[..., None]
 
     def forward() -> Any:
         if lengths is None:
             return module(x)[0]
+        if padded:
+            return module(x)[0] * live
         packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
         return torch.nn.utils.rnn.pad_packed_sequence(module(packed)[0], total_length=len(x))[0]
 
     def infer() -> list[Any]:
-        with torch.no_grad():
+        with torch.inference_mode():
             return [forward()]
 
     def train() -> list[Any]:
@@ -129,7 +137,16 @@ def torch_contender(case: Case) -> Contender | str:
 
     work = train if case.problem.training else infer
     dtype = getattr(torch, case.problem.dtype)
-    return Contender("torch", work, lambda: [tensor.to(dtype).numpy() for tensor in work()])
+
+    def answer() -> list[Array]:
+        seen = [tensor.to(dtype).numpy() for tensor in work()]
+        if not case.problem.training:
+            return seen
+        theirs = {n: p.grad.to(dtype).numpy() for n, p in module.named_parameters()}
+        ours = from_torch(case.problem.cell, theirs)
+        return [*seen, *(ours[name] for name in case.layer.params)]
+
+    return Contender("torch padded" if padded else "torch", work, answer)
 
 
 def set_peer_threads(threads: int) -> None:
