@@ -21,14 +21,9 @@ history = rk.fit(model, train, valid=valid, epochs=2, optimizer=adam)
 bits = history["valid"][-1] / np.log(2)
 print(f"{bits:.2f} bits a letter; equally likely ones would take 7")
 
-# It writes: what it guesses it reads next.
-stream, rng, written = model.stream(), np.random.default_rng(0), "The "
-for letter in written:
-    logits = stream.step([ord(letter)])
-for _ in range(200):
-    drawn = rk.sample(logits, rng, temperature=0.7)  # below 1: rather the likely ones
-    written += chr(drawn[0])
-    logits = stream.step(drawn)
-print(written)
+# It writes: what it draws it reads next.
+begun = np.frombuffer(b"The ", np.uint8)
+written = model.generate(begun, 200, temperature=0.7, seed=0)  # below 1: rather the likely ones
+print("The " + "".join(map(chr, written)))
 
 assert bits < 2.8, bits

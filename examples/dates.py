@@ -23,9 +23,9 @@ train = rk.batches(x[1000:], answers[1000:], 64, shuffle=True, seed=0, target_pa
 model = rk.Seq2Seq(128, 13, 64, bos=BEGIN, eos=END, cell="GRU", bidirectional=True, seed=0)
 rk.fit(model, train, epochs=5, optimizer=rk.Adam(model, lr=0.01))
 
-asked, lengths = rk.pad(x[:1000])
-tokens, _ = model.greedy(asked, lengths, 12)
-written = ["".join(DIGITS[t] for t in row if t < 11) for row in tokens.T]
+tokens, lengths = model.greedy(x[:1000])
+answers = rk.unpad(tokens, lengths)
+written = ["".join(DIGITS[t] if t < 11 else "?" for t in answer) for answer in answers]
 for form, answer in zip(forms[:4], written[:4], strict=True):
     print(f"{form:>28} -> {answer}")
 right = np.mean([w == str(date) for w, date in zip(written, dates[:1000], strict=True)])

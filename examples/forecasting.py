@@ -26,7 +26,7 @@ history = rk.fit(
 )
 
 x, _ = windows(230, 309)  # 1930 to 2008, which nothing above has seen
-forecast = np.maximum(model.predict(x.swapaxes(0, 1))[:, 0] * scale + mean, 0) ** 2
+forecast = np.maximum(model.predict(x, batch_first=True)[:, 0] * scale + mean, 0) ** 2
 error = np.sqrt(np.mean((forecast - spots[230:]) ** 2))
 as_before = np.sqrt(np.mean((spots[229:-1] - spots[230:]) ** 2))
 print(f"root mean squared error {error:.1f} spots; 'as in the year before' has {as_before:.1f}")

@@ -29,19 +29,21 @@ class BoundMatrix {
                                  read<T>(bias, "bias", {rows}), rows, columns);
         })) {}
 
-  py::object times(const py::handle& x) const {
+  py::object times(const py::handle& x, const py::object& out) const {
     const HostArray given(x, "x");
     return std::visit(
         [&]<class T>(const PackedMatrix<T>& matrix) {
           const Index count = given.axes > 0 ? given.shape[0] : 0;
           const T* const data = read<T>(x, "x", {count, matrix.columns()});
-          py::object y = new_array<T>({count, matrix.rows()});
-          T* const out = write<T>(y, "y", {count, matrix.rows()});
+          py::object result = out.is_none() ? new_array<T>({count, matrix.rows()}) : out;
+          T* const y = write<T>(result, "out", {count, matrix.rows()});
+          if (y < data + given.size() && data < y + count * matrix.rows())
+            throw std::invalid_argument("out must share no memory with x");
           const double flops = 2.0 * static_cast<double>(count) *
                                static_cast<double>(matrix.rows()) *
                                static_cast<double>(matrix.columns());
-          if (count > 0) without_gil(flops, [&] { matrix.times(data, count, out); });
-          return y;
+          if (count > 0) without_gil(flops, [&] { matrix.times(data, count, y); });
+          return result;
         },
         matrix_);
   }
@@ -255,10 +257,10 @@ void bind_training(py::module_& m) {
            "matrix (N, K) and bias (N,) or None.")
       .def(
           "times",
-          [](const py::handle& self, const py::handle& x) {
-            return built<BoundMatrix>(self, "self").times(x);
+          [](const py::handle& self, const py::handle& x, const py::object& out) {
+            return built<BoundMatrix>(self, "self").times(x, out);
           },
-          py::arg("x"), "x @ matrix.T + bias of x (M, K).");
+          py::arg("x"), py::arg("out") = py::none(), "x @ matrix.T + bias of x (M, K).");
 
   m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out") = py::none(),
         py::kw_only(), py::arg("transpose_a") = false, py::arg("transpose_b") = false,

@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     from rnnkern.interop.mlx import from_mlx
     from rnnkern.interop.onnx.model import OnnxModel, from_onnx
     from rnnkern.interop.pytorch import from_torch
-    from rnnkern.models.model import Model, ModelTape
+    from rnnkern.models.model import Model
+    from rnnkern.models.model_tape import ModelTape
     from rnnkern.models.sampling import sample
     from rnnkern.models.seq2seq import Seq2Seq
     from rnnkern.models.stream import ModelStream
     from rnnkern.models.summary import num_parameters, summary
     from rnnkern.serialize import Checkpoint, FormatError, load, load_checkpoint, save
-    from rnnkern.training.batches import Batches, batches, pad
+    from rnnkern.training.batches import Batches, batches, pad, unpad
     from rnnkern.training.clip import clip_grad_norm, clip_grad_value
     from rnnkern.training.fit import fit
     from rnnkern.training.history import History
@@ -120,6 +121,7 @@ __all__ = [
     "softmax_cross_entropy",
     "summary",
     "threads",
+    "unpad",
 ]
 __all__ += _cells.__all__
 
@@ -131,13 +133,14 @@ _LATER = {
     "rnnkern.interop.mlx": ("from_mlx",),
     "rnnkern.interop.onnx.model": ("OnnxModel", "from_onnx"),
     "rnnkern.interop.pytorch": ("from_torch",),
-    "rnnkern.models.model": ("Model", "ModelTape"),
+    "rnnkern.models.model": ("Model",),
+    "rnnkern.models.model_tape": ("ModelTape",),
     "rnnkern.models.sampling": ("sample",),
     "rnnkern.models.seq2seq": ("Seq2Seq",),
     "rnnkern.models.stream": ("ModelStream",),
     "rnnkern.models.summary": ("num_parameters", "summary"),
     "rnnkern.serialize": ("Checkpoint", "FormatError", "load", "load_checkpoint", "save"),
-    "rnnkern.training.batches": ("Batches", "batches", "pad"),
+    "rnnkern.training.batches": ("Batches", "batches", "pad", "unpad"),
     "rnnkern.training.clip": ("clip_grad_norm", "clip_grad_value"),
     "rnnkern.training.fit": ("fit",),
     "rnnkern.training.history": ("History",),

@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import operator
+import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -117,7 +118,7 @@ def on_gpu(value: Any) -> bool:
 
 def host_array(name: str, value: Any) -> Array:
     """`value` as a NumPy array, without a copy where NumPy or DLPack can."""
-    if type(value) is np.ndarray:
+    if type(value) is np.ndarray and value.dtype.kind not in "US":
         return value
     if on_gpu(value):
         raise TypeError(
@@ -130,17 +131,24 @@ def host_array(name: str, value: Any) -> Array:
             "lengths says where a row ends, and the mask of a loss what counts"
         )
     if isinstance(value, np.ndarray):
-        return value.view(np.ndarray)  # a matrix, say, has other rules for its axes
-    if hasattr(value, "__dlpack__"):
+        array = value.view(np.ndarray)  # a matrix, say, has other rules for its axes
+    elif hasattr(value, "__dlpack__"):
         return from_dlpack(name, value, np.from_dlpack)
-    try:
-        array = np.asarray(value)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise TypeError(
-            f"{name} must be an array of numbers, got {type(value)!r} ({error})"
-        ) from error
+    else:
+        try:
+            array = np.asarray(value)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name} must be an array of numbers, got {type(value)!r} ({error})"
+            ) from error
     if array.dtype == object:
         raise TypeError(f"{name} must be an array of numbers, got {type(value)!r}")
+    if array.dtype.kind in "US":
+        shown = reprlib.repr(array.tolist())
+        raise TypeError(
+            f"{name} must be an array of numbers, got the text {shown}: "
+            "np.frombuffer(text.encode(), np.uint8) makes a token of each letter"
+        )
     return array
 
 

@@ -59,6 +59,36 @@ def test_a_frozen_one_refuses_what_a_call_refuses() -> None:
     assert repr(frozen).startswith("FrozenLinear(")
 
 
+@pytest.mark.parametrize("lead", [(), (4,), (3, 5), (0,)])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_out(frozen: bool, lead: tuple[int, ...]) -> None:
+    lin = rk.Linear(7, 3, seed=1)
+    call = lin.freeze() if frozen else lin
+    x = np.random.default_rng(0).standard_normal((*lead, 7)).astype(np.float32)
+    want, room = lin(x), np.full((*lead, 4), np.nan, np.float32)
+    for out in (np.empty_like(want), room[..., 1:]):
+        assert call(x, out=out) is out
+        assert out.tobytes() == want.tobytes()
+    assert np.isnan(room[..., 0]).all()
+
+
+def test_an_out_that_does_not_fit_is_named() -> None:
+    lin = rk.Linear(3, 3)
+    x = np.zeros((3, 3), np.float32)
+    for call in (lin, lin.freeze()):
+        with pytest.raises(ValueError, match="out must not share memory with x"):
+            call(x, out=x)
+        with pytest.raises(ValueError, match=r"out must have shape \(3, 3\), got \(3,\)"):
+            call(x, out=x[0])
+        with pytest.raises(TypeError, match="out must be float32, got float64"):
+            call(x, out=np.zeros((3, 3)))
+        with pytest.raises(TypeError, match="out must be a NumPy array, got"):
+            call(x, out=[0.0])  # type: ignore[arg-type]
+    for name in lin.params:
+        with pytest.raises(ValueError, match=rf"out must not share memory with params\['{name}'\]"):
+            lin(x[0], out=lin.params[name].reshape(-1)[:3])
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_agree_with_finite_differences(bias: bool) -> None:
     lin = rk.Linear(4, 3, bias=bias, dtype="float64", seed=1)

@@ -201,6 +201,13 @@ def test_copies_go_on_alone_and_have_no_layer() -> None:
         (lambda s, x: s.add_rows(2, s.state), r"state\['h'\] must have shape \(1, 2, 17\)"),
         (lambda s, x: s.remove_rows([5]), r"rows must lie in 0\.\.2, got 5"),
         (lambda s, x: s.reset([5]), r"mask must lie in 0\.\.2, got 5"),
+        (lambda s, x: s.take([0, 1]), r"rows must be integers \(3,\), got int64 of shape \(2,\)"),
+        (lambda s, x: s.take([True] * 3), r"rows must be integers \(3,\), got bool"),
+        (lambda s, x: s.take([0, 1, 3]), r"rows must lie in 0\.\.2, got 3"),
+        (lambda s, x: s.take([0, -1, 1]), r"rows must lie in 0\.\.2, got -1"),
+        (lambda s, x: s.take("abc"), "rows must be an array of numbers, got the text 'abc'"),
+        (lambda s, x: s.step("abc"), r"got the text 'abc': np\.frombuffer\(text\.encode\(\), np\."),
+        (lambda s, x: s.block("abc"), "x must be an array of numbers, got the text 'abc'"),
     ],
 )
 def test_bad_rows_are_named_and_change_nothing(call: Any, message: str) -> None:

@@ -433,10 +433,12 @@ def test_parts_that_do_not_fit_are_named(
 
 def test_other_errors_are_named() -> None:
     model = build(both=True)
-    with pytest.raises(ValueError, match=r"x\[:, None\] makes a batch of one sequence"):
-        model.predict(np.zeros(4, np.int64))
-    with pytest.raises(ValueError, match=r"x\[None\] makes a batch of one sequence"):
-        build(batch_first=True).predict(np.zeros(4, np.int64))
+    with pytest.raises(
+        ValueError, match=r"\(T, B\) of tokens or \(T, B, I\), or \(T,\) or \(T, I\)"
+    ):
+        model.predict(np.zeros((4, 1, 1), np.int64))
+    with pytest.raises(ValueError, match=r"x must have shape \(B, T\) of tokens or \(B, T, I\)"):
+        build(batch_first=True).predict(np.zeros(4))
     with pytest.raises(ValueError, match="stream needs a layer with bidirectional=False"):
         model.stream()
     for readout in ("mean", "max"):

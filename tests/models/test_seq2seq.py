@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -402,8 +403,16 @@ def test_refused_arguments() -> None:
     ):
         with pytest.raises(TypeError, match="source must be integers, got float64"):
             call(np.zeros((5, 5)))
-        with pytest.raises(ValueError, match=r"source must have shape \(steps, B\), got \(4,\)"):
-            call(np.zeros(4, np.int64))
+        with pytest.raises(ValueError, match=r"source must have shape \(steps, B\), got \(4, 1, 1"):
+            call(np.zeros((4, 1, 1), np.int64))
+        with pytest.raises(
+            TypeError, match="source must be an array of numbers, got the text 'abc'"
+        ):
+            call("abc")
+    with pytest.raises(ValueError, match="source_lengths are for source as one array, got a list"):
+        model.greedy([[1, 2], [3]], [2, 1])
+    with pytest.raises(TypeError, match="source must be integers, got float64"):
+        model.greedy([[[1.0]]])
     with pytest.raises(TypeError, match="target must be integers, got float32"):
         model.forward(source, None, np.zeros((4, 3), np.float32))
     with pytest.raises(ValueError, match="max_length"):
@@ -412,3 +421,37 @@ def test_refused_arguments() -> None:
         model.beam(source, None, 3, 0)
     with pytest.raises(ValueError, match="length_penalty"):
         model.beam(source, None, 3, 2, length_penalty=-1.0)
+
+
+@pytest.mark.parametrize("name", ["lstm", "both", "attention_both"])
+def test_the_forms_of_a_question(name: str) -> None:
+    """A list of sources, one alone, and no word about lengths: what is said in full elsewhere."""
+    model = make(name)
+    rng = np.random.default_rng(1)
+    sources = [rng.integers(0, SOURCE, n) for n in (3, 1, 4, 2)]
+    padded, lengths = rk.pad(sources)
+    for ask in (
+        model.greedy,
+        functools.partial(model.sample, seed=3),
+        functools.partial(model.beam, width=3, n_best=2),
+        functools.partial(model.beam, width=4),
+    ):
+        want = ask(padded, lengths, 5)
+        for got, one in zip(ask(sources, max_length=5), want, strict=True):
+            np.testing.assert_array_equal(got, one)
+        of_list = ask([source.tolist() for source in sources[:1]], None, 5)
+        for got, one in zip(ask(sources[0], max_length=5), of_list, strict=True):
+            np.testing.assert_array_equal(got, one[..., 0])
+        full = ask(padded, np.full(4, 4), 18)
+        for got, one in zip(ask(padded), full, strict=True):
+            np.testing.assert_array_equal(got, one)
+
+
+def test_an_answer_ends_by_itself_or_at_the_default_bound() -> None:
+    model = make("lstm")
+    for name in ("output.weight", "output.bias"):
+        model.params[name][...] = 0.0
+    model.params["output.bias"][EOS] = -100.0
+    for steps in (0, 1, 7):
+        tokens, lengths = model.greedy(np.zeros((steps, 2), np.int64))
+        assert (tokens.shape, lengths.tolist()) == ((2 * steps + 10, 2), [2 * steps + 10] * 2)

@@ -136,6 +136,25 @@ def test_batches_say_what_they_are() -> None:
     assert repr(same) == "Batches(4 sequences of 6 steps, batch_size=32, shuffle=False, seed=3)"
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_unpad_is_the_way_back(batch_first: bool) -> None:
+    rng = np.random.default_rng(0)
+    for rows in ([[1, 2, 3], [4], []], [rng.random((n, 2)) for n in (0, 4, 2)]):
+        padded, lengths = rk.pad(rows, batch_first=batch_first)
+        found = rk.unpad(padded, lengths, batch_first=batch_first)
+        padded[...] = 9
+        assert [row.tolist() for row in found] == [np.asarray(row).tolist() for row in rows]
+    assert rk.unpad(np.zeros((3, 0)), np.zeros(0, int)) == []
+    with pytest.raises(ValueError, match=r"axes of steps and of rows, got shape \(3,\)"):
+        rk.unpad(np.zeros(3), [3])
+    with pytest.raises(ValueError, match=r"lengths must lie in 0\.\.3, got 1\.\.4"):
+        rk.unpad(np.zeros((3, 2)), [1, 4])
+    with pytest.raises(ValueError, match=r"lengths must be integers \(2,\), got int64 of shape"):
+        rk.unpad(np.zeros((3, 2)), [1, 2, 3])
+    with pytest.raises(TypeError, match="batch_first must be True or False"):
+        rk.unpad(np.zeros((3, 2)), [1, 2], batch_first=2)  # type: ignore[arg-type]
+
+
 def test_pad() -> None:
     x, lengths = rk.pad([[1, 2, 3], [4]], value=-1)
     assert x.tolist() == [[1, 4], [2, -1], [3, -1]]
@@ -157,7 +176,7 @@ ROWS = [[1, 2], [3]]
         ((5,), {}, ValueError, "x must have one item for each sequence, got 5"),
         ((np.ones((4, 3)),), {}, ValueError, r"x\[..., None\] makes one feature a step"),
         ((np.ones((4, 3, 2), int),), {}, ValueError, r"x must hold sequences .*got \(3, 2\)"),
-        ((["ab"],), {}, TypeError, r"x\[0\] must be integers or floats"),
+        ((["ab"],), {}, TypeError, r"x\[0\] must be an array of numbers, got the text 'ab'"),
         (([[1], [0.5]],), {}, TypeError, "x must be all integers or all floats"),
         (([np.ones((2, 2)), np.ones((2, 3))],), {}, ValueError, r"x\[1\] of shape \(2, 3\)"),
         ((ROWS, [1]), {}, ValueError, "targets must have one for each x, 2, got 1"),

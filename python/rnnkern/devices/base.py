@@ -160,13 +160,15 @@ class Device(ABC):
         transpose_a: bool = False,
         transpose_b: bool = False,
         bias: Array | None = None,
+        out: Array | None = None,
     ) -> Array:
-        """The product a @ b + bias of contiguous 2-D arrays."""
+        """The product a @ b + bias of contiguous 2-D arrays, in `out` if given."""
 
     @abstractmethod
-    def affine(self, weight: Array, bias: Array | None) -> Callable[[Array], Array]:
+    def affine(self, weight: Array, bias: Array | None) -> Callable[[Array, Array | None], Array]:
         """``rows @ weight.T + bias`` as a function of contiguous rows, for many calls.
 
+        Its second argument is where the product goes, contiguous and apart from the rows, or None.
         It has copies of the weight and the bias, packed where that helps.
         """
 

@@ -68,10 +68,11 @@ class Cpu(Device):
         transpose_a: bool = False,
         transpose_b: bool = False,
         bias: Array | None = None,
+        out: Array | None = None,
     ) -> Array:
-        return _core.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b, bias=bias)
+        return _core.matmul(a, b, out, transpose_a=transpose_a, transpose_b=transpose_b, bias=bias)
 
-    def affine(self, weight: Array, bias: Array | None) -> Callable[[Array], Array]:
+    def affine(self, weight: Array, bias: Array | None) -> Callable[[Array, Array | None], Array]:
         return _core.PackedMatrix(weight, bias).times
 
     def sums_by_token(self, tokens: Array, rows: Array, count: int) -> Array:

@@ -201,15 +201,17 @@ class Cuda(Device):
         transpose_a: bool = False,
         transpose_b: bool = False,
         bias: Array | None = None,
+        out: Array | None = None,
     ) -> Array:
-        shape = (a.shape[1 if transpose_a else 0], b.shape[0 if transpose_b else 1])
-        out: Array = self.xp.empty(shape, a.dtype)
+        if out is None:
+            shape = (a.shape[1 if transpose_a else 0], b.shape[0 if transpose_b else 1])
+            out = self.xp.empty(shape, a.dtype)
         self.kernels.matmul(a, b, out, transpose_a, transpose_b, bias, False, None, self._stream())
         return out
 
-    def affine(self, weight: Array, bias: Array | None) -> Callable[[Array], Array]:
+    def affine(self, weight: Array, bias: Array | None) -> Callable[[Array, Array | None], Array]:
         kept = weight.copy(), None if bias is None else bias.copy()
-        return lambda rows: self.matmul(rows, kept[0], transpose_b=True, bias=kept[1])
+        return lambda x, out: self.matmul(x, kept[0], transpose_b=True, bias=kept[1], out=out)
 
     def sums_by_token(self, tokens: Array, rows: Array, count: int) -> Array:
         xp, n = self.xp, len(tokens)

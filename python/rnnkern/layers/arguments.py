@@ -200,26 +200,9 @@ class Layout:
         if out is None:
             fresh: Array = self.device.xp.empty(shape, self.spec.dtype)
             return self.time_first(fresh, given)
-        self.check_out(out, shape)
+        check_out(self.device, out, shape, self.spec.dtype)
         check_apart(self.device, out, (("x", given.x), ("state", h_0), ("state", c_0), *read))
         return self.time_first(out, given)
-
-    def check_out(self, out: Array, shape: tuple[int, ...]) -> None:
-        """Refuse an array that the kernels cannot write as it stands."""
-        device = self.device
-        if not isinstance(out, device.xp.ndarray):
-            raise TypeError(f"out must be a {device.library} array, got {type(out)!r}")
-        device.shaped("out", out, shape, self.spec.dtype)
-        if not device.writeable(out):
-            raise ValueError("out must be writable, got a read-only array")
-        if not device.aligned(out):
-            raise ValueError("out must be aligned, got an array whose elements are not")
-        if out.strides[-1] != out.itemsize and shape[-1] > 1 and out.size:
-            raise ValueError(f"out must have a contiguous last axis, got strides {out.strides}")
-        if not out.flags.c_contiguous and not device.region(out).has_own_elements():
-            raise ValueError(
-                f"out must not have two elements in the same memory, got strides {out.strides}"
-            )
 
     def as_given(self, array: Array, given: Input) -> Array:
         """A (T, B, ·) array in the caller's order of axes."""
@@ -259,6 +242,23 @@ def _check_lengths(lengths: Any, shape: tuple[int, ...]) -> Array:
         wrong = array.min() if array.min() < 0 else array.max()
         raise ValueError(f"lengths must lie in 0..{steps}, got {wrong}")
     return array.astype(np.int64)
+
+
+def check_out(device: Device, out: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Refuse an array that the kernels cannot write as it stands."""
+    if not isinstance(out, device.xp.ndarray):
+        raise TypeError(f"out must be a {device.library} array, got {type(out)!r}")
+    device.shaped("out", out, shape, dtype)
+    if not device.writeable(out):
+        raise ValueError("out must be writable, got a read-only array")
+    if not device.aligned(out):
+        raise ValueError("out must be aligned, got an array whose elements are not")
+    if out.strides[-1] != out.itemsize and shape[-1] > 1 and out.size:
+        raise ValueError(f"out must have a contiguous last axis, got strides {out.strides}")
+    if not out.flags.c_contiguous and not device.region(out).has_own_elements():
+        raise ValueError(
+            f"out must not have two elements in the same memory, got strides {out.strides}"
+        )
 
 
 def check_apart(device: Device, out: Array, read: Iterable[tuple[str, Array | None]]) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -20,6 +20,7 @@ from rnnkern._checks import (
     positive_int,
 )
 from rnnkern.devices import get_device
+from rnnkern.layers.arguments import check_apart, check_out
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.parameter import Parameter
@@ -98,21 +99,48 @@ class Linear(Fixed):
             "device": self.device,
         }
 
-    def __call__(self, x: Any) -> Array:
+    def __call__(self, x: Any, *, out: Array | None = None) -> Array:
         """``y`` (..., out_features) for ``x`` (..., in_features), of which there may be none.
 
         An ``x`` that is not C-contiguous is copied first.
 
+        Args:
+            x: Features.
+            out: Where ``y`` goes, which shares no memory with ``x`` and the parameters.
+
         Raises:
-            TypeError: ``x`` is of another dtype than the parameters.
-            ValueError: The last axis of ``x`` is not in_features long.
+            TypeError: ``x`` or ``out`` is of another dtype than the parameters.
+            ValueError: The last axis of ``x`` is not in_features long, or ``out`` does not fit.
 
         """
-        x = self._device.array("x", x)
-        rows = self._rows("x", x, self.in_features)
+        return self._apply(self._product, x, out, self.params.items())
+
+    def _product(self, rows: Array, out: Array | None) -> Array:
         bias = None if self._bias is None else self._bias.own
-        y = self._device.matmul(rows, self._weight.own, transpose_b=True, bias=bias)
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return self._device.matmul(rows, self._weight.own, transpose_b=True, bias=bias, out=out)
+
+    def _apply(
+        self,
+        affine: Callable[[Array, Array | None], Array],
+        x: Any,
+        out: Array | None,
+        parameters: Iterable[tuple[str, Array]] = (),
+    ) -> Array:
+        """A call, whose product of contiguous rows is ``affine``, which reads the parameters."""
+        device = self._device
+        x = device.array("x", x)
+        rows = self._rows("x", x, self.in_features)
+        shape = (*x.shape[:-1], self.out_features)
+        if out is None:
+            return affine(rows, None).reshape(shape)
+        check_out(device, out, shape, self.dtype)
+        read = ((f"params[{name!r}]", array) for name, array in parameters)
+        check_apart(device, out, (("x", x), *read))
+        if out.flags.c_contiguous:
+            affine(rows, out.reshape(-1, self.out_features))
+        else:
+            out[...] = affine(rows, None).reshape(shape)
+        return out
 
     def forward(self, x: Any) -> tuple[Array, LinearTape]:
         """As a call, and a tape; leave ``x`` unchanged until ``tape.backward``."""
@@ -163,12 +191,9 @@ class FrozenLinear:
         """For copies and pickles: weights are packed anew."""
         return type(self), (self._layer,)
 
-    def __call__(self, x: Any) -> Array:
-        """As ``Linear``'s call: the same results, bit for bit, and errors."""
-        layer = self._layer
-        x = layer._device.array("x", x)
-        y = self._affine(layer._rows("x", x, layer.in_features))
-        return y.reshape(*x.shape[:-1], layer.out_features)
+    def __call__(self, x: Any, *, out: Array | None = None) -> Array:
+        """As ``Linear``'s call: the same arguments, results, bit for bit, and errors."""
+        return self._layer._apply(self._affine, x, out)
 
     def __repr__(self) -> str:
         return f"FrozenLinear({self._layer!r})"

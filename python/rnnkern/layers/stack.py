@@ -15,10 +15,11 @@ from rnnkern.layers.arguments import (
     State,
     check_apart,
     check_dropout_key,
+    check_out,
     split_key,
     states_of,
 )
-from rnnkern.layers.base import Recurrent, layout_of
+from rnnkern.layers.base import Recurrent
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.network import dropout_mask
@@ -258,7 +259,7 @@ class Stack(Fixed):
             if out is None or k < len(self.layers) - 1:
                 total: Array = y + given
                 return total
-            layout_of(self.layers[k]).check_out(out, y.shape)
+            check_out(self._device, out, y.shape, self.dtype)
             np.add(y, given, out=out)
         return out
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rnnkern import _core
 from rnnkern._checks import Array, choice, host_array, on_gpu, positive_int
-from rnnkern.layers.arguments import State
+from rnnkern.layers.arguments import State, check_out
 from rnnkern.layers.network import Network, forward
 
 # Measured: in a step of fewer flops a second thread costs more to wake than it saves.
@@ -141,11 +141,11 @@ class Stream:
         return self._checked_step(x, out) if y is None else y
 
     def _checked_step(self, x: Any, out: Array | None) -> Array:
-        spec, layout = self._network.spec, self._layout
-        array = self._step_input(x)
+        network, layout = self._network, self._layout
+        spec, array = network.spec, self._step_input(x)
         given, _, _ = layout.input(array[None], None, None)
         if out is not None:
-            layout.check_out(out, (self.batch, spec.units))
+            check_out(network.device, out, (self.batch, spec.units), spec.dtype)
         y = None
         if self._stepper is not None:
             dtype = np.dtype(np.int64) if array.ndim == 1 else spec.dtype
@@ -175,7 +175,7 @@ class Stream:
         if out is None:
             out = device.xp.empty(shape, network.spec.dtype)
         else:
-            layout.check_out(out, shape)
+            check_out(device, out, shape, network.spec.dtype)
         states = device.xp.take(self._states, chosen, axis=2)
         y = device.xp.empty((1, len(rows), shape[1]), network.spec.dtype)
         forward(self._packed_now(), given, states[0], states[1] if len(states) > 1 else None, y)
@@ -224,8 +224,21 @@ class Stream:
         self._states[...] = self._as_states(state, self.batch)
 
     def take(self, rows: Array) -> None:
-        """Let row b go on from where row ``rows[b]`` is: a search's beams change places."""
-        self._states[...] = self._states[:, :, rows]
+        """Let row b go on from where row ``rows[b]`` is: a search's beams change places.
+
+        Args:
+            rows: (B,), integers in 0..B-1, of which some may be alike. On a GPU they may be there.
+
+        """
+        device = self._network.device
+        array = rows if on_gpu(rows) else host_array("rows", rows)
+        if array.dtype.kind not in "iu" or array.shape != (self.batch,):
+            raise ValueError(
+                f"rows must be integers ({self.batch},), got {array.dtype} of shape {array.shape}"
+            )
+        if not on_gpu(rows):
+            _check_rows("rows", array, self.batch)
+        self._states[...] = self._states[:, :, device.put(array)]
 
     def reset(self, mask: Any = None) -> None:
         """Set the state to zero: all of it, or some rows' alone.
@@ -338,12 +351,17 @@ class Stream:
             raise ValueError(
                 f"{name} must be integers (N,), got {array.dtype} of shape {array.shape}"
             )
-        if array.size and (array.min() < 0 or array.max() >= self.batch):
-            wrong = array.min() if array.min() < 0 else array.max()
-            raise ValueError(f"{name} must lie in 0..{self.batch - 1}, got {wrong}")
+        _check_rows(name, array, self.batch)
         if len(np.unique(array)) < len(array):
             raise ValueError(f"{name} must be different rows, got {array.tolist()}")
         return array.astype(np.int64)
+
+
+def _check_rows(name: str, numbers: NDArray[Any], count: int) -> None:
+    """Refuse numbers of rows that there are not."""
+    if numbers.size and (numbers.min() < 0 or numbers.max() >= count):
+        wrong = numbers.min() if numbers.min() < 0 else numbers.max()
+        raise ValueError(f"{name} must lie in 0..{count - 1}, got {wrong}")
 
 
 def _again(

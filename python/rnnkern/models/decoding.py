@@ -43,6 +43,12 @@ class Decoder:
     memory: Memory | None
     combine: FrozenLinear | None
 
+    @property
+    def first(self) -> Ints:
+        """The tokens (rows,) that are fed first."""
+        tokens: Ints = self.xp.full(self.rows, self.bos, np.int64)
+        return tokens
+
     def step(self, token: Ints) -> Array:
         """The logits after these tokens, one a row."""
         h = self.stream.step(token)
@@ -51,23 +57,33 @@ class Decoder:
         return self.head(h)
 
 
-def decode(decoder: Decoder, max_length: int, pick: Callable[[Array], Ints]) -> tuple[Ints, Ints]:
-    """Answers (T, B), filled with eos, and their lengths (B,), of tokens that ``pick`` makes."""
-    xp = decoder.xp
-    if decoder.rows == 0:
+def decode(
+    xp: Any,
+    step: Callable[[Ints], Array],
+    first: Ints,
+    eos: int,
+    max_length: int,
+    pick: Callable[[Array], Ints],
+) -> tuple[Ints, Ints]:
+    """Answers (T, B), filled with eos, and their lengths (B,).
+
+    ``step`` gives the logits after a token of each row, of which ``first`` (B,) are the first, and
+    ``pick`` the next tokens of these.
+    """
+    if len(first) == 0:
         return xp.zeros((0, 0), np.int64), xp.zeros(0, np.int64)
-    token = xp.full(decoder.rows, decoder.bos, np.int64)
-    ended = xp.zeros(decoder.rows, np.bool_)
+    token = first
+    ended = xp.zeros(len(first), np.bool_)
     tokens: list[Ints] = []
     while len(tokens) < max_length and xp.count_nonzero(ended) < len(ended):
-        token = pick(decoder.step(token))
-        ended |= token == decoder.eos
+        token = pick(step(token))
+        ended |= token == eos
         tokens.append(token)
     answer = xp.stack(tokens)
-    lengths = lengths_of(xp, answer, decoder.eos)
+    lengths = lengths_of(xp, answer, eos)
     # All rows go on until the last has ended; what an ended one gave since is no answer.
     past = xp.arange(len(answer))[:, np.newaxis] >= lengths
-    return xp.where(past, decoder.eos, answer), lengths
+    return xp.where(past, eos, answer), lengths
 
 
 def search(

@@ -5,25 +5,30 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, SupportsIndex
 
 import numpy as np
 
-from rnnkern._checks import Array, choice, explains_options
+from rnnkern._checks import Array, boolean, choice, explains_options
 from rnnkern.devices import get_device
 from rnnkern.layers.arguments import State
 from rnnkern.layers.base import Recurrent
-from rnnkern.layers.embedding import Embedding, EmbeddingTape
+from rnnkern.layers.embedding import Embedding
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
-from rnnkern.layers.linear import Linear, LinearTape
+from rnnkern.layers.linear import Linear
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.stack import Stack
 from rnnkern.layers.steps import live_steps
+from rnnkern.models.asking import is_list_of_sequences, predicted, refuse_lengths
+from rnnkern.models.generating import written
 from rnnkern.models.losses import LOSSES, Loss, loss_named
+from rnnkern.models.model_tape import ModelTape
 from rnnkern.models.readout import READOUTS, Readout
+from rnnkern.models.sampling import Sampler
 from rnnkern.models.stream import ModelStream
+from rnnkern.training.batches import Batches
 
 
 class Model(Fixed):
@@ -48,7 +53,8 @@ class Model(Fixed):
 
     With T steps, B rows and K outputs: x is (T, B, I), or tokens (T, B); outputs are (T, B, K) of
     "all" steps, else (B, K). Where the layers are ``batch_first`` so are x and the outputs of "all"
-    steps. Like its parts the model holds no hidden state.
+    steps. One sequence, (T, I) or tokens (T,), gives outputs and a state without B. Like its parts
+    the model holds no hidden state.
 
     Example:
         >>> model = rk.Model(rk.LSTM(32, 64), rk.Linear(64, 2), embedding=rk.Embedding(500, 32),
@@ -105,7 +111,8 @@ class Model(Fixed):
         self.dtype = recurrent.dtype
         self.device = recurrent.device
         self._device = get_device(self.device)
-        self._axis = 1 if recurrent.batch_first else 0
+        self.batch_first: bool = recurrent.batch_first
+        self._axis = 1 if self.batch_first else 0
         self.params = Parameters.joined({name: part.params for name, part in parts.items()})
         self._settle()
 
@@ -125,7 +132,7 @@ class Model(Fixed):
         """Outputs and the recurrent layers' last state, with nothing kept and no dropout.
 
         Args:
-            x: (T, B, I) of the parts' dtype, or integer tokens (T, B).
+            x: (T, B, I) of the parts' dtype, or integer tokens (T, B); without B one sequence.
             state: The recurrent layers' initial state; ``None`` is zero.
             lengths: (B,) integers in 0..T, in host memory; ``None`` means T throughout. Outputs of
                 "all" steps are the head's bias past a row's length.
@@ -140,9 +147,87 @@ class Model(Fixed):
         last = self.recurrent.last_output(y, last_state, lengths)
         return self.head(self._readout(y, lengths).forward(last)), last_state
 
-    def predict(self, x: Any, lengths: Any = None) -> Array:
-        """The outputs alone, from a state of zero."""
-        return self(x, None, lengths)[0]
+    def predict(self, x: Any, lengths: Any = None, *, batch_first: bool | None = None) -> Any:
+        """The outputs alone, from a state of zero: of an array, or of a list of sequences.
+
+        Args:
+            x: As in a call. Or a list of N sequences of any lengths, tokens (T_n,) or features
+                (T_n, I), or what `batches` makes of such: they are gone through in batches of
+                sequences of like lengths, which changes no bit.
+            lengths: As in a call; those of a list are known.
+            batch_first: Whether an array x, and outputs of "all" steps, are (B, T, ...); ``None``
+                is as the layers have it.
+
+        Returns:
+            As a call gives them. Of N sequences, in their order: (N, K), or of "all" steps a list
+            of N arrays (T_n, K).
+
+        Raises:
+            TypeError, ValueError: As the parts raise, or `batches`.
+
+        Example:
+            >>> model = rk.Model(rk.GRU(9, 8), rk.Linear(8, 3), readout="last")
+            >>> model.predict([[5, 7, 1, 2], [8], [3, 3]]).shape
+            (3, 3)
+
+        """
+        if isinstance(x, Batches) or is_list_of_sequences(x):
+            refuse_lengths("lengths", "x", lengths)
+            return predicted(self, x)
+        turned = batch_first is not None and boolean("batch_first", batch_first) != (
+            self._axis == 1
+        )
+        if turned:
+            x = self._checked(x)
+            turned = not self._is_alone(x)
+        if not turned:
+            return self(x, None, lengths)[0]
+        outputs, _ = self(x.swapaxes(0, 1), None, lengths)
+        return outputs.swapaxes(0, 1) if self.readout == "all" else outputs
+
+    def generate(
+        self,
+        prompt: Any,
+        max_length: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        stop: int | None = None,
+        seed: int | None = None,
+    ) -> Any:
+        """Tokens that go on from a prompt, each drawn by its probability and read in turn.
+
+        The model gives logits of the next token, as one does that learned from x = text[:-1] and
+        targets = text[1:].
+
+        Args:
+            prompt: One sequence of tokens (T,); or several, as in a call or as a list of sequences
+                of any lengths. Each has at least one token.
+            max_length: The most tokens to draw, at least 1.
+            temperature: As of `sample`: below 1 likely tokens become likelier.
+            top_k: Draw among so many likeliest tokens, of which 1 is always the likeliest; ``None``
+                takes all.
+            stop: The token that ends a sequence, and is no part of it; ``None`` draws
+                ``max_length``.
+            seed: Of the draws, of which each step has one a row; ``None`` draws one.
+
+        Returns:
+            The tokens after the prompt (U,), int64; of several prompts a list of such arrays.
+
+        Raises:
+            TypeError: Tokens that are no integers, or an argument of the wrong type.
+            ValueError: The model cannot write: a readout of the whole sequence, a bidirectional
+                layer, more outputs than there are tokens. A prompt is empty, or an argument is out
+                of range.
+
+        Example:
+            >>> model = rk.Model(rk.GRU(128, 32, seed=0), rk.Linear(32, 128, seed=1))
+            >>> prompt = np.frombuffer(b"The ", np.uint8)
+            >>> model.generate(prompt, 5, temperature=0.7, seed=0).shape
+            (5,)
+
+        """
+        return written(self, prompt, max_length, Sampler(temperature, top_k, seed), stop)
 
     def forward(
         self,
@@ -230,15 +315,21 @@ class Model(Fixed):
 
     def places(self, x: Any, targets: Any, lengths: Any = None, *, mask: Any = None) -> int:
         """How many targets the mean of ``loss_and_grads`` is over, for means over batches."""
-        of, axes = (x, 2) if self.readout == "all" else (targets, 1)
-        shape = self._device.array("x or targets", of).shape[:axes]
+        x = self._checked(x)
+        shape = x.shape[: 1 if self._is_alone(x) else 2]  # of the steps
+        if self.readout != "all":
+            shape = shape[1 - self._axis :][:1] if len(shape) == 2 else ()
         counted = self._mask(shape, lengths, mask)
-        return math.prod(shape) if counted is None else int(counted.sum())
+        return (
+            math.prod(shape) if counted is None else int(self._device.array("mask", counted).sum())
+        )
 
     def part(
         self, x: Any, targets: Any, lengths: Any, mask: Any, share: Callable[[int], slice]
     ) -> tuple[Any, Any, Any, Any]:
         """Some rows of a batch, of which ``share`` says which of how many: `Ranks.share`, say."""
+        if self._is_alone(x):
+            raise ValueError(f"x must have an axis of rows to be shared out, got shape {x.shape}")
         rows = share(x.shape[1 - self._axis])
         of_x: Any = (slice(None), rows) if self._axis == 0 else rows
         own = of_x if self.readout == "all" else rows
@@ -293,16 +384,20 @@ class Model(Fixed):
         return ModelStream(self.embedding, stream, self.head)
 
     def _checked(self, x: Any) -> Array:
-        """A batch: what has no axis of rows is refused."""
+        """A batch, or one sequence."""
         array = self._device.array("x", x)
         tokens = array.dtype.kind in "iu"
-        if array.ndim != (2 if tokens else 3):
+        if array.ndim not in ((1, 2) if tokens else (2, 3)):
             order = ("T, B", "B, T")[self._axis]
             raise ValueError(
-                f"x must have shape ({order}) of tokens or ({order}, I), got {array.shape}: "
-                f"{('x[:, None]', 'x[None]')[self._axis]} makes a batch of one sequence"
+                f"x must have shape ({order}) of tokens or ({order}, I), or (T,) or (T, I) of "
+                f"one sequence, got {array.dtype.name} {array.shape}"
             )
         return array
+
+    def _is_alone(self, x: Array) -> bool:
+        """Whether it is one sequence, without an axis of rows."""
+        return bool(x.ndim == (1 if x.dtype.kind in "iu" else 2))
 
     def _readout(self, y: Array, lengths: Any) -> Readout:
         lengths = None if lengths is None else np.array(lengths, np.int64)  # the tape's own
@@ -318,75 +413,13 @@ class Model(Fixed):
         """Which targets count: those of the mask, and of steps those within their lengths."""
         if lengths is None or self.readout != "all":
             return mask
-        live = live_steps(shape[self._axis], np.asarray(lengths), self._axis)
+        if len(shape) == 1:
+            live = live_steps(shape[0], np.asarray(lengths), 0)[:, 0]
+        else:
+            live = live_steps(shape[self._axis], np.asarray(lengths), self._axis)
         if mask is None:
             return live
         return self._device.put(live) & self._device.array("mask", mask)
-
-
-class ModelTape:
-    """What one ``Model.forward`` kept. ``backward`` may be called any number of times.
-
-    Attributes:
-        recurrent: The recurrent layers' own tape.
-
-    Example:
-        >>> model = rk.Model(rk.GRU(3, 4, seed=0), rk.Linear(4, 2, seed=1))
-        >>> outputs, h, tape = model.forward(np.ones((5, 2, 3), np.float32))
-        >>> gradients = tape.backward(np.ones_like(outputs))
-        >>> sorted(gradients.params) == sorted(model.params)
-        True
-
-    """
-
-    def __init__(
-        self,
-        embedding: EmbeddingTape | None,
-        recurrent: Any,
-        readout: Readout,
-        head: LinearTape,
-    ) -> None:
-        self.recurrent = recurrent
-        self._embedding = embedding
-        self._readout = readout
-        self._head = head
-
-    def __repr__(self) -> str:
-        return f"ModelTape({self.recurrent!r})"
-
-    def backward(
-        self, doutputs: Any, dstate: State | None = None, *, state_gradients: bool = False
-    ) -> Gradients:
-        """Gradients of a loss L.
-
-        Args:
-            doutputs: ∂L/∂outputs, shaped as these.
-            dstate: ∂L/∂(last state), as a layer's tape takes it; ``None`` is zero.
-            state_gradients: As of a layer's tape.
-
-        Returns:
-            ``Gradients`` with ``params`` by the model's names, ``x`` (``None`` for tokens) and
-            ``state``, the gradient in the initial one.
-
-        Raises:
-            TypeError, ValueError: ``doutputs`` or ``dstate`` has the wrong dtype or shape.
-
-        """
-        head = self._head.backward(doutputs)
-        assert head.x is not None
-        dy, dlast = self._readout.backward(head.x)
-        layers = self.recurrent.backward(dy, dstate, dlast=dlast, state_gradients=state_gradients)
-        parts: dict[str, Mapping[str, Array]] = {"recurrent": layers.params, "head": head.params}
-        if self._embedding is not None:
-            parts = {"embedding": self._embedding.backward(layers.x).params, **parts}
-        return Gradients(
-            params={
-                f"{p}.{name}": array for p, own in parts.items() for name, array in own.items()
-            },
-            x=layers.x if self._embedding is None else None,
-            state=layers.state,
-            steps=layers.steps,
-        )
 
 
 def _check_part(name: str, part: Any, wanted: str, good: bool) -> None:

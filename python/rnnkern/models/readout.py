@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of a layer's outputs a head sees: all steps, the last, their mean or their greatest.
 
-y is (T, B, F), or (B, T, F) where ``axis``, that of the steps, is 1. Steps past a row's length do
-not count, and a row without steps gives 0. A head sees (B, F), but for "all" of the steps.
+y is (T, B, F), or (B, T, F) where ``axis``, that of the steps, is 1; of one sequence it is (T, F).
+Steps past a row's length do not count, and a row without steps gives 0. A head sees (B, F), or
+(F,), but for "all" of the steps.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Readout:
     ) -> None:
         self._kind = kind
         self._device = device
-        self._axis = axis
+        self._axis = axis if y.ndim == 3 else 0
         self._shape, self._dtype = y.shape, y.dtype
         self._lengths = lengths
         self._place: Array | None = None  # of the greatest, among the steps
@@ -75,8 +76,9 @@ class Readout:
             return xp.where(self._live(), spread, zero), None
         if self._place is None:
             return None, None
-        steps = xp.arange(self._shape[self._axis])[:, None, None]
-        chosen = (steps if self._axis == 0 else steps.swapaxes(0, 1)) == self._place
+        along = [1] * len(self._shape)
+        along[self._axis] = -1
+        chosen = xp.arange(self._shape[self._axis]).reshape(along) == self._place
         if self._lengths is not None:
             chosen &= self._live()
         return xp.where(chosen, xp.expand_dims(dfeatures, self._axis), zero), None
@@ -85,10 +87,11 @@ class Readout:
         """Which steps count, with an axis for the features."""
         assert self._lengths is not None
         live = live_steps(self._shape[self._axis], self._lengths, self._axis)
-        return self._device.put(live[..., None])
+        return self._device.put(live if len(self._shape) == 2 else live[..., None])
 
     def _share(self) -> Any:
         """One over each row's number of steps."""
         if self._lengths is None:
             return self._dtype.type(1.0 / max(self._shape[self._axis], 1))
-        return self._device.put((1.0 / np.maximum(self._lengths, 1)).astype(self._dtype)[:, None])
+        share = (1.0 / np.maximum(self._lengths, 1)).astype(self._dtype)
+        return self._device.put(share if len(self._shape) == 2 else share[:, None])

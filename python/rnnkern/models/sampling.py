@@ -70,3 +70,16 @@ def sample(
     if order is not None:
         place = xp.take_along_axis(order, place[..., None], axis=-1)[..., 0]
     return place.astype(np.int64)
+
+
+class Sampler:
+    """Draws as ``sample`` does from one logits after the other, of a seed or of a fresh one."""
+
+    def __init__(self, temperature: float, top_k: int | None, seed: int | None) -> None:
+        self._temperature, self._top_k = temperature, top_k
+        seed = None if seed is None else positive_int("seed", seed, minimum=0)
+        self._random = np.random.default_rng(seed)
+
+    def __call__(self, logits: Any) -> NDArray[np.int64]:
+        """A class of each row."""
+        return sample(logits, self._random, temperature=self._temperature, top_k=self._top_k)

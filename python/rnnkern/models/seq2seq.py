@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rnnkern._checks import Array, DType, choice, explains_options, finite_float, positive_int
 from rnnkern.cells import layer_classes
-from rnnkern.devices import Device, get_device
+from rnnkern.devices import get_device
 from rnnkern.layers.arguments import check_dropout_key
 from rnnkern.layers.base import stream_of_tokens
 from rnnkern.layers.fixed import Fixed
@@ -21,11 +21,12 @@ from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.linear import Linear
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.steps import live_steps
+from rnnkern.models.asking import Question, checked_token, checked_tokens, question
 from rnnkern.models.attention import Memory, attend
 from rnnkern.models.bridge import handed_back, handed_over
 from rnnkern.models.decoding import Decoder, decode, search
 from rnnkern.models.losses import Loss, loss_named
-from rnnkern.models.sampling import sample
+from rnnkern.models.sampling import Sampler
 from rnnkern.models.seq2seq_tape import Seq2SeqTape
 from rnnkern.models.teaching import Teaching, teach
 
@@ -148,8 +149,8 @@ class Seq2Seq(Fixed):
                 2 * size, size, bias=False, dtype=dtype, seed=seeds[3], device=device
             )
         self.output = Linear(size, target_vocab, dtype=dtype, seed=seeds[2], device=device)
-        self.bos = _token("bos", bos, self.output.out_features)
-        self.eos = _token("eos", eos, self.output.out_features)
+        self.bos = checked_token("bos", bos, self.output.out_features)
+        self.eos = checked_token("eos", eos, self.output.out_features)
         self._config = {
             "source_vocab": self.encoder.input_size,
             "target_vocab": self.output.out_features,
@@ -209,8 +210,8 @@ class Seq2Seq(Fixed):
             ValueError: As the layers raise, or source and target differ in B.
 
         """
-        source = _tokens(self._device, "source", source)
-        target = _tokens(self._device, "target", target)
+        source = checked_tokens(self._device, "source", source)
+        target = checked_tokens(self._device, "target", target)
         if source.shape[1] != target.shape[1]:
             raise ValueError(
                 f"source and target must agree in B, got {source.shape[1]} and {target.shape[1]}"
@@ -256,7 +257,7 @@ class Seq2Seq(Fixed):
             the greatest.
 
         """
-        answers = _tokens(self._device, "answers", answers)
+        answers = checked_tokens(self._device, "answers", answers)
         return teach(self._device, answers, lengths, self.bos, self.eos)
 
     def loss_and_grads(
@@ -302,7 +303,7 @@ class Seq2Seq(Fixed):
     ) -> float:
         """The loss without dropout and without gradients; arguments as in ``loss_and_grads``."""
         taught = self.teach(answers)
-        source = _tokens(self._device, "source", source)
+        source = checked_tokens(self._device, "source", source)
         memory, state = self.encoder(source, None, source_lengths)
         y, _ = self.decoder(
             taught.fed, handed_over(self.encoder, self.decoder, state), taught.lengths
@@ -339,7 +340,7 @@ class Seq2Seq(Fixed):
         return live if mask is None else live & self._device.array("mask", mask)
 
     def greedy(
-        self, source: Any, source_lengths: Any, max_length: int
+        self, source: Any, source_lengths: Any = None, max_length: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Decode by taking the likeliest token at every step.
 
@@ -347,24 +348,24 @@ class Seq2Seq(Fixed):
         rows have ended.
 
         Args:
-            source: (S, B) integers.
-            source_lengths: (B,) integers in 0..S; ``None`` means S throughout.
-            max_length: The most tokens of an answer, at least 1.
+            source: (S, B) integers; (S,) of one sequence; or a list of B sequences of any lengths.
+            source_lengths: (B,) integers in 0..S; ``None`` means S throughout. Those of a list are
+                known.
+            max_length: The most tokens of an answer, at least 1; ``None`` is 2·S + 10.
 
         Returns:
             Tokens (T, B) with T ≤ max_length, and lengths (B,) without the ``eos``: row b's answer
-            is ``tokens[:lengths[b], b]``, and ``eos`` fills the rest.
+            is ``tokens[:lengths[b], b]``, and ``eos`` fills the rest; `unpad` makes a list of them.
+            Of one sequence both are without B.
 
         """
-        positive_int("max_length", max_length)
-        decoder = self._decoding(source, source_lengths, 1)
-        return decode(decoder, max_length, lambda logits: logits.argmax(axis=-1))
+        return self._answers(source, source_lengths, max_length, lambda y: y.argmax(axis=-1))
 
     def sample(
         self,
         source: Any,
-        source_lengths: Any,
-        max_length: int,
+        source_lengths: Any = None,
+        max_length: int | None = None,
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -373,9 +374,9 @@ class Seq2Seq(Fixed):
         """Decode by drawing every token by its probability.
 
         Args:
-            source: (S, B) integers.
-            source_lengths: (B,) integers in 0..S; ``None`` means S throughout.
-            max_length: The most tokens of an answer, at least 1.
+            source: As in ``greedy``.
+            source_lengths: As in ``greedy``.
+            max_length: As in ``greedy``.
             temperature: What logits are divided by, above 0.
             top_k: Draw among so many likeliest tokens; ``None`` takes all.
             seed: Of the draws; ``None`` draws one.
@@ -384,22 +385,15 @@ class Seq2Seq(Fixed):
             Tokens (T, B) and lengths (B,), as ``greedy`` gives them.
 
         """
-        positive_int("max_length", max_length)
-        seed = None if seed is None else positive_int("seed", seed, minimum=0)
-        random = np.random.default_rng(seed)
-        decoder = self._decoding(source, source_lengths, 1)
-        return decode(
-            decoder,
-            max_length,
-            lambda logits: sample(logits, random, temperature=temperature, top_k=top_k),
-        )
+        pick = Sampler(temperature, top_k, seed)
+        return self._answers(source, source_lengths, max_length, pick)
 
     def beam(
         self,
         source: Any,
-        source_lengths: Any,
-        max_length: int,
-        width: int,
+        source_lengths: Any = None,
+        max_length: int | None = None,
+        width: int = 4,
         length_penalty: float = 0.0,
         *,
         n_best: int | None = None,
@@ -412,10 +406,9 @@ class Seq2Seq(Fixed):
         greedy decoding.
 
         Args:
-            source: (S, B) integers.
-            source_lengths: (B,) integers in 0..S; ``None`` means S throughout.
-            max_length: The most tokens of an answer, at least 1; an answer cut off there is
-                ranked as it stands.
+            source: As in ``greedy``.
+            source_lengths: As in ``greedy``.
+            max_length: As in ``greedy``; an answer cut off there is ranked as it stands.
             width: Answers kept per row, at least 1.
             length_penalty: At least 0.
             n_best: So many answers of each row, at most ``width``; ``None`` is the best alone.
@@ -427,14 +420,15 @@ class Seq2Seq(Fixed):
             have a log-probability of -inf.
 
         """
-        positive_int("max_length", max_length)
+        asked = question(self._device, source, source_lengths, max_length)
         positive_int("width", width)
         finite_float("length_penalty", length_penalty, minimum=0.0)
         best = 1 if n_best is None else positive_int("n_best", n_best)
         if best > width:
             raise ValueError(f"n_best must be at most the width, {width}, got {best}")
-        decoder = self._decoding(source, source_lengths, width)
-        tokens, lengths, scores = search(decoder, max_length, width, best, length_penalty)
+        decoder = self._decoding(asked, width)
+        found = search(decoder, asked.most, width, best, length_penalty)
+        tokens, lengths, scores = asked.answered(*found)
         return (tokens[0], lengths[0], scores[0]) if n_best is None else (tokens, lengths, scores)
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
@@ -450,35 +444,26 @@ class Seq2Seq(Fixed):
             raise ValueError("to_onnx needs a model without attention, got attention='dot'")
         write_seq2seq(self.encoder, self.decoder, self.output, path)
 
-    def _decoding(self, source: Any, source_lengths: Any, width: int) -> Decoder:
+    def _answers(
+        self, source: Any, lengths: Any, max_length: int | None, pick: Callable[[Array], Any]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What ``greedy`` and ``sample`` give."""
+        asked = question(self._device, source, lengths, max_length)
+        decoder = self._decoding(asked, 1)
+        tokens, ends = asked.answered(
+            *decode(decoder.xp, decoder.step, decoder.first, self.eos, asked.most, pick)
+        )
+        return tokens, ends
+
+    def _decoding(self, asked: Question, width: int) -> Decoder:
         """The decoder after the source, ``width`` rows for each of its rows: packed."""
-        device, source = self._device, _tokens(self._device, "source", source)
-        y, encoded = self.encoder(source, None, source_lengths)
-        stream = stream_of_tokens(self.decoder, source.shape[1] * width)
+        device, rows = self._device, asked.source.shape[1]
+        y, encoded = self.encoder(asked.source, None, asked.lengths)
+        stream = stream_of_tokens(self.decoder, rows * width)
         stream.state = handed_over(self.encoder, self.decoder, encoded, width)
         memory = combine = None
         if self.attention is not None:
-            memory = Memory(device, y, source_lengths)
+            memory = Memory(device, y, asked.lengths)
             combine = self.attention.freeze()
         head = self.output.freeze()
-        return Decoder(
-            device.xp, source.shape[1], self.bos, self.eos, stream, head, memory, combine
-        )
-
-
-def _token(name: str, value: int, vocabulary: int) -> int:
-    """`value`, which must be one of the vocabulary's tokens."""
-    token = positive_int(name, value, minimum=0)
-    if token >= vocabulary:
-        raise ValueError(f"{name} must be in 0..{vocabulary - 1}, got {token}")
-    return token
-
-
-def _tokens(device: Device, name: str, value: Any) -> Array:
-    """`value` as the device's array (steps, B) of integers."""
-    array = device.array(name, value)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integers, got {array.dtype}")
-    if array.ndim != 2:
-        raise ValueError(f"{name} must have shape (steps, B), got {array.shape}")
-    return array
+        return Decoder(device.xp, rows, self.bos, self.eos, stream, head, memory, combine)

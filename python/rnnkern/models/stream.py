@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rnnkern._checks import Array
 from rnnkern.devices import get_device
-from rnnkern.layers.arguments import State
+from rnnkern.layers.arguments import State, check_out
 from rnnkern.layers.embedding import Embedding
 from rnnkern.layers.linear import Linear
 
@@ -46,17 +46,19 @@ class ModelStream:
         self._embedding = deepcopy(embedding)
         self._head = head.freeze()
 
-    def step(self, x: Any, *, mask: Any = None) -> Array:
-        """One step: x (B, I), or tokens (B,); returns the outputs (B, K).
+    def step(self, x: Any, out: Array | None = None, *, mask: Any = None) -> Array:
+        """One step: x (B, I), or tokens (B,); returns the outputs (B, K), in `out` if given.
 
         Args:
             x: One step of every row.
+            out: Where the outputs go; it may lie where x does.
             mask: (B,), bool, in host memory: the rows that go on. The others hold their state,
                 their outputs are 0, and nobody looks at what x has for them.
 
         """
+        self._check_out(out, (self.batch,))
         if mask is None:
-            return self._head(self._recurrent.step(self._features(x)))
+            return self._head(self._recurrent.step(self._features(x)), out=out)
         x = self._device.array("x", x)
         rows = np.flatnonzero(mask)
         live = self._device.put(rows)
@@ -68,13 +70,23 @@ class ModelStream:
             features[live] = self._embedding(x[live])
         y = self._recurrent.step(features, mask=mask)
         outputs = self._head(y[live])
-        whole: Array = self._device.xp.zeros((self.batch, outputs.shape[1]), outputs.dtype)
-        whole[live] = outputs
-        return whole
+        if out is None:
+            out = self._device.xp.empty((self.batch, outputs.shape[1]), outputs.dtype)
+        out[...] = 0
+        out[live] = outputs
+        return out
 
-    def block(self, x: Any) -> Array:
-        """Several steps: x (T, B, I), or tokens (T, B); returns the outputs (T, B, K)."""
-        return self._head(self._recurrent.block(self._features(x)))
+    def block(self, x: Any, out: Array | None = None) -> Array:
+        """Several steps: x (T, B, I), or tokens (T, B); outputs (T, B, K), in `out` if given."""
+        features = self._features(x)
+        self._check_out(out, np.shape(features)[:2])
+        return self._head(self._recurrent.block(features), out=out)
+
+    def _check_out(self, out: Array | None, rows: tuple[int, ...]) -> None:
+        """Refuse a wrong one before the state goes on."""
+        if out is not None:
+            head = self._source[1]
+            check_out(self._device, out, (*rows, head.out_features), head.dtype)
 
     def _features(self, x: Any) -> Any:
         return x if self._embedding is None else self._embedding(x)

@@ -10,7 +10,16 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnkern._checks import Array, DType, boolean, float_dtype, host_array, positive_int
+from rnnkern._checks import (
+    Array,
+    DType,
+    boolean,
+    float_dtype,
+    host_array,
+    on_gpu,
+    positive_int,
+)
+from rnnkern.devices import device_of
 
 Rows = Union[Array, "list[Array]"]  # (N, T, ...), or N arrays (T_n, ...)
 
@@ -110,12 +119,13 @@ class Batches:
     def _batch(self, rows: NDArray[np.int64]) -> Batch:
         lengths = self.lengths[rows]
         steps = int(lengths.max(initial=0))
-        x = _time_first(_chosen(self.x, rows, steps, self.pad), self.batch_first)
+        x = time_first(chosen_rows(self.x, rows, steps, self.pad), self.batch_first)
         targets = None
         if self.targets is not None:
-            targets = _chosen(self.targets, rows, self._target_steps(steps), self.target_pad)
+            steps_of_targets = self._target_steps(steps)
+            targets = chosen_rows(self.targets, rows, steps_of_targets, self.target_pad)
             if self.per_step:
-                targets = _time_first(targets, self.batch_first)
+                targets = time_first(targets, self.batch_first)
         return Batch(x, lengths if self.ragged else None, targets)
 
     def _target_steps(self, steps: int) -> int | None:
@@ -178,15 +188,8 @@ def batches(
 
     """
     kind = float_dtype("dtype", dtype)
-    rows = _rows("x", x, kind)
+    rows = checked_sequences("x", x, kind)
     count = len(rows)
-    if count == 0:
-        raise ValueError("x must hold at least one sequence, got none")
-    axes = rows[0].ndim
-    wanted = "(T,) of integers or (T, I) of floats"
-    if axes != (1 if rows[0].dtype.kind in "iu" else 2):
-        hint = ": x[..., None] makes one feature a step" if axes == 1 else ""
-        raise ValueError(f"x must hold sequences {wanted}, got {rows[0].shape}{hint}")
     own = np.array([len(row) for row in rows], np.int64)
     if lengths is not None:
         if not isinstance(rows, np.ndarray):
@@ -249,8 +252,52 @@ def pad(
     if not rows or rows[0].ndim == 0:
         raise ValueError("sequences must hold arrays with an axis of steps, and at least one")
     lengths = np.array([len(row) for row in rows], np.int64)
-    padded = _chosen(rows, np.arange(len(rows)), int(lengths.max()), value)
-    return _time_first(padded, batch_first), lengths
+    padded = chosen_rows(rows, np.arange(len(rows)), int(lengths.max()), value)
+    return time_first(padded, batch_first), lengths
+
+
+def unpad(padded: Any, lengths: Any, *, batch_first: bool = False) -> list[Array]:
+    """The sequences of an array without what fills it: the way back of ``pad``.
+
+    Args:
+        padded: (T, N, ...), of this device or a GPU's.
+        lengths: (N,), integers in 0..T.
+        batch_first: Whether the array is (N, T, ...).
+
+    Returns:
+        A list of N arrays (T_n, ...), copies.
+
+    Raises:
+        TypeError, ValueError: There are no such axes, or lengths do not fit.
+
+    Example:
+        >>> tokens = np.array([[5, 7], [6, 0], [0, 0]])
+        >>> [row.tolist() for row in rk.unpad(tokens, [2, 1])]
+        [[5, 6], [7]]
+
+    """
+    array = device_of(padded).array("padded", padded)
+    if array.ndim < 2:
+        raise ValueError(f"padded must have axes of steps and of rows, got shape {array.shape}")
+    rows = array if boolean("batch_first", batch_first) else array.swapaxes(0, 1)
+    ends = device_of(lengths).get(lengths) if on_gpu(lengths) else lengths
+    ends = checked_lengths(ends, *rows.shape[:2])
+    return [row[:end].copy() for row, end in zip(rows, ends.tolist(), strict=True)]
+
+
+def checked_sequences(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Rows:
+    """What sequences (T,) of integers or (T, I) of floats there are, at least one."""
+    rows = _rows(name, value, dtype)
+    if len(rows) == 0:
+        raise ValueError(f"{name} must hold at least one sequence, got none")
+    axes = rows[0].ndim
+    if axes != (1 if rows[0].dtype.kind in "iu" else 2):
+        hint = f": {name}[..., None] makes one feature a step" if axes == 1 else ""
+        raise ValueError(
+            f"{name} must hold sequences (T,) of integers or (T, I) of floats, "
+            f"got {rows[0].shape}{hint}"
+        )
+    return rows
 
 
 def _rows(name: str, value: Any, dtype: np.dtype[Any] | None) -> Rows:
@@ -286,7 +333,7 @@ def _numbers(name: str, value: Any, dtype: np.dtype[Any] | None) -> Array:
     return array if dtype is None else array.astype(dtype, copy=False)
 
 
-def _chosen(rows: Rows, which: NDArray[np.int64], steps: int | None, value: float) -> Array:
+def chosen_rows(rows: Rows, which: NDArray[np.int64], steps: int | None, value: float) -> Array:
     """Some rows as one array, cut or filled to so many steps, or to the longest of them."""
     if isinstance(rows, np.ndarray):
         return rows[which] if steps is None else rows[which, :steps]
@@ -299,7 +346,7 @@ def _chosen(rows: Rows, which: NDArray[np.int64], steps: int | None, value: floa
     return filled
 
 
-def _time_first(array: Array, batch_first: bool) -> Array:
+def time_first(array: Array, batch_first: bool) -> Array:
     """(B, T, ...) as it is wanted, in one piece."""
     return np.ascontiguousarray(array if batch_first else array.swapaxes(0, 1))
 
