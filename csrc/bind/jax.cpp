@@ -131,7 +131,7 @@ void forward_call(const xla::Call& call, Index cell) {
   }
   std::copy_n(common.h_0, batch * units, h);
   if (c) std::copy_n(common.c_0, batch * units, c);
-  clear_ends(*common.storage, common.sequence(y, units), units);
+  clear_dead(*common.storage, common.sequence(y, units), units);
   forward<T>(common.cell,
              {.schedule = common.schedule(),
               .parameters = common.parameters,

@@ -94,9 +94,9 @@ template <class T>
 class Handed {
  public:
   Handed() = default;
-  Handed(const Schedule& schedule, Index features)
-      : size_(schedule.steps * schedule.batch * features),
-        step_(schedule.batch * features),
+  Handed(const ScheduleStorage& rows, Index features)
+      : size_(rows.steps() * rows.batch() * features),
+        step_(rows.batch() * features),
         row_(features),
         bytes_(size_ * static_cast<Index>(sizeof(T))) {}
 
@@ -154,6 +154,48 @@ struct StateShape {
   }
 };
 
+// run(problem) of one direction, whose states are those of batch rows: where these are cut into
+// stretches, with those of stretches.
+template <class T, class Run>
+void run_stretches(const ScheduleStorage& rows, bool reverse, const ForwardProblem<T>& problem,
+                   Run run) {
+  const Stretches* const stretches = rows.stretches();
+  if (!stretches) return run(problem);
+  const Index units = problem.parameters.units, size = stretches->rows() * units;
+  const AlignedBytes memory((problem.c ? 2 : 1) * size * static_cast<Index>(sizeof(T)));
+  ForwardProblem<T> own = problem;
+  own.h = reinterpret_cast<T*>(memory.get());
+  if (problem.c) own.c = own.h + size;
+  stretches->begin(reverse, problem.h, units, own.h);
+  if (problem.c) stretches->begin(reverse, problem.c, units, own.c);
+  if (stretches->rows() > 0) run(own);
+  stretches->end(reverse, own.h, units, problem.h);
+  if (problem.c) stretches->end(reverse, own.c, units, problem.c);
+}
+
+template <class T, class Run>
+void run_stretches(const ScheduleStorage& rows, bool reverse, const BackwardProblem<T>& problem,
+                   Run run) {
+  const Stretches* const stretches = rows.stretches();
+  if (!stretches) return run(problem);
+  const Index units = problem.units, size = stretches->rows() * units;
+  const AlignedBytes memory((problem.dc ? 4 : 2) * size * static_cast<Index>(sizeof(T)));
+  BackwardProblem<T> own = problem;
+  auto* const h_0 = reinterpret_cast<T*>(memory.get());
+  own.h_0 = h_0, own.dh = h_0 + size;
+  stretches->begin(reverse, problem.h_0, units, h_0);
+  stretches->begin_backward(reverse, problem.dh, units, own.dh);
+  if (problem.dc) {
+    auto* const c_0 = h_0 + 2 * size;
+    own.c_0 = c_0, own.dc = h_0 + 3 * size;
+    stretches->begin(reverse, problem.c_0, units, c_0);
+    stretches->begin_backward(reverse, problem.dc, units, own.dc);
+  }
+  if (stretches->rows() > 0) run(own);
+  stretches->end_backward(reverse, own.dh, units, problem.dh);
+  if (problem.dc) stretches->end_backward(reverse, own.dc, units, problem.dc);
+}
+
 // What backward needs of forward beside x and the last layer's y.
 template <class T>
 struct KeptOf {
@@ -167,8 +209,8 @@ struct KeptOf {
     py::object mask = py::none();
 
     const Handed<T>& below() const { return mask.is_none() ? y : masked; }
-    const T* factors(const Schedule& schedule, Index features) const {
-      return read<T>(mask, "mask", {schedule.steps, schedule.batch, features});
+    const T* factors(const ScheduleStorage& rows, Index features) const {
+      return read<T>(mask, "mask", {rows.steps(), rows.batch(), features});
     }
   };
   // ∂L/∂(one layer's parameters in one direction).
@@ -187,19 +229,17 @@ struct KeptOf {
   Index count() const { return sizes.layers * sizes.directions; }
   Sequence<const T> x_of(const py::handle& x) const {
     if (tokens) return {};
-    const Schedule whole = schedule.schedule(false);
-    return sequence<const T, HostArray>(required(x, "x"), "x", whole.steps, whole.batch,
+    return sequence<const T, HostArray>(required(x, "x"), "x", schedule.steps(), schedule.batch(),
                                         sizes.inputs);
   }
   Sequence<const T> out_of(const py::handle& array, const char* name) const {
-    const Schedule whole = schedule.schedule(false);
-    return sequence<const T, HostArray>(array, name, whole.steps, whole.batch, sizes.features());
+    return sequence<const T, HostArray>(array, name, schedule.steps(), schedule.batch(),
+                                        sizes.features());
   }
 
   void backward(const py::object& given_x, const py::object& y, const py::object& dy,
                 const py::object& dh, const py::object& dc, const py::object& dx,
                 const py::sequence& gradients, const py::object& traces) const {
-    const Schedule whole = schedule.schedule(false);
     const Index live = schedule.live_rows(), rows = sizes.facts().gates * sizes.units;
     // A sequence may be another each time it is asked.
     const py::tuple arrays(gradients), own_traces(traces.is_none() ? py::tuple() : traces);
@@ -212,11 +252,12 @@ struct KeptOf {
     const auto x = x_of(given_x);
     const auto out = out_of(required(y, "y"), "y");
     const auto upstream = out_of(dy, "dy");
-    const auto below = sequence<T, HostArray>(dx, "dx", whole.steps, whole.batch, sizes.inputs);
-    T* const dh_data = write<T>(required(dh, "dh"), "dh", {count(), whole.batch, sizes.units});
-    T* const dc_data = sizes.facts().cell_state
-                           ? write<T>(required(dc, "dc"), "dc", {count(), whole.batch, sizes.units})
-                           : nullptr;
+    const auto below =
+        sequence<T, HostArray>(dx, "dx", schedule.steps(), schedule.batch(), sizes.inputs);
+    T* const dh_data = write<T>(required(dh, "dh"), "dh", {count(), schedule.batch(), sizes.units});
+    T* const dc_data = sizes.facts().cell_state ? write<T>(required(dc, "dc"), "dc",
+                                                           {count(), schedule.batch(), sizes.units})
+                                                : nullptr;
     std::vector<Gradient> grads;
     std::vector<T*> told;
     for (Index i = 0; i < count(); ++i) {
@@ -244,15 +285,14 @@ struct KeptOf {
   // are); None where dy or dstate would have to be converted.
   py::object direct(const py::object& given_x, const py::object& y, const py::object& dy,
                     const py::object& dstate, bool unbatched) const {
-    const Schedule whole = schedule.schedule(false);
-    if (unbatched && whole.batch > 1)
+    if (unbatched && schedule.batch() > 1)
       throw std::invalid_argument("unbatched must be False where there are several rows");
     const StateShape<T> shape{.states = count(),
-                              .batch = whole.batch,
+                              .batch = schedule.batch(),
                               .units = sizes.units,
                               .has_c = sizes.facts().cell_state,
                               .unbatched = unbatched};
-    const CallersAxes axes{whole.steps, whole.batch, sizes.batch_first, unbatched};
+    const CallersAxes axes{schedule.steps(), schedule.batch(), sizes.batch_first, unbatched};
     py::handle parts[2];
     if (!dy.is_none() && !axes.plain<T>(dy, sizes.features())) return py::none();
     if (!shape.taken(dstate, parts)) return py::none();
@@ -266,7 +306,7 @@ struct KeptOf {
     if (!tokens) {
       dx = axes.template empty<T>(sizes.inputs);
       below = axes.template view<T>(dx, sizes.inputs);
-      std::fill_n(below.data, whole.steps * whole.batch * sizes.inputs, T(0));
+      std::fill_n(below.data, schedule.steps() * schedule.batch() * sizes.inputs, T(0));
     }
     const Index rows = sizes.facts().gates * sizes.units;
     py::list arrays;
@@ -295,7 +335,7 @@ struct KeptOf {
            Sequence<T> dx, const std::vector<Gradient>& grads,
            const std::vector<T*>& traces) const {
     const Index live = schedule.live_rows(), units = sizes.units;
-    const Index size = schedule.schedule(false).batch * units;
+    const Index size = schedule.batch() * units;
     const auto& facts = sizes.facts();
     const T* const h_0 = reinterpret_cast<const T*>(states.get());
     std::vector<BackwardProblem<T>> problems;
@@ -329,18 +369,17 @@ struct KeptOf {
              .state_gradients = traces[at]});
       }
     }
-    const Schedule whole = schedule.schedule(false);
     std::vector<const T*> factors;
-    for (const auto& layer : between) factors.push_back(layer.factors(whole, sizes.features()));
-    without_gil(2 * sizes.flops(live), [&] { run_layers(whole, problems, factors); });
+    for (const auto& layer : between) factors.push_back(layer.factors(schedule, sizes.features()));
+    without_gil(2 * sizes.flops(live), [&] { run_layers(problems, factors); });
   }
 
-  void run_layers(const Schedule& whole, std::vector<BackwardProblem<T>>& problems,
+  void run_layers(std::vector<BackwardProblem<T>>& problems,
                   const std::vector<const T*>& factors) const {
     Handed<T> above, own;  // ∂L/∂x of a layer, and that of the one above
     for (Index k = sizes.layers; k-- > 0;) {
       if (k > 0) {
-        own = Handed<T>(whole, sizes.features());
+        own = Handed<T>(schedule, sizes.features());
         own.clear();
       }
       for (Index d = 0; d < sizes.directions; ++d) {
@@ -348,7 +387,9 @@ struct KeptOf {
         auto& problem = problems[i];
         if (k + 1 < sizes.layers) problem.dy = part(constant(above.view()), d * sizes.units);
         if (k > 0) problem.dx = own.view();
-        rnnkern::backward(sizes.cell, problem, sizes.compute, *directions[i].weights);
+        run_stretches(schedule, d == 1, problem, [&](const BackwardProblem<T>& own_rows) {
+          rnnkern::backward(sizes.cell, own_rows, sizes.compute, *directions[i].weights);
+        });
       }
       if (k == 0) break;
       if (const T* const mask = factors[static_cast<std::size_t>(k - 1)])
@@ -379,16 +420,31 @@ class Kept {
   }
   py::tuple between() const {
     return visit([]<class T>(const KeptOf<T>& kept) {
-      const Schedule whole = kept.schedule.schedule(false);
+      const ScheduleStorage& rows = kept.schedule;
       py::list list;
       for (const auto& layer : kept.between) {
         const Index features = kept.sizes.features();
-        py::object copy = new_array<T>({whole.steps, whole.batch, features});
-        std::copy_n(layer.y.view().data, whole.steps * whole.batch * features,
+        py::object copy = new_array<T>({rows.steps(), rows.batch(), features});
+        std::copy_n(layer.y.view().data, rows.steps() * rows.batch() * features,
                     static_cast<T*>(data_of(copy)));
         list.append(copy);
       }
       return py::tuple(list);
+    });
+  }
+
+  py::object places() const {
+    return visit([](const auto& kept) {
+      const Schedule schedule = kept.schedule.schedule(false);
+      py::object array = new_array<std::int64_t>({kept.schedule.live_rows()});
+      auto* out = static_cast<std::int64_t*>(data_of(array));
+      for (Index t = 0; t < schedule.steps; ++t) {
+        for (Index i = 0; i < schedule.offset[t + 1] - schedule.offset[t]; ++i) {
+          const Place place = schedule.at(t, i);
+          *out++ = place.t * kept.schedule.batch() + place.b;
+        }
+      }
+      return array;
     });
   }
 

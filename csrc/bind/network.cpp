@@ -18,6 +18,12 @@ std::optional<std::vector<Index>> read_lengths(const py::handle& lengths, Index 
   return copied(read<std::int64_t>(lengths, "lengths", {batch}), batch);
 }
 
+Sequence<const unsigned char> read_marks(const py::handle& marks, const char* name, Index steps,
+                                         Index batch) {
+  const auto view = sequence<const bool, HostArray>(marks, name, steps, batch, 0);
+  return {reinterpret_cast<const unsigned char*>(view.data), view.step, view.row};
+}
+
 template <class T>
 class NetworkOf {
  public:
@@ -50,8 +56,8 @@ class NetworkOf {
   }
 
   py::object forward(const py::object& x, const py::object& lengths, const py::object& h,
-                     const py::object& c, const py::object& y, const py::sequence& masks,
-                     bool keep) const {
+                     const py::object& c, const py::object& y, const py::sequence& masks, bool keep,
+                     const py::object& resets, const py::object& mask, bool to_initial) const {
     const py::tuple factors(masks);  // a sequence may be another each time it is asked
     const HostArray array(required(x, "x"), "x");
     const bool tokens = array.axes == 2;
@@ -60,7 +66,10 @@ class NetworkOf {
     const Index steps = array.shape[0], batch = array.shape[1];
     if (steps < 1 || batch < 1)
       array.refuse("have at least one step and one row, got shape " + array.shape_text());
-    Given given{.schedule = {steps, batch, read_lengths(lengths, batch)}};
+    const RowMarks marks{.resets = read_marks(resets, "resets", steps, batch),
+                         .mask = read_marks(mask, "mask", steps, batch),
+                         .to_initial = to_initial};
+    Given given{.schedule = {steps, batch, read_lengths(lengths, batch), marks}};
     if (tokens) {
       given.set_tokens(sequence<const std::int64_t, HostArray>(x, "x", steps, batch, 0),
                        sizes_.inputs);
@@ -73,8 +82,8 @@ class NetworkOf {
     const auto most = static_cast<std::size_t>(sizes_.layers - 1);
     if (!factors.empty() && factors.size() != most)
       throw std::invalid_argument("masks must be one for each layer but the last, or none");
-    for (const auto& mask : factors)
-      given.masks.push_back(py::reinterpret_borrow<py::object>(required(mask, "mask")));
+    for (const auto& factor : factors)
+      given.masks.push_back(py::reinterpret_borrow<py::object>(required(factor, "mask")));
     return run(std::move(given), keep);
   }
 
@@ -140,18 +149,18 @@ class NetworkOf {
 
   // None, or with `keep` what a backward pass needs.
   py::object run(Given given, bool keep) const {
-    const Schedule whole = given.schedule.schedule(false);
-    const Index live = given.schedule.live_rows(), units = sizes_.units;
-    const Index size = whole.batch * units;
+    const ScheduleStorage& rows = given.schedule;
+    const Index live = rows.live_rows(), units = sizes_.units;
+    const Index size = rows.batch() * units;
     std::vector<Between> between(static_cast<std::size_t>(sizes_.layers - 1));
     std::vector<const T*> factors;
     for (std::size_t k = 0; k < between.size(); ++k) {
-      between[k].y = Handed<T>(whole, sizes_.features());
+      between[k].y = Handed<T>(rows, sizes_.features());
       if (!given.masks.empty()) {
-        between[k].masked = Handed<T>(whole, sizes_.features());
+        between[k].masked = Handed<T>(rows, sizes_.features());
         between[k].mask = given.masks[k];
       }
-      factors.push_back(between[k].factors(whole, sizes_.features()));
+      factors.push_back(between[k].factors(rows, sizes_.features()));
     }
     std::vector<typename KeptOf<T>::Direction> kept(keep ? static_cast<std::size_t>(count())
                                                          : std::size_t{0});
@@ -164,7 +173,7 @@ class NetworkOf {
       const auto layer = static_cast<std::size_t>(i / sizes_.directions);
       const Index d = i % sizes_.directions;
       const auto out = layer < between.size() ? between[layer].y.view() : given.y;
-      problems.push_back({.schedule = given.schedule.schedule(d == 1),
+      problems.push_back({.schedule = rows.schedule(d == 1),
                           .parameters = parameters(at, keep || (given.tokens && layer == 0)),
                           .x = layer == 0 ? given.x : constant(between[layer - 1].below().view()),
                           .tokens = layer == 0 ? view_of(given.tokens) : Tokens{},
@@ -188,11 +197,13 @@ class NetworkOf {
       for (Index k = 0; k < sizes_.layers; ++k) {
         const auto layer = static_cast<std::size_t>(k);
         const bool last = layer == between.size();
-        clear_ends(given.schedule, last ? given.y : between[layer].y.view(), sizes_.features());
+        clear_dead(rows, last ? given.y : between[layer].y.view(), sizes_.features());
         for (Index d = 0; d < sizes_.directions; ++d) {
           const auto i = static_cast<std::size_t>(k * sizes_.directions + d);
-          rnnkern::forward(sizes_.cell, problems[i], sizes_.compute,
-                           panels_.empty() ? nullptr : &panels_[i]);
+          run_stretches(rows, d == 1, problems[i], [&](const ForwardProblem<T>& problem) {
+            rnnkern::forward(sizes_.cell, problem, sizes_.compute,
+                             panels_.empty() ? nullptr : &panels_[i]);
+          });
           if (keep) {
             kept[i].weights.emplace(sizes_.cell, problems[i].parameters, Pass::backward,
                                     !problems[i].tokens.slot, sizes_.compute);
@@ -295,6 +306,9 @@ void bind_network(py::module_& m) {
           "cells", [](const py::handle& self) { return built<Kept>(self, "self").cells(); },
           "Every c_t of each layer and direction (live steps, H), or None.")
       .def_property_readonly(
+          "places", [](const py::handle& self) { return built<Kept>(self, "self").places(); },
+          "t·B + b of each live step (live steps,), in the packed order of saved.")
+      .def_property_readonly(
           "between", [](const py::handle& self) { return built<Kept>(self, "self").between(); },
           "Copies of y (T, B, D·H) of every layer but the last.")
       .def_property_readonly(
@@ -345,17 +359,21 @@ void bind_network(py::module_& m) {
           "forward",
           [](const py::handle& self, const py::object& x, const py::object& lengths,
              const py::object& h, const py::object& c, const py::object& y,
-             const py::sequence& masks, bool keep) {
+             const py::sequence& masks, bool keep, const py::object& resets, const py::object& mask,
+             bool to_initial) {
             return built<Network>(self, "self").visit([&](const auto& network) {
-              return network.forward(x, lengths, h, c, y, masks, keep);
+              return network.forward(x, lengths, h, c, y, masks, keep, resets, mask, to_initial);
             });
           },
           py::arg("x"), py::arg("lengths"), py::arg("h"), py::arg("c"), py::arg("y"),
-          py::arg("masks"), py::arg("keep"),
+          py::arg("masks"), py::arg("keep"), py::arg("resets") = py::none(),
+          py::arg("mask") = py::none(), py::arg("to_initial") = false,
           "x (T, B, I) or tokens (T, B); lengths (B,) or None. h and c (L·D, B, H) go in as the "
           "initial states and come out as the last ones; y (T, B, D·H) is written. masks: factors "
-          "(T, B, D·H) of what each layer hands to the next, or none. Gives with keep what a "
-          "backward pass needs beside x and y.")
+          "(T, B, D·H) of what each layer hands to the next, or none. resets and mask (T, B) are "
+          "booleans or None: before a step that is reset a row begins anew, from zero or with "
+          "to_initial from its initial state; where mask is False it keeps its state, and y is 0. "
+          "Gives with keep what a backward pass needs beside x and y.")
       .def(
           "direct",
           [](const py::handle& self, const py::object& x, const py::object& state,

@@ -16,6 +16,11 @@ namespace rnnkern {
 // What a product's operands are rounded to; its sums, and all else, are of the dtype.
 enum class Compute { exact, bfloat16 };
 
+// Of a live row in (T, B, ·) arrays.
+struct Place {
+  Index t, b;
+};
+
 // A (T, B, ·) array with any strides over T and B and its last axis contiguous; strides in
 // elements.
 template <class T>
@@ -26,13 +31,22 @@ struct Sequence {
   [[gnu::always_inline]] RNNKERN_DEVICE T* at(Index t, Index b) const {
     return data + t * step + b * row;
   }
+  [[gnu::always_inline]] T* at(Place place) const { return at(place.t, place.b); }
 };
 
 struct Schedule {
   Index steps, batch;
   bool reverse;         // time runs from the last step to the first
-  const Index* order;   // (B) the batch row that stands i-th by falling length
+  const Index* order;   // (B) the row that stands i-th by falling length
   const Index* offset;  // (T+1) packed row of step t's first row; offset[T] = N
+  // (N) where packed rows stand in the batch; or null, where rows are the batch's and begin at its first
+  // step. Rows that are stretches of the batch's have their states alone by `order` (stretches.h).
+  const Place* place = nullptr;
+
+  // Of the i-th row of step t.
+  [[gnu::always_inline]] Place at(Index t, Index i) const {
+    return place ? place[offset[t] + i] : Place{t, order[i]};
+  }
 
   // Processed step s is time(s); a step outside [0, T) has no live rows.
   [[gnu::always_inline]] Index time(Index s) const { return reverse ? steps - 1 - s : s; }

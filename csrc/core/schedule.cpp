@@ -9,8 +9,23 @@
 namespace rnnkern {
 
 ScheduleStorage::ScheduleStorage(Index steps, Index batch,
-                                 const std::optional<std::vector<Index>>& lengths)
-    : steps_(steps), batch_(batch), numbers_(static_cast<std::size_t>(batch + steps) + 1) {
+                                 std::optional<std::vector<Index>> lengths, const RowMarks& marks)
+    : steps_(steps), batch_(batch) {
+  for (std::size_t b = 0; lengths && b < lengths->size(); ++b) {
+    if (const Index length = (*lengths)[b]; length < 0 || length > steps) {
+      throw std::invalid_argument("lengths must lie in 0.." + std::to_string(steps) + ", got " +
+                                  std::to_string(length) + " for row " + std::to_string(b));
+    }
+  }
+  if (marks.any()) {
+    stretches_.emplace(steps, batch, lengths, marks);
+    auto all = stretches_->as_lengths();
+    if (!all) return;
+    stretches_.reset();
+    const bool whole = std::ranges::all_of(*all, [&](Index length) { return length == steps; });
+    lengths = whole ? std::nullopt : std::move(all);
+  }
+  numbers_.resize(static_cast<std::size_t>(batch + steps) + 1);
   Index* const order = numbers_.data();
   Index* const offset = order + batch;
   std::iota(order, offset, Index{0});
@@ -18,15 +33,9 @@ ScheduleStorage::ScheduleStorage(Index steps, Index batch,
     for (Index t = 0; t <= steps; ++t) offset[t] = t * batch;
     return;
   }
-  lengths_ = *lengths;
+  lengths_ = *std::move(lengths);
   std::vector<Index> ending(static_cast<std::size_t>(steps) + 1);  // rows of each length
-  for (std::size_t b = 0; b < lengths_.size(); ++b) {
-    if (lengths_[b] < 0 || lengths_[b] > steps) {
-      throw std::invalid_argument("lengths must lie in 0.." + std::to_string(steps) + ", got " +
-                                  std::to_string(lengths_[b]) + " for row " + std::to_string(b));
-    }
-    ++ending[static_cast<std::size_t>(lengths_[b])];
-  }
+  for (const Index length : lengths_) ++ending[static_cast<std::size_t>(length)];
   Index live = batch;
   for (Index t = 0; t < steps; ++t) {
     live -= ending[static_cast<std::size_t>(t)];
@@ -43,13 +52,13 @@ TokenStorage::TokenStorage(const Schedule& schedule, Sequence<const std::int64_t
   for (Index t = 0; t < schedule.steps; ++t) {
     const Index live = schedule.offset[t + 1] - schedule.offset[t];
     for (Index i = 0; i < live; ++i) {
-      const Index b = schedule.order[i];
+      const Place place = schedule.at(t, i);
       // Read once: it may change meanwhile.
-      const std::int64_t token = *static_cast<const volatile std::int64_t*>(x.at(t, b));
+      const std::int64_t token = *static_cast<const volatile std::int64_t*>(x.at(place));
       if (token < 0 || token >= vocabulary) {
         throw std::invalid_argument("x must hold tokens in 0.." + std::to_string(vocabulary - 1) +
                                     ", got " + std::to_string(token) + " at step " +
-                                    std::to_string(t) + " of row " + std::to_string(b) +
+                                    std::to_string(place.t) + " of row " + std::to_string(place.b) +
                                     ": integers are tokens, features are floats");
       }
       auto& slot = slot_of[static_cast<std::size_t>(token)];

@@ -8,36 +8,51 @@
 #include <vector>
 
 #include "core/problem.h"
+#include "core/stretches.h"
 
 namespace rnnkern {
 
 class ScheduleStorage {
  public:
   // `lengths` holds one entry a batch row, each in [0, steps] (std::invalid_argument otherwise);
-  // without them every row has all steps.
-  ScheduleStorage(Index steps, Index batch, const std::optional<std::vector<Index>>& lengths);
+  // without them every row has all steps. `marks` are looked at within the lengths.
+  ScheduleStorage(Index steps, Index batch, std::optional<std::vector<Index>> lengths,
+                  const RowMarks& marks = {});
+
+  // Of a call's arrays (T, B, ·).
+  Index steps() const { return steps_; }
+  Index batch() const { return batch_; }
 
   Schedule schedule(bool reverse) const {
+    if (stretches_) return stretches_->schedule(reverse);
     return {steps_, batch_, reverse, numbers_.data(), numbers_.data() + batch_};
   }
-  Index live_rows() const { return numbers_.back(); }
+  Index live_rows() const { return stretches_ ? stretches_->live_rows() : numbers_.back(); }
   // Where it is ragged.
   Index length(Index row) const { return lengths_[static_cast<std::size_t>(row)]; }
   bool ragged() const { return !lengths_.empty(); }
+  // Or null, where every row is one stretch from its first step on.
+  const Stretches* stretches() const { return stretches_ ? &*stretches_ : nullptr; }
 
  private:
   Index steps_, batch_;
   std::vector<Index> lengths_;  // none where all rows have all steps
   std::vector<Index> numbers_;  // the order, then the offsets, of `Schedule`
+  std::optional<Stretches> stretches_;
 };
 
-// Sets what lies past the rows' lengths to 0 in (T, B, width).
+// Sets what no live row writes to 0 in (T, B, width).
 template <class T>
-void clear_ends(const ScheduleStorage& rows, Sequence<T> y, Index width) {
-  if (!rows.ragged()) return;
-  const Schedule whole = rows.schedule(false);
-  for (Index b = 0; b < whole.batch; ++b) {
-    for (Index t = rows.length(b); t < whole.steps; ++t) std::fill_n(y.at(t, b), width, T(0));
+void clear_dead(const ScheduleStorage& rows, Sequence<T> y, Index width) {
+  const Stretches* const stretches = rows.stretches();
+  if (!rows.ragged() && !(stretches && stretches->has_gaps())) return;
+  for (Index b = 0; b < rows.batch(); ++b) {
+    if (stretches) {
+      for (Index t = 0; t < rows.steps(); ++t)
+        if (!stretches->live(t, b)) std::fill_n(y.at(t, b), width, T(0));
+    } else {
+      for (Index t = rows.length(b); t < rows.steps(); ++t) std::fill_n(y.at(t, b), width, T(0));
+    }
   }
 }
 

@@ -87,6 +87,38 @@ TEST(lengths_out_of_range_are_refused) {
   }
 }
 
+TEST(stretches_between_resets_are_rows_of_their_own) {
+  // Row 0 begins anew before step 2; row 1 skips steps 0 and 3, and begins anew behind its last live one.
+  const unsigned char resets[4][2] = {{0, 0}, {0, 0}, {1, 0}, {0, 1}};
+  const unsigned char mask[4][2] = {{1, 0}, {1, 1}, {1, 1}, {1, 0}};
+  const ScheduleStorage storage(4, 2, std::nullopt, {{&resets[0][0], 2, 1}, {&mask[0][0], 2, 1}});
+  CHECK(storage.steps() == 4 && storage.batch() == 2 && storage.live_rows() == 6);
+  const Schedule schedule = storage.schedule(false);
+  CHECK(schedule.steps == 2 && schedule.batch == 3 && schedule.live(0) == 3);
+  const Index places[6][2] = {{0, 0}, {2, 0}, {1, 1}, {1, 0}, {3, 0}, {2, 1}};
+  for (Index p = 0; p < 6; ++p) {
+    const Place place = schedule.at(p / 3, p % 3);
+    CHECK(place.t == places[p][0] && place.b == places[p][1]);
+  }
+  const Stretches& stretches = *storage.stretches();
+  const float given[2] = {1, 2}, reached[3] = {3, 4, 5};
+  const float begin[2][3] = {{1, 0, 2}, {0, 1, 0}}, end[2][2] = {{4, 0}, {3, 5}};
+  for (const bool reverse : {false, true}) {
+    float states[3], state[2] = {1, 2};
+    stretches.begin(reverse, given, 1, states);
+    CHECK(std::memcmp(states, begin[reverse], sizeof states) == 0);
+    stretches.end(reverse, reached, 1, state);
+    CHECK(std::memcmp(state, end[reverse], sizeof state) == 0);
+  }
+}
+
+TEST(marks_that_cut_nothing_are_lengths) {
+  const unsigned char mask[3][2] = {{1, 1}, {1, 0}, {1, 0}};
+  const ScheduleStorage storage(3, 2, std::nullopt, {{}, {&mask[0][0], 2, 1}});
+  CHECK(!storage.stretches() && storage.ragged());
+  CHECK(storage.length(0) == 3 && storage.length(1) == 1);
+}
+
 TEST(tokens_have_a_slot_for_each_that_is_live) {
   const ScheduleStorage storage(2, 3, std::vector<Index>{2, 1, 2});
   const std::int64_t x[2][3] = {{7, 5, 7}, {5, 99, 2}};  // 99 is past its row's end

@@ -232,11 +232,12 @@ class Backward {
     for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {
       const Index t = schedule_.time(s);
       for (Index i = begin; i < end; ++i) {
-        const Index b = schedule_.order[i], p = packed_row(s, i);
+        const Place place = schedule_.at(t, i);
+        const Index p = packed_row(s, i);
         scratch_.delta_now[i] = delta_row(chunk, s, i);
         scratch_.h_previous[i] = previous_h(problem_, s, i);
-        scratch_.h[i] = problem_.y.at(t, b);
-        if (problem_.dy.data) scratch_.dy[i] = problem_.dy.at(t, b);
+        scratch_.h[i] = problem_.y.at(place);
+        if (problem_.dy.data) scratch_.dy[i] = problem_.dy.at(place);
         if (problem_.state_gradients) {
           const int kept = (cell_.cell_state ? 2 : 1) + gates_;
           scratch_.state_gradients[i] = problem_.state_gradients + p * kept * units_;

@@ -251,7 +251,7 @@ class Forward {
     const Index inputs = problem_.parameters.inputs;
     Operand* copy = scratch_.x_copies + (p - chunk.first_row) * copy_size<Product>(inputs);
     if (Product::kRounds && !copies) return copy;
-    return Product::copy_row(problem_.x.at(t, schedule_.order[i]), inputs, copy);
+    return Product::copy_row(problem_.x.at(schedule_.at(t, i)), inputs, copy);
   }
 
   static bool packs_inputs(const ForwardProblem<T>& problem) {
@@ -301,8 +301,9 @@ class Forward {
         const bool first = i >= continued;
         const Index x_row = problem_.tokens.slot ? problem_.tokens.slot[p] : p - chunk.first_row;
         scratch_.x[i] = scratch_.x_part + x_row * gates_ * units_;
-        scratch_.h[i] = first ? problem_.h + b * units_ : problem_.y.at(schedule_.time(s - 1), b);
-        scratch_.y[i] = problem_.y.at(t, b);
+        scratch_.h[i] =
+            first ? problem_.h + b * units_ : problem_.y.at(schedule_.at(schedule_.time(s - 1), i));
+        scratch_.y[i] = problem_.y.at(schedule_.at(t, i));
         if (cell_.cell_state) {
           scratch_.new_c[i] =
               problem_.cells ? problem_.cells + p * units_ : problem_.c + b * units_;

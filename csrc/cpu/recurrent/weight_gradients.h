@@ -16,9 +16,8 @@ template <class T>
 [[gnu::always_inline]] inline const T* previous_h(const BackwardProblem<T>& problem, Index s,
                                                   Index i) {
   const Schedule& schedule = problem.schedule;
-  const Index b = schedule.order[i];
-  if (s == 0 || i >= schedule.live(s - 1)) return problem.h_0 + b * problem.units;
-  return problem.y.at(schedule.time(s - 1), b);
+  if (s == 0 || i >= schedule.live(s - 1)) return problem.h_0 + schedule.order[i] * problem.units;
+  return problem.y.at(schedule.at(schedule.time(s - 1), i));
 }
 
 template <class V, class Product>
@@ -259,7 +258,7 @@ class WeightGradients {
       const auto share = worker_.share(matrix.count());
       for_packed_rows<V>(schedule_, part.first_row, part.last_row,
                          [&](Index row, Index t, Index i) {
-                           a[row - part.first_row] = problem_.x.at(t, schedule_.order[i]);
+                           a[row - part.first_row] = problem_.x.at(schedule_.at(t, i));
                          });
       pack_rows(matrix, share.begin, share.end,
                 [&](Index k, Index unit, Index n) { return load_some<V>(a[k] + unit, n); });
@@ -278,7 +277,7 @@ class WeightGradients {
       own_.a[p - first] =
           Product::copy_row(delta + row * deltas_ * units_, gates_ * units_,
                             shared_.delta_copies + row * copy_size<Product>(gates_ * units_));
-      own_.c[p - first] = problem_.dx.at(t, schedule_.order[i]);
+      own_.c[p - first] = problem_.dx.at(schedule_.at(t, i));
     });
     multiply(input_panels_, typename Product::Tiles(input_panels_.width, part.rows(), tall_),
              own_.a, own_.c, 0, end - begin, true, own_.tile, worker_);
