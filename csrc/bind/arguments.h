@@ -38,10 +38,24 @@ inline const py::handle& required(const py::handle& object, const char* name) {
   return object;
 }
 
+// What two directions give together.
+enum class Merge { concat, sum, average, product };
+
+inline Merge read_merge(const std::string& name) {
+  if (name == "concat") return Merge::concat;
+  if (name == "sum") return Merge::sum;
+  if (name == "average") return Merge::average;
+  if (name == "product") return Merge::product;
+  throw std::invalid_argument("merge must be 'concat', 'sum', 'average' or 'product', got '" +
+                              name + "'");
+}
+
 // rnnkern.devices.LayerSpec: what a layer is, apart from its weights.
 struct LayerSpec {
   int cell;
   Index inputs, units, layers, directions;
+  bool reverse;  // of one direction: whether it is that from the last step to the first
+  Merge merge;
   std::string dtype;
   std::optional<std::string> compute;
 
@@ -81,6 +95,14 @@ inline LayerSpec read_spec(const py::handle& spec) {
     throw py::type_error(std::string(name) + " must be a string, got " +
                          py::repr(value).cast<std::string>());
   };
+  const auto truth = [&](const char* name) {
+    const py::object given = field(name);
+    if (!py::isinstance<py::bool_>(given)) {
+      throw py::type_error(std::string(name) + " must be a bool, got " +
+                           py::repr(given).cast<std::string>());
+    }
+    return given.cast<bool>();
+  };
   constexpr Index any = std::numeric_limits<Index>::max(), most_layers = Index{1} << 20;
   const py::object compute = field("compute");
   return {.cell = find_cell(text(field("cell"), "cell")),
@@ -88,6 +110,8 @@ inline LayerSpec read_spec(const py::handle& spec) {
           .units = size("units", any),
           .layers = size("layers", most_layers),
           .directions = size("directions", 2),
+          .reverse = truth("reverse"),
+          .merge = read_merge(text(field("merge"), "merge")),
           .dtype = text(py::str(field("dtype")), "dtype"),
           .compute = compute.is_none() ? std::nullopt : std::optional(text(compute, "compute"))};
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bind/gil.h"
+#include "bind/merging.h"
 #include "bind/weights.h"
 #include "core/schedule.h"
 #include "cpu/engine.h"
@@ -76,10 +77,16 @@ struct NetworkSizes {
   int cell;
   Compute compute;
   Index inputs, units, layers, directions;
+  bool reverse;  // of one direction: whether it is the second one
+  Merge merge;
   bool batch_first;  // how callers have x and y
 
   const CellFacts& facts() const { return cell_facts(cell); }
-  Index features() const { return directions * units; }
+  // Whether y is another array than what the directions give, side by side.
+  bool merges() const { return directions > 1 && merge != Merge::concat; }
+  Index outputs() const { return directions * units; }             // of the directions
+  Index features() const { return merges() ? units : outputs(); }  // of y
+  bool backwards(Index direction) const { return reverse || direction == 1; }
   Index inputs_of(Index layer) const { return layer == 0 ? inputs : features(); }
   double flops(Index live) const {
     double sum = 0;
@@ -224,6 +231,7 @@ struct KeptOf {
   AlignedBytes states;                // h_0 (L·D, B, H), then c_0
   std::vector<Direction> directions;  // by layer
   std::vector<Between> between;
+  std::vector<Handed<T>> both;  // of every layer what its directions gave, where they are merged
   std::vector<std::pair<bool, bool>> biases;  // bias and bias_hn: whether there are any
 
   Index count() const { return sizes.layers * sizes.directions; }
@@ -346,9 +354,11 @@ struct KeptOf {
         const Index i = k * sizes.directions + d;
         const auto at = static_cast<std::size_t>(i);
         const auto below = k == 0 ? x : constant(between[layer - 1].below().view());
-        const auto out = last ? y : constant(between[layer].y.view());
+        const auto out = sizes.merges() ? constant(both[layer].view())
+                         : last         ? y
+                                        : constant(between[layer].y.view());
         problems.push_back(
-            {.schedule = schedule.schedule(d == 1),
+            {.schedule = schedule.schedule(sizes.backwards(d)),
              .inputs = sizes.inputs_of(k),
              .units = units,
              .x = below,
@@ -358,7 +368,7 @@ struct KeptOf {
              .y = part(out, d * units),
              .saved = read<T>(directions[at].saved, "saved", {live, facts.saved, units}),
              .cells = read<T>(directions[at].cells, "cells", {live, units}),
-             .dy = last ? part(dy, d * units) : Sequence<const T>{},
+             .dy = {},
              .dh = dh + i * size,
              .dc = advanced(dc, i * size),
              .dx = k == 0 ? dx : Sequence<T>{},
@@ -371,13 +381,21 @@ struct KeptOf {
     }
     std::vector<const T*> factors;
     for (const auto& layer : between) factors.push_back(layer.factors(schedule, sizes.features()));
-    without_gil(2 * sizes.flops(live), [&] { run_layers(problems, factors); });
+    without_gil(2 * sizes.flops(live), [&] { run_layers(dy, problems, factors); });
   }
 
-  void run_layers(std::vector<BackwardProblem<T>>& problems,
+  void run_layers(Sequence<const T> dy, std::vector<BackwardProblem<T>>& problems,
                   const std::vector<const T*>& factors) const {
     Handed<T> above, own;  // ∂L/∂x of a layer, and that of the one above
+    Handed<T> split;       // ∂L/∂(what two directions gave) of a layer that merges them
+    if (sizes.merges()) split = Handed<T>(schedule, sizes.outputs());
     for (Index k = sizes.layers; k-- > 0;) {
+      if (k + 1 < sizes.layers) dy = constant(above.view());
+      if (sizes.merges() && dy.data) {
+        const auto given = constant(both[static_cast<std::size_t>(k)].view());
+        split_gradient(sizes.merge, schedule, given, sizes.units, dy, split.view());
+        dy = constant(split.view());
+      }
       if (k > 0) {
         own = Handed<T>(schedule, sizes.features());
         own.clear();
@@ -385,11 +403,12 @@ struct KeptOf {
       for (Index d = 0; d < sizes.directions; ++d) {
         const auto i = static_cast<std::size_t>(k * sizes.directions + d);
         auto& problem = problems[i];
-        if (k + 1 < sizes.layers) problem.dy = part(constant(above.view()), d * sizes.units);
+        problem.dy = part(dy, d * sizes.units);
         if (k > 0) problem.dx = own.view();
-        run_stretches(schedule, d == 1, problem, [&](const BackwardProblem<T>& own_rows) {
-          rnnkern::backward(sizes.cell, own_rows, sizes.compute, *directions[i].weights);
-        });
+        run_stretches(
+            schedule, problem.schedule.reverse, problem, [&](const BackwardProblem<T>& own_rows) {
+              rnnkern::backward(sizes.cell, own_rows, sizes.compute, *directions[i].weights);
+            });
       }
       if (k == 0) break;
       if (const T* const mask = factors[static_cast<std::size_t>(k - 1)])
@@ -421,13 +440,17 @@ class Kept {
   py::tuple between() const {
     return visit([]<class T>(const KeptOf<T>& kept) {
       const ScheduleStorage& rows = kept.schedule;
+      const Index outputs = kept.sizes.outputs(), size = rows.steps() * rows.batch() * outputs;
       py::list list;
-      for (const auto& layer : kept.between) {
-        const Index features = kept.sizes.features();
-        py::object copy = new_array<T>({rows.steps(), rows.batch(), features});
-        std::copy_n(layer.y.view().data, rows.steps() * rows.batch() * features,
-                    static_cast<T*>(data_of(copy)));
+      const auto add = [&](const Handed<T>& given) {
+        py::object copy = new_array<T>({rows.steps(), rows.batch(), outputs});
+        std::copy_n(given.view().data, size, static_cast<T*>(data_of(copy)));
         list.append(copy);
+      };
+      if (kept.sizes.merges()) {
+        for (const auto& layer : kept.both) add(layer);
+      } else {
+        for (const auto& layer : kept.between) add(layer.y);
       }
       return py::tuple(list);
     });

@@ -162,6 +162,9 @@ class NetworkOf {
       }
       factors.push_back(between[k].factors(rows, sizes_.features()));
     }
+    std::vector<Handed<T>> both;
+    for (Index k = 0; sizes_.merges() && k < sizes_.layers; ++k)
+      both.emplace_back(rows, sizes_.outputs());
     std::vector<typename KeptOf<T>::Direction> kept(keep ? static_cast<std::size_t>(count())
                                                          : std::size_t{0});
     AlignedBytes states;
@@ -172,8 +175,10 @@ class NetworkOf {
       const auto at = static_cast<std::size_t>(i);
       const auto layer = static_cast<std::size_t>(i / sizes_.directions);
       const Index d = i % sizes_.directions;
-      const auto out = layer < between.size() ? between[layer].y.view() : given.y;
-      problems.push_back({.schedule = rows.schedule(d == 1),
+      const auto out = sizes_.merges()          ? both[layer].view()
+                       : layer < between.size() ? between[layer].y.view()
+                                                : given.y;
+      problems.push_back({.schedule = rows.schedule(sizes_.backwards(d)),
                           .parameters = parameters(at, keep || (given.tokens && layer == 0)),
                           .x = layer == 0 ? given.x : constant(between[layer - 1].below().view()),
                           .tokens = layer == 0 ? view_of(given.tokens) : Tokens{},
@@ -197,18 +202,22 @@ class NetworkOf {
       for (Index k = 0; k < sizes_.layers; ++k) {
         const auto layer = static_cast<std::size_t>(k);
         const bool last = layer == between.size();
-        clear_dead(rows, last ? given.y : between[layer].y.view(), sizes_.features());
+        const auto y = last ? given.y : between[layer].y.view();
+        clear_dead(rows, sizes_.merges() ? both[layer].view() : y, sizes_.outputs());
         for (Index d = 0; d < sizes_.directions; ++d) {
           const auto i = static_cast<std::size_t>(k * sizes_.directions + d);
-          run_stretches(rows, d == 1, problems[i], [&](const ForwardProblem<T>& problem) {
-            rnnkern::forward(sizes_.cell, problem, sizes_.compute,
-                             panels_.empty() ? nullptr : &panels_[i]);
-          });
+          run_stretches(rows, problems[i].schedule.reverse, problems[i],
+                        [&](const ForwardProblem<T>& problem) {
+                          rnnkern::forward(sizes_.cell, problem, sizes_.compute,
+                                           panels_.empty() ? nullptr : &panels_[i]);
+                        });
           if (keep) {
             kept[i].weights.emplace(sizes_.cell, problems[i].parameters, Pass::backward,
                                     !problems[i].tokens.slot, sizes_.compute);
           }
         }
+        if (sizes_.merges())
+          merge_directions(sizes_.merge, rows, constant(both[layer].view()), sizes_.units, y);
         if (!last && factors[layer])
           between[layer].masked.set_product(between[layer].y, factors[layer]);
       }
@@ -220,6 +229,7 @@ class NetworkOf {
                                    .states = std::move(states),
                                    .directions = std::move(kept),
                                    .between = std::move(between),
+                                   .both = std::move(both),
                                    .biases = biases_}));
   }
 
@@ -287,6 +297,8 @@ class Network {
                              .units = held[0].units(),
                              .layers = spec.layers,
                              .directions = spec.directions,
+                             .reverse = spec.reverse,
+                             .merge = spec.merge,
                              .batch_first = batch_first};
     if (held[0].type() == Type::float32) return NetworkOf<float>(sizes, std::move(held));
     return NetworkOf<double>(sizes, std::move(held));
@@ -310,7 +322,9 @@ void bind_network(py::module_& m) {
           "t·B + b of each live step (live steps,), in the packed order of saved.")
       .def_property_readonly(
           "between", [](const py::handle& self) { return built<Kept>(self, "self").between(); },
-          "Copies of y (T, B, D·H) of every layer but the last.")
+          "Copies of y (T, B, D·H) of every layer but the last; where directions are merged, of "
+          "what "
+          "they gave before, of all layers.")
       .def_property_readonly(
           "masks", [](const py::handle& self) { return built<Kept>(self, "self").masks(); },
           "Those that forward() was given.")

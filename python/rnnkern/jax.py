@@ -18,6 +18,7 @@ from rnnkern import _core
 from rnnkern.devices import cell_facts, to_host
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.configured import spec_of
+from rnnkern.layers.merging import merged
 from rnnkern.layers.weights import parameter_names, parameter_shapes
 
 try:
@@ -74,7 +75,8 @@ class Function:
         spec = self._spec
         return (
             f"Function({spec.cell}, {spec.inputs}, {spec.units}, num_layers={spec.layers}, "
-            f"bidirectional={spec.directions == 2}, compute={spec.compute!r})"
+            f"bidirectional={spec.directions == 2}, reverse={spec.reverse}, merge={spec.merge!r}, "
+            f"compute={spec.compute!r})"
         )
 
     def __call__(
@@ -95,7 +97,7 @@ class Function:
             lengths: (B,), integers in 0..T; y is 0 past them. None for all of T.
 
         Returns:
-            y, shaped as x with D·H features, and the last state, shaped as the initial one.
+            y, shaped as x with the layer's features, and the last state, shaped as the initial one.
 
         Raises:
             TypeError: x has no float type.
@@ -132,11 +134,13 @@ class Function:
             outputs = []
             for direction in range(spec.directions):
                 k = layer * spec.directions + direction
-                call = _Call(spec.cell, spec.units, direction == 1, spec.compute is not None)
+                call = _Call(
+                    spec.cell, spec.units, spec.backwards(direction), spec.compute is not None
+                )
                 y, *last = _run(call, x, lengths, weights[k], tuple(s[k] for s in states))
                 outputs.append(y)
                 lasts.append(last)
-            x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+            x = merged(jnp, spec, outputs)
         ends = [jnp.stack(kind) for kind in zip(*lasts, strict=True)]
         y = x.astype(given_type)
         if alone:

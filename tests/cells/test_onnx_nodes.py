@@ -70,21 +70,17 @@ def test_node(name: str, implementation: str) -> None:
     cell = {"RNN": "rnn_tanh", "GRU": "gru_after" if reset_after else "gru_before", "LSTM": "lstm"}
     w, r, b = named["W"], named["R"], named.get("B")
     reverse = attributes.get("direction") == b"reverse"
-    if reverse:  # ours is the second half of a bidirectional layer: give both halves the weights
-        w, r, b = (None if p is None else np.concatenate([p, p]) for p in (w, r, b))
     batch_first = attributes.get("layout", 0) == 1
     x = named["X"].swapaxes(0, 1) if batch_first else named["X"]
 
     params = from_onnx(op, w, r, b, linear_before_reset=reset_after)
-    y, state = forward_by(implementation, cell[op], params, x)
+    y, state = forward_by(implementation, cell[op], params, x, reverse=reverse)
 
     directions = len(w)
     got = {
         "Y": y.reshape(*y.shape[:2], directions, -1).transpose(0, 2, 1, 3),  # (T, D, B, H)
         **dict(zip(("Y_h", "Y_c"), state, strict=False)),
     }
-    if reverse:
-        got = {k: v[:, 1:] if k == "Y" else v[1:] for k, v in got.items()}
     if batch_first:
         got = {k: v.transpose(2, 0, 1, 3) if k == "Y" else v.swapaxes(0, 1) for k, v in got.items()}
 

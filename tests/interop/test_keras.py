@@ -36,11 +36,11 @@ LAYERS: dict[str, Any] = {
 }
 
 
-def built(make: Any, both: bool = False, **options: Any) -> Any:
+def built(make: Any, both: bool = False, merge_mode: Any = "concat", **options: Any) -> Any:
     """A layer with biases that are not zero."""
-    layer = make(return_sequences=True, **options)
+    layer = make(**{"return_sequences": True, **options})
     if both:
-        layer = keras.layers.Bidirectional(layer)
+        layer = keras.layers.Bidirectional(layer, merge_mode=merge_mode)
     layer(X.astype(options.get("dtype", "float32")))
     rng = np.random.default_rng(1)
     layer.set_weights([rng.standard_normal(w.shape) * 0.5 for w in layer.get_weights()])
@@ -79,6 +79,34 @@ def test_float64_and_last_outputs() -> None:
     assert ours.dtype == np.float64
     h, _ = ours(X.astype("float64"))[1]
     assert_close("h", h[0], outputs(layer, X.astype("float64")), 1e-12)
+
+
+@pytest.mark.parametrize("mode", ["sum", "ave", "mul"])
+@pytest.mark.parametrize("name", ["gru, after", "lstm"])
+def test_merges(name: str, mode: str) -> None:
+    """On one another too; and the last output, which Keras merges of both ends."""
+    first = built(LAYERS[name], True, mode)
+    last = built(lambda **o: LAYERS[name](**{**o, "return_sequences": False}), True, mode)
+    y = outputs(first, X)
+    assert_close("y", rk.from_keras(first)(X)[0], y, 1e-6)
+    ours = rk.from_keras(last)
+    assert_close("last", ours.last_output(*ours(X)), outputs(last, X), 1e-6)
+    narrow = keras.layers.Bidirectional(LAYERS[name](return_sequences=True), merge_mode=mode)
+    want = outputs(narrow, y)
+    both = rk.from_keras([first, narrow])
+    assert (both.num_layers, both.output_size) == (2, 5)
+    assert_close("y of two", both(X)[0], want, 1e-6)
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_backwards(name: str) -> None:
+    """Keras gives the steps as they ran, from the last one on."""
+    layer = built(LAYERS[name], go_backwards=True)
+    ours = rk.from_keras(layer)
+    assert ours.reverse
+    y, last = ours(X)
+    assert_close("y", y[:, ::-1], outputs(layer, X), 1e-6)
+    assert_close("last", ours.last_output(y, last), outputs(layer, X)[:, -1], 1e-6)
 
 
 def test_stacked_layers_are_one() -> None:
@@ -168,10 +196,21 @@ REFUSED: dict[str, tuple[str, Any]] = {
         "the LSTM has activation='relu': only 'tanh'",
         lambda: built(keras.layers.LSTM, units=5, activation="relu"),
     ),
-    "backwards": ("go_backwards=True", lambda: built(LAYERS["lstm"], go_backwards=True)),
+    "backwards": (
+        "must not have go_backwards, which turns what the next one is given",
+        lambda: [built(LAYERS["lstm"], go_backwards=True)] * 2,
+    ),
+    "backwards and forwards": (
+        "the LSTM has go_backwards=True: only False",
+        lambda: built(
+            lambda **o: keras.layers.Bidirectional(
+                LAYERS["lstm"](go_backwards=True, **o), backward_layer=LAYERS["lstm"](**o)
+            )
+        ),
+    ),
     "merge": (
-        "the Bidirectional has merge_mode='sum': only 'concat'",
-        lambda: keras.layers.Bidirectional(keras.layers.LSTM(3), merge_mode="sum"),
+        "the Bidirectional has merge_mode=None: only 'concat' or 'sum' or 'ave' or 'mul'",
+        lambda: built(LAYERS["lstm"], True, merge_mode=None),
     ),
     "other": ("is a Embedding, which has no like", lambda: keras.layers.Embedding(3, 4)),
     "softmax": ("the Dense has activation='softmax'", lambda: keras.layers.Dense(3, "softmax")),

@@ -21,6 +21,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "stacked, both ways": {"num_layers": 2, "bidirectional": True},
     "stacked, no bias": {"num_layers": 3, "bias": False},
     "batch first": {"batch_first": True, "bidirectional": True},
+    "reverse": {"num_layers": 2, "reverse": True, "batch_first": True},
+    **{
+        f"{merge} of both ways": {"num_layers": 2, "bidirectional": True, "merge": merge}
+        for merge in ("sum", "average", "product")
+    },
 }
 LENGTHS = np.array([3, 7, 1, 5])
 
@@ -114,6 +119,8 @@ STACKS: dict[str, Any] = {
         [rk.LSTM(5, 6, bidirectional=True, seed=0, **o), rk.MGU(12, 12, seed=1, **o)],
         residual=True,
     ),
+    "sum": lambda **o: rk.GRU(5, 12, 2, bidirectional=True, merge="sum", seed=0, **o),
+    "product": lambda **o: rk.GRU(5, 12, bidirectional=True, merge="product", seed=0, **o),
 }
 
 

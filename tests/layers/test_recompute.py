@@ -60,6 +60,21 @@ def test_of_any_k_and_lengths_in_a_stack_with_dropout(every: int, lengths: Any) 
     _check(layer, "lstm", _x(), every, lengths, dropout_key=3)
 
 
+@pytest.mark.parametrize("lengths", [None, [STEPS, 0, 9]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reverse": True},
+        {"bidirectional": True},
+        *({"bidirectional": True, "merge": m} for m in ("sum", "average", "product")),
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_of_other_directions(options: dict[str, Any], lengths: Any) -> None:
+    layer = make("gru_after", INPUTS, 7, 3, dropout=0.4, **options)
+    _check(layer, "gru_after", _x(), 4, lengths, dropout_key=3)
+
+
 def test_of_tokens_and_bfloat16_and_batch_first() -> None:
     tokens = np.random.default_rng(3).integers(0, INPUTS, (BATCH, STEPS))
     _check(
@@ -136,8 +151,6 @@ def test_what_is_refused() -> None:
         layer.forward(x, recompute=0)
     with pytest.raises(TypeError, match="recompute must be"):
         layer.forward(x, recompute=2.0)
-    with pytest.raises(ValueError, match="recompute needs a layer with bidirectional=False"):
-        make("lstm", INPUTS, 4, bidirectional=True).forward(x, recompute=4)
     y, _, tape = layer.forward(x, recompute=4)
     with pytest.raises(ValueError, match=r"gates\(\) needs a tape that kept every step"):
         tape.gates()

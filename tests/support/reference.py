@@ -328,11 +328,16 @@ class Tape:
         state: State | None = None,
         lengths: Array | None = None,
         masks: Sequence[Array] | None = None,
+        *,
+        reverse: bool = False,
+        merge: str = "concat",
     ) -> None:
         """x (T, B, I), or integer (T, B) for one-hot rows; masks: a factor for each layer's input
-        but the first's (dropout)."""
+        but the first's (dropout). A lone direction is the reverse one if asked for; two are merged.
+        """
         cell = CELLS[cell_name]
         self.params, self.suffixes, self.masks = params, suffixes(params), masks
+        self.merge, self.outputs = merge, list[list[Array]]()
         self.tokens = np.issubdtype(x.dtype, np.integer)
         if self.tokens:
             x = np.eye(params["weight_ih_l0"].shape[1])[x]
@@ -342,10 +347,10 @@ class Tape:
         if state is None:
             state = (np.zeros((len(self.suffixes), batch, hidden)),) * cell.states
         self.directions = [
-            Direction(cell, _weights(params, s), lengths, reverse=s.endswith("_reverse"))
+            Direction(cell, _weights(params, s), lengths, reverse=reverse or s.endswith("_reverse"))
             for s in self.suffixes
         ]
-        self.per_layer = 2 if any(d.reverse for d in self.directions) else 1
+        self.per_layer = 2 if any(s.endswith("_reverse") for s in self.suffixes) else 1
 
         self.y: Array = x.astype(np.float64)
         lasts: list[State] = []
@@ -358,7 +363,8 @@ class Tape:
                 y, last = self.directions[k].forward(self.y, start)
                 outputs.append(y)
                 lasts.append(last)
-            self.y = np.concatenate(outputs, axis=-1)
+            self.outputs.append(outputs)
+            self.y = self._merged(outputs)
         self.state: State = tuple(np.stack(s) for s in zip(*lasts, strict=True))
 
     def backward(
@@ -371,7 +377,7 @@ class Tape:
         dfirst = tuple(np.zeros_like(s) for s in self.state)
         grads: dict[str, Array] = {}
         for first in reversed(range(0, len(self.directions), self.per_layer)):
-            parts = np.split(grad, self.per_layer, axis=-1)
+            parts = self._split(grad, self.outputs[first // self.per_layer])
             grad = np.zeros(())
             for k, part in zip(range(first, first + self.per_layer), parts, strict=True):
                 dlast = tuple(d[k].astype(np.float64) for d in dstate)
@@ -386,3 +392,16 @@ class Tape:
             if self.masks is not None and first > 0:
                 grad = grad * self.masks[first // self.per_layer - 1]
         return None if self.tokens else grad, dfirst, grads
+
+    def _merged(self, outputs: list[Array]) -> Array:
+        if len(outputs) == 1 or self.merge == "concat":
+            return np.concatenate(outputs, axis=-1)
+        a, b = outputs
+        return {"sum": a + b, "average": (a + b) / 2.0, "product": a * b}[self.merge]
+
+    def _split(self, grad: Array, outputs: list[Array]) -> list[Array]:
+        if len(outputs) == 1 or self.merge == "concat":
+            return np.split(grad, len(outputs), axis=-1)
+        a, b = outputs
+        of_a, of_b = {"sum": (1.0, 1.0), "average": (0.5, 0.5), "product": (b, a)}[self.merge]
+        return [grad * of_a, grad * of_b]

@@ -35,16 +35,9 @@ INTEROP_FAULTS = [
     ),
     fault(
         f"{_INTEROP}/onnx/recurrent.py",
-        "a-reversed-output-stays-reversed",
-        "        y = _flipped(y, lengths)\n",
-        "        pass\n",
-        _NODE,
-    ),
-    fault(
-        f"{_INTEROP}/onnx/recurrent.py",
-        "rows-are-reversed-from-the-last-step",
-        "np.where(steps < ends, ends - 1 - steps, steps)",
-        "np.where(steps < ends, len(x) - 1 - steps, steps)",
+        "a-reverse-node-runs-forward",
+        'options[-1]["reverse"] = True',
+        'options[-1]["reverse"] = False',
         _NODE,
     ),
     fault(

@@ -5,9 +5,10 @@ from rnnkern.devices.base import NAMES, Device, device_of, get_device, masked, t
 from rnnkern.devices.cpu import Cpu
 from rnnkern.devices.cuda import Cuda, cuda_status
 from rnnkern.devices.kernels import Gradient, Kept, NetworkKernels
-from rnnkern.devices.spec import CellFacts, LayerSpec, Weights, cell_facts
+from rnnkern.devices.spec import MERGES, CellFacts, LayerSpec, Weights, cell_facts
 
 __all__ = [
+    "MERGES",
     "NAMES",
     "CellFacts",
     "Cpu",

@@ -141,6 +141,10 @@ class Device(ABC):
     # -- kernels ------------------------------------------------------------------------------
 
     @abstractmethod
+    def check(self, spec: LayerSpec) -> None:
+        """Refuse, by a ValueError that names the option, layers that the kernels cannot run."""
+
+    @abstractmethod
     def network(
         self, spec: LayerSpec, weights: Sequence[Weights], *, batch_first: bool
     ) -> NetworkKernels:

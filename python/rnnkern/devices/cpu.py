@@ -55,6 +55,9 @@ class Cpu(Device):
     def writeable(self, array: Array) -> bool:
         return array.flags.writeable
 
+    def check(self, spec: LayerSpec) -> None:
+        """Nothing: the kernels run all of them."""
+
     def network(
         self, spec: LayerSpec, weights: Sequence[Weights], *, batch_first: bool
     ) -> NetworkKernels:

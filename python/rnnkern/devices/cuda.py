@@ -81,6 +81,10 @@ class Cuda(Device):
     def writeable(self, array: Array) -> bool:
         return True
 
+    def check(self, spec: LayerSpec) -> None:
+        if spec.merges:
+            raise ValueError(f"merge={spec.merge!r} needs device='cpu', got device='cuda'")
+
     def network(
         self, spec: LayerSpec, weights: Sequence[Weights], *, batch_first: bool
     ) -> NetworkKernels:
@@ -132,7 +136,7 @@ class Cuda(Device):
                         "h": h[index],
                         "c": None if c is None else c[index],
                         **own._asdict(),
-                        "reverse": d == 1,
+                        "reverse": spec.backwards(d),
                         "y": _direction(ys[k], d, units),
                         "saved": saved,
                         "cells": cells,
@@ -179,7 +183,7 @@ class Cuda(Device):
                         "c_0": None if own.c_0 is None else own.c_0[d],
                         "weight_ih": weight_ih,
                         "weight_hh": weight_hh,
-                        "reverse": d == 1,
+                        "reverse": spec.backwards(d),
                         "y": _direction(y, d, units),
                         "saved": own.saved[d],
                         "cells": own.cells[d],

@@ -13,6 +13,9 @@ import numpy as np
 from rnnkern import _core
 from rnnkern._checks import Array
 
+# What two directions may give together.
+MERGES = ("concat", "sum", "average", "product")
+
 
 class Weights(NamedTuple):
     """One layer's parameters in one direction, in the kernels' order."""
@@ -70,6 +73,8 @@ class LayerSpec:
         bias: whether there are bias parameters.
         dtype: of parameters, input and output.
         compute: how products are done; None is exactly the dtype.
+        reverse: of one direction, whether it is that from the last step to the first.
+        merge: what two directions give together: one of `MERGES`.
 
     """
 
@@ -81,6 +86,8 @@ class LayerSpec:
     bias: bool = True
     dtype: np.dtype[Any] = np.dtype(np.float32)  # noqa: RUF009  # dtypes never change
     compute: str | None = None
+    reverse: bool = False
+    merge: str = "concat"
 
     @cached_property
     def facts(self) -> CellFacts:
@@ -88,9 +95,23 @@ class LayerSpec:
         return cell_facts(self.cell)
 
     @property
-    def features(self) -> int:
-        """D·H, of y."""
+    def merges(self) -> bool:
+        """Whether y is another array than what the directions give, side by side."""
+        return self.directions > 1 and self.merge != "concat"
+
+    @property
+    def outputs(self) -> int:
+        """D·H, what the directions give, side by side."""
         return self.directions * self.units
+
+    @property
+    def features(self) -> int:
+        """Of y: D·H, or H where the directions are merged into one."""
+        return self.units if self.merges else self.outputs
+
+    def backwards(self, direction: int) -> bool:
+        """Whether a direction is that from the last step to the first."""
+        return self.reverse or direction == 1
 
     @property
     def states(self) -> int:

@@ -61,7 +61,7 @@ def recurrent(
     rows = len(layer.gates) * units
     arrays: dict[str, Array] = {}
     for k, (part, names) in enumerate(zip(parts, parameter_names(spec), strict=True)):
-        width = inputs if k < directions else units * directions
+        width = inputs if k < directions else spec.features
         shapes = ((rows, width), (rows, units), (rows,), (rows,))
         for field, array, shape in zip(Theirs._fields, part, shapes, strict=True):
             if array is not None and array.shape != shape:

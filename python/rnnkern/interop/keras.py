@@ -21,6 +21,7 @@ from rnnkern.layers.base import Recurrent
 from rnnkern.layers.linear import Linear
 
 _KINDS = {"SimpleRNN": "RNN", "GRU": "GRU", "LSTM": "LSTM"}
+_MERGES = {"concat": "concat", "sum": "sum", "ave": "average", "mul": "product"}
 _GATES = {1: "SimpleRNN", 3: "GRU", 4: "LSTM"}
 
 
@@ -31,6 +32,7 @@ class _Found(NamedTuple):
     config: Mapping[str, Any]
     both: bool
     weights: list[Array]
+    merge: str = "concat"
 
 
 def from_keras(
@@ -47,8 +49,10 @@ def from_keras(
 
     One direction or both, as ``Bidirectional`` has them; one, or several on one another.
     Options that change what is computed are looked at, and refused by name where we have no like:
-    activations but tanh (relu of a SimpleRNN) and sigmoid, ``go_backwards``, another ``merge_mode``
-    than "concat". What only matters in Keras' training, as dropout, is left out.
+    activations but tanh (relu of a SimpleRNN) and sigmoid, directions that are not merged
+    (``merge_mode=None``), ``go_backwards`` of layers on one another. A layer with ``go_backwards``
+    gives its steps in the order of x here, and not as it ran. What only matters in Keras' training,
+    as dropout, is left out.
 
     Args:
         source: a layer that has been built; a list of them, stacked on one another, which become
@@ -134,6 +138,11 @@ def _made(found: Sequence[_Found], options: dict[str, Any], dtype: DType | None)
         made, fixed = _parts(one)
         parts += made
         own.append(fixed)
+        if fixed.get("reverse") and len(found) > 1:
+            raise ValueError(
+                "layers to be stacked must not have go_backwards, which turns what the next one is "
+                "given: take them one by one"
+            )
         if fixed != own[0]:
             raise ValueError(f"layers to be stacked must be alike, got {fixed} on {own[0]}")
     return recurrent(
@@ -149,7 +158,12 @@ def _parts(one: _Found) -> tuple[list[Theirs], dict[str, Any]]:
     """A layer's directions, and what our constructor is to be told."""
     kind, config = one.kind, one.config
     fixed: dict[str, Any] = {}
-    known: dict[str, tuple[Any, ...]] = {"activation": ("tanh",), "go_backwards": (False,)}
+    known: dict[str, tuple[Any, ...]] = {"activation": ("tanh",)}
+    if one.both:
+        known["go_backwards"] = (False,)
+        fixed["merge"] = one.merge
+    elif config.get("go_backwards"):
+        fixed["reverse"] = True
     if kind == "SimpleRNN":
         known["activation"] = ("tanh", "relu")
         fixed["nonlinearity"] = config.get("activation", "tanh")
@@ -231,13 +245,14 @@ def _described(
         if kind is None:
             raise ValueError(f"{name!r} is a {kinds[0]}, which has no like here")
         return _Found(kind, config, False, weights)
-    _refuse("Bidirectional", config, {"merge_mode": ("concat",)})
+    _refuse("Bidirectional", config, {"merge_mode": tuple(_MERGES)})
     inner, other = config.get("layer"), config.get("backward_layer")
     kind = inner.get("class_name") if isinstance(inner, Mapping) else None
     if kind not in _KINDS or (other is not None and other.get("class_name") != kind):
         raise ValueError(f"{name!r} is a Bidirectional of a {kind}, which has no like here")
     assert isinstance(inner, Mapping)
-    return _Found(str(kind), inner.get("config", {}), True, weights)
+    merge = _MERGES[config.get("merge_mode", "concat")]
+    return _Found(str(kind), inner.get("config", {}), True, weights, merge)
 
 
 def _shapes(weights: Sequence[Array]) -> str:
@@ -256,8 +271,8 @@ def _probe(source: Any, layer: Recurrent | Linear) -> None:
     if isinstance(layer, Recurrent):
         y, last = layer(x if layer.batch_first else x.swapaxes(0, 1))
         y = y if layer.batch_first else y.swapaxes(0, 1)
-        h = last[0] if isinstance(last, tuple) else last
-        got = y if want.ndim == 3 else np.concatenate(list(h), axis=-1)
+        in_order = y[:, ::-1] if layer.reverse else y
+        got = in_order if want.ndim == 3 else layer.last_output(y, last)
     else:
         got = layer(x)
     check_near(repr(source.name), layer, want, got)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from rnnkern.devices import Weights, to_host
 from rnnkern.interop.gates import ORDERS, Order, Theirs
 from rnnkern.layers.configured import Configured, spec_of
@@ -17,13 +19,31 @@ def own_weights(layer: Configured) -> list[Weights]:
     ]
 
 
-def parts_of(layer: Configured, whose: str) -> list[Theirs]:
+# What a layer may be beyond its cell, and when it is not; the others mostly lack it.
+_OPTIONS = {"reverse": False, "merge": "concat"}
+
+
+def refuse_options(layer: Configured, whose: str, known: Collection[str] = ()) -> None:
+    """Refuse options of a layer that change what it computes, but for those that they know too."""
+    for name, plain in _OPTIONS.items():
+        value = getattr(layer, name)
+        if value != plain and name not in known:
+            raise ValueError(f"{whose} has no layer with {name}={value!r}")
+
+
+def parts_of(layer: Configured, whose: str, known: Collection[str] = ()) -> list[Theirs]:
     """As theirs, likewise; copies.
 
+    Args:
+        layer: ours.
+        whose: a key of `ORDERS`.
+        known: options beyond the cell that their layer is given apart.
+
     Raises:
-        ValueError: they have no such cell.
+        ValueError: they have no such cell, or no such option.
 
     """
+    refuse_options(layer, whose, known)
     kind = type(layer).__name__
     if kind not in ORDERS[whose]:
         raise ValueError(f"{whose} has no cell like {kind}")

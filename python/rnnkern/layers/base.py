@@ -2,8 +2,9 @@
 """What all recurrent layers share.
 
 Shapes, with T steps, B rows of a batch, I inputs, H units, L layers and D directions: x (T, B, I),
-y (T, B, D·H), every state (L·D, B, H). ``batch_first`` swaps the first two axes of x and y, and
-an x without its batch axis gives results without theirs. Integer x (T, B) stands for one-hot rows.
+y (T, B, D·H), or (T, B, H) where two directions are merged, every state (L·D, B, H).
+``batch_first`` swaps the first two axes of x and y, and an x without its batch axis gives results
+without theirs. Integer x (T, B) stands for one-hot rows.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rnnkern.devices import Device, LayerSpec, Weights
 from rnnkern.layers.arguments import Layout, State, check_dropout_key
 from rnnkern.layers.configured import Configured
 from rnnkern.layers.frozen import Frozen
+from rnnkern.layers.merging import merged
 from rnnkern.layers.network import Network, run
 from rnnkern.layers.parameter import Parameter
 from rnnkern.layers.stream import Stream
@@ -33,6 +35,10 @@ class Recurrent(Configured):
         hidden_size: H, units of each layer and direction.
         num_layers: layers stacked on one another.
         bidirectional: also run from the last step to the first; y holds both directions' states.
+        reverse: run from the last step to the first alone: y_t and the state are those of that
+            direction, and y stays in the order of x.
+        merge: what y is of two directions: "concat", side by side, or their "sum", "average" or
+            "product", H wide, which is what the next layer gets too. States stay apart.
         batch_first: x and y are (B, T, ·).
         bias: whether there are bias parameters.
         dropout: share of each layer's output, but the last one's, that ``forward`` sets to zero;
@@ -131,7 +137,8 @@ class Recurrent(Configured):
                 the state before every k-th step alone is kept, and ``tape.backward`` runs the
                 steps between once more, k at a time, to the same bits. It takes about a third
                 longer. Gradients are those without it but for the rounding of their sums. Such a
-                tape has neither ``gates`` nor ``state_gradients``. None keeps every step.
+                tape has neither ``gates`` nor ``state_gradients``; with two directions it also
+                keeps what a layer hands to the next. None keeps every step.
 
         Returns:
             y, the last state and a tape. The tape has its own copy of the parameters, but x, y and
@@ -146,10 +153,6 @@ class Recurrent(Configured):
             )
         dropout = self.dropout if self.num_layers > 1 else 0.0
         every = None if recompute is None else positive_int("recompute", recompute)
-        if every is not None and self.num_directions > 1:
-            raise ValueError(
-                f"recompute needs a layer with bidirectional=False, got recompute={every}"
-            )
         return run_taped(self._network, x, state, lengths, out, dropout, dropout_key, every)
 
     def freeze(self) -> Frozen:
@@ -174,8 +177,8 @@ class Recurrent(Configured):
                 and h with them.
 
         Raises:
-            ValueError: the layer is bidirectional, so that its output needs the whole sequence;
-                or bfloat16 is asked of a float64 layer.
+            ValueError: the layer also, or only, runs from the last step, so that its output needs
+                the whole sequence; or bfloat16 is asked of a float64 layer.
 
         """
         return Stream(self._network, positive_int("batch", batch, minimum=0), weights)
@@ -232,8 +235,9 @@ class Recurrent(Configured):
     def last_output(self, y: Array, state: State, lengths: Any = None) -> Array:
         """The last output of every row, of what a call gave: each direction's where it ends.
 
-        It is h of the top layer, its directions side by side, and what ``dlast`` of a tape's
-        ``backward`` is the gradient in. A `Stack` has the same, for which y and lengths matter.
+        It is h of the top layer, its directions side by side or merged as y is, and what ``dlast``
+        of a tape's ``backward`` is the gradient in. A `Stack` has the same, for which y and lengths
+        matter.
 
         Args:
             y: as the call gave it.
@@ -241,12 +245,11 @@ class Recurrent(Configured):
             lengths: as the call was given them.
 
         Returns:
-            (B, D·H), or (D·H,) without a batch.
+            (B, output_size), or (output_size,) without a batch.
 
         """
         h = state[0] if isinstance(state, tuple) else state
-        top: Array = self._device.xp.concatenate(list(h[-self.num_directions :]), axis=-1)
-        return top
+        return merged(self._device.xp, self._spec, list(h[-self.num_directions :]))
 
     def to_onnx(
         self,
@@ -289,10 +292,11 @@ class Recurrent(Configured):
     def _one_step(self, k: int, *, reverse: bool) -> tuple[LayerSpec, Device, dict[str, Parameter]]:
         """One layer and direction as a network of its own, and its parameters by their kinds."""
         spec = self._spec if k == 0 else self._spec.above
+        step = replace(spec, layers=1, directions=1, reverse=False, merge="concat")
         names = parameter_names(self._spec)[k * self.num_directions + reverse]
         kinds = zip(Weights._fields, names, strict=True)
         own = {kind: self._parameters[name] for kind, name in kinds if name is not None}
-        return replace(spec, layers=1, directions=1), self._device, own
+        return step, self._device, own
 
 
 def one_step_of(

@@ -19,7 +19,7 @@ from rnnkern._checks import (
     positive_int,
     warn,
 )
-from rnnkern.devices import LayerSpec, get_device
+from rnnkern.devices import MERGES, LayerSpec, get_device
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.parameter import Parameter
 from rnnkern.layers.parameters import Parameters
@@ -39,6 +39,8 @@ class Configured(Fixed):
         num_layers: int = 1,
         *,
         bidirectional: bool = False,
+        reverse: bool = False,
+        merge: str = "concat",
         batch_first: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
@@ -52,6 +54,14 @@ class Configured(Fixed):
         self.hidden_size = positive_int("hidden_size", hidden_size)
         self.num_layers = positive_int("num_layers", num_layers)
         self.bidirectional = boolean("bidirectional", bidirectional)
+        self.reverse = boolean("reverse", reverse)
+        self.merge = choice("merge", merge, MERGES)
+        if self.bidirectional and self.reverse:
+            raise ValueError(
+                "reverse must be False with bidirectional=True, which has that direction too"
+            )
+        if self.merge != "concat" and not self.bidirectional:
+            raise ValueError(f"merge={merge!r} needs bidirectional=True: it joins two directions")
         self.batch_first = boolean("batch_first", batch_first)
         self.bias = boolean("bias", bias)
         self.dropout = finite_float("dropout", dropout, minimum=0.0)
@@ -78,7 +88,10 @@ class Configured(Fixed):
             self.bias,
             self.dtype,
             self.compute,
+            self.reverse,
+            self.merge,
         )
+        self._device.check(self._spec)
         check_sizes(self._spec)
         self._parameters = {
             name: Parameter(name, shape, self.dtype, self._device)
@@ -94,7 +107,7 @@ class Configured(Fixed):
 
     @property
     def output_size(self) -> int:
-        """D·H, features of y."""
+        """Features of y: D·H, or H where ``merge`` makes one of the two directions."""
         return self._spec.features
 
     @property
@@ -113,6 +126,8 @@ class Configured(Fixed):
             "hidden_size": self.hidden_size,
             "num_layers": self.num_layers,
             "bidirectional": self.bidirectional,
+            "reverse": self.reverse,
+            "merge": self.merge,
             "batch_first": self.batch_first,
             "bias": self.bias,
             "dropout": self.dropout,

@@ -12,7 +12,9 @@ from rnnkern._checks import Array, array_text
 
 @dataclass(frozen=True)
 class StateGradients:
-    """∂L/∂(what a layer computes at each step); every array is shaped as y and 0 past a length.
+    """∂L/∂(what a layer computes at each step): arrays (T, B, D·H), 0 past a row's length.
+
+    T and B stand as in y.
 
     Attributes:
         h: ∂L/∂h_t by every path, through y_t and through all later steps.

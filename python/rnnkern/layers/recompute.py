@@ -8,100 +8,41 @@ arXiv:1606.03401, with one level of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
+import numpy as np
+
 from rnnkern._checks import Array
-from rnnkern.devices import Gradient, Kept
+from rnnkern.devices import Gradient, Kept, masked
 from rnnkern.layers.arguments import Input
+from rnnkern.layers.merging import merged, split_gradient
 from rnnkern.layers.network import Network, dropout_masks, forward, zeros_like
 
 _SUMMED_ROWS = 1 << 14  # of a gradient, by themselves: long sums of float32 lose digits
 
 
-class Pieces:
-    """A call cut into pieces of so many steps, in the order in which they run.
-
-    Args:
-        given: the call's arguments.
-        every: k, steps of a piece; the last in time may have fewer.
-        dropout: share of what one layer hands to the next.
-        key: of its masks.
-
-    """
-
-    def __init__(self, given: Input, every: int, dropout: float, key: int | None) -> None:
-        self._given = given
-        self._dropout, self._key = dropout, key
-        steps = given.steps
-        self.spans = [slice(t, min(t + every, steps)) for t in range(0, steps, every)]
-
-    def input(self, span: slice) -> Input:
-        """The arguments of a piece."""
-        x, lengths, unbatched = self._given
-        if lengths is not None:
-            lengths = (lengths - span.start).clip(0, span.stop - span.start)
-        return Input(x[span], lengths, unbatched)
-
-    def masks(self, network: Network, span: slice) -> list[Array]:
-        """The dropout masks of a piece: those that the whole call would have there."""
-        if self._key is None or self._dropout == 0.0:
-            return []
-        return dropout_masks(network, self.input(span), self._dropout, self._key, span.start)
+def run_sparsely(
+    network: Network,
+    given: Input,
+    h: Array,
+    c: Array | None,
+    y: Array,
+    every: int,
+    dropout: float,
+    key: int | None,
+) -> Kept:
+    """As ``forward`` with `keep`, but of every k-th step: h and c change in place, y is written."""
+    # As the tape of a plain pass, what is kept must not see what is later written to the weights.
+    network = network.snapshot(network.layout)
+    dropped = 0.0 if key is None else dropout
+    if network.spec.directions == 1:
+        return _OneWay(network, given, h, c, y, every, dropped, key or 0)
+    return _BothWays(network, given, h, c, y, every, dropped, key or 0)
 
 
-class Recomputed(Kept):
-    """What such a pass keeps: the state before each piece, and the weights.
-
-    It goes back piece by piece: a piece is run again, to the same bits, and then back.
-    """
-
-    def __init__(self, network: Network, pieces: Pieces, h: Array, c: Array | None) -> None:
-        """Room for the states; h and c are shaped as each of them."""
-        # As the tape of a plain pass, it must not see what is later written to the weights.
-        self._network = network.snapshot(network.layout).packed()
-        self._pieces = pieces
-        count, empty = len(pieces.spans), network.device.xp.empty
-        self._h = empty((count, *h.shape), h.dtype)
-        self._c = None if c is None else empty((count, *c.shape), c.dtype)
-
-    def run(self, h: Array, c: Array | None, y: Array) -> None:
-        """Forward: h and c change in place, y is written."""
-        for k, span in enumerate(self._pieces.spans):
-            self._h[k] = h
-            if self._c is not None:
-                self._c[k] = c
-            masks = self._pieces.masks(self._network, span)
-            forward(self._network, self._pieces.input(span), h, c, y[span], masks)
-
-    def backward(
-        self,
-        x: Array,
-        y: Array,
-        dy: Array | None,
-        dh: Array,
-        dc: Array | None,
-        dx: Array | None,
-        gradients: Sequence[Gradient],
-        state_gradients: Sequence[Array] | None = None,
-    ) -> None:
-        """See `Kept`; the pieces' gradients are added to each other."""
-        if state_gradients is not None:
-            _refuse("state_gradients")
-        recent, rows = [zeros_like(self._network, w) for w in self._network.weights], 0
-        for k in reversed(range(len(self._pieces.spans))):
-            span = self._pieces.spans[k]
-            given = self._pieces.input(span)
-            h, c = self._h[k].copy(), None if self._c is None else self._c[k].copy()
-            own = self._network.device.xp.empty(y[span].shape, y.dtype)
-            masks = self._pieces.masks(self._network, span)
-            kept = forward(self._network, given, h, c, own, masks, keep=True)
-            assert kept is not None
-            part = None if dx is None else dx[span]
-            kept.backward(given.x, own, None if dy is None else dy[span], dh, dc, part, recent)
-            rows += given.steps * given.batch
-            if rows > _SUMMED_ROWS or k == 0:
-                _move(recent, gradients)
-                rows = 0
+class _Sparse:
+    """What both kinds are asked for, and refuse."""
 
     def direct(self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool) -> None:
         """Nothing: the arguments are looked at first."""
@@ -123,12 +64,172 @@ class Recomputed(Kept):
         _refuse("masks")
 
 
+class _OneWay(_Sparse):
+    """Of layers in one direction: the state before each piece of so many steps.
+
+    All layers go through a piece before the next piece. Back, a piece is run once more, to the same
+    bits, and then back.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        given: Input,
+        h: Array,
+        c: Array | None,
+        y: Array,
+        every: int,
+        dropout: float,
+        key: int,
+    ) -> None:
+        """Forward; the weights are the pass's own."""
+        self._network = network.packed()
+        self._given = given
+        self._dropout, self._key = dropout, key
+        steps = given.steps
+        self._spans = [slice(t, min(t + every, steps)) for t in range(0, steps, every)]
+        if network.spec.reverse:
+            self._spans.reverse()
+        count, empty = len(self._spans), network.device.xp.empty
+        self._h = empty((count, *h.shape), h.dtype)
+        self._c = None if c is None else empty((count, *c.shape), c.dtype)
+        for k, span in enumerate(self._spans):
+            self._h[k] = h
+            if self._c is not None:
+                self._c[k] = c
+            forward(self._network, self._piece(span), h, c, y[span], self._masks(span))
+
+    def backward(
+        self,
+        x: Array,
+        y: Array,
+        dy: Array | None,
+        dh: Array,
+        dc: Array | None,
+        dx: Array | None,
+        gradients: Sequence[Gradient],
+        state_gradients: Sequence[Array] | None = None,
+    ) -> None:
+        """See `Kept`. The y of each piece is computed anew too."""
+        if state_gradients is not None:
+            _refuse("state_gradients")
+        network, rows = self._network, 0
+        recent = [zeros_like(network, w) for w in network.weights]
+        for k in reversed(range(len(self._spans))):
+            span = self._spans[k]
+            piece = self._piece(span)
+            h, c = self._h[k].copy(), None if self._c is None else self._c[k].copy()
+            shape = (piece.steps, piece.batch, network.spec.features)
+            own = network.device.xp.empty(shape, network.spec.dtype)
+            kept = forward(network, piece, h, c, own, self._masks(span), keep=True)
+            assert kept is not None
+            of_x = None if dx is None else dx[span]
+            kept.backward(piece.x, own, None if dy is None else dy[span], dh, dc, of_x, recent)
+            rows += piece.steps * piece.batch
+            if rows > _SUMMED_ROWS or k == 0:
+                _move(recent, gradients)
+                rows = 0
+
+    def _piece(self, span: slice) -> Input:
+        """The arguments of those steps."""
+        x, lengths, unbatched = self._given
+        if lengths is not None:
+            lengths = (lengths - span.start).clip(0, span.stop - span.start)
+        return Input(x[span], lengths, unbatched)
+
+    def _masks(self, span: slice) -> list[Array]:
+        """The dropout masks that the whole call has there."""
+        if self._dropout == 0.0:
+            return []
+        piece = self._piece(span)
+        return dropout_masks(self._network, piece, self._dropout, self._key, span.start)
+
+
+class _BothWays(_Sparse):
+    """Of layers in both directions: each of them by itself, and what a layer hands to the next."""
+
+    def __init__(
+        self,
+        network: Network,
+        given: Input,
+        h: Array,
+        c: Array | None,
+        y: Array,
+        every: int,
+        dropout: float,
+        key: int,
+    ) -> None:
+        """As `_OneWay`."""
+        self._network = network
+        self._masked = dropout_masks(network, given, dropout, key) if dropout > 0.0 else []
+        self._given: list[Array] = []  # x of each layer
+        self._gave: list[list[Array]] = []  # what its directions gave, where they are multiplied
+        self._ways: list[list[_OneWay]] = []
+        spec, xp = network.spec, network.device.xp
+        x = given.x
+        for k in range(spec.layers):
+            self._given.append(x)
+            self._ways.append([])
+            gave = []
+            for d in range(2):
+                i = 2 * k + d
+                part = xp.empty((given.steps, given.batch, spec.units), spec.dtype)
+                own_c = None if c is None else c[i : i + 1]
+                of_layer, own = given._replace(x=x), self._one_way(k, d)
+                way = _OneWay(own, of_layer, h[i : i + 1], own_c, part, every, 0.0, 0)
+                self._ways[k].append(way)
+                gave.append(part)
+            x = merged(xp, spec, gave)
+            self._gave.append(gave if spec.merge == "product" else [])
+            if self._masked and k + 1 < spec.layers:
+                x = masked(x, self._masked[k])
+        y[...] = x
+
+    def backward(
+        self,
+        x: Array,
+        y: Array,
+        dy: Array | None,
+        dh: Array,
+        dc: Array | None,
+        dx: Array | None,
+        gradients: Sequence[Gradient],
+        state_gradients: Sequence[Array] | None = None,
+    ) -> None:
+        """See `Kept`."""
+        if state_gradients is not None:
+            _refuse("state_gradients")
+        spec, zeros = self._network.spec, self._network.device.xp.zeros
+        for k in reversed(range(spec.layers)):
+            parts: list[Array | None] = [None, None]
+            if dy is not None:
+                parts = [*split_gradient(spec, dy, self._gave[k] or [dy, dy])]
+            below = dx if k == 0 else zeros(self._given[k].shape, spec.dtype)
+            for d, way in enumerate(self._ways[k]):
+                i = 2 * k + d
+                own_dc = None if dc is None else dc[i : i + 1]
+                own = gradients[i : i + 1]
+                way.backward(x, y, parts[d], dh[i : i + 1], own_dc, below, own)
+            if self._masked and k > 0:
+                assert below is not None
+                below = masked(below, self._masked[k - 1])
+            dy = below
+
+    def _one_way(self, k: int, d: int) -> Network:
+        """Layer k in direction d as a network of its own."""
+        network = self._network
+        spec = network.spec if k == 0 else network.spec.above
+        alone = replace(spec, layers=1, directions=1, reverse=d == 1, merge="concat")
+        return Network(replace(network.layout, spec=alone), [network.weights[2 * k + d]])
+
+
 def _move(recent: Sequence[Gradient], totals: Sequence[Gradient]) -> None:
     """Add the recent sums to the totals, and begin new ones."""
     for parts, sums in zip(recent, totals, strict=True):
         for part, total in zip(parts, sums, strict=True):
             if part is not None and total is not None:
-                total += part
+                with np.errstate(all="ignore"):
+                    total += part
                 part[...] = 0
 
 

@@ -20,6 +20,7 @@ from rnnkern.layers.arguments import (
     states_of,
 )
 from rnnkern.layers.base import Recurrent
+from rnnkern.layers.configured import spec_of
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.network import dropout_mask
@@ -39,10 +40,11 @@ class Stack(Fixed):
 
     Args:
         layers: the layers, from the first up; each takes as many inputs as the one below it has
-            outputs (H, or 2·H of a bidirectional one), and all have the same dtype, device and
+            outputs (its ``output_size``), and all have the same dtype, device and
             ``batch_first``. The stack has the layers themselves, not copies.
         residual: whether a layer's input is added to its output: True for all but the first, whose
-            input is x, or a bool for each. Inputs and outputs must then be as many.
+            input is x, or a bool for each. Inputs and outputs must then be as many, and the last
+            layer must not ``merge`` directions that end at other steps than each other.
         dropout: share of each layer's input, but the first one's, that ``forward`` sets to zero.
             The residual connection goes round it.
 
@@ -278,12 +280,13 @@ class Stack(Fixed):
         check_apart(device, out, (("x", x), *of_states, *params))
 
     def _steps(self, y: Array, lengths: Any) -> Steps:
+        spec = spec_of(self.layers[-1])
         return Steps(
             self._device,
             y,
             lengths,
             batch_first=self.batch_first,
-            directions=self.num_directions,
+            backwards=[spec.backwards(d) for d in range(spec.directions)],
         )
 
 
@@ -357,4 +360,9 @@ def _residual(layers: tuple[Recurrent, ...], residual: bool | Sequence[bool]) ->
                 f"{layer.input_size} inputs and {layer.output_size} outputs: a list of bools, as "
                 "residual=[False, True], says it for each layer"
             )
+    if around[-1] and spec_of(layers[-1]).merges:
+        raise ValueError(
+            f"residual must be False around a last layer with merge={layers[-1].merge!r}: its last "
+            "output is of the states at two ends, beside which no one input stands"
+        )
     return around

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,18 +27,24 @@ class Steps:
         y: what the call gave.
         lengths: as the call was given them; they are copied.
         batch_first: whether y is (B, T, D·H), where it is of a batch.
-        directions: D.
+        backwards: of each direction, whether it is that from the last step to the first.
 
     """
 
     def __init__(
-        self, device: Device, y: Array, lengths: Any, *, batch_first: bool, directions: int
+        self,
+        device: Device,
+        y: Array,
+        lengths: Any,
+        *,
+        batch_first: bool,
+        backwards: Sequence[bool],
     ) -> None:
         self.device = device
         self.shape, self.dtype = y.shape, y.dtype
         self._axis = 1 if batch_first and y.ndim == 3 else 0
         self._lengths = None if lengths is None else host_array("lengths", lengths).copy()
-        self._directions = directions
+        self._backwards = tuple(backwards)
 
     def within(self, array: Array) -> Array:
         """An array shaped as y, that is 0 past each row's length."""
@@ -58,13 +65,15 @@ class Steps:
         return self._where(self._ends(), self.device.xp.expand_dims(dlast, self._axis))
 
     def _ends(self) -> NDArray[np.bool_]:
-        """Where in y the last outputs are: of the second direction at the first step."""
+        """Where in y the last outputs are: of a direction that runs back at the first step."""
         steps, lengths = self.shape[self._axis], self._lengths
         if lengths is None:
             lengths = np.full(1 if len(self.shape) == 2 else self.shape[1 - self._axis], steps)
         t = np.arange(steps)[:, None]
-        of_directions = (t == lengths - 1, (t == 0) & (lengths > 0))[: self._directions]
-        units = self.shape[-1] // self._directions
+        of_directions = [
+            (t == 0) & (lengths > 0) if back else t == lengths - 1 for back in self._backwards
+        ]
+        units = self.shape[-1] // len(self._backwards)
         return self._as_given(np.repeat(np.stack(of_directions, axis=-1), units, axis=-1))
 
     def _as_given(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -54,6 +54,10 @@ class Stream:
                 "stream needs a layer with bidirectional=False, got one whose second direction "
                 "would need the whole sequence first"
             )
+        if spec.reverse:
+            raise ValueError(
+                "stream needs a layer with reverse=False, got one that begins with the last step"
+            )
         self._by_token = by_token
         self._source: Network | None = network
         if not by_token:

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any, NoReturn
 
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.devices import Kept
+from rnnkern.devices import Kept, LayerSpec
 from rnnkern.layers.arguments import Input, State
 from rnnkern.layers.gradients import Gradients, StateGradients
+from rnnkern.layers.merging import split_gradient
 from rnnkern.layers.network import Network, backward, by_name, dropout_masks, forward
-from rnnkern.layers.recompute import Pieces, Recomputed
+from rnnkern.layers.recompute import run_sparsely
 
 
 class Tape:
@@ -30,25 +31,37 @@ class Tape:
 
     """
 
-    def __init__(self, network: Network, given: Input, y: Array, kept: Kept | None) -> None:
-        """Of a call that gave y (T, B, D·H); `kept` is None where there was nothing to compute."""
+    def __init__(
+        self, network: Network, given: Input, y: Array, kept: Kept | None, last: State
+    ) -> None:
+        """Of a call that gave y (T, B, features) and those last states.
+
+        `kept` is None where there was nothing to compute.
+        """
         self._network = network
         self._given = given
         self._y = y
         self._kept = kept
+        # The factors of what both directions give last; the caller may write to the states.
+        factors = network.spec.merges and network.spec.merge == "product"
+        self._top = _top(last, network.spec).copy() if factors else None
 
     def __repr__(self) -> str:
         owner, given = self._network.layout.owner, self._given
         return f"Tape({owner}, steps={given.steps}, batch={given.batch})"
 
     def __copy__(self) -> Tape:
-        return Tape(self._network, self._given, self._y, self._kept)
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tape:
         # Neither the layer's facts nor what was kept for the kernels ever change.
         for never_changed in (self._network, self._kept):
             memo[id(never_changed)] = never_changed
-        return Tape(*deepcopy((self._network, self._given, self._y, self._kept), memo))
+        twin = copy(self)
+        vars(twin).update(deepcopy(vars(self), memo))
+        return twin
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -57,16 +70,20 @@ class Tape:
         )
 
     def gates(self) -> list[dict[str, Array]]:
-        """What each gate gave at each step: for every layer, by the gate's name, shaped as y.
+        """What each gate gave at each step: for every layer, by its name, (T, B, D·H).
 
-        The values are those after σ or tanh, and 0 past a row's length.
+        The values are those after σ or tanh, and 0 past a row's length; T and B stand as in y.
         """
         spec = self._network.spec
         names, directions = spec.facts.gates, spec.directions
         if self._kept is None:
-            values = [[self._y] * len(names)] * spec.layers
-        elif spec.facts.saved == 0:  # then y is the one gate's
-            values = [[y] for y in (*self._kept.between, self._y)]
+            shape = (*self._y.shape[:2], spec.outputs)
+            nothing = self._network.device.xp.empty(shape, spec.dtype)
+            values = [[nothing] * len(names)] * spec.layers
+        elif spec.facts.saved == 0:  # then y, or what is merged in it, is the one gate's
+            values = [[y] for y in self._kept.between]
+            if not spec.merges:
+                values.append([self._y])
         else:
             unpacked = [
                 self._unpacked(saved)[: len(names)]
@@ -96,8 +113,8 @@ class Tape:
         Args:
             dy: ∂L/∂y, shaped as y; None is zero.
             dstate: ∂L/∂(last state), shaped as the state; None, also as one of a pair, is zero.
-            dlast: ∂L/∂(last h of the top layer), (B, D·H), its directions side by side: for what
-                reads that h alone. It is added to what ``dstate`` says of it; None is zero.
+            dlast: ∂L/∂(last output), shaped as ``last_output`` gives it, for what reads that alone:
+                of h of the top layer. It is added to what ``dstate`` says of it; None is zero.
             state_gradients: whether to return the gradients of every step's state and gates too;
                 on ``device="cpu"`` alone.
 
@@ -131,11 +148,13 @@ class Tape:
         )
 
     def _by_direction(self, dlast: Any) -> Array:
-        """A gradient (B, D·H), or unbatched (D·H,), as (D, B, H)."""
+        """A gradient (B, features), or unbatched (features,), as (D, B, H)."""
         spec, given = self._network.spec, self._given
         shape = (spec.features,) if given.unbatched else (given.batch, spec.features)
-        array = self._network.device.shaped("dlast", dlast, shape, spec.dtype)
-        parts: Array = array.reshape(given.batch, spec.directions, spec.units).swapaxes(0, 1)
+        device = self._network.device
+        array = device.shaped("dlast", dlast, shape, spec.dtype).reshape(given.batch, -1)
+        factors = [array] * spec.directions if self._top is None else list(self._top)
+        parts: Array = device.xp.stack(split_gradient(spec, array, factors))
         return parts
 
     def _new_traces(self) -> list[Array]:
@@ -200,7 +219,7 @@ def run_taped(
         if done is not None:  # else something has to be converted, or is wrong
             y, last, kernels_own = done
             given = layout.taken(x, lengths)
-            return y, last, Tape(network, given, layout.time_first(y, given), kernels_own)
+            return y, last, Tape(network, given, layout.time_first(y, given), kernels_own, last)
     given, h, c = layout.input(x, state, lengths)
     result = layout.output(out, given, h, c, () if out is None else network.named_weights())
     if state is not None:  # the kernels work in place, and these are the caller's
@@ -213,8 +232,14 @@ def run_taped(
             masks = dropout_masks(network, given, dropout, dropout_key)
         kept = forward(network, given, h, c, result, masks, keep=True)
     elif not given.is_empty:
-        sparse = Recomputed(network, Pieces(given, recompute, dropout, dropout_key), h, c)
-        sparse.run(h, c, result)
-        kept = sparse
+        kept = run_sparsely(network, given, h, c, result, recompute, dropout, dropout_key)
     y = layout.as_given(result, given) if out is None else out
-    return y, layout.state_as_given(h, c, given), Tape(network, given, result, kept)
+    last = layout.state_as_given(h, c, given)
+    return y, last, Tape(network, given, result, kept, last)
+
+
+def _top(state: State, spec: LayerSpec) -> Array:
+    """H of the top layer, (D, B, H), of a state as a caller has it."""
+    h = state[0] if isinstance(state, tuple) else state
+    top: Array = h[-spec.directions :].reshape(spec.directions, -1, spec.units)
+    return top

@@ -16,7 +16,7 @@ _MOST_PARAMETERS, _MOST_LAYERS = 2**40, 2**16
 
 def check_sizes(spec: LayerSpec) -> None:
     """Refuse sizes that no memory has room for."""
-    above = spec.units * (spec.directions + 1) * (spec.layers - 1)
+    above = (spec.features + spec.units) * (spec.layers - 1)
     columns = spec.inputs + spec.units + above
     if len(spec.facts.gates) * spec.units * columns * spec.directions > _MOST_PARAMETERS:
         raise ValueError(

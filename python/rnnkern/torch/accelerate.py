@@ -9,6 +9,7 @@ import torch
 
 from rnnkern._checks import boolean, warn
 from rnnkern.devices import to_host
+from rnnkern.interop.parts import refuse_options
 from rnnkern.interop.state_dict import state_dict_of
 from rnnkern.layers.base import Recurrent
 from rnnkern.torch import cells, modules, own
@@ -101,6 +102,7 @@ def from_layer(layer: Recurrent) -> Any:
     """
     if not isinstance(layer, Recurrent):
         raise TypeError(f"layer must be a recurrent layer, got {type(layer)!r}")
+    refuse_options(layer, "rnnkern.torch")
     config = layer.config()
     kind = type(layer).__name__
     options = {

@@ -14,6 +14,7 @@ from rnnkern._checks import Array
 from rnnkern.cells import layer_classes
 from rnnkern.devices import Weights
 from rnnkern.interop.gates import Order, Theirs
+from rnnkern.interop.parts import refuse_options
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.configured import spec_of
 from rnnkern.layers.parameters import undrawn
@@ -60,7 +61,8 @@ class Spec(NamedTuple):
 
     @classmethod
     def of(cls, layer: Recurrent) -> Spec:
-        """What a layer is."""
+        """What a layer is; ValueError where modules have not its options."""
+        refuse_options(layer, "rnnkern.torch")
         kind = type(layer).__name__
         return cls(
             kind,

@@ -10,7 +10,7 @@ import numpy as np
 
 from rnnkern._checks import Array
 from rnnkern.devices import to_host
-from rnnkern.interop.onnx.writing import Writer, add_layer, add_linear, input_of
+from rnnkern.interop.onnx.writing import Writer, add_layer, add_linear, add_merge, input_of
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.linear import Linear
 
@@ -102,6 +102,8 @@ def _last(writer: Writer, top: Recurrent, y: str, h: str, ends: str, live: str) 
         writer.constant(n, np.array([v])) for n, v in (("two", -2), ("end", 1 << 31), ("axis", 0))
     ]
     both = writer.node("Slice", h, *limits, name="last_both")
+    if top.merge != "concat":
+        return add_merge(writer, top, both, 0, "last")
     rows = writer.node("Transpose", both, name="last_rows", perm=[1, 0, 2])
     joined: str = writer.node(
         "Reshape", rows, writer.constant("joined", np.array([0, -1])), name="last"

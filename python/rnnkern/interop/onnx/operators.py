@@ -320,6 +320,7 @@ def operators(opset: int) -> dict[str, Operator]:
         "ReduceMax": _reduce(np.max),
         "ReduceMean": _reduce(np.mean),
         "ReduceMin": _reduce(np.min),
+        "ReduceProd": _reduce(np.prod),
         "ReduceSum": _reduce(np.sum),
         "Relu": lambda x: np.maximum(x, 0),
         "Reshape": _reshape,

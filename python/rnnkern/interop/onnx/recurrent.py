@@ -49,7 +49,6 @@ class Recurrence:
         self._layout = _one_of(node, "layout", 0, (0, 1))
         direction = _one_of(node, "direction", "forward", tuple(_DIRECTIONS))
         count = _DIRECTIONS[direction]
-        self._reverse = direction == "reverse"
         for name in ("clip", "input_forget"):
             if attributes.get(name, 0):
                 raise ValueError(f"{node} has {name}={attributes[name]}, which is not supported")
@@ -79,8 +78,10 @@ class Recurrence:
             if op == "GRU":
                 own["reset"] = "after" if after else "before"
         # Both directions in one layer, or, where their functions differ, one after the other.
-        self._apart = count == 2 and options[0] != options[1]
-        groups = [parts] if not self._apart else [parts[:1], parts[1:]]
+        apart = count == 2 and options[0] != options[1]
+        groups = [parts] if not apart else [parts[:1], parts[1:]]
+        if apart or direction == "reverse":
+            options[-1]["reverse"] = True
         try:
             self.layers: list[Recurrent] = [
                 recurrent("ONNX", op, group, bidirectional=len(group) == 2, options=own)
@@ -106,10 +107,7 @@ class Recurrence:
             self._state(given.get(key), dtype)
             for key in (("initial_h", "initial_c") if has_c else ("initial_h",))
         ]
-        results = [
-            _run(layer, x_own, states, k, lengths, backwards=self._reverse or k == 1)
-            for k, layer in enumerate(self.layers)
-        ]
+        results = [_run(layer, x_own, states, k, lengths) for k, layer in enumerate(self.layers)]
         y = np.concatenate([r[0] for r in results], axis=1)  # (T, D, B, H)
         last = [np.concatenate(parts) for parts in zip(*(r[1] for r in results), strict=True)]
         if batch_first:
@@ -133,34 +131,15 @@ def _run(
     states: Sequence[Array | None],
     place: int,
     lengths: Array | None,
-    *,
-    backwards: bool,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Run the layer that begins at that direction: y (T, D, B, H), last states (D, B, H)."""
-    count = 2 if layer.bidirectional else 1
+    count = layer.num_directions
     own = [None if s is None else s[place : place + count] for s in states]
     state: Any = None if all(s is None for s in own) else own[0] if len(own) == 1 else tuple(own)
-    flip = backwards and count == 1
-    y, last = layer(_flipped(x, lengths) if flip else x, state, lengths)
-    if flip:
-        y = _flipped(y, lengths)
+    y, last = layer(x, state, lengths)
     steps, batch, _ = y.shape
     y = y.reshape(steps, batch, count, layer.hidden_size).transpose(0, 2, 1, 3)
     return y, last if isinstance(last, tuple) else (last,)
-
-
-def _flipped(x: Array, lengths: Array | None) -> Array:
-    """Every row's own steps from its last to its first."""
-    if lengths is None:
-        return x[::-1]
-    steps = np.arange(len(x))[:, None]
-    ends = np.asarray(lengths)[None, :]
-    if ends.shape[1] != x.shape[1]:
-        raise ValueError(f"sequence_lens must have shape ({x.shape[1]},), got {lengths.shape}")
-    if np.any((ends < 0) | (ends > len(x))):
-        raise ValueError(f"sequence_lens must lie in 0..{len(x)}")
-    turned: Array = x[np.where(steps < ends, ends - 1 - steps, steps), np.arange(x.shape[1])]
-    return turned
 
 
 def _part(op: str, arrays: Sequence[Array | None], d: int) -> Theirs:

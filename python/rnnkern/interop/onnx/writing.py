@@ -122,7 +122,7 @@ def write_layer(
     y, last = add_layer(writer, layer, x, states, ends)
     if layer.batch_first:
         y = writer.node("Transpose", y, name="batch_first", perm=[1, 0, 2])
-    writer.output(y, "y", [*axes, layer.num_directions * layer.hidden_size])
+    writer.output(y, "y", [*axes, layer.output_size])
     for name, value in zip(names, last, strict=True):
         writer.output(value, f"{name}_n", sizes)
     writer.write(path)
@@ -174,6 +174,7 @@ def add_layer(
     op, attributes = _operator(layer)
     name = name or op.lower()
     layers, directions = layer.num_layers, layer.num_directions
+    direction = "bidirectional" if directions == 2 else "reverse" if layer.reverse else "forward"
     split = [_split(writer, s, layers, directions) for s in states]
     parts = _parts(layer)
     kinds = len(state_names(layer))
@@ -198,13 +199,15 @@ def add_layer(
             name=f"{name}_l{k}",
             count=1 + kinds,
             hidden_size=layer.hidden_size,
-            direction="bidirectional" if directions == 2 else "forward",
+            direction=direction,
             **attributes(directions),
         )
         last.append(ends)
         if directions == 1:
             one = writer.constant("second_axis", np.array([1]))
             x = writer.node("Squeeze", y, one, name=f"{name}_y{k}")
+        elif layer.merge != "concat":
+            x = add_merge(writer, layer, y, 1, f"{name}_y{k}")
         else:
             y = writer.node("Transpose", y, name=f"{name}_t{k}", perm=[0, 2, 1, 3])
             shape = writer.constant("two_axes_and_rest", np.array([0, 0, -1]))
@@ -215,6 +218,17 @@ def add_layer(
         writer.node("Concat", *ends, name=f"{name}_last_{k}", axis=0)
         for k, ends in enumerate(zip(*last, strict=True))
     ]
+
+
+def add_merge(writer: Writer, layer: Configured, both: str, axis: int, name: str) -> str:
+    """The node that makes one of two directions along that axis, as the layer merges them."""
+    if layer.merge == "sum":  # which has its axes as an input
+        axes = writer.constant(f"axis_{axis}_alone", np.array([axis]))
+        total: str = writer.node("ReduceSum", both, axes, name=name, keepdims=0)
+        return total
+    op = {"average": "ReduceMean", "product": "ReduceProd"}[layer.merge]
+    merged: str = writer.node(op, both, name=name, axes=[axis], keepdims=0)
+    return merged
 
 
 def _split(writer: Writer, state: str, layers: int, directions: int) -> list[str]:
@@ -247,7 +261,7 @@ def _parts(layer: Configured) -> list[Theirs]:
     """The layer's parameters as ONNX has them, by layer and direction."""
     places = _AS_GRU.get(type(layer).__name__)
     if places is None:
-        return parts_of(layer, "ONNX")
+        return parts_of(layer, "ONNX", known=("reverse", "merge"))
     order = Order("ONNX", "GRU", cell_facts("gru_before"))
     return [order.to_theirs(_as_gru(w, layer.gates, places)) for w in own_weights(layer)]
 
