@@ -136,6 +136,8 @@ inline py::dict cells() {
     d["states"] = tuple(facts.states);
     d["saved"] = facts.saved;
     d["recurrent_bias_gate"] = facts.recurrent_bias_gate;
+    d["unit_weights"] = facts.unit_weights;
+    d["unit_weights_name"] = std::string(facts.unit_weights_name);
     all[py::str(std::string(facts.name))] = d;
   }
   return all;

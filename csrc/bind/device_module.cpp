@@ -63,6 +63,10 @@ std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index 
 // Of a call for one layer of that many directions, or for stacked layers in one direction.
 Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
                  const py::object& lengths, bool tokens) {
+  if (spec.facts().unit_weights > 0) {
+    throw std::invalid_argument("cell must be one whose units have no weights of their own, got '" +
+                                std::string(spec.facts().name) + "'");
+  }
   // The kernels count in 32 bits.
   constexpr Index most = std::numeric_limits<std::int32_t>::max();
   const auto check = [](const char* name, Index value, Index end) {
@@ -143,7 +147,8 @@ Parameters<T> read_parameters(const Shape& shape, const py::dict& strand, Index 
       .w_hh =
           device_pointer<const T>(require(strand, "weight_hh"), "weight_hh", {rows, shape.units}),
       .bias = device_pointer<const T>(get(strand, "bias"), "bias", {rows}),
-      .bias_hn = device_pointer<const T>(get(strand, "bias_hn"), "bias_hn", {shape.units})};
+      .bias_hn = device_pointer<const T>(get(strand, "bias_hn"), "bias_hn", {shape.units}),
+      .unit_weights = nullptr};
 }
 
 std::byte* read_workspace(const py::object& workspace, Index bytes) {

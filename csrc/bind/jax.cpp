@@ -103,7 +103,9 @@ struct Common {
     const T* const w_hh = arguments.take<const T>({rows, units});
     const T* const bias = arguments.take<const T>({rows});
     const T* const bias_hn = has_bias_hn ? arguments.take<const T>({units}) : nullptr;
-    parameters = {inputs, units, w_ih, w_hh, bias, bias_hn};
+    const T* const unit_weights =
+        facts.unit_weights > 0 ? arguments.take<const T>({facts.unit_weights, units}) : nullptr;
+    parameters = {inputs, units, w_ih, w_hh, bias, bias_hn, unit_weights};
     h_0 = arguments.take<const T>({batch, units});
     c_0 = facts.cell_state ? arguments.take<const T>({batch, units}) : nullptr;
   }
@@ -115,7 +117,7 @@ struct Common {
   Sequence<T> sequence(T* data, Index width) const { return {data, batch * width, width}; }
 };
 
-// x, lengths, weight_ih, weight_hh, bias, [bias_hn,] h_0[, c_0] -> y, h_n[, c_n][, kept ...].
+// x, lengths, weight_ih, weight_hh, bias, [bias_hn,] [unit_weights,] h_0[, c_0] -> y, h_n[, c_n][, kept ...].
 template <class T>
 void forward_call(const xla::Call& call, Index cell) {
   Arrays arguments(call.arguments, "arguments"), results(call.results, "results");
@@ -146,7 +148,7 @@ void forward_call(const xla::Call& call, Index cell) {
 }
 
 // What forward_call got, y, [kept ...,] dy, dh_n[, dc_n] -> dx, dweight_ih, dweight_hh, dbias,
-// [dbias_hn,] dh_0[, dc_0].
+// [dbias_hn,] [dunit_weights,] dh_0[, dc_0].
 template <class T>
 void backward_call(const xla::Call& call, Index cell) {
   Arrays arguments(call.arguments, "arguments"), results(call.results, "results");
@@ -175,6 +177,8 @@ void backward_call(const xla::Call& call, Index cell) {
   T* const dw_hh = cleared({common.rows, units});
   T* const dbias = cleared({common.rows});
   T* const dbias_hn = common.parameters.bias_hn ? cleared({units}) : nullptr;
+  T* const dunit_weights =
+      common.parameters.unit_weights ? cleared({common.facts.unit_weights, units}) : nullptr;
   T* const dh = results.take<T>({batch, units});
   T* const dc = has_c ? results.take<T>({batch, units}) : nullptr;
   std::copy_n(dh_n, batch * units, dh);
@@ -201,6 +205,7 @@ void backward_call(const xla::Call& call, Index cell) {
                .dw_hh = dw_hh,
                .dbias = dbias,
                .dbias_hn = dbias_hn,
+               .dunit_weights = dunit_weights,
                .state_gradients = nullptr},
               common.compute, packed);
 }

@@ -222,7 +222,7 @@ struct KeptOf {
   };
   // ∂L/∂(one layer's parameters in one direction).
   struct Gradient {
-    T *ih, *hh, *bias, *bias_hn;
+    T *ih, *hh, *bias, *bias_hn, *unit_weights;
   };
 
   NetworkSizes sizes;
@@ -271,16 +271,20 @@ struct KeptOf {
     for (Index i = 0; i < count(); ++i) {
       const auto at = static_cast<std::size_t>(i);
       const Index inputs = sizes.inputs_of(i / sizes.directions);
+      const auto& facts = sizes.facts();
       const py::object own = arrays[at];
-      if (!py::isinstance<py::tuple>(own) || py::len(own) != 4)
+      if (!py::isinstance<py::tuple>(own) || py::len(own) < 4 || py::len(own) > 5)
         throw std::invalid_argument("gradients must be as many as the weights of a direction");
       const auto of = py::reinterpret_borrow<py::tuple>(own);
       grads.push_back(
           {.ih = write<T>(required(of[0], "dweight_ih"), "dweight_ih", {rows, inputs}),
            .hh = write<T>(required(of[1], "dweight_hh"), "dweight_hh", {rows, sizes.units}),
            .bias = write<T>(of[2], "dbias", {rows}),
-           .bias_hn = write<T>(of[3], "dbias_hn", {sizes.units})});
-      const auto& facts = sizes.facts();
+           .bias_hn = write<T>(of[3], "dbias_hn", {sizes.units}),
+           .unit_weights =
+               facts.unit_weights > 0 && of.size() > 4
+                   ? write<T>(of[4], "dunit_weights", {Index{facts.unit_weights}, sizes.units})
+                   : nullptr});
       const py::object trace = traces.is_none() ? py::none() : py::object(own_traces[at]);
       told.push_back(
           write<T>(trace, "state_gradients",
@@ -331,6 +335,8 @@ struct KeptOf {
       own.hh = zeros({rows, sizes.units});
       if (bias) own.bias = zeros({rows});
       if (bias_hn) own.bias_hn = zeros({sizes.units});
+      if (const Index count = sizes.facts().unit_weights; count > 0)
+        own.unit_weights = zeros({count, sizes.units});
       grads.push_back(own);
     }
     run(x, out, dy.is_none() ? Sequence<const T>{} : axes.view<const T>(dy, sizes.features()), dh,
@@ -376,6 +382,7 @@ struct KeptOf {
              .dw_hh = grads[at].hh,
              .dbias = grads[at].bias,
              .dbias_hn = grads[at].bias_hn,
+             .dunit_weights = grads[at].unit_weights,
              .state_gradients = traces[at]});
       }
     }

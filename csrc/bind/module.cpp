@@ -61,9 +61,11 @@ PYBIND11_MODULE(_core, m) {
   bind_network(m);
   bind_stepper(m);
   bind_training(m);
-  m.def("cells", cells,
-        "What each cell's gates and states are called, how many values a step saves, and which "
-        "gate bias_hn belongs to (-1 for none).");
+  m.def(
+      "cells", cells,
+      "What each cell's gates and states are called, how many values a step saves, and which "
+      "gate bias_hn belongs to (-1 for none); how many weights of its own a unit has, and what the "
+      "array of these is called.");
   m.def("plan", plan, py::arg("spec"), py::arg("steps"), py::arg("batch"),
         "(row groups, unit groups, reason): how a call of that size is shared by threads.");
   m.def("isa", [] { return chosen_backend().backend->name; }, "The instruction set in use.");

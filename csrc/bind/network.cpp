@@ -241,7 +241,8 @@ class NetworkOf {
             .w_ih = nullptr,
             .w_hh = nullptr,
             .bias = nullptr,
-            .bias_hn = nullptr};
+            .bias_hn = nullptr,
+            .unit_weights = nullptr};
   }
 
   static AlignedBytes copy_of_states(const Given& given, Index size) {
@@ -341,7 +342,8 @@ void bind_network(py::module_& m) {
           py::arg("gradients"), py::arg("state_gradients") = py::none(),
           "x and y are those of the call; tokens were copied. dh and dc (L·D, B, H) go in for the "
           "last state and come out for the first; dx and the "
-          "gradients, for each layer and direction (dweight_ih, dweight_hh, dbias, dbias_hn), are "
+          "gradients, for each layer and direction (dweight_ih, dweight_hh, dbias, dbias_hn, "
+          "dunit_weights), are "
           "added to; state_gradients, for each (live steps, states + gates, H) in the packed order "
           "of saved, are written. dy None is zero.")
       .def(
@@ -359,8 +361,9 @@ void bind_network(py::module_& m) {
   py::class_<Network>(m, "Network", "Layers upon each other, in all their directions.")
       .def(py::init<const py::handle&, const py::sequence&, bool>(), py::arg("spec"),
            py::arg("weights"), py::arg("batch_first") = false,
-           "weights: for each layer and direction (weight_ih, weight_hh, bias, bias_hn), which are "
-           "held. The sizes are theirs; spec says the cell, the compute and how many there are.")
+           "weights: for each layer and direction (weight_ih, weight_hh, bias, bias_hn, "
+           "unit_weights), which are held; the last for cells that have them. The sizes are "
+           "theirs; spec says the cell, the compute and how many there are.")
       .def(
           "packed",
           [](const py::handle& self, bool with_input) {

@@ -95,7 +95,7 @@ void bind_stepper(py::module_& m) {
       .def(py::init<const py::handle&, const py::sequence&, py::object, py::object, bool, bool>(),
            py::arg("spec"), py::arg("weights"), py::arg("h"), py::arg("c"), py::kw_only(),
            py::arg("narrow") = false, py::arg("by_token") = false,
-           "weights: (weight_ih, weight_hh, bias, bias_hn) of each layer, packed here and now; h "
+           "weights: those of each layer as Network takes them, packed here and now; h "
            "and c (L, B, H) are the state, which step() advances in place. narrow keeps the "
            "weights as bfloat16. With by_token x is tokens alone, and the first weight_ih must "
            "stay as it is: of it a column is packed when its token comes first.")

@@ -17,18 +17,21 @@ inline Compute read_compute(const std::optional<std::string>& name) {
   throw std::invalid_argument("compute must be None or 'bfloat16', got '" + *name + "'");
 }
 
-// (weight_ih, weight_hh, bias, bias_hn), kept for as long as it lives. An array may be given other memory by
+// (weight_ih, weight_hh, bias, bias_hn[, unit_weights]), kept for as long as it lives. An array may be given other memory by
 // who owns it, so that each call asks for the pointers anew.
 class HeldWeights {
  public:
-  HeldWeights(const CellFacts& facts, const py::handle& weights) : gates_(facts.gates) {
-    if (!py::isinstance<py::tuple>(weights) || py::len(weights) != 4) {
+  HeldWeights(const CellFacts& facts, const py::handle& weights)
+      : gates_(facts.gates), unit_rows_(facts.unit_weights) {
+    if (!py::isinstance<py::tuple>(weights) || py::len(weights) < 4 || py::len(weights) > 5) {
       throw std::invalid_argument(
-          "weights must be (weight_ih, weight_hh, bias, bias_hn) each, got " +
+          "weights must be (weight_ih, weight_hh, bias, bias_hn[, unit_weights]) each, got " +
           py::str(py::type::handle_of(weights)).cast<std::string>());
     }
     const auto tuple = py::reinterpret_borrow<py::tuple>(weights);
     w_ih_ = tuple[0], w_hh_ = tuple[1], bias_ = tuple[2], bias_hn_ = tuple[3];
+    unit_weights_ = tuple.size() > 4 ? py::object(tuple[4]) : py::none();
+    if (unit_rows_ > 0) required(unit_weights_, "unit_weights");
     const HostArray ih(w_ih_, "weight_ih"), hh(w_hh_, "weight_hh");
     if (ih.axes != 2 || hh.axes != 2) {
       throw std::invalid_argument("weight_ih and weight_hh must have 2 axes, got shapes " +
@@ -55,12 +58,15 @@ class HeldWeights {
             .w_ih = read<T>(required(w_ih_, "weight_ih"), "weight_ih", {rows, inputs_}),
             .w_hh = read<T>(required(w_hh_, "weight_hh"), "weight_hh", {rows, units_}),
             .bias = read<T>(bias_, "bias", {rows}),
-            .bias_hn = read<T>(bias_hn_, "bias_hn", {units_})};
+            .bias_hn = read<T>(bias_hn_, "bias_hn", {units_}),
+            .unit_weights = unit_rows_ > 0
+                                ? read<T>(unit_weights_, "unit_weights", {unit_rows_, units_})
+                                : nullptr};
   }
 
  private:
-  Index gates_, inputs_ = 0, units_ = 0;
-  py::object w_ih_, w_hh_, bias_, bias_hn_;
+  Index gates_, unit_rows_, inputs_ = 0, units_ = 0;
+  py::object w_ih_, w_hh_, bias_, bias_hn_, unit_weights_;
 };
 
 }  // namespace rnnkern

@@ -4,41 +4,108 @@
 //   u_t, f_t, o_t = σ(W_h h_{t-1} + W_x x_t + b)
 //   n_t = tanh(W_hn h_{t-1} + W_xn x_t + b_n)
 //   c_t = u_t·n_t + f_t·c_{t-1},  h_t = o_t·tanh(c_t)
+// With peepholes (Gers, Schraudolph & Schmidhuber 2002) u_t, f_t and o_t also see p_u·c_{t-1}, p_f·c_{t-1}
+// and p_o·c_t. Coupled (Greff et al. 2017, arXiv:1503.04069), f_t is 1 - u_t and has no weights.
 #pragma once
 
 #include "core/cell.h"
 
 namespace rnnkern {
 
-template <class V>
-struct Lstm : CellDefaults<4> {
+// The gates in turn; with the input gate and the forget gate coupled there is one less.
+template <bool Coupled>
+struct LstmGates : CellDefaults<4> {
   enum { input, forget, cell, output };
-
-  static constexpr const char* name = "lstm";
   static constexpr const char* gate_names[] = {"u", "f", "n", "o"};
-  static constexpr const char* states[] = {"h", "c"};
+};
+template <>
+struct LstmGates<true> : CellDefaults<3> {
+  enum { input, cell, output };
+  static constexpr const char* gate_names[] = {"u", "n", "o"};
+};
 
-  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, Lstm>& s) {
-    s.saved[input] = sigmoid(s.x[input] + s.product[input]);
-    s.saved[forget] = sigmoid(s.x[forget] + s.product[forget]);
+template <class V, bool Peepholes, bool Coupled>
+struct LstmOf : LstmGates<Coupled> {
+  using Gates = LstmGates<Coupled>;
+  enum { of_input, of_forget, of_output = Coupled ? 1 : 2 };  // among the unit's own weights
+
+  static constexpr const char* name = Peepholes
+                                          ? (Coupled ? "lstm_peephole_coupled" : "lstm_peephole")
+                                          : (Coupled ? "lstm_coupled" : "lstm");
+  static constexpr const char* states[] = {"h", "c"};
+  static constexpr int unit_weights = Peepholes ? of_output + 1 : 0;
+  static constexpr const char* unit_weights_name = "weight_peephole";
+
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, LstmOf>& s) {
+    constexpr int input = Gates::input, cell = Gates::cell, output = Gates::output;
+    s.saved[input] = sigmoid(peeking(s, input, of_input));
+    if constexpr (!Coupled) s.saved[Gates::forget] = sigmoid(peeking(s, Gates::forget, of_forget));
     s.saved[cell] = tanh(s.x[cell] + s.product[cell]);
-    s.saved[output] = sigmoid(s.x[output] + s.product[output]);
-    s.c = fma(s.saved[forget], s.c, s.saved[input] * s.saved[cell]);
+    if constexpr (!Peepholes) s.saved[output] = sigmoid(s.x[output] + s.product[output]);
+    if constexpr (Coupled) {
+      s.c = fma(s.saved[input], s.saved[cell] - s.c, s.c);
+    } else {
+      s.c = fma(s.saved[Gates::forget], s.c, s.saved[input] * s.saved[cell]);
+    }
+    if constexpr (Peepholes) s.saved[output] = sigmoid(peeking(s, output, of_output));
     s.h = s.saved[output] * tanh(s.c);
   }
 
-  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, Lstm>& s) {
-    const V one(1), u = s.saved[input], f = s.saved[forget], n = s.saved[cell], o = s.saved[output];
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, LstmOf>& s) {
+    constexpr int input = Gates::input, cell = Gates::cell, output = Gates::output;
+    const V one(1), u = s.saved[input], n = s.saved[cell], o = s.saved[output];
     const V squashed = tanh(s.c);
-    const V dc = fma(s.dh * o, one - squashed * squashed, s.dc);
-    s.delta[input] = dc * n * u * (one - u);
-    s.delta[forget] = dc * s.c_previous * f * (one - f);
+    V dc = fma(s.dh * o, one - squashed * squashed, s.dc);
+    if constexpr (Peepholes) {
+      s.delta[output] = s.dh * squashed * o * (one - o);
+      dc = fma(s.unit[of_output], s.delta[output], dc);
+    }
+    if constexpr (Coupled) {
+      s.delta[input] = dc * (n - s.c_previous) * u * (one - u);
+    } else {
+      const V f = s.saved[Gates::forget];
+      s.delta[input] = dc * n * u * (one - u);
+      s.delta[Gates::forget] = dc * s.c_previous * f * (one - f);
+    }
     s.delta[cell] = dc * u * (one - n * n);
-    s.delta[output] = s.dh * squashed * o * (one - o);
+    if constexpr (!Peepholes) s.delta[output] = s.dh * squashed * o * (one - o);
     s.dc_now = dc;
-    s.dc = dc * f;
+    if constexpr (Coupled) {
+      s.dc = dc * (one - u);
+    } else {
+      s.dc = dc * s.saved[Gates::forget];
+    }
+    if constexpr (Peepholes) {
+      s.dc = fma(s.unit[of_input], s.delta[input], s.dc);
+      s.delta[unit_delta<LstmOf>(of_input)] = s.delta[input] * s.c_previous;
+      if constexpr (!Coupled) {
+        s.dc = fma(s.unit[of_forget], s.delta[Gates::forget], s.dc);
+        s.delta[unit_delta<LstmOf>(of_forget)] = s.delta[Gates::forget] * s.c_previous;
+      }
+      s.delta[unit_delta<LstmOf>(of_output)] = s.delta[output] * s.c;
+    }
     s.direct = V(0);
   }
+
+ private:
+  // What σ is applied to; c is what it is by then.
+  RNNKERN_DEVICE static V peeking(const ForwardStep<V, LstmOf>& s, int gate, int weight) {
+    const V sum = s.x[gate] + s.product[gate];
+    if constexpr (Peepholes) {
+      return fma(s.unit[weight], s.c, sum);
+    } else {
+      return sum;
+    }
+  }
 };
+
+template <class V>
+using Lstm = LstmOf<V, false, false>;
+template <class V>
+using LstmCoupled = LstmOf<V, false, true>;
+template <class V>
+using LstmPeephole = LstmOf<V, true, false>;
+template <class V>
+using LstmPeepholeCoupled = LstmOf<V, true, true>;
 
 }  // namespace rnnkern

@@ -46,6 +46,12 @@ struct CellDefaults {
   // The gate whose recurrent product has a bias of its own, bias_hn. Then its gradient is apart
   // from that of the part from x too, and stands behind the gates' own, in delta[gates].
   static constexpr int recurrent_bias_gate = kNoGate;
+
+  // Weights of a unit that no product has and the equations see, as those of peepholes: how many, which
+  // are the rows of one array of parameters, and what that is called. Their gradients at a step stand
+  // behind the others, in delta[unit_delta<Cell>(k)], and are summed as a bias's are.
+  static constexpr int unit_weights = 0;
+  static constexpr const char* unit_weights_name = "";
 };
 
 inline constexpr int kMostPhases = 2;
@@ -58,7 +64,17 @@ inline constexpr bool has_c = sizeof(Cell::states) > sizeof(const char*);
 
 // Gradients of pre-activations that a unit has: one a gate, of its part from x, and the one above.
 template <class Cell>
-inline constexpr int delta_count = Cell::gates + (Cell::recurrent_bias_gate != kNoGate);
+inline constexpr int preactivation_deltas = Cell::gates + (Cell::recurrent_bias_gate != kNoGate);
+
+// Gradients that a unit has: those, and of its own weights.
+template <class Cell>
+inline constexpr int delta_count = preactivation_deltas<Cell> + Cell::unit_weights;
+
+// Where among them that of a unit's own weight k is.
+template <class Cell>
+constexpr int unit_delta(int k) {
+  return preactivation_deltas<Cell> + k;
+}
 
 // Where among them that of gate g's recurrent part is.
 template <class Cell>
@@ -94,6 +110,7 @@ struct ForwardStep {
   V product[Cell::gates];              // W_hh · operand (+ bias_hn), likewise
   V saved[at_least_one(Cell::saved)];  // what earlier phases saved is here; this phase adds its own
   V h, c;                              // in: h_{t-1}, c_{t-1}; the last phase leaves h_t, c_t
+  V unit[at_least_one(Cell::unit_weights)];  // the unit's own weights
 };
 
 template <class V, class Cell>
@@ -106,6 +123,7 @@ struct BackwardStep {
   V dc_now;    // out: ∂L/∂c_t, whole
   V direct;    // ∂L/∂h_{t-1} by every path that is not the product of phase 0; phase 1 adds to it
   V delta[delta_count<Cell>];  // what phase 0 found is here; phase 1 adds its own
+  V unit[at_least_one(Cell::unit_weights)];
 };
 
 }  // namespace rnnkern

@@ -21,7 +21,9 @@ CellFacts facts_of() {
           .cell_state = has_c<Cell>,
           .phases = Cell::phases,
           .operand_gate = Cell::operand_gate,
-          .recurrent_bias_gate = Cell::recurrent_bias_gate};
+          .recurrent_bias_gate = Cell::recurrent_bias_gate,
+          .unit_weights = Cell::unit_weights,
+          .unit_weights_name = Cell::unit_weights_name};
 }
 
 template <template <class> class... Cells>

@@ -21,8 +21,8 @@ struct CellList {
   static constexpr int size = sizeof...(Cells);
 };
 
-using AllCells =
-    CellList<RnnTanh, RnnRelu, SimplifiedGru, GruResetBefore, GruResetAfter, MinimalGated, Lstm>;
+using AllCells = CellList<RnnTanh, RnnRelu, SimplifiedGru, GruResetBefore, GruResetAfter,
+                          MinimalGated, Lstm, LstmCoupled, LstmPeephole, LstmPeepholeCoupled>;
 
 // A cell's facts, for code that is no template.
 struct CellFacts {
@@ -32,6 +32,8 @@ struct CellFacts {
   bool cell_state;  // whether there is c
   std::span<const Range> phases;
   int operand_gate, recurrent_bias_gate;  // or kNoGate
+  int unit_weights;
+  std::string_view unit_weights_name;
 
   // Inlined always, as what kernels of several instruction sets use must be.
   [[gnu::always_inline]] int phase_count() const { return static_cast<int>(phases.size()); }
@@ -40,6 +42,9 @@ struct CellFacts {
   [[gnu::always_inline]] int recurrent_delta(int gate) const {
     return gate == recurrent_bias_gate ? gates : gate;
   }
+
+  // Those of the deltas that are pre-activations' and so meet x or an operand in a product: the first.
+  [[gnu::always_inline]] int preactivation_deltas() const { return deltas - unit_weights; }
 };
 const std::vector<CellFacts>& all_cells();
 inline const CellFacts& cell_facts(int cell) { return all_cells()[static_cast<std::size_t>(cell)]; }

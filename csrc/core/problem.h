@@ -64,6 +64,7 @@ struct Parameters {
   const T* w_hh;     // (G·H, H)
   const T* bias;     // (G·H), or null for none
   const T* bias_hn;  // (H), or null: joins the recurrent product of the gate that the cell names
+  const T* unit_weights;  // (as many as the cell says, H); null where it has none
 };
 
 // Integer input: x_t is the one-hot row of a token. Only the distinct tokens of a call have a slot.
@@ -103,10 +104,11 @@ struct BackwardProblem {
   T* dh;                 // (B, H): in ∂L/∂h_n, out ∂L/∂h_0
   T* dc;                 // (B, H): likewise for c; null without c
   Sequence<T> dx;        // (T, B, I): live steps are added to; data null when not wanted
-  T* dw_ih;              // (G·H, I): added to, as the three below
+  T* dw_ih;              // (G·H, I): added to, as the four below
   T* dw_hh;              // (G·H, H)
   T* dbias;              // (G·H), or null
   T* dbias_hn;           // (H), or null
+  T* dunit_weights;      // as the unit weights, or null
   // (N, 1 [+ 1 with c] + G, H): out, ∂L/∂h_t, ∂L/∂c_t and ∂L/∂(pre-activation of gate g); or null
   T* state_gradients;
 };

@@ -180,7 +180,7 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
   const auto& [kernels, step, equations] = loops_of<T>(compute);
   const LoopCell<T> loop_cell = equations->of(cell);
   ForwardProblem<T> problem = given;
-  const auto& [inputs, units, w_ih, w_hh, bias, bias_hn] = problem.parameters;
+  const Index inputs = problem.parameters.inputs, units = problem.parameters.units;
   const auto& schedule = problem.schedule;
   const Work work = work_of<T>(cell, schedule, inputs, units, compute);
   // So few rows are one chunk: every panel of W_ih is used once, and need not be kept.

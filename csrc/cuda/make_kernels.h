@@ -10,13 +10,24 @@
 
 namespace rnnkern::cuda {
 
+// The launch of a kernel of a cell; null where units have weights of their own, which the kernels here do not
+// read.
+template <class Cell, class Kernel>
+constexpr auto launch_of() {
+  if constexpr (Cell::unit_weights > 0) {
+    return nullptr;
+  } else {
+    return launch<Kernel>;
+  }
+}
+
 template <class P, template <class> class... Cells>
 RecurrentKernels<typename P::Element::Sum> make_recurrent(bool vector, CellList<Cells...>) {
   using E = typename P::Element;
   using V = Scalar<typename E::Sum>;
   return {{P::rows, P::columns, sizeof(typename E::Storage), sizeof(typename E::Sum), vector},
-          {launch<ForwardKernel<Cells<V>, P>>...},
-          {launch<BackwardKernel<Cells<V>, P>>...}};
+          {launch_of<Cells<V>, ForwardKernel<Cells<V>, P>>()...},
+          {launch_of<Cells<V>, BackwardKernel<Cells<V>, P>>()...}};
 }
 
 template <class P>

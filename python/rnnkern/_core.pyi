@@ -27,7 +27,7 @@ class Kept:
         dh: Array,
         dc: Array | None,
         dx: Array | None,
-        gradients: Sequence[tuple[Array, Array, Array | None, Array | None]],
+        gradients: Sequence[tuple[Array | None, ...]],
         state_gradients: Sequence[Array] | None = None,
     ) -> None: ...
     def direct(self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool) -> Any: ...
@@ -36,7 +36,7 @@ class Network:
     def __init__(
         self,
         spec: Any,
-        weights: Sequence[tuple[Array, Array, Array | None, Array | None]],
+        weights: Sequence[tuple[Array | None, ...]],
         batch_first: bool = False,
     ) -> None: ...
     def packed(self, *, with_input: bool = True) -> Network: ...
@@ -80,7 +80,7 @@ class Stepper:
     def __init__(
         self,
         spec: Any,
-        weights: Sequence[tuple[Array, Array, Array | None, Array | None]],
+        weights: Sequence[tuple[Array | None, ...]],
         h: Array,
         c: Array | None,
         *,

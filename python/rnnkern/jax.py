@@ -172,12 +172,14 @@ class Function:
         if found != shapes:
             raise ValueError(f"params must have the names and shapes {shapes}, got {found}")
         rows = len(spec.facts.gates) * spec.units
-        has_bias_hn = spec.facts.recurrent_bias_gate >= 0
-        sizes = (0, 0, rows, spec.units)[: 4 if has_bias_hn else 3]
+        sizes = (0, 0, rows, spec.units, 0)
+        facts = spec.facts
+        taken = (True, True, True, facts.recurrent_bias_gate >= 0, facts.unit_weights > 0)
         return [
             tuple(
                 jnp.zeros(size, dtype) if name is None else jnp.asarray(params[name], dtype)
-                for name, size in zip(names, sizes, strict=False)
+                for name, size, there in zip(names, sizes, taken, strict=True)
+                if there
             )
             for names in parameter_names(spec)
         ]

@@ -47,12 +47,14 @@ class Sizes:
 
     def weights(self) -> Arguments:
         """As forward, Packed and Stepper take them."""
-        case, rows = self.case, self.gates * self.units
+        case, rows, own = self.case, self.gates * self.units, CELLS[self.cell]["unit_weights"]
+        of_units = {"unit_weights": self.numbers("unit_weights", own, self.units)} if own else {}
         return {
             "weight_ih": self.numbers("weight_ih", rows, self.inputs),
             "weight_hh": self.numbers("weight_hh", rows, self.units),
             "bias": self.numbers("bias", rows) if case.chance(0.7) else None,
             "bias_hn": self.numbers("bias_hn", self.units) if case.chance(0.5) else None,
+            **of_units,
         }
 
     def spec(self, **changes: Any) -> Any:

@@ -25,8 +25,8 @@ _CELLS = [
     _fault(
         "cells/lstm.h",
         "lstm-forgets-where-it-should-take-in",
-        "s.c = fma(s.saved[forget], s.c, s.saved[input] * s.saved[cell]);",
-        "s.c = fma(s.saved[input], s.c, s.saved[forget] * s.saved[cell]);",
+        "s.c = fma(s.saved[Gates::forget], s.c, s.saved[input] * s.saved[cell]);",
+        "s.c = fma(s.saved[input], s.c, s.saved[Gates::forget] * s.saved[cell]);",
         _REFERENCE,
     ),
     _fault(
@@ -46,8 +46,8 @@ _CELLS = [
     _fault(
         "cells/lstm.h",
         "lstms-cell-gradient-is-not-passed-on",
-        "s.dc = dc * f;",
-        "s.dc = s.dc * f;",
+        "s.dc = dc * s.saved[Gates::forget];",
+        "s.dc = s.dc * s.saved[Gates::forget];",
         _GRADIENTS,
     ),
     _fault(

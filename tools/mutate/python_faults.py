@@ -191,8 +191,8 @@ _LAYERS = [
     fault(
         f"{_PACKAGE}/cells/lstm.py",
         "the-forget-bias-at-another-gate",
-        "array[self.hidden_size : 2 * self.hidden_size] = self.forget_bias",
-        "array[: self.hidden_size] = self.forget_bias",
+        'blocks[self.gates.index("f")] = self.forget_bias',
+        'blocks[self.gates.index("u")] = self.forget_bias',
         "cells/test_properties.py::test_forget_bias_fills_its_gate_alone",
     ),
     fault(

@@ -8,6 +8,7 @@
 #include "cpu/gemm/panels.h"
 #include "cpu/recurrent/chunk.h"
 #include "cpu/recurrent/equations.h"
+#include "cpu/recurrent/recurrent_panels.h"
 #include "cpu/recurrent/weight_gradients.h"
 #include "cpu/team/team.h"
 
@@ -22,12 +23,14 @@ struct BackwardPanels {
 
   Matrix recurrent[kMostPhases];  // phase p: its gates' rows of W_hh, (count·H, H)
   Matrix input;                   // W_ih, (G·H, I)
+  T* unit_weights;
 
   BackwardPanels(const CellFacts& cell, Index inputs, Index units, bool with_input, Arena& arena) {
     for (int p = 0; p < cell.phase_count(); ++p) {
       recurrent[p] = Matrix(cell.phases[p].count * units, units, 1);
       recurrent[p].data = arena.take<T>(recurrent[p].size());
     }
+    unit_weights = take_unit_weights<T>(cell, units, arena);
     // Last, so that panels packed with it serve where no ∂L/∂x is wanted.
     if (with_input) {
       input = Matrix(cell.gates * units, inputs, 1);
@@ -42,6 +45,8 @@ struct BackwardPanels {
       pack_share(recurrent[p], rows, units, worker);
     }
     if (input.data) pack_share(input, parameters.w_ih, parameters.inputs, worker);
+    const auto copied = worker.share(cell.unit_weights * units);
+    copy_unit_weights(parameters, unit_weights, copied.begin, copied.end);
   }
 
  private:
@@ -299,7 +304,8 @@ class Backward {
             .dc = problem_.dc,
             .dh_now = scratch_.dh,
             .delta = scratch_.delta_now,
-            .state_gradients = problem_.state_gradients ? scratch_.state_gradients : nullptr};
+            .state_gradients = problem_.state_gradients ? scratch_.state_gradients : nullptr,
+            .unit_weights = panels_.unit_weights};
   }
 
   // What the equations will read of these units and is in no near cache.

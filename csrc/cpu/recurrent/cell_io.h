@@ -39,6 +39,7 @@ struct ForwardPlace {
   Index units;            // from a saved value to the next
   T* operand;             // of the next phase
   T *new_h, *new_c;       // what the last phase leaves; new_c may be c
+  const T* unit_weights;
 };
 
 template <int P, class V, class Cell, class Lane>
@@ -53,6 +54,8 @@ template <int P, class V, class Cell, class Lane>
   for (int k = 0; k < saves.first; ++k) step.saved[k] = lane.load(at.saved_before + k * at.units);
   step.h = lane.load(at.h);
   if constexpr (has_c<Cell>) step.c = lane.load(at.c);
+  for (int k = 0; k < Cell::unit_weights; ++k)
+    step.unit[k] = lane.load(at.unit_weights + k * at.units);
 
   Cell::forward(Phase<P>{}, step);
 
@@ -80,6 +83,7 @@ struct BackwardPlace {
   T* dh_now;    // ∂L/∂h_t, from phase 0 to phase 1
   T* delta;     // out
   T* state_gradients;  // out: ∂L/∂h_t, ∂L/∂c_t, and ∂L/∂(each pre-activation); or null
+  const T* unit_weights;
 };
 
 // `product` is what the phase's product adds to ∂L/∂h_t or, in phase 1, ∂L/∂operand.
@@ -108,6 +112,8 @@ template <int P, class V, class Cell, class Lane>
     for (int d = before.first; d < before.first + before.count; ++d)
       step.delta[d] = lane.load(at.delta + d * at.units);
   }
+  for (int k = 0; k < Cell::unit_weights; ++k)
+    step.unit[k] = lane.load(at.unit_weights + k * at.units);
 
   Cell::backward(Phase<P>{}, step);
 
@@ -145,7 +151,8 @@ void forward_tile(const ForwardTile<typename V::value>& tile) {
                          .units = units,
                          .operand = nullptr,
                          .new_h = nullptr,
-                         .new_c = nullptr};
+                         .new_c = nullptr,
+                         .unit_weights = nullptr};
       if (tile.x_sums) {
         at.x = tile.x_sums + at_sums, at.x_gate = sums_gate;
       } else {
@@ -162,6 +169,7 @@ void forward_tile(const ForwardTile<typename V::value>& tile) {
         if constexpr (has_c<Cell>) at.new_c = tile.new_c[i] + unit;
       }
       if constexpr (has_c<Cell>) at.c = tile.c[i] + unit;
+      if constexpr (Cell::unit_weights > 0) at.unit_weights = tile.unit_weights + unit;
       forward_cell<P, V, Cell>(lane, at);
     }
   };
@@ -203,13 +211,15 @@ void backward_tile(const BackwardTile<typename V::value>& tile) {
           .dc = nullptr,
           .dh_now = nullptr,
           .delta = tile.delta[i] + unit,
-          .state_gradients = tile.state_gradients ? tile.state_gradients[i] + unit : nullptr};
+          .state_gradients = tile.state_gradients ? tile.state_gradients[i] + unit : nullptr,
+          .unit_weights = nullptr};
       if constexpr (Cell::saved > 0) at.saved = tile.saved[i] + unit;
       if constexpr (phase_count<Cell> > 1) at.dh_now = tile.dh_now + i * units + unit;
       if constexpr (has_c<Cell>) {
         at.c_previous = tile.c_previous[i] + unit, at.c = tile.c[i] + unit;
         at.dc = tile.dc + state;
       }
+      if constexpr (Cell::unit_weights > 0) at.unit_weights = tile.unit_weights + unit;
       backward_cell<P, V, Cell>(lane, product, at);
     }
   };

@@ -25,6 +25,7 @@ struct ForwardTile {
   T* const* saved;                 // what this one does; null where nobody will ask for it
   T* operand;                      // (B, H): of the next phase
   T *const *new_h, *const *new_c;  // what the last phase leaves; new_c may be c
+  const T* unit_weights;           // (of the cell, H)
 };
 
 // Likewise, for `blocks` lanes of units, whose sums stand side by side. Rows from `live` on have ended: they
@@ -44,6 +45,7 @@ struct BackwardTile {
   T* dh_now;                  // (B, H), by tile row: from phase 0 to phase 1
   T* const* delta;            // out
   T* const* state_gradients;  // out, or null
+  const T* unit_weights;      // (of the cell, H)
 };
 
 // By phase.

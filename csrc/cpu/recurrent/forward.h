@@ -21,6 +21,7 @@ struct ForwardPanels {
 
   Matrix input;
   Matrix recurrent[kMostPhases];
+  T* unit_weights;
 
   ForwardPanels(const CellFacts& cell, const Parameters<T>& parameters, bool with_input,
                 Arena& arena) {
@@ -29,6 +30,7 @@ struct ForwardPanels {
       recurrent[p] = Matrix(units, units, cell.phases[p].count);
       recurrent[p].data = arena.take<T>(recurrent[p].size());
     }
+    unit_weights = take_unit_weights<T>(cell, units, arena);
     // Last, so that panels packed with it serve tokens as well.
     if (with_input) {
       input = Matrix(parameters.inputs, cell.gates * units, 1);
@@ -48,6 +50,8 @@ struct ForwardPanels {
       const auto share = worker.share(recurrent[p].groups());
       pack_recurrent(cell, recurrent[p], parameters, p, share.begin, share.end);
     }
+    const auto copied = worker.share(cell.unit_weights * parameters.units);
+    copy_unit_weights(parameters, unit_weights, copied.begin, copied.end);
   }
 };
 
@@ -391,7 +395,8 @@ class Forward {
             .saved = keeps ? scratch_.saved_rows : nullptr,
             .operand = scratch_.operand,
             .new_h = scratch_.y,
-            .new_c = scratch_.new_c};
+            .new_c = scratch_.new_c,
+            .unit_weights = panels_.unit_weights};
   }
 
   // What the equations will read of these units and is in no near cache.

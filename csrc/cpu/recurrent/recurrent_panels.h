@@ -24,4 +24,18 @@ template <class Matrix, class T>
   });
 }
 
+// Memory beside the panels for a copy of the units' own weights.
+template <class T>
+[[gnu::always_inline]] inline T* take_unit_weights(const CellFacts& cell, Index units,
+                                                   Arena& arena) {
+  return arena.take<T>(cell.unit_weights * units);
+}
+
+// Numbers [begin, end) of that copy.
+template <class T>
+[[gnu::always_inline]] inline void copy_unit_weights(const Parameters<T>& parameters, T* to,
+                                                     Index begin, Index end) {
+  for (Index j = begin; j < end; ++j) to[j] = parameters.unit_weights[j];
+}
+
 }  // namespace rnnkern

@@ -22,6 +22,7 @@ struct StepPanels {
 
   const CellFacts& cell;
   Matrix input[kMostPhases], recurrent[kMostPhases];
+  T* unit_weights;
 
   StepPanels(const CellFacts& cell, Index inputs, Index units, Arena& arena) : cell(cell) {
     const auto take = [&](Matrix matrix) {
@@ -32,6 +33,7 @@ struct StepPanels {
       input[p] = take(Matrix(inputs, units, cell.phases[p].count));
       recurrent[p] = take(Matrix(units, units, cell.phases[p].count));
     }
+    unit_weights = take_unit_weights<T>(cell, units, arena);
   }
 
   void pack(const Parameters<T>& parameters, bool with_input) const {
@@ -44,6 +46,7 @@ struct StepPanels {
       if (with_input) pack_columns(input[p], 0, input[p].groups(), input_row(parameters, first));
       pack_recurrent(cell, recurrent[p], parameters, p, 0, recurrent[p].groups());
     }
+    copy_unit_weights(parameters, unit_weights, 0, cell.unit_weights * units);
   }
 
   void pack_token(const Parameters<T>& parameters, Index token) const {
@@ -179,7 +182,8 @@ class Step {
                         .saved = phase + 1 < phases_ ? saved : nullptr,
                         .operand = scratch_.operand + first * units,
                         .new_h = new_h,
-                        .new_c = c};
+                        .new_c = c,
+                        .unit_weights = panels_.unit_weights};
     const Index most = groups_together(matrix, tiles, rows, matrix.groups());
     sweep(0, matrix.groups(), most, problem_.back, [&](Index p, Index side, Index) {
       const Index panel = p * matrix.panels(), panels = side * matrix.panels();

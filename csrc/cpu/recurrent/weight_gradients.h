@@ -45,8 +45,8 @@ class WeightGradients {
     T* token_gradient;             // (distinct tokens, G·H)
     Gradients recent;              // of the latest rows, where there are many
     double* bias_sums;             // (deltas, H)
-    Operand* packed_delta;         // the part's deltas transposed, by tiles of gate rows
-    Operand* delta_copies;         // (rows of a part, G·H), where operands are rounded
+    Operand* packed_delta;  // the part's deltas that meet a product, transposed, by tiles of rows
+    Operand* delta_copies;  // (rows of a part, G·H), where operands are rounded
 
     Shared(const CellFacts& cell, const BackwardProblem<T>& problem, Arena& arena) {
       const Index units = problem.units, rows = cell.gates * units;
@@ -62,8 +62,8 @@ class WeightGradients {
       recent.dw_ih = arena.take<T>(problem.tokens.slot ? 0 : recent_rows * problem.inputs);
       recent.dw_hh = arena.take<T>(recent_rows * units);
       bias_sums = arena.take<double>(cell.deltas * units);
-      packed_delta =
-          arena.take<Operand>(cell.deltas * units * round_up(part, Product::kDepthMultiple));
+      packed_delta = arena.take<Operand>(cell.preactivation_deltas() * units *
+                                         round_up(part, Product::kDepthMultiple));
       delta_copies = take_copies<Product>(arena, problem.dx.data ? part : 0, rows);
     }
   };
@@ -93,6 +93,7 @@ class WeightGradients {
         phases_(cell.phase_count()),
         gates_(cell.gates),
         deltas_(cell.deltas),
+        multiplied_(cell.preactivation_deltas()),
         problem_(problem),
         schedule_(problem.schedule),
         tall_(tall),
@@ -152,7 +153,7 @@ class WeightGradients {
   void add_part(const Chunk& part, const T* delta) const {
     pack_part(part, delta);
     worker_.offer(kInputRows, problem_.dx.data ? part.rows() : 0, kPieceRows);
-    worker_.offer(kWeightTiles, deltas_ * delta_tiles().tiles, kPieceTiles);
+    worker_.offer(kWeightTiles, multiplied_ * delta_tiles().tiles, kPieceTiles);
     worker_.wait_team();
     worker_.for_pieces(
         kInputRows, [&](Index begin, Index end) { add_input_gradient(part, delta, begin, end); });
@@ -183,8 +184,12 @@ class WeightGradients {
           to[j] += static_cast<T>(from[j]), from[j] = 0;
       };
       collect_biases(problem_.dbias, shared_.bias_sums, gates_ * units_);
-      if (deltas_ > gates_)
+      if (multiplied_ > gates_)
         collect_biases(problem_.dbias_hn, shared_.bias_sums + gates_ * units_, units_);
+      if (deltas_ > multiplied_) {
+        collect_biases(problem_.dunit_weights, shared_.bias_sums + multiplied_ * units_,
+                       (deltas_ - multiplied_) * units_);
+      }
     }
     if (!problem_.tokens.slot) return;
     // Rarely enough that few rows of the many tokens are gone through for each one added.
@@ -227,7 +232,7 @@ class WeightGradients {
   template <class Visit>
   [[gnu::always_inline]] void for_delta_tiles(Visit visit) const {
     const TileCut cut = delta_tiles();
-    const auto share = worker_.share(deltas_ * cut.tiles);
+    const auto share = worker_.share(multiplied_ * cut.tiles);
     for (Index t = share.begin; t < share.end; ++t) {
       const Index first = cut.begin(t % cut.tiles);
       visit(static_cast<int>(t / cut.tiles), first, cut.begin(t % cut.tiles + 1) - first);
@@ -410,7 +415,7 @@ class WeightGradients {
   }
 
   const CellFacts& cell_;
-  const int phases_, gates_, deltas_;
+  const int phases_, gates_, deltas_, multiplied_;
   const BackwardProblem<T>& problem_;
   const Schedule& schedule_;
   const TallTiles* const tall_;

@@ -22,8 +22,15 @@ class LSTM(Recurrent):
     call i, f, o and g:
     u_t, f_t, o_t = σ(W_h h_{t-1} + W_x x_t + b), n_t = tanh(W_hn h_{t-1} + W_xn x_t + b_n),
     c_t = u_t·n_t + f_t·c_{t-1}, h_t = o_t·tanh(c_t). Parameters' rows stack u, f, n, o; a state is
-    the pair (h, c). Args as in `Recurrent`, and ``forget_bias``: the forget gate's initial bias
-    (Jozefowicz et al. 2015 advise 1), None for the same as the others'.
+    the pair (h, c). Args as in `Recurrent`, and
+
+    - ``forget_bias``: the forget gate's initial bias (Jozefowicz et al. 2015 advise 1), None for
+      the same as the others'.
+    - ``peepholes``: whether the gates also see c (Gers, Schraudolph & Schmidhuber 2002): u_t and
+      f_t c_{t-1}, o_t c_t, each unit its own. The weights are ``params["weight_peephole_l{k}"]``
+      (3, H), for u, f and o.
+    - ``coupled``: whether f_t = 1 - u_t (Greff et al. 2017, arXiv:1503.04069), so that there are
+      three gates u, n, o, and two peepholes, of u and o.
 
     Example:
         >>> lstm = rk.LSTM(3, 4, forget_bias=1.0, bidirectional=True, seed=0)
@@ -44,6 +51,8 @@ class LSTM(Recurrent):
         num_layers: int = 1,
         *,
         forget_bias: float | None = None,
+        peepholes: bool = False,
+        coupled: bool = False,
         bidirectional: bool = False,
         reverse: bool = False,
         merge: str = "concat",
@@ -64,6 +73,9 @@ class LSTM(Recurrent):
         )
         if self.forget_bias is not None and not boolean("bias", bias):
             raise ValueError(f"forget_bias must be None when bias is False, got {forget_bias!r}")
+        self.peepholes = boolean("peepholes", peepholes)
+        self.coupled = boolean("coupled", coupled)
+        self.gates = cell_facts(self._cell).gates
         super().__init__(
             input_size,
             hidden_size,
@@ -83,24 +95,28 @@ class LSTM(Recurrent):
 
     @property
     def _cell(self) -> str:
-        return "lstm"
+        return f"lstm{'_peephole' * self.peepholes}{'_coupled' * self.coupled}"
 
     def _initial_values(self) -> Iterator[tuple[str, Array]]:
         for name, array in super()._initial_values():
             if self.forget_bias is not None and name.startswith("bias_"):
-                array[self.hidden_size : 2 * self.hidden_size] = self.forget_bias
+                blocks = array.reshape(len(self.gates), self.hidden_size)
+                if self.coupled:  # f = 1 - σ(a) = σ(-a)
+                    blocks[self.gates.index("u")] = -self.forget_bias
+                else:
+                    blocks[self.gates.index("f")] = self.forget_bias
             yield name, array
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, from which an equal layer can be built."""
-        return {**super().config(), "forget_bias": self.forget_bias}
+        own = ("forget_bias", "peepholes", "coupled")
+        return {**super().config(), **{name: getattr(self, name) for name in own}}
 
 
 class LSTMCell(RecurrentCell):
     """One step of an `LSTM`: ``h, c = cell(x, (h, c))``.
 
-    Args as in `RecurrentCell`, and ``forget_bias``: the forget gate's initial bias, as of the
-    layer.
+    Args as in `RecurrentCell`, and ``forget_bias``, ``peepholes`` and ``coupled``, as of the layer.
 
     Example: a loop over time, and its gradients.
         >>> cell = rk.LSTMCell(3, 4, seed=0)
@@ -118,6 +134,8 @@ class LSTMCell(RecurrentCell):
 
     kind = LSTM
     forget_bias: float | None
+    peepholes: bool
+    coupled: bool
 
     @explains_options
     def __init__(
@@ -126,6 +144,8 @@ class LSTMCell(RecurrentCell):
         hidden_size: int,
         *,
         forget_bias: float | None = None,
+        peepholes: bool = False,
+        coupled: bool = False,
         bias: bool = True,
         dtype: DType = "float32",
         compute: str | None = None,
@@ -138,6 +158,8 @@ class LSTMCell(RecurrentCell):
                 input_size,
                 hidden_size,
                 forget_bias=forget_bias,
+                peepholes=peepholes,
+                coupled=coupled,
                 bias=bias,
                 dtype=dtype,
                 compute=compute,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from rnnkern._checks import Array
+from rnnkern.devices.spec import Weights
 
-# ∂L/∂(the fields of Weights).
-Gradient = tuple[Array, Array, "Array | None", "Array | None"]
+Gradient = Weights  # ∂L/∂(each of its fields)
 
 
 class Kept(Protocol):

@@ -24,14 +24,15 @@ class Weights(NamedTuple):
     weight_hh: Array
     bias: Array | None
     bias_hn: Array | None
+    unit_weights: Array | None = None
 
     @classmethod
     def of(cls, arrays: Iterable[Array | None]) -> Weights:
         """Of the fields in turn, of which the first two are never None."""
-        weight_ih, weight_hh, bias, bias_hn = arrays
+        weight_ih, weight_hh, *rest = arrays
         assert weight_ih is not None
         assert weight_hh is not None
-        return cls(weight_ih, weight_hh, bias, bias_hn)
+        return cls(weight_ih, weight_hh, *rest)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class CellFacts:
         states: ("h",) or ("h", "c").
         saved: values of a unit and step that ``forward`` keeps for ``backward``.
         recurrent_bias_gate: the gate that ``bias_hn`` belongs to, or -1.
+        unit_weights: how many weights of its own a unit has, which no product multiplies.
+        unit_weights_name: of the parameter that has these, (unit_weights, H).
 
     """
 
@@ -50,6 +53,8 @@ class CellFacts:
     states: tuple[str, ...]
     saved: int
     recurrent_bias_gate: int
+    unit_weights: int
+    unit_weights_name: str
 
 
 _FACTS = {name: CellFacts(**facts) for name, facts in _core.cells().items()}

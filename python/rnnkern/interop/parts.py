@@ -47,5 +47,8 @@ def parts_of(layer: Configured, whose: str, known: Collection[str] = ()) -> list
     kind = type(layer).__name__
     if kind not in ORDERS[whose]:
         raise ValueError(f"{whose} has no cell like {kind}")
-    order = Order(whose, kind, spec_of(layer).facts)
+    facts = spec_of(layer).facts
+    if facts.unit_weights or facts.gates != type(layer).gates:
+        raise ValueError(f"{whose} has no {kind} with these options, got {layer!r}")
+    order = Order(whose, kind, facts)
     return [order.to_theirs(own) for own in own_weights(layer)]

@@ -24,7 +24,7 @@ from rnnkern.layers.network import Network, run
 from rnnkern.layers.parameter import Parameter
 from rnnkern.layers.stream import Stream
 from rnnkern.layers.tape import Tape, run_taped
-from rnnkern.layers.weights import parameter_names
+from rnnkern.layers.weights import parameter_kinds, parameter_names
 
 
 class Recurrent(Configured):
@@ -294,8 +294,8 @@ class Recurrent(Configured):
         spec = self._spec if k == 0 else self._spec.above
         step = replace(spec, layers=1, directions=1, reverse=False, merge="concat")
         names = parameter_names(self._spec)[k * self.num_directions + reverse]
-        kinds = zip(Weights._fields, names, strict=True)
-        own = {kind: self._parameters[name] for kind, name in kinds if name is not None}
+        kinds = zip(parameter_kinds(self._spec), names, strict=True)
+        own = {kind: self._parameters[name] for kind, name in kinds if kind and name}
         return step, self._device, own
 
 

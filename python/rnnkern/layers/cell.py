@@ -18,6 +18,7 @@ from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.network import Network, run
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.tape import Tape, run_taped
+from rnnkern.layers.weights import parameter_kinds
 
 Own = TypeVar("Own", bound="RecurrentCell")
 
@@ -132,7 +133,7 @@ class RecurrentCell(Fixed):
     def _network(self) -> Network:
         """What runs: one layer in one direction."""
         layout = Layout(self._spec, self._device, False, type(self).__name__)
-        own = (self._own.get(kind) for kind in Weights._fields)
+        own = (None if kind is None else self._own[kind] for kind in parameter_kinds(self._spec))
         return Network(layout, [Weights.of(None if p is None else p.own for p in own)])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from rnnkern.layers.weights import check_sizes, initial_values, parameter_shapes
 class Configured(Fixed):
     """The options that all recurrent layers take; `Recurrent` says what they are."""
 
-    gates: ClassVar[tuple[str, ...]]
+    gates: tuple[str, ...]
 
     @explains_options
     def __init__(

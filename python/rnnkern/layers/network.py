@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.devices import Device, Gradient, Kept, NetworkKernels, Weights
+from rnnkern.devices import Device, Kept, NetworkKernels, Weights
 from rnnkern.layers.arguments import Input, Layout, State
 from rnnkern.layers.weights import parameter_names
 
@@ -129,16 +129,10 @@ def by_name(network: Network, arrays: Iterable[Array]) -> dict[str, Array]:
     return dict(zip(network.present, arrays, strict=True))
 
 
-def zeros_like(network: Network, weights: Weights) -> Gradient:
+def zeros_like(network: Network, weights: Weights) -> Weights:
     """Gradients of the parameters of a layer and direction."""
     zeros, dtype = network.device.xp.zeros, network.spec.dtype
-    weight_ih, weight_hh, bias, bias_hn = weights
-    return (
-        zeros(weight_ih.shape, dtype),
-        zeros(weight_hh.shape, dtype),
-        None if bias is None else zeros(bias.shape, dtype),
-        None if bias_hn is None else zeros(bias_hn.shape, dtype),
-    )
+    return Weights.of(None if array is None else zeros(array.shape, dtype) for array in weights)
 
 
 def dropout_masks(

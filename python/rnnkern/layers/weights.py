@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.devices import LayerSpec, Weights
+from rnnkern.devices import LayerSpec
 
 # More parameters or stacked layers than these are a mistake, found before memory is asked for.
 _MOST_PARAMETERS, _MOST_LAYERS = 2**40, 2**16
@@ -28,13 +28,23 @@ def check_sizes(spec: LayerSpec) -> None:
         raise ValueError(f"num_layers must be at most {_MOST_LAYERS}, got {spec.layers}")
 
 
+def parameter_kinds(spec: LayerSpec) -> list[str | None]:
+    """What a layer's parameters in one direction are called, as ``Weights`` has its fields."""
+    facts = spec.facts
+    return [
+        "weight_ih",
+        "weight_hh",
+        "bias" if spec.bias else None,
+        "bias_hn" if spec.bias and facts.recurrent_bias_gate >= 0 else None,
+        facts.unit_weights_name if facts.unit_weights else None,
+    ]
+
+
 def parameter_names(spec: LayerSpec) -> list[list[str | None]]:
     """Of every layer and direction, in the order of the states: as ``Weights`` has its fields."""
     endings = ("", "_reverse")[: spec.directions]
-    there = (True, True, spec.bias, spec.bias and spec.facts.recurrent_bias_gate >= 0)
-    kinds = [k if has else None for k, has in zip(Weights._fields, there, strict=True)]
     return [
-        [kind and f"{kind}_l{layer}{ending}" for kind in kinds]
+        [kind and f"{kind}_l{layer}{ending}" for kind in parameter_kinds(spec)]
         for layer in range(spec.layers)
         for ending in endings
     ]
@@ -46,7 +56,8 @@ def parameter_shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for index, names in enumerate(parameter_names(spec)):
         inputs = spec.inputs if index < spec.directions else spec.features
-        of_kinds = ((rows, inputs), (rows, units), (rows,), (units,))
+        own = (spec.facts.unit_weights, units)
+        of_kinds = ((rows, inputs), (rows, units), (rows,), (units,), own)
         shapes |= {n: s for n, s in zip(names, of_kinds, strict=True) if n is not None}
     return shapes
 
