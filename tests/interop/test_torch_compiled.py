@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """rnnkern.torch through torch.compile, torch.export and DistributedDataParallel.
 
-The backend is "aot_eager", which traces forward and backward as "inductor" does but compiles
-nothing: the graphs are what matters here.
+The backend is mostly "aot_eager", which traces forward and backward as "inductor" does but compiles
+nothing: the graphs are what matters here. One small model goes through "inductor", PyTorch's
+default, which calls a compiler for C++.
 """
 
 from __future__ import annotations
 
 import gc
 import io
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,20 @@ def test_compiled_whole(name: str) -> None:
             assert_close(name, got.detach().numpy(), want.detach().numpy(), 1e-6)
         with torch.no_grad():
             assert_close(name, compiled(x)[0].numpy(), module(x)[0].numpy(), 1e-6)
+    torch.compiler.reset()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_compiled_by_the_default_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # so that it does compile
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no processes that stay
+    torch.manual_seed(0)
+    module = Tagger(rt.GRU(5, 7))
+    compiled = torch.compile(module, fullgraph=True, dynamic=False)
+    x = torch.randn(4, 3, 5)
+    for got, want in zip(gradients(compiled, module, x), gradients(module, module, x), strict=True):
+        assert_close("inductor", got.detach().numpy(), want.detach().numpy(), 1e-6)
+    assert list(tmp_path.rglob("*.so"))
     torch.compiler.reset()
 
 
