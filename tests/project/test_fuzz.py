@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ from support.fuzzing import SUBJECTS, BrokenPromiseError, Case, fuzz
 from support.needs import emulated_device
 
 SECONDS = 8.0
+NEEDS = {
+    "device": emulated_device,
+    "keras": pytest.mark.skipif(find_spec("h5py") is None, reason="could not import 'h5py'"),
+}
 
 
 @pytest.mark.parametrize(
-    "subject",
-    [pytest.param(s, marks=[emulated_device] if s == "device" else []) for s in SUBJECTS],
+    "subject", [pytest.param(s, marks=[NEEDS[s]] if s in NEEDS else []) for s in SUBJECTS]
 )
 def test_hostile_calls(subject: str) -> None:
     last, finding = fuzz(subject, SECONDS, seed=1)

@@ -37,7 +37,7 @@ import numpy as np
 from support.processes import environment
 from support.reference import Array
 
-SUBJECTS = ("api", "core", "device", "files", "pieces")
+SUBJECTS = ("api", "core", "device", "files", "keras", "pieces")
 REFUSALS = (TypeError, ValueError, MemoryError)  # what a call may answer with
 _GUARD = 256  # bytes around every array
 _HANG = 60.0  # seconds that no case takes

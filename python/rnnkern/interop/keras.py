@@ -208,7 +208,7 @@ def _refuse(kind: str, config: Mapping[str, Any], known: Mapping[str, tuple[Any,
             value = value.get("config", value)
         if value not in values:
             listed = " or ".join(repr(v) for v in values if v is not None)
-            raise ValueError(f"the {kind} has {option}={value!r}: only {listed} is supported")
+            raise ValueError(f"the {kind} has {option}={value!r:.99}: only {listed} is supported")
 
 
 def _guess(weights: list[Array], reset_after: bool | None, activation: str) -> _Found:
@@ -246,13 +246,21 @@ def _described(
             raise ValueError(f"{name!r} is a {kinds[0]}, which has no like here")
         return _Found(kind, config, False, weights)
     _refuse("Bidirectional", config, {"merge_mode": tuple(_MERGES)})
-    inner, other = config.get("layer"), config.get("backward_layer")
-    kind = inner.get("class_name") if isinstance(inner, Mapping) else None
-    if kind not in _KINDS or (other is not None and other.get("class_name") != kind):
+    kind, inner = _inside(config.get("layer"))
+    other = config.get("backward_layer")
+    if kind not in _KINDS or (other is not None and _inside(other)[0] != kind):
         raise ValueError(f"{name!r} is a Bidirectional of a {kind}, which has no like here")
-    assert isinstance(inner, Mapping)
     merge = _MERGES[config.get("merge_mode", "concat")]
-    return _Found(str(kind), inner.get("config", {}), True, weights, merge)
+    return _Found(kind, inner, True, weights, merge)
+
+
+def _inside(described: Any) -> tuple[str, Mapping[str, Any]]:
+    """The class and configuration of a layer that another one's configuration has."""
+    if isinstance(described, Mapping) and isinstance(described.get("config"), Mapping):
+        kind = described.get("class_name")
+        named = kind if isinstance(kind, str) and kind in _KINDS else f"{kind!r:.99}"
+        return named, described["config"]
+    return "layer without a configuration", {}
 
 
 def _shapes(weights: Sequence[Array]) -> str:

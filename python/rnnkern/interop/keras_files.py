@@ -21,7 +21,9 @@ from rnnkern._checks import Array
 from rnnkern._files import open_regular
 
 _LONGEST = 120.0  # seconds that reading a file may take
-_MOST = 1 << 33  # bytes of one array, and of a member of an archive
+_SHRUNK = 1100  # times: no more do the compressions of HDF5 and of archives take numbers together
+_WORDS = 1000  # letters of a message
+_ARRAYS = 16  # that are read of a layer, which has six at most
 # What h5py and zipfile raise of damaged files.
 _DAMAGE: tuple[type[Exception], ...] = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 _DAMAGE += (EOFError, zipfile.BadZipFile, AttributeError, IndexError, OverflowError)
@@ -54,33 +56,53 @@ def read_layer(path: str | os.PathLike[str], name: str | None) -> Layer:
         reader = subprocess.run(
             command, env=environment, capture_output=True, timeout=_LONGEST, check=False
         )
-        found = np.load(io.BytesIO(reader.stdout))
-        described = json.loads(found["described"].tobytes())
-        arrays = [found[str(k)] for k in range(described.get("count", 0))]
+        return unpacked(os.fspath(path), reader.stdout)
     except _UNREADABLE as error:
+        if isinstance(error, _RefusalError):
+            raise
         raise ValueError(
             f"{os.fspath(path)}: is no file of Keras', or damaged: the HDF5 library fails on it"
         ) from error
+
+
+def unpacked(path: str, content: bytes) -> Layer:
+    """What `packed` gave, in the process that asked for it."""
+    found = np.load(io.BytesIO(content))
+    described = json.loads(found["described"].tobytes())
     if "refusal" in described:
-        raise ValueError(f"{os.fspath(path)}: {described['refusal']}")
+        raise _RefusalError(f"{path}: {described['refusal']}")
+    arrays = [found[str(k)] for k in range(described["count"])]
     return described["kind"], described["config"], arrays
 
 
-def main() -> None:
-    """What the process does: to its output goes an archive of arrays."""
-    _, path, *name = sys.argv
+def packed(path: str, name: str | None) -> bytes:
+    """A layer, or why there is none, as an archive of arrays."""
     described: dict[str, Any]
     arrays: list[Array] = []
     try:
-        kind, config, arrays = _read(path, name[0] if name else None)
+        kind, config, arrays = _read(path, name)
+        if not (
+            isinstance(kind, str) and f"_{kind}".isidentifier() and isinstance(config, Mapping)
+        ):
+            raise _RefusalError(f"has a layer that is no class with a configuration: {kind!r}")
         described = {"kind": kind, "config": config, "count": len(arrays)}
     except _RefusalError as error:
         described = {"refusal": str(error)}
     except _DAMAGE as error:
-        described = {"refusal": f"is no file of Keras', or damaged: {error}"}
+        described = {"refusal": f"is no file of Keras', or damaged: {str(error)!r}"}
+    if len(described.get("refusal", "")) > _WORDS:
+        described["refusal"] = described["refusal"][:_WORDS] + " ..."
     named = {str(k): array for k, array in enumerate(arrays)}
     text = np.frombuffer(json.dumps(described).encode(), np.uint8)
-    np.savez(sys.stdout.buffer, described=text, **named)  # type: ignore[arg-type, unused-ignore]
+    content = io.BytesIO()
+    np.savez(content, described=text, **named)  # type: ignore[arg-type, unused-ignore]
+    return content.getvalue()
+
+
+def main() -> None:
+    """What the process does."""
+    _, path, *name = sys.argv
+    sys.stdout.buffer.write(packed(path, name[0] if name else None))
 
 
 def _read(path: str, name: str | None) -> Layer:
@@ -100,8 +122,8 @@ def _of_archive(h5py: Any, file: Any, name: str | None) -> Layer:
     """A ``.keras`` file: a configuration, and an HDF5 file whose groups follow from it."""
     with zipfile.ZipFile(file) as archive:
         parts = [archive.getinfo(n) for n in ("config.json", "model.weights.h5")]
-        if sum(part.file_size for part in parts) > _MOST:
-            raise _RefusalError("is larger than what is read")
+        if any(part.file_size > _SHRUNK * part.compress_size for part in parts):
+            raise _RefusalError("has members that are larger than they can be")
         config = json.loads(archive.read(parts[0]))
         content = io.BytesIO(archive.read(parts[1]))
     layers = config["config"]["layers"]
@@ -115,12 +137,12 @@ def _of_archive(h5py: Any, file: Any, name: str | None) -> Layer:
         if layer is found:
             break
     with h5py.File(content, "r") as weights:
-        return found["class_name"], found["config"], _weights(h5py, weights[group])
+        return found["class_name"], found["config"], _weights(h5py, _group(h5py, weights, group))
 
 
 def _of_legacy(h5py: Any, content: Any, name: str | None) -> Layer:
     """An ``.h5`` file of a whole model, or of its weights alone, in the format of Keras 2."""
-    root = content.get("model_weights", content)
+    root = _group(h5py, content, "model_weights") if "model_weights" in content else content
     names = [_text(n) for n in root.attrs["layer_names"]]
     described: Mapping[str, Any] = {}
     if "model_config" in content.attrs:
@@ -128,8 +150,8 @@ def _of_legacy(h5py: Any, content: Any, name: str | None) -> Layer:
         layers = config["layers"] if isinstance(config, Mapping) else config
         described = {layer["config"]["name"]: layer for layer in layers}
     chosen = _pick(((n, n) for n in names), name)
-    group = root[chosen]
-    weights = [_array(h5py, n, group[n]) for n in map(_text, group.attrs["weight_names"])]
+    group = _group(h5py, root, chosen)
+    weights = [_array(h5py, n, group[n]) for n in map(_text, group.attrs["weight_names"][:_ARRAYS])]
     if chosen in described:
         return described[chosen]["class_name"], described[chosen]["config"], weights
     return "", {}, weights
@@ -137,9 +159,9 @@ def _of_legacy(h5py: Any, content: Any, name: str | None) -> Layer:
 
 def _of_group(h5py: Any, content: Any, name: str | None) -> Layer:
     """A ``.weights.h5`` file of Keras 3: groups by classes, no configuration."""
-    layers = content["layers"]
-    group = _pick(((n, layers[n]) for n in layers), name)
-    return "", {}, _weights(h5py, group)
+    layers = _group(h5py, content, "layers")
+    chosen = _pick(((n, n) for n in layers), name)
+    return "", {}, _weights(h5py, _group(h5py, layers, chosen))
 
 
 def _pick(named: Iterator[tuple[str, Any]], name: str | None) -> Any:
@@ -153,25 +175,39 @@ def _pick(named: Iterator[tuple[str, Any]], name: str | None) -> Any:
     return layers[name]
 
 
-def _weights(h5py: Any, group: Any) -> list[Array]:
+def _weights(h5py: Any, group: Any, *, both: bool = True) -> list[Array]:
     """The arrays below a group of Keras 3, in Keras' order: the forward direction's first."""
     found: list[Array] = []
-    for key in ("vars", "cell", "forward_layer", "backward_layer"):
-        if key not in group:
-            continue
-        if key == "vars":
-            numbers = sorted(group[key], key=int)
-            found += [_array(h5py, f"{key}/{n}", group[key][n]) for n in numbers]
-        else:
-            found += _weights(h5py, group[key])
+    if both:
+        for key in ("forward_layer", "backward_layer"):
+            if key in group:
+                found += _weights(h5py, _group(h5py, group, key), both=False)
+    for path in ("vars", "cell/vars"):
+        if path in group:
+            variables = _group(h5py, group, path)
+            numbers = sorted(variables, key=int)[:_ARRAYS]
+            found += [_array(h5py, f"{path}/{n}", variables[n]) for n in numbers]
     return found
 
 
+def _group(h5py: Any, parent: Any, name: str) -> Any:
+    group = parent[name]
+    if not isinstance(group, h5py.Group):
+        raise _RefusalError(f"has {name!r}, which is no group")
+    return group
+
+
 def _array(h5py: Any, name: str, dataset: Any) -> Array:
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu":
-        raise _RefusalError(f"has {name}, which is no array of numbers")
-    if dataset.size * dataset.dtype.itemsize > _MOST or dataset.is_virtual or dataset.external:
-        raise _RefusalError(f"has {name} of shape {dataset.shape}, which is not in the file itself")
+    """A dataset that lies in the file, and is no larger than that allows."""
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind != "f" or not dataset.size:
+        raise _RefusalError(f"has {name!r}, which is no array of floats")
+    most = dataset.file.id.get_filesize()
+    if dataset.id.get_create_plist().get_nfilters():
+        most *= _SHRUNK
+    if dataset.nbytes > most or dataset.is_virtual or dataset.external:
+        raise _RefusalError(
+            f"has {name!r} of shape {dataset.shape}, which is not in the file itself"
+        )
     array: Array = np.asarray(dataset[()])
     return array
 
