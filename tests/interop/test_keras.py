@@ -23,6 +23,7 @@ pytest.importorskip("torch")
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras: Any = pytest.importorskip("keras")
 h5py = pytest.importorskip("h5py")
+import rnnkern.keras  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Keras' own
 
@@ -124,6 +125,72 @@ def test_stacked_layers_are_one() -> None:
         rk.from_keras([built(LAYERS["rnn"]), built(LAYERS["rnn, relu"])])
 
 
+def chain(rng: Any, dtype: str) -> Any:
+    """A model at random: layers of all kinds on one another, and a Dense."""
+    depth = int(rng.integers(1, 4))
+    layers: list[Any] = [keras.Input((None, 4))]
+    for k in range(depth):
+        options: dict[str, Any] = {"use_bias": bool(rng.integers(4)), "dtype": dtype}
+        options["return_sequences"] = k < depth - 1 or bool(rng.integers(2))
+        kind = ("SimpleRNN", "GRU", "LSTM")[rng.integers(3)]
+        if kind == "SimpleRNN":
+            options["activation"] = ("tanh", "relu")[rng.integers(2)]
+        if kind == "GRU":
+            options["reset_after"] = bool(rng.integers(2))
+        both = bool(rng.integers(2))
+        options["go_backwards"] = not both and not rng.integers(3)
+        layer = getattr(keras.layers, kind)(int(rng.integers(1, 9)), **options)
+        merge = ("concat", "sum", "ave", "mul")[rng.integers(4)]
+        layers.append(keras.layers.Bidirectional(layer, merge, dtype=dtype) if both else layer)
+    layers.append(keras.layers.Dense(2, dtype=dtype))
+    made = keras.Sequential(layers)
+    made.set_weights([rng.standard_normal(w.shape) * 0.3 for w in made.get_weights()])
+    return made
+
+
+NEAR = {"float32": 1e-5, "float64": 1e-6, "mixed_float16": 0.01, "mixed_bfloat16": 0.05}
+MERGED: dict[str, Any] = {"sum": np.sum, "ave": np.mean, "mul": np.prod}
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_random_models(seed: int, tmp_path: Path) -> None:
+    """Each layer by its name, now and then from its file: together they are the model."""
+    rng = np.random.default_rng(seed)
+    dtype = list(NEAR)[seed % len(NEAR)]
+    made = chain(rng, dtype)
+    if seed % 3 == 0:
+        made = rnnkern.keras.accelerate(made)
+    x = rng.standard_normal((3, 5, 4))
+    want = keras.ops.convert_to_numpy(keras.ops.cast(made(x.astype("float32")), "float32"))
+    made.save(tmp_path / "model.keras")
+    for source in (made, tmp_path / "model.keras")[: 2 if seed % 5 == 0 else 1]:
+        y = x
+        for layer in made.layers:
+            ours = rk.from_keras(source, layer.name, dtype="float64")
+            if isinstance(ours, rk.Linear):
+                y = ours(y)
+                continue
+            y, last = ours(y)
+            if layer.return_sequences:  # of which Keras tells the last step first
+                y = y[:, ::-1] if getattr(layer, "go_backwards", False) else y
+                continue
+            h = last[0] if isinstance(last, tuple) else last
+            mode = getattr(layer, "merge_mode", "concat")
+            y = MERGED[mode](h, axis=0) if mode in MERGED else np.concatenate(list(h), axis=-1)
+        assert_close(dtype, y, want, NEAR[dtype])
+
+
+def test_weights_in_bfloat16(tmp_path: Path) -> None:
+    dense = keras.layers.Dense(2, dtype="bfloat16", name="head")
+    made = keras.Sequential([keras.Input((4,)), dense])
+    for ending in ("keras", "h5"):
+        made.save(tmp_path / f"model.{ending}")
+        found = rk.from_keras(tmp_path / f"model.{ending}", "head")
+        assert found.params == rk.from_keras(made, "head").params
+        assert found.dtype == np.float32
+        assert np.abs(found.params["weight"]).min() > 0
+
+
 def model() -> Any:
     made = keras.Sequential(
         [
@@ -187,6 +254,12 @@ def test_files_of_keras_2(tmp_path: Path) -> None:
     np.testing.assert_array_equal(lstm.params["weight_ih_l0"], kernel.T)
 
 
+def two_ways(forward: Any, backward: Any) -> Any:
+    layer = keras.layers.Bidirectional(forward, backward_layer=backward)
+    layer(X)
+    return layer
+
+
 REFUSED: dict[str, tuple[str, Any]] = {
     "recurrent activation": (
         "the GRU has recurrent_activation='hard_sigmoid': only 'sigmoid'",
@@ -201,7 +274,7 @@ REFUSED: dict[str, tuple[str, Any]] = {
         lambda: [built(LAYERS["lstm"], go_backwards=True)] * 2,
     ),
     "backwards and forwards": (
-        "the LSTM has go_backwards=True: only False",
+        "the LSTM backwards has go_backwards=False: only True",
         lambda: built(
             lambda **o: keras.layers.Bidirectional(
                 LAYERS["lstm"](go_backwards=True, **o), backward_layer=LAYERS["lstm"](**o)
@@ -211,6 +284,12 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "merge": (
         "the Bidirectional has merge_mode=None: only 'concat' or 'sum' or 'ave' or 'mul'",
         lambda: built(LAYERS["lstm"], True, merge_mode=None),
+    ),
+    "unlike directions": (
+        "must have the same activation in both directions, got 'tanh' and 'relu'",
+        lambda: two_ways(
+            keras.layers.LSTM(3), keras.layers.LSTM(3, go_backwards=True, activation="relu")
+        ),
     ),
     "other": ("is a Embedding, which has no like", lambda: keras.layers.Embedding(3, 4)),
     "softmax": ("the Dense has activation='softmax'", lambda: keras.layers.Dense(3, "softmax")),

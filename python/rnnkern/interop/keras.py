@@ -159,8 +159,8 @@ def _parts(one: _Found) -> tuple[list[Theirs], dict[str, Any]]:
     kind, config = one.kind, one.config
     fixed: dict[str, Any] = {}
     known: dict[str, tuple[Any, ...]] = {"activation": ("tanh",)}
+    known["go_backwards"] = (False,) if one.both else (False, True)
     if one.both:
-        known["go_backwards"] = (False,)
         fixed["merge"] = one.merge
     elif config.get("go_backwards"):
         fixed["reverse"] = True
@@ -230,6 +230,7 @@ def _guess(weights: list[Array], reset_after: bool | None, activation: str) -> _
 def _of_layer(layer: Any) -> _Found:
     """A layer of Keras', which has been built."""
     weights = [np.asarray(w) for w in layer.get_weights()]
+    weights = [w.astype(np.float32) if w.dtype.name == "bfloat16" else w for w in weights]
     if not weights:
         raise ValueError(f"{layer.name!r} has no weights: build it first, by a call")
     kinds = [c.__name__ for c in type(layer).__mro__]
@@ -245,13 +246,22 @@ def _described(
         if kind is None:
             raise ValueError(f"{name!r} is a {kinds[0]}, which has no like here")
         return _Found(kind, config, False, weights)
-    _refuse("Bidirectional", config, {"merge_mode": tuple(_MERGES)})
+    merge: Any = config.get("merge_mode", "concat")
+    merge = merge if isinstance(merge, (str, type(None))) else repr(merge)
+    _refuse("Bidirectional", {"merge_mode": merge}, {"merge_mode": tuple(_MERGES)})
     kind, inner = _inside(config.get("layer"))
-    other = config.get("backward_layer")
-    if kind not in _KINDS or (other is not None and _inside(other)[0] != kind):
+    told = config.get("backward_layer")
+    back, other = (kind, {**inner, "go_backwards": True}) if told is None else _inside(told)
+    if kind not in _KINDS or back != kind:
         raise ValueError(f"{name!r} is a Bidirectional of a {kind}, which has no like here")
-    merge = _MERGES[config.get("merge_mode", "concat")]
-    return _Found(kind, inner, True, weights, merge)
+    _refuse(f"{kind} backwards", other, {"go_backwards": (True,)})
+    for option in ("activation", "recurrent_activation", "reset_after"):
+        if other.get(option) != inner.get(option):
+            raise ValueError(
+                f"{name!r} must have the same {option} in both directions, got "
+                f"{inner.get(option)!r:.99} and {other.get(option)!r:.99}"
+            )
+    return _Found(kind, inner, True, weights, _MERGES[merge])
 
 
 def _inside(described: Any) -> tuple[str, Mapping[str, Any]]:
@@ -275,7 +285,7 @@ def _probe(source: Any, layer: Recurrent | Linear) -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, features)).astype(layer.dtype)
     theirs = source(x, training=False) if isinstance(layer, Recurrent) else source(x)
     theirs = theirs[0] if isinstance(theirs, (list, tuple)) else theirs
-    want = theirs.detach().cpu().numpy() if hasattr(theirs, "detach") else np.asarray(theirs)
+    want = _outputs(theirs)
     if isinstance(layer, Recurrent):
         y, last = layer(x if layer.batch_first else x.swapaxes(0, 1))
         y = y if layer.batch_first else y.swapaxes(0, 1)
@@ -284,3 +294,12 @@ def _probe(source: Any, layer: Recurrent | Linear) -> None:
     else:
         got = layer(x)
     check_near(repr(source.name), layer, want, got)
+
+
+def _outputs(tensor: Any) -> Array:
+    """As NumPy has them, those in bfloat16 as float16."""
+    narrow = "bfloat16" in str(tensor.dtype)
+    if hasattr(tensor, "detach"):
+        array: Array = (tensor.detach().half() if narrow else tensor.detach()).cpu().numpy()
+        return array
+    return np.asarray(tensor, np.float16 if narrow else None)

@@ -19,6 +19,7 @@ import numpy as np
 
 from rnnkern._checks import Array
 from rnnkern._files import open_regular
+from rnnkern.interop.tensors import bfloat16_as_float32
 
 _LONGEST = 120.0  # seconds that reading a file may take
 _SHRUNK = 1100  # times: no more do the compressions of HDF5 and of archives take numbers together
@@ -199,17 +200,18 @@ def _group(h5py: Any, parent: Any, name: str) -> Any:
 
 def _array(h5py: Any, name: str, dataset: Any) -> Array:
     """A dataset that lies in the file, and is no larger than that allows."""
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind != "f" or not dataset.size:
+    bits = isinstance(dataset, h5py.Dataset) and dataset.dtype == "V2"  # as bfloat16 is written
+    if not isinstance(dataset, h5py.Dataset) or not (bits or dataset.dtype.kind == "f"):
         raise _RefusalError(f"has {name!r}, which is no array of floats")
     most = dataset.file.id.get_filesize()
     if dataset.id.get_create_plist().get_nfilters():
         most *= _SHRUNK
-    if dataset.nbytes > most or dataset.is_virtual or dataset.external:
+    if not dataset.size or dataset.nbytes > most or dataset.is_virtual or dataset.external:
         raise _RefusalError(
             f"has {name!r} of shape {dataset.shape}, which is not in the file itself"
         )
     array: Array = np.asarray(dataset[()])
-    return array
+    return bfloat16_as_float32(array.view(np.uint16)) if bits else array
 
 
 def _text(value: Any) -> str:
