@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
 from rnnkern import Recurrent, StateGradients, Tape
 from rnnkern.cells import CELLS
-from rnnkern.explore import Result, gradients
+from rnnkern.explore import EXPERIMENTS, Result, gradients
 from rnnkern.explore.gradients import PATHS, figure, knows_paths, paths_to_h, shares
 from rnnkern.explore.model import Batch, Model
 
@@ -105,3 +107,20 @@ def test_paths_of_a_cell_that_is_not_known_are_not_told() -> None:
     tape, traced = _traced(model, Batch(np.ones((4, 2, 3)), np.zeros(2, np.int64)))
     layer = object.__new__(Unknown)
     assert paths_to_h(layer, tape, traced) == shares(layer, tape, traced) == {}
+
+
+@pytest.mark.parametrize("name", ["gradients", "review"])
+def test_a_table_says_what_is_not_known_of_a_cell(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = importlib.import_module(f"rnnkern.explore.{name}")
+    monkeypatch.setattr(program, "way_of", lambda layer: None)
+    found = EXPERIMENTS[name](cells=("gru",), quick=True)
+    measure = {"gradients": "direct", "review": "gate ratio"}[name]
+    assert set(found.values(measure)) == {None}
+    told = [line for line in found.table().splitlines() if line.startswith("gru ")]
+    assert told
+    assert all("unknown" in line and "nan" not in line for line in told)
+    drawn = program.figure(found)
+    texts = {text.get_text() for axes in drawn.axes for text in axes.texts}
+    assert ("paths not known" in texts) == (name == "gradients")

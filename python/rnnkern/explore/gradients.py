@@ -6,7 +6,6 @@ Vanishing and exploding gradients: Hochreiter 1991; Bengio, Simard & Frasconi 19
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -187,7 +186,7 @@ def _look(model: Model, batch: Batch) -> dict[str, Any]:
     }
 
 
-def _measures(curve: dict[str, Any]) -> dict[str, float]:
+def _measures(curve: dict[str, Any]) -> dict[str, float | None]:
     return {
         **{f"T-t = {d}": curve["norm"][d] for d in _DISTANCES},
         "direct": _mean_direct(curve["shares"]),
@@ -195,9 +194,9 @@ def _measures(curve: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _mean_direct(shares: dict[str, list[float]]) -> float:
-    """0 for a cell without a direct path, NaN where the paths are not known."""
-    return float(np.mean(shares.get("direct", 0.0))) if shares else math.nan
+def _mean_direct(shares: dict[str, list[float]]) -> float | None:
+    """0 for a cell without a direct path, None where the paths are not known."""
+    return float(np.mean(shares.get("direct", 0.0))) if shares else None
 
 
 def figure(result: Result) -> Figure:
@@ -251,6 +250,8 @@ def _draw_shares(axes: Axes, result: Result, state: str) -> None:
     cells = result.cells()
     for column, cell in enumerate(cells):
         curves = result.pick(cell=cell, radius=1.0, state=state)
+        if not any(c["shares"] for c in curves):
+            axes.text(column, 50.0, "paths not known", rotation=90, ha="center", va="center")
         bottom = 0.0
         for k, name in enumerate(PATHS):
             found = [c["shares"][name] for c in curves if name in c["shares"]]

@@ -47,7 +47,8 @@ class Result:
         title: A line above the table and the picture.
         settings: What the numbers depend on beside the seed: sizes, steps, learning rates.
         measures: The columns that hold a measured number, and how each is written, as ``".3f"``.
-        rows: One per case and seed: the case's columns, ``"seed"`` and the measures.
+        rows: One per case and seed: the case's columns, ``"seed"`` and the measures, of which one
+            may be ``None`` where it is not known.
         curves: What the picture shows beyond the rows: per curve its case, ``"seed"`` and lists.
         notes: Sentences below the table.
 
@@ -86,9 +87,7 @@ class Result:
             cases.setdefault(tuple(row[c] for c in columns), []).append(row)
         lines = [[*columns, *self.measures]]
         for case, rows in cases.items():
-            measured = [
-                spread(row[m] for row in rows).text(form) for m, form in self.measures.items()
-            ]
+            measured = [_told([row[m] for row in rows], form) for m, form in self.measures.items()]
             lines.append([*(str(value) for value in case), *measured])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         numeric = [not isinstance(self.rows[0][c], str) for c in columns] + [True] * len(
@@ -151,6 +150,12 @@ class Result:
         """The result that a record holds, without its curves."""
         fields = {name: record[name] for name in ("title", "settings", "measures", "rows")}
         return cls(record["program"], **fields, notes=tuple(record["notes"]))
+
+
+def _told(values: list[float | None], form: str) -> str:
+    """What a table says of a measure's values."""
+    known = [value for value in values if value is not None]
+    return spread(known).text(form) if known else "unknown"
 
 
 def _agreeing(rows: Iterable[dict[str, Any]], case: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -160,8 +160,8 @@ def measure(run: Run) -> Result:
         Per cell and seed the share of right answers, in all held-out reviews and in those with a
         "not" that decides, in per cent; how far deciding and other words move the state, and the
         ratio of the two; and the ratio of the means of the gate that writes, 1 for the simple RNN,
-        which always writes its whole state anew. The curves hold one review of the first seed, word
-        for word.
+        which always writes its whole state anew, and ``None`` where that gate is not known. The
+        curves hold one review of the first seed, word for word.
 
     """
     steps, pool = run.pick((_STEPS, _POOL), (_QUICK_STEPS, _QUICK_POOL))
@@ -262,7 +262,7 @@ def _part(learned: Sequence[Review], random: np.random.Generator) -> Batch:
     return batch_of([pick(random, learned) for _ in range(_BATCH)])
 
 
-def _measured(model: Model, reviews: Sequence[Review]) -> dict[str, float]:
+def _measured(model: Model, reviews: Sequence[Review]) -> dict[str, float | None]:
     batch = batch_of(reviews)
     assert batch.lengths is not None
     right = model.predict(batch.x, batch.lengths).argmax(axis=-1) == batch.targets
@@ -279,8 +279,15 @@ def _measured(model: Model, reviews: Sequence[Review]) -> dict[str, float]:
         "deciding": at_deciding,
         "other": at_other,
         "ratio": at_deciding / at_other,
-        "gate ratio": 1.0 if gate is None else float(gate[deciding].mean() / gate[other].mean()),
+        "gate ratio": _gate_ratio(model, gate, deciding, other),
     }
+
+
+def _gate_ratio(model: Model, gate: Array | None, deciding: Array, other: Array) -> float | None:
+    """Of the means of the gate that writes; None where it is not known which that is."""
+    if gate is not None:
+        return float(gate[deciding].mean() / gate[other].mean())
+    return None if way_of(model.recurrent) is None else 1.0
 
 
 def shown(seed: int) -> Review:
