@@ -8,16 +8,10 @@ from rnnkern._version import __version__
 from rnnkern.cells import *  # noqa: F403
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.cell import RecurrentCell
-from rnnkern.layers.dropout import Dropout
-from rnnkern.layers.embedding import Embedding
 from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.gradients import Gradients, StateGradients
-from rnnkern.layers.layer_norm import LayerNorm
 from rnnkern.layers.linear import FrozenLinear, Linear
 from rnnkern.layers.parameters import Parameters
-from rnnkern.layers.stack import FrozenStack, Stack
-from rnnkern.layers.stack_stream import StackStream
-from rnnkern.layers.stack_tape import StackTape
 from rnnkern.layers.stream import Stream
 from rnnkern.layers.tape import Tape
 from rnnkern.machine import (
@@ -34,6 +28,12 @@ if TYPE_CHECKING:
     from rnnkern.interop.mlx import from_mlx
     from rnnkern.interop.onnx.model import OnnxModel, from_onnx
     from rnnkern.interop.pytorch import from_torch
+    from rnnkern.layers.dropout import Dropout
+    from rnnkern.layers.embedding import Embedding
+    from rnnkern.layers.layer_norm import LayerNorm
+    from rnnkern.layers.stack import FrozenStack, Stack
+    from rnnkern.layers.stack_stream import StackStream
+    from rnnkern.layers.stack_tape import StackTape
     from rnnkern.models.model import Model
     from rnnkern.models.model_tape import ModelTape
     from rnnkern.models.sampling import sample
@@ -133,6 +133,12 @@ _LATER = {
     "rnnkern.interop.mlx": ("from_mlx",),
     "rnnkern.interop.onnx.model": ("OnnxModel", "from_onnx"),
     "rnnkern.interop.pytorch": ("from_torch",),
+    "rnnkern.layers.dropout": ("Dropout",),
+    "rnnkern.layers.embedding": ("Embedding",),
+    "rnnkern.layers.layer_norm": ("LayerNorm",),
+    "rnnkern.layers.stack": ("FrozenStack", "Stack"),
+    "rnnkern.layers.stack_stream": ("StackStream",),
+    "rnnkern.layers.stack_tape": ("StackTape",),
     "rnnkern.models.model": ("Model",),
     "rnnkern.models.model_tape": ("ModelTape",),
     "rnnkern.models.sampling": ("sample",),

@@ -11,7 +11,6 @@ from types import ModuleType
 from rnnkern import _core
 from rnnkern._checks import positive_int
 from rnnkern._version import __version__
-from rnnkern.devices import cuda_status
 
 _LARGEST = 2**31 - 1
 
@@ -135,6 +134,8 @@ def info() -> dict[str, str]:
         ['bfloat16 products', 'cuda', 'instruction set', 'supported here', 'threads', 'version']
 
     """
+    from rnnkern.devices.cuda import cuda_status  # which most programs do not wait for
+
     return {
         "version": __version__,
         "instruction set": f"{_core.isa()} ({_core.isa_reason()})",

@@ -11,7 +11,7 @@ from rnnkern.layers.base import Recurrent
 from rnnkern.layers.cell import RecurrentCell
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """A cell by its name on the command line.
 

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where arrays live and kernels run."""
 
+from typing import TYPE_CHECKING
+
 from rnnkern.devices.base import NAMES, Device, device_of, get_device, masked, to_host
 from rnnkern.devices.cpu import Cpu
-from rnnkern.devices.cuda import Cuda, cuda_status
 from rnnkern.devices.kernels import Gradient, Kept, NetworkKernels
 from rnnkern.devices.spec import MERGES, CellFacts, LayerSpec, Weights, cell_facts
+
+if TYPE_CHECKING:
+    from rnnkern.devices.cuda import Cuda, cuda_status
 
 __all__ = [
     "MERGES",
@@ -26,3 +30,13 @@ __all__ = [
     "masked",
     "to_host",
 ]
+
+if not TYPE_CHECKING:  # which would take any name for one that is there
+
+    def __getattr__(name):
+        """What is of the GPU, which most programs do not wait for."""
+        if name not in ("Cuda", "cuda_status"):
+            raise AttributeError(f"module 'rnnkern.devices' has no attribute {name!r}")
+        from rnnkern.devices import cuda
+
+        return getattr(cuda, name)

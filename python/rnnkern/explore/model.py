@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from rnnkern._checks import Array, choice
 from rnnkern.cells import CELLS
 from rnnkern.explore.memory import remember
-from rnnkern.layers import Linear, StateGradients, Tape
+from rnnkern.layers.gradients import StateGradients
+from rnnkern.layers.linear import Linear
+from rnnkern.layers.tape import Tape
 from rnnkern.models.losses import loss_named
 from rnnkern.models.model import Model as RecurrentModel
 from rnnkern.training.clip import clip_grad_norm

@@ -40,7 +40,7 @@ class Input(NamedTuple):
         return 0 in self.x.shape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """How callers lay out the arrays of a network, and what its errors call it.
 

@@ -10,7 +10,7 @@ from typing import Any
 from rnnkern._checks import Array, array_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StateGradients:
     """∂L/∂(what a layer computes at each step): arrays (T, B, D·H), 0 past a row's length.
 
@@ -39,7 +39,7 @@ class StateGradients:
         return f"StateGradients(h={array_text(self.h)}, c={array_text(self.c)}, gates={{{gates}}})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gradients:
     """The gradients of a loss L.
 
