@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times what a newcomer waits for: python bench/two_commands.py [--tests] [--record FILE].
 
-In a clone of HEAD, without a cache of compiled files: an environment and ``pip install .``, then
-what the README's second command adds until its first test has run, or with --tests until its last;
-and what ``import rnnkern`` takes beyond ``import numpy``.
+In a clone of HEAD, without a cache of compiled files: an environment, ``pip install .`` and the
+training of the README's first command, then what the second one adds until its first test has run,
+with --tests until its last too; and what ``import rnnkern`` takes beyond ``import numpy``.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Clone:
             raise SystemExit(f"{command} failed:\n{done.stdout}{done.stderr}")
         return time.perf_counter() - began
 
-    def pip(self, what: str) -> float:
+    def pip(self, *what: str) -> float:
         """How long it takes to install."""
-        return self.seconds(self.python, "-m", "pip", "install", what)
+        return self.seconds(self.python, "-m", "pip", "install", *what)
 
     def first_test(self) -> float:
         """How long until the first result of a test is there."""
@@ -81,9 +81,12 @@ def main() -> None:
         clone = Clone(Path(folder))
         seconds["an environment"] = clone.seconds(sys.executable, "-m", "venv", ".venv")
         seconds["`pip install .`"] = clone.pip(".")
+        train = clone.python.with_name("rnnkern"), "adder", "train"
+        seconds["`rnnkern adder train`"] = clone.seconds(*train)
         numpy = clone.import_seconds("numpy")
         seconds["`import rnnkern`, beyond `import numpy`"] = clone.import_seconds("rnnkern") - numpy
-        seconds['then `pip install ".[test]"`'] = clone.pip(".[test]")
+        tests = 'then `pip install --no-compile ".[test]"`'
+        seconds[tests] = clone.pip("--no-compile", ".[test]")
         seconds["`pytest`, until the first test has run"] = clone.first_test()
         if options.tests:
             seconds["`pytest`, all tests"] = clone.seconds(clone.python, "-m", "pytest", "-q")
@@ -99,7 +102,7 @@ def main() -> None:
         for what, taken in seconds.items()
     ]
     for what, taken in rows:
-        print(f"{what:45} {taken}")
+        print(f"{what:50} {taken}")
     if options.record:
         table = {"header": ["what", "time"], "rows": rows}
         record = {"facts": facts, "seconds": seconds, "table": table}
