@@ -152,7 +152,7 @@ class Tape:
         spec, given = self._network.spec, self._given
         shape = (spec.features,) if given.unbatched else (given.batch, spec.features)
         device = self._network.device
-        array = device.shaped("dlast", dlast, shape, spec.dtype).reshape(given.batch, -1)
+        array = device.shaped("dlast", dlast, shape, spec.dtype).reshape(given.batch, *shape[-1:])
         factors = [array] * spec.directions if self._top is None else list(self._top)
         parts: Array = device.xp.stack(split_gradient(spec, array, factors))
         return parts
