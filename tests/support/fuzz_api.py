@@ -300,6 +300,9 @@ def play_linear(play: Play) -> None:
         layer.params.update(before)
     shape = (*case.one((), (2,), (2, 3), (0,)), layer.in_features)
     given = swapped(case, {"x": play.numbers("x", *shape)})
+    out = case.array("out", np.zeros((*shape[:-1], layer.out_features), layer.dtype), written=True)
+    called: Any = layer.freeze() if case.chance(0.5) else layer
+    case.call("Linear", partial(called, **swapped(case, {**given, "out": out})))
     result = case.call("Linear.forward", lambda: layer.forward(**given))
     if result is not None:
         dy = swapped(case, {"dy": play.numbers("dy", *result[0].shape)})

@@ -120,6 +120,47 @@ def play_stack(play: Play) -> None:
     case.call(name, guarded(lambda: getattr(stream, name)(rows, *more)))
 
 
+def play_model(play: Play) -> None:
+    """A model asked about arrays and lists; a stream of it; what it writes."""
+    case, dtype, tokens = play.case, play.options["dtype"], play.case.chance(0.5)
+    readout, batch_first = case.one("all", "last", "mean", "max"), case.chance(0.3)
+    model = rk.Model(
+        rk.GRU(4, 5, batch_first=batch_first, dtype=dtype, seed=0),
+        rk.Linear(5, case.one(1, 4), dtype=dtype, seed=1),
+        embedding=rk.Embedding(6, 4, dtype=dtype, seed=2) if tokens else None,
+        readout=readout,
+    )
+
+    def sequence(steps: int, *rows: int) -> Any:
+        if tokens:
+            drawn = case.numbers.integers(0, 6, (steps, *rows))
+            return case.array("x", drawn.astype(case.one("i8", "i4", "u1", "u8")), layouts=LAYOUTS)
+        return play.numbers("x", steps, *rows, 4)
+
+    x: Any = case.one(sequence(3, 2), sequence(3))
+    if case.chance(0.5):
+        x = [sequence(n) for n in (2, 0, 3)]
+        if case.chance(0.3):
+            x[case.random.randrange(3)] = exchanged(case, x[0])
+    given = {"x": x, "lengths": case.one(None, [1, 3]), "batch_first": case.one(None, True, False)}
+    given = swapped(case, given)
+    found = case.call(f"{model}.predict", partial(model.predict, **given))
+    if found is not None:
+        results(given, *(found if isinstance(found, list) else [found]))
+    prompt = case.one([1, 2], [[1], [2, 3]], sequence(2, 2))
+    written: dict[str, Any] = {"prompt": prompt, "max_length": 4, "temperature": 1.0, "top_k": None}
+    written = swapped(case, {**written, "stop": case.one(None, 0), "seed": 1})
+    most = written["max_length"]
+    if not isinstance(most, int) or most < 1000:
+        case.call(f"{model}.generate", partial(model.generate, **written))
+    if readout in ("all", "last"):
+        stream, step = model.stream(2), {"x": sequence(2) if tokens else play.numbers("x", 2, 4)}
+        out = case.array("out", np.zeros((2, model.head.out_features), dtype), written=True)
+        mask = case.one(None, np.array([True, False]))
+        given = swapped(case, {**step, "out": case.one(None, out), "mask": mask})
+        case.call("ModelStream.step", partial(stream.step, **given))
+
+
 def play_loss(play: Play) -> None:
     """Losses of numbers, and of weighted classes with smoothed labels."""
     case = play.case
@@ -170,5 +211,5 @@ def play_schedule(play: Play) -> None:
 
 def play(case: Case) -> None:
     """One hostile call, or a few that belong together."""
-    parts = (play_piece, play_step, play_stack, play_loss, play_schedule)
+    parts = (play_piece, play_step, play_stack, play_model, play_loss, play_schedule)
     case.one(*parts)(Play(case))
