@@ -308,9 +308,53 @@ class Network {
   Any network_;
 };
 
+// (places, lengths, sources, leaving) of the stretches of a batch, for devices that have no memory of the
+// host's: sources and leaving by direction.
+py::tuple find_stretches(Index steps, Index batch, const py::object& lengths,
+                         const py::object& resets, const py::object& mask, bool to_initial) {
+  if (steps < 1 || batch < 1) throw std::invalid_argument("steps and batch must be at least 1");
+  auto given = read_lengths(lengths, batch);
+  for (Index b = 0; given && b < batch; ++b) {
+    auto& length = (*given)[static_cast<std::size_t>(b)];
+    length = std::clamp<Index>(length, 0, steps);
+  }
+  const Stretches stretches(steps, batch, given,
+                            {.resets = read_marks(resets, "resets", steps, batch),
+                             .mask = read_marks(mask, "mask", steps, batch),
+                             .to_initial = to_initial});
+  const auto filled = [](Index count, auto value) {
+    py::object array = new_array<std::int64_t>({count});
+    auto* const out = static_cast<std::int64_t*>(data_of(array));
+    for (Index i = 0; i < count; ++i) out[i] = value(i);
+    return array;
+  };
+  const Schedule schedule = stretches.schedule(false);
+  py::object own_lengths = filled(stretches.rows(), [](Index) { return 0; });
+  auto* const length = static_cast<std::int64_t*>(data_of(own_lengths));
+  for (Index s = 0; s < schedule.steps; ++s)
+    for (Index v = 0; v < schedule.live(s); ++v) ++length[v];
+  const auto by_way = [&](Index count, auto value) {
+    return py::make_tuple(filled(count, [&](Index i) { return value(false, i); }),
+                          filled(count, [&](Index i) { return value(true, i); }));
+  };
+  return py::make_tuple(
+      filled(stretches.live_rows(),
+             [&](Index p) { return schedule.place[p].t * batch + schedule.place[p].b; }),
+      own_lengths,
+      by_way(stretches.rows(), [&](bool way, Index v) { return stretches.source(way, v); }),
+      by_way(batch, [&](bool way, Index b) { return stretches.leaving(way, b); }));
+}
+
 }  // namespace
 
 void bind_network(py::module_& m) {
+  m.def(
+      "stretches", find_stretches, py::arg("steps"), py::arg("batch"), py::arg("lengths"),
+      py::arg("resets"), py::arg("mask"), py::arg("to_initial"),
+      "The rows of a batch cut where they begin anew, without the steps that they skip, by falling "
+      "length: (t·B + b of each live step in packed order, lengths, (by direction the batch row "
+      "whose initial state each begins with, or -1 for zero), (by direction and batch row the one "
+      "that leaves its last state, or -1 for the initial one, or -2 for zero)).");
   py::class_<Kept>(m, "Kept", "What Network.forward() kept of one call.")
       .def_property_readonly(
           "saved", [](const py::handle& self) { return built<Kept>(self, "self").saved(); },

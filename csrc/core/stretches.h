@@ -39,6 +39,19 @@ class Stretches {
   bool has_gaps() const { return live_rows() < static_cast<Index>(live_.size()); }
   bool live(Index t, Index b) const { return live_[static_cast<std::size_t>(t * batch_ + b)]; }
 
+  static constexpr Index kGiven = -1, kNothing = -2;
+
+  // The batch row whose given state stretch v begins with, or -1 for none.
+  Index source(bool reverse, Index v) const {
+    const auto at = static_cast<std::size_t>(v);
+    return way_[reverse].anew[at] && !to_initial_ ? Index{-1} : row_[at];
+  }
+  // The stretch that leaves the last state of a batch row; kGiven where it is the one given, kNothing
+  // where it is zero.
+  Index leaving(bool reverse, Index b) const {
+    return way_[reverse].leaving[static_cast<std::size_t>(b)];
+  }
+
   // Of states (B, H) that a call is given, those (rows, H) that the stretches begin with.
   template <class T>
   void begin(bool reverse, const T* given, Index units, T* states) const {
@@ -88,26 +101,15 @@ class Stretches {
   }
 
  private:
-  static constexpr Index kGiven = -1, kNothing = -2;
-
   // How one direction goes through the stretches.
   struct Way {
     std::vector<char> anew;      // (rows) whether it begins anew
-    std::vector<Index> leaving;  // (B) the stretch that leaves the last state; or one of the above
+    std::vector<Index> leaving;  // (B)
   };
 
   struct Found;  // the stretches in the order of the batch
   void add_row(Index b, Index length, const RowMarks& marks, Found& found);
   void sort(const Found& found);
-
-  // The batch row whose given state stretch v begins with, or -1 for none.
-  Index source(bool reverse, Index v) const {
-    const auto at = static_cast<std::size_t>(v);
-    return way_[reverse].anew[at] && !to_initial_ ? Index{-1} : row_[at];
-  }
-  Index leaving(bool reverse, Index b) const {
-    return way_[reverse].leaving[static_cast<std::size_t>(b)];
-  }
 
   Index batch_, longest_ = 1;
   bool to_initial_, resets_ = false;  // whether there is any reset

@@ -208,6 +208,13 @@ _LOOPS = [
         _REFERENCE,
     ),
     _fault(
+        "core/stretches.cpp",
+        "a-way-back-never-begins-anew",
+        "if (all.size() > own) all.back().anew[1] = true;",
+        "if (all.size() > own) all.back().anew[1] = false;",
+        "layers/test_resets.py::test_packed_sequences_are_calls_apart",
+    ),
+    _fault(
         "cpu/recurrent/forward.h",
         "every-step-begins-at-the-first-state",
         "i >= continued",

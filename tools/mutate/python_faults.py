@@ -140,11 +140,18 @@ _LAYERS = [
         "layers/test_stream.py::test_weights_are_a_snapshot",
     ),
     fault(
-        f"{_PACKAGE}/layers/tape.py",
-        "an-unstable-sort-of-lengths",
-        'np.argsort(-lengths, kind="stable")',
-        "np.argsort(-lengths)",
-        "cells/test_state_gradients.py::test_rows_of_a_large_batch_keep_their_places",
+        f"{_PACKAGE}/layers/truncate.py",
+        "a-state-that-is-held-is-cut-too",
+        "live_of(given.steps, given.batch, given.lengths, mask)",
+        "live_of(given.steps, given.batch, None, mask)",
+        "layers/test_resets.py::test_tbptt_reaches_rows_that_ended_in_an_earlier_piece",
+    ),
+    fault(
+        f"{_PACKAGE}/layers/marks.py",
+        "every-step-is-a-sequence-of-its-own",
+        "& (ids[1:] != last)",
+        "& (ids[1:] == ids[1:])",
+        "layers/test_resets.py::test_packed_sequences_are_calls_apart",
     ),
     fault(
         f"{_PACKAGE}/devices/launches.py",

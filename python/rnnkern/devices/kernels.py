@@ -20,6 +20,10 @@ class Kept(Protocol):
         """By layer and direction (live steps, saved, H), or None."""
 
     @property
+    def places(self) -> Array:
+        """t·B + b of each live step (live steps,), as they stand in ``saved``; host memory."""
+
+    @property
     def between(self) -> Sequence[Array]:
         """Of every layer but the last y (T, B, D·H)."""
 
@@ -78,6 +82,9 @@ class NetworkKernels(Protocol):
         y: Array,
         masks: Sequence[Array],
         keep: bool,
+        resets: Array | None = None,
+        mask: Array | None = None,
+        to_initial: bool = False,
     ) -> Kept | None:
         """The input through all layers, of which neither T nor B is 0.
 
@@ -89,6 +96,9 @@ class NetworkKernels(Protocol):
             y: (T, B, D·H), written.
             masks: factors, (T, B, D·H), of what each layer hands to the next, or none.
             keep: whether a backward pass follows: then what it needs is given.
+            resets: (T, B) bool in host memory: before that step a row begins anew; or None.
+            mask: likewise: where it is False a row keeps its state, and y is 0.
+            to_initial: whether anew is from the initial state, not from zero.
 
         """
 

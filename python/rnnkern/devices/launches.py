@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from rnnkern._checks import Array
 from rnnkern.devices.base import masked
-from rnnkern.devices.kernels import Gradient
+from rnnkern.devices.kernels import Gradient, Kept
 from rnnkern.devices.spec import LayerSpec, Weights
+from rnnkern.devices.stretches import Copier, StretchedKept, Stretches
 
 
 class Schedule(NamedTuple):
@@ -42,10 +45,8 @@ class Pass(NamedTuple):
     kept: KeptLayer
 
 
-class Launcher(Protocol):
+class Launcher(Copier, Protocol):
     """Of a device, what launches some layers at once: see `Cuda`."""
-
-    xp: Any
 
     def layers_per_launch(
         self, spec: LayerSpec, schedule: Schedule, *, backward: bool
@@ -132,9 +133,17 @@ class LaunchedNetwork:
         y: Array,
         masks: Sequence[Array],
         keep: bool,
-    ) -> LaunchedKept | None:
+        resets: Array | None = None,
+        mask: Array | None = None,
+        to_initial: bool = False,
+    ) -> Kept | None:
         """See `NetworkKernels`."""
         spec, device = self._spec, self._device
+        if resets is not None or mask is not None:
+            stretches = Stretches(
+                device, x.shape[:2], spec.directions, lengths, resets, mask, to_initial
+            )
+            return self._forward_stretches(stretches, x, h, c, y, masks, keep=keep)
         steps, batch = x.shape[:2]
         schedule = Schedule(steps, batch, lengths)
         passes: list[Pass] = []
@@ -163,6 +172,31 @@ class LaunchedNetwork:
             first = end
         return LaunchedKept(device, spec, passes, masks) if keep else None
 
+    def _forward_stretches(
+        self,
+        stretches: Stretches,
+        x: Array,
+        h: Array,
+        c: Array | None,
+        y: Array,
+        masks: Sequence[Array],
+        *,
+        keep: bool,
+    ) -> Kept | None:
+        """The same for rows that are copied: see `Stretches`."""
+        own_x, own_h = stretches.taken(x), stretches.begin(h)
+        own_c = None if c is None else stretches.begin(c)
+        own_y = self._device.xp.empty((*own_x.shape[:2], y.shape[2]), y.dtype)
+        own_masks = [stretches.taken(mask) for mask in masks]
+        kept = None
+        if len(stretches.places):
+            kept = self.forward(own_x, stretches.lengths, own_h, own_c, own_y, own_masks, keep)
+        stretches.give(own_y, y)
+        stretches.end(own_h, h)
+        if c is not None and own_c is not None:
+            stretches.end(own_c, c)
+        return StretchedKept(self._device, stretches, kept, own_x, own_y) if keep else None
+
 
 class LaunchedKept:
     """What a forward pass kept, layer by layer."""
@@ -179,6 +213,16 @@ class LaunchedKept:
     def saved(self) -> list[Array | None]:
         """By layer and direction."""
         return [saved for p in self._passes for saved in p.kept.saved]
+
+    @property
+    def places(self) -> Array:
+        """T·B + b of each live step, rows by falling length."""
+        steps, batch, lengths = self._passes[0].kept.schedule
+        if lengths is None:
+            return np.arange(steps * batch)
+        order = np.argsort(-lengths, kind="stable")
+        t, place = np.nonzero(np.arange(steps)[:, None] < lengths[order])
+        return t * batch + order[place]
 
     @property
     def between(self) -> list[Array]:

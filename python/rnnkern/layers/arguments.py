@@ -12,6 +12,7 @@ import numpy as np
 
 from rnnkern._checks import Array, conversion, dtype_text, host_array, positive_int
 from rnnkern.devices import Device, LayerSpec
+from rnnkern.layers.marks import Asked, Marks, checked, live_of
 
 State = Union[Array, "tuple[Array, Array]"]
 StackState: TypeAlias = "Sequence[State | None]"  # one for each layer, from the first up
@@ -23,6 +24,7 @@ class Input(NamedTuple):
     x: Array
     lengths: Array | None
     unbatched: bool
+    marks: Marks | None = None
 
     @property
     def steps(self) -> int:
@@ -67,7 +69,9 @@ class Layout:
 
     # -- in -----------------------------------------------------------------------------------
 
-    def input(self, x: Any, state: State | None, lengths: Any) -> tuple[Input, Array, Array | None]:
+    def input(
+        self, x: Any, state: State | None, lengths: Any, asked: Asked | None = None
+    ) -> tuple[Input, Array, Array | None]:
         """What a call is given, and its initial states as ``state`` gives them."""
         device, spec = self.device, self.spec
         array = device.array("x", x)
@@ -101,13 +105,21 @@ class Layout:
                 f"if it is features, {conversion(spec.dtype)}"
             ) from None
         checked_lengths = None if lengths is None else _check_lengths(lengths, array.shape[:2])
+        marks = None
+        if asked is not None:
+            steps, batch = array.shape[:2]
+            swapped = self.batch_first
+            marks = checked(
+                asked, steps, batch, checked_lengths, swapped=swapped, unbatched=unbatched
+            )
+            check_repeats(asked, spec)
         if not tokens:
             array = device.last_axis_contiguous(array)
         else:
             if array.dtype == np.uint64:
-                array = self._within_int64(array, checked_lengths)
+                array = self._within_int64(array, checked_lengths, marks)
             array = device.walkable(array.astype(np.int64, copy=False))
-        return Input(array, checked_lengths, unbatched), h_0, c_0
+        return Input(array, checked_lengths, unbatched, marks), h_0, c_0
 
     def taken(self, x: Array, lengths: Array | None) -> Input:
         """Of arguments that the kernels have taken as they stood."""
@@ -119,12 +131,12 @@ class Layout:
             x = x.swapaxes(0, 1)
         return Input(x, None if lengths is None else lengths.copy(), unbatched)
 
-    def _within_int64(self, tokens: Array, lengths: Array | None) -> Array:
-        """uint64 tokens (T, B); those too large for int64, that may stand past a length, cut."""
+    def _within_int64(self, tokens: Array, lengths: Array | None, marks: Marks | None) -> Array:
+        """uint64 tokens (T, B); those too large for int64, that may be no live step's, cut."""
         most = np.uint64(2**63 - 1)
         if self.device.values_are_free:
-            live = True if lengths is None else np.arange(len(tokens))[:, None] < lengths
-            wrong = (tokens > most) & live
+            mask = None if marks is None else marks.mask
+            wrong = (tokens > most) & live_of(tokens.shape[0], tokens.shape[1], lengths, mask)
             if wrong.any():
                 raise ValueError(
                     f"x must hold tokens in 0..{self.spec.inputs - 1}, got {tokens[wrong][0]}"
@@ -266,6 +278,15 @@ def check_apart(device: Device, out: Array, read: Iterable[tuple[str, Array | No
     for name, array in read:
         if array is not None and device.overlap(out, array):
             raise ValueError(f"out must not share memory with {name}, got arrays that overlap")
+
+
+def check_repeats(asked: Asked | None, spec: LayerSpec) -> None:
+    """Refuse last outputs of two directions in one."""
+    if asked is not None and asked.repeats and spec.merges:
+        raise ValueError(
+            f"masked_output='last' needs a layer with merge='concat', got {spec.merge!r}: the last "
+            "outputs of two directions stand at different steps"
+        )
 
 
 def check_dropout_key(key: SupportsIndex, bits: int) -> int:

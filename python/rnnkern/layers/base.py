@@ -19,6 +19,7 @@ from rnnkern.devices import Device, LayerSpec, Weights
 from rnnkern.layers.arguments import Layout, State, check_dropout_key
 from rnnkern.layers.configured import Configured
 from rnnkern.layers.frozen import Frozen
+from rnnkern.layers.marks import asked
 from rnnkern.layers.merging import merged
 from rnnkern.layers.network import Network, run
 from rnnkern.layers.parameter import Parameter
@@ -94,6 +95,11 @@ class Recurrent(Configured):
         lengths: Any = None,
         *,
         out: Array | None = None,
+        resets: Any = None,
+        reset_to: str = "zero",
+        segments: Any = None,
+        mask: Any = None,
+        masked_output: str = "zero",
     ) -> tuple[Array, State]:
         """Run without keeping anything for a backward pass; there is no dropout.
 
@@ -108,6 +114,21 @@ class Recurrent(Configured):
                 is 0 and its state stays; the second direction starts at the row's own last step.
             out: where y goes; no two of its elements may share memory, nor may it share any with
                 what the call reads: x, state and the parameters.
+            resets: (T, B) bool, in host memory as the two below: where it is True the row's state
+                begins anew before that step, as at the first step of an episode, and no gradient
+                goes back across it. The second direction begins anew at the same places, on its
+                way back.
+            reset_to: what anew begins with: "zero", or "initial" for what ``state`` gives the row.
+            segments: (T, B) integers of at least 0, for rows into which several sequences are
+                packed: a row begins anew wherever the number changes. The first sequence begins
+                with ``state``.
+            mask: (T, B) bool: where it is False the row skips the step, wherever that is, and
+                holds its state, also at the start, as for padding on the left.
+            masked_output: what y is where ``mask`` is False: "zero", or "last" for the output of
+                the step before it that was not skipped (of the second direction, after it), as
+                Keras has it; where there is none, 0.
+
+        With ``batch_first`` these three are (B, T), of one sequence (T,).
 
         Returns:
             y (T, B, D·H) and the last state, shaped as the initial one.
@@ -116,7 +137,8 @@ class Recurrent(Configured):
             TypeError, ValueError: an argument has the wrong type, dtype, shape or range.
 
         """
-        return run(self._network, x, state, lengths, out)
+        marks = asked(resets, reset_to, segments, mask, masked_output)
+        return run(self._network, x, state, lengths, out, marks)
 
     def forward(
         self,
@@ -127,6 +149,12 @@ class Recurrent(Configured):
         out: Array | None = None,
         dropout_key: SupportsIndex | None = None,
         recompute: SupportsIndex | None = None,
+        tbptt: SupportsIndex | None = None,
+        resets: Any = None,
+        reset_to: str = "zero",
+        segments: Any = None,
+        mask: Any = None,
+        masked_output: str = "zero",
     ) -> tuple[Array, State, Tape]:
         """Run and keep what a backward pass needs; arguments and results as in a plain call.
 
@@ -139,6 +167,14 @@ class Recurrent(Configured):
                 longer. Gradients are those without it but for the rounding of their sums. Such a
                 tape has neither ``gates`` nor ``state_gradients``; with two directions it also
                 keeps what a layer hands to the next. None keeps every step.
+            tbptt: k, for truncated back-propagation through time: the state goes on through all
+                steps, but its gradient, in every layer, goes back to the last multiple of k alone.
+                y is the same, bit for bit. None goes back to the first step.
+            resets: these five as in a plain call.
+            reset_to: see there.
+            segments: see there.
+            mask: see there.
+            masked_output: see there.
 
         Returns:
             y, the last state and a tape. The tape has its own copy of the parameters, but x, y and
@@ -152,8 +188,22 @@ class Recurrent(Configured):
                 f"dropout_key must be given when dropout is {self.dropout:g}, got None"
             )
         dropout = self.dropout if self.num_layers > 1 else 0.0
-        every = None if recompute is None else positive_int("recompute", recompute)
-        return run_taped(self._network, x, state, lengths, out, dropout, dropout_key, every)
+        marks = asked(resets, reset_to, segments, mask, masked_output)
+        every = _piece("recompute", recompute, reset_to)
+        truncated = _piece("tbptt", tbptt, reset_to)
+        if truncated is not None and every is not None:
+            raise ValueError(
+                f"tbptt and recompute must not both be given, got {truncated} and {every}: with "
+                "tbptt=k a call of k steps at a time has no need of recompute"
+            )
+        if truncated is not None and self.num_directions > 1:
+            raise ValueError(
+                f"tbptt needs a layer with bidirectional=False, got tbptt={truncated}: what "
+                "comes from the end has no piece before it"
+            )
+        return run_taped(
+            self._network, x, state, lengths, out, dropout, dropout_key, every, truncated, marks
+        )
 
     def freeze(self) -> Frozen:
         """A packed snapshot of the parameters as they are now, to be called as the layer is.
@@ -232,17 +282,20 @@ class Recurrent(Configured):
 
         return layer_to_torch(self, arrays=arrays)
 
-    def last_output(self, y: Array, state: State, lengths: Any = None) -> Array:
+    def last_output(
+        self, y: Array, state: State, lengths: Any = None, *, mask: Any = None
+    ) -> Array:
         """The last output of every row, of what a call gave: each direction's where it ends.
 
         It is h of the top layer, its directions side by side or merged as y is, and what ``dlast``
-        of a tape's ``backward`` is the gradient in. A `Stack` has the same, for which y and lengths
+        of a tape's ``backward`` is the gradient in. A `Stack` has the same, for which the others
         matter.
 
         Args:
             y: as the call gave it.
             state: the last state, likewise.
             lengths: as the call was given them.
+            mask: likewise.
 
         Returns:
             (B, output_size), or (output_size,) without a batch.
@@ -297,6 +350,16 @@ class Recurrent(Configured):
         kinds = zip(parameter_kinds(self._spec), names, strict=True)
         own = {kind: self._parameters[name] for kind, name in kinds if kind and name}
         return step, self._device, own
+
+
+def _piece(name: str, steps: SupportsIndex | None, reset_to: str) -> int | None:
+    """Steps of the pieces that a forward pass is cut into, or None."""
+    if steps is None:
+        return None
+    every = positive_int(name, steps)
+    if reset_to != "zero":
+        raise ValueError(f"{name} needs reset_to='zero', got {reset_to!r}")
+    return every
 
 
 def one_step_of(

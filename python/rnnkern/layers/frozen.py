@@ -7,6 +7,7 @@ from typing import Any
 
 from rnnkern._checks import Array
 from rnnkern.layers.arguments import State
+from rnnkern.layers.marks import asked
 from rnnkern.layers.network import Network, run
 
 
@@ -36,9 +37,15 @@ class Frozen:
         lengths: Any = None,
         *,
         out: Array | None = None,
+        resets: Any = None,
+        reset_to: str = "zero",
+        segments: Any = None,
+        mask: Any = None,
+        masked_output: str = "zero",
     ) -> tuple[Array, State]:
         """As a plain call of the layer: the same arguments, results and errors."""
-        return run(self._network, x, state, lengths, out)
+        marks = asked(resets, reset_to, segments, mask, masked_output)
+        return run(self._network, x, state, lengths, out, marks)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickles: the panels are packed anew, for the processor that is there."""

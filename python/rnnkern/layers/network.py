@@ -13,6 +13,7 @@ import numpy as np
 from rnnkern._checks import Array
 from rnnkern.devices import Device, Kept, NetworkKernels, Weights
 from rnnkern.layers.arguments import Input, Layout, State
+from rnnkern.layers.marks import Asked, Repeated
 from rnnkern.layers.weights import parameter_names
 
 
@@ -65,19 +66,25 @@ class Network:
 
 
 def run(
-    network: Network, x: Any, state: State | None, lengths: Any, out: Array | None
+    network: Network,
+    x: Any,
+    state: State | None,
+    lengths: Any,
+    out: Array | None,
+    asked: Asked | None = None,
 ) -> tuple[Array, State]:
     """A plain call: y and the last state as the caller wants them."""
-    if out is None:
+    if out is None and asked is None:
         done: tuple[Array, State] | None = network.kernels.direct(x, state, lengths, False)
         if done is not None:  # else something has to be converted, or is wrong
             return done
     layout = network.layout
-    given, h, c = layout.input(x, state, lengths)
+    given, h, c = layout.input(x, state, lengths, asked)
     y = layout.output(out, given, h, c, () if out is None else network.named_weights())
     if state is not None:  # the kernels work in place, and these are the caller's
         h, c = h.copy(), None if c is None else c.copy()
     forward(network, given, h, c, y)
+    repeat_outputs(network, given, y)
     return layout.as_given(y, given) if out is None else out, layout.state_as_given(h, c, given)
 
 
@@ -98,7 +105,29 @@ def forward(
     """
     if given.is_empty:
         return None
-    return network.kernels.forward(given.x, given.lengths, h, c, y, masks, keep=keep)
+    marks = given.marks
+    if marks is None:
+        return network.kernels.forward(given.x, given.lengths, h, c, y, masks, keep=keep)
+    return network.kernels.forward(
+        given.x, given.lengths, h, c, y, masks, keep, marks.resets, marks.mask, marks.to_initial
+    )
+
+
+def repeated(network: Network, given: Input) -> Repeated | None:
+    """The last outputs at the steps that a call skips, where they are wanted there."""
+    marks = given.marks
+    if marks is None or marks.mask is None or not marks.repeats or given.is_empty:
+        return None
+    spec = network.spec
+    backwards = [spec.backwards(d) for d in range(spec.directions)]
+    return Repeated(network.device, marks.mask, given.lengths, backwards)
+
+
+def repeat_outputs(network: Network, given: Input, y: Array) -> None:
+    """Write them into y."""
+    repeats = repeated(network, given)
+    if repeats is not None:
+        repeats.fill(y)
 
 
 def backward(

@@ -11,15 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-import numpy as np
-
 from rnnkern._checks import Array
 from rnnkern.devices import Gradient, Kept, masked
 from rnnkern.layers.arguments import Input
 from rnnkern.layers.merging import merged, split_gradient
-from rnnkern.layers.network import Network, dropout_masks, forward, zeros_like
-
-_SUMMED_ROWS = 1 << 14  # of a gradient, by themselves: long sums of float32 lose digits
+from rnnkern.layers.network import Network, dropout_masks, forward
+from rnnkern.layers.pieces import Pieces, Sums
 
 
 def run_sparsely(
@@ -54,6 +51,11 @@ class _Sparse:
         _refuse("gates()")
 
     @property
+    def places(self) -> NoReturn:
+        """Likewise."""
+        _refuse("state_gradients")
+
+    @property
     def between(self) -> NoReturn:
         """Likewise."""
         _refuse("gates()")
@@ -84,20 +86,17 @@ class _OneWay(_Sparse):
     ) -> None:
         """Forward; the weights are the pass's own."""
         self._network = network.packed()
-        self._given = given
-        self._dropout, self._key = dropout, key
-        steps = given.steps
-        self._spans = [slice(t, min(t + every, steps)) for t in range(0, steps, every)]
-        if network.spec.reverse:
-            self._spans.reverse()
-        count, empty = len(self._spans), network.device.xp.empty
+        self._pieces = Pieces(network, given, every, dropout, key)
+        spans = self._pieces.spans
+        count, empty = len(spans), network.device.xp.empty
         self._h = empty((count, *h.shape), h.dtype)
         self._c = None if c is None else empty((count, *c.shape), c.dtype)
-        for k, span in enumerate(self._spans):
+        for k, span in enumerate(spans):
             self._h[k] = h
             if self._c is not None:
                 self._c[k] = c
-            forward(self._network, self._piece(span), h, c, y[span], self._masks(span))
+            masks = self._pieces.masks(span)
+            forward(self._network, self._pieces.input(span), h, c, y[span], masks)
 
     def backward(
         self,
@@ -113,36 +112,19 @@ class _OneWay(_Sparse):
         """See `Kept`. The y of each piece is computed anew too."""
         if state_gradients is not None:
             _refuse("state_gradients")
-        network, rows = self._network, 0
-        recent = [zeros_like(network, w) for w in network.weights]
-        for k in reversed(range(len(self._spans))):
-            span = self._spans[k]
-            piece = self._piece(span)
+        network, sums = self._network, Sums(self._network, gradients)
+        for k in reversed(range(len(self._pieces.spans))):
+            span = self._pieces.spans[k]
+            piece, masks = self._pieces.input(span), self._pieces.masks(span)
             h, c = self._h[k].copy(), None if self._c is None else self._c[k].copy()
             shape = (piece.steps, piece.batch, network.spec.features)
             own = network.device.xp.empty(shape, network.spec.dtype)
-            kept = forward(network, piece, h, c, own, self._masks(span), keep=True)
+            kept = forward(network, piece, h, c, own, masks, keep=True)
             assert kept is not None
             of_x = None if dx is None else dx[span]
-            kept.backward(piece.x, own, None if dy is None else dy[span], dh, dc, of_x, recent)
-            rows += piece.steps * piece.batch
-            if rows > _SUMMED_ROWS or k == 0:
-                _move(recent, gradients)
-                rows = 0
-
-    def _piece(self, span: slice) -> Input:
-        """The arguments of those steps."""
-        x, lengths, unbatched = self._given
-        if lengths is not None:
-            lengths = (lengths - span.start).clip(0, span.stop - span.start)
-        return Input(x[span], lengths, unbatched)
-
-    def _masks(self, span: slice) -> list[Array]:
-        """The dropout masks that the whole call has there."""
-        if self._dropout == 0.0:
-            return []
-        piece = self._piece(span)
-        return dropout_masks(self._network, piece, self._dropout, self._key, span.start)
+            of_y = None if dy is None else dy[span]
+            kept.backward(piece.x, own, of_y, dh, dc, of_x, sums.recent)
+            sums.added(piece, last=k == 0)
 
 
 class _BothWays(_Sparse):
@@ -221,16 +203,6 @@ class _BothWays(_Sparse):
         spec = network.spec if k == 0 else network.spec.above
         alone = replace(spec, layers=1, directions=1, reverse=d == 1, merge="concat")
         return Network(replace(network.layout, spec=alone), [network.weights[2 * k + d]])
-
-
-def _move(recent: Sequence[Gradient], totals: Sequence[Gradient]) -> None:
-    """Add the recent sums to the totals, and begin new ones."""
-    for parts, sums in zip(recent, totals, strict=True):
-        for part, total in zip(parts, sums, strict=True):
-            if part is not None and total is not None:
-                with np.errstate(all="ignore"):
-                    total += part
-                part[...] = 0
 
 
 def _refuse(what: str) -> NoReturn:

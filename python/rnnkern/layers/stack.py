@@ -16,6 +16,7 @@ from rnnkern.layers.arguments import (
     check_apart,
     check_dropout_key,
     check_out,
+    check_repeats,
     split_key,
     states_of,
 )
@@ -23,6 +24,7 @@ from rnnkern.layers.base import Recurrent
 from rnnkern.layers.configured import spec_of
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.frozen import Frozen
+from rnnkern.layers.marks import Asked, asked
 from rnnkern.layers.network import dropout_mask
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.stack_stream import StackStream
@@ -106,6 +108,11 @@ class Stack(Fixed):
         lengths: Any = None,
         *,
         out: Array | None = None,
+        resets: Any = None,
+        reset_to: str = "zero",
+        segments: Any = None,
+        mask: Any = None,
+        masked_output: str = "zero",
     ) -> tuple[Array, tuple[State, ...]]:
         """Run without keeping anything for a backward pass; there is no dropout.
 
@@ -115,6 +122,12 @@ class Stack(Fixed):
                 is zero.
             lengths: as a layer takes them.
             out: where y goes, as of a layer.
+            resets: these five as a layer takes them, for all layers; the initial states are
+                those of each layer.
+            reset_to: see there.
+            segments: see there.
+            mask: see there.
+            masked_output: see there, of the last layer.
 
         Returns:
             y as the last layer gives it, and a tuple of the layers' last states.
@@ -123,7 +136,8 @@ class Stack(Fixed):
             TypeError, ValueError: as the layers raise.
 
         """
-        return self._run(self.layers, x, state, lengths, out)
+        marks = asked(resets, reset_to, segments, mask, masked_output)
+        return self._run(self.layers, x, state, lengths, out, marks)
 
     def forward(
         self,
@@ -134,6 +148,12 @@ class Stack(Fixed):
         out: Array | None = None,
         dropout_key: SupportsIndex | None = None,
         recompute: SupportsIndex | None = None,
+        tbptt: SupportsIndex | None = None,
+        resets: Any = None,
+        reset_to: str = "zero",
+        segments: Any = None,
+        mask: Any = None,
+        masked_output: str = "zero",
     ) -> tuple[Array, tuple[State, ...], StackTape]:
         """Run and keep what a backward pass needs; arguments and results as in a plain call.
 
@@ -141,6 +161,12 @@ class Stack(Fixed):
             dropout_key: an integer in 0..2**64-1 that picks the dropout masks, of the stack and of
                 its layers, needed where there are some. Give every step of training its own.
             recompute: as of a layer, for each of them; what one layer hands to the next is kept.
+            tbptt: as of a layer, for each of them.
+            resets: these five as in a plain call.
+            reset_to: see there.
+            segments: see there.
+            mask: see there.
+            masked_output: see there.
 
         Returns:
             y, the last states and a tape. x, y and the initial states are kept as they are: leave
@@ -152,33 +178,41 @@ class Stack(Fixed):
             raise ValueError(
                 f"dropout_key must be given when dropout is {self.dropout:g}, got None"
             )
+        marks = asked(resets, reset_to, segments, mask, masked_output)
+        options = self._options(marks)
         keys = split_key(key, 2 * len(self.layers))
         states, tapes, masks = states_of("state", state, len(self.layers)), [], []
         y = self._device.array("x", x)
         self._check_overlap(out, y, states)
         last: list[State] = []
         for k, layer in enumerate(self.layers):
-            given, mask, mask_key = y, None, keys[2 * k]
+            given, factors, mask_key = y, None, keys[2 * k]
             if k > 0 and self.dropout > 0.0:
                 assert mask_key is not None
-                mask = dropout_mask(
+                factors = dropout_mask(
                     self._device, given.shape, self.dtype, self.dropout, mask_key, 0
                 )
             y, own, tape = layer.forward(
-                given if mask is None else masked(given, mask),
+                given if factors is None else masked(given, factors),
                 states[k],
                 lengths,
                 out=self._out_of(k, out),
                 dropout_key=keys[2 * k + 1],
                 recompute=recompute,
+                tbptt=tbptt,
+                **options,
             )
-            y = self._joined(k, y, given, lengths, out)
+            y = self._joined(k, y, given, lengths, out, marks)
             last.append(own)
             tapes.append(tape)
-            masks.append(mask)
-        return y, tuple(last), StackTape(tapes, masks, self.residual, self._steps(y, lengths))
+            masks.append(factors)
+        steps = self._steps(y, lengths, marks)
+        steps.repeat(y)
+        return y, tuple(last), StackTape(tapes, masks, self.residual, steps)
 
-    def last_output(self, y: Array, state: Sequence[State], lengths: Any = None) -> Array:
+    def last_output(
+        self, y: Array, state: Sequence[State], lengths: Any = None, *, mask: Any = None
+    ) -> Array:
         """The last output of every row, of what a call gave: each direction's where it ends.
 
         It is what ``dlast`` of a tape's ``backward`` is the gradient in: as `Recurrent` has it.
@@ -187,6 +221,7 @@ class Stack(Fixed):
             y: as the call gave it.
             state: the last states, likewise.
             lengths: as the call was given them.
+            mask: likewise.
 
         Returns:
             (B, output_size), or (output_size,) without a batch.
@@ -195,7 +230,7 @@ class Stack(Fixed):
         h = self.layers[-1].last_output(y, state[-1], lengths)
         if not self.residual[-1]:
             return h
-        return self._steps(y, lengths).last(y, h)
+        return self._steps(y, lengths, asked(None, "zero", None, mask, "zero")).last(y, h)
 
     def freeze(self) -> FrozenStack:
         """A packed snapshot of the parameters as they are now, to be called as the stack is."""
@@ -229,24 +264,48 @@ class Stack(Fixed):
         state: StackState | None,
         lengths: Any,
         out: Array | None,
+        marks: Asked | None,
     ) -> tuple[Array, tuple[State, ...]]:
         """A plain call of the layers, or of their snapshots."""
+        options = self._options(marks)
         states = states_of("state", state, len(layers))
         y = self._device.array("x", x)
         self._check_overlap(out, y, states)
         last = []
         for k, layer in enumerate(layers):
             given = y
-            y, own = layer(given, states[k], lengths, out=self._out_of(k, out))
-            y = self._joined(k, y, given, lengths, out)
+            y, own = layer(given, states[k], lengths, out=self._out_of(k, out), **options)
+            y = self._joined(k, y, given, lengths, out, marks)
             last.append(own)
+        if marks is not None and marks.repeats:
+            self._steps(y, lengths, marks).repeat(y)
         return y, tuple(last)
+
+    def _options(self, marks: Asked | None) -> dict[str, Any]:
+        """What the layers' calls are asked for: between them y of skipped steps is 0."""
+        check_repeats(marks, spec_of(self.layers[-1]))
+        if marks is None:
+            return {}
+        return {
+            "resets": marks.resets,
+            "reset_to": "initial" if marks.to_initial else "zero",
+            "segments": marks.segments,
+            "mask": marks.mask,
+        }
 
     def _out_of(self, k: int, out: Array | None) -> Array | None:
         """Where a layer writes its y: to `out`, if what it gives is what the stack gives."""
         return out if k == len(self.layers) - 1 and not self.residual[k] else None
 
-    def _joined(self, k: int, y: Array, given: Array, lengths: Any, out: Array | None) -> Array:
+    def _joined(
+        self,
+        k: int,
+        y: Array,
+        given: Array,
+        lengths: Any,
+        out: Array | None,
+        marks: Asked | None,
+    ) -> Array:
         """A layer's y, and its input added where that is wanted."""
         if not self.residual[k]:
             return y
@@ -256,7 +315,7 @@ class Stack(Fixed):
                 f"gives, got tokens of {given.dtype.name}"
             )
         if k == 0:  # further up it is 0 past a row's length
-            given = self._steps(y, lengths).within(given)
+            given = self._steps(y, lengths, marks).within(given)
         with np.errstate(all="ignore"):
             if out is None or k < len(self.layers) - 1:
                 total: Array = y + given
@@ -279,12 +338,13 @@ class Stack(Fixed):
         params = ((f"params[{name!r}]", p) for name, p in self.params.items())
         check_apart(device, out, (("x", x), *of_states, *params))
 
-    def _steps(self, y: Array, lengths: Any) -> Steps:
+    def _steps(self, y: Array, lengths: Any, marks: Asked | None) -> Steps:
         spec = spec_of(self.layers[-1])
         return Steps(
             self._device,
             y,
             lengths,
+            marks,
             batch_first=self.batch_first,
             backwards=[spec.backwards(d) for d in range(spec.directions)],
         )
@@ -311,9 +371,15 @@ class FrozenStack:
         lengths: Any = None,
         *,
         out: Array | None = None,
+        resets: Any = None,
+        reset_to: str = "zero",
+        segments: Any = None,
+        mask: Any = None,
+        masked_output: str = "zero",
     ) -> tuple[Array, tuple[State, ...]]:
         """As a plain call of the stack: the same arguments, results and errors."""
-        return self._stack._run(self._layers, x, state, lengths, out)
+        marks = asked(resets, reset_to, segments, mask, masked_output)
+        return self._stack._run(self._layers, x, state, lengths, out, marks)
 
     def __repr__(self) -> str:
         return f"FrozenStack({self._stack!r})"

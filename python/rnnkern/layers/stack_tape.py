@@ -76,7 +76,7 @@ class StackTape:
         whole, device = self._steps, self._steps.device
         dstates = states_of("dstate", dstate, len(self._tapes))
         if dy is not None:
-            dy = device.shaped("dy", dy, whole.shape, whole.dtype)
+            dy = whole.repeat_backward(device.shaped("dy", dy, whole.shape, whole.dtype))
             if any(self._residual):
                 dy = whole.within(dy)
         if dlast is not None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rnnkern import _core
 from rnnkern._checks import Array, choice, host_array, on_gpu, positive_int
 from rnnkern.layers.arguments import State, check_out
+from rnnkern.layers.marks import asked
 from rnnkern.layers.network import Network, forward
 
 # Measured: in a step of fewer flops a second thread costs more to wake than it saves.
@@ -194,13 +195,23 @@ class Stream:
             self._packed = self._network.packed(by_token=self._by_token)
         return self._packed
 
-    def block(self, x: Any, out: Array | None = None) -> Array:
+    def block(
+        self, x: Any, out: Array | None = None, *, resets: Any = None, mask: Any = None
+    ) -> Array:
         """Several steps: x (T, B, I), or tokens (T, B); returns y (T, B, H), in `out` if given.
 
         One that is interrupted (KeyboardInterrupt) leaves the state as it was before the block.
+
+        Args:
+            x: the steps of every row.
+            out: where y goes.
+            resets: (T, B) bool: before these steps the row's state is zero again.
+            mask: (T, B) bool: where it is False the row skips the step; its y is 0 there.
+
         """
         network, layout = self._network, self._layout
-        given, h_0, c_0 = layout.input(x, None, None)
+        marks = asked(resets, "zero", None, mask, "zero")
+        given, h_0, c_0 = layout.input(x, None, None, marks)
         if given.unbatched or given.batch != self.batch:
             inputs, shape = network.spec.inputs, network.device.array("x", x).shape
             raise ValueError(

@@ -6,15 +6,24 @@ from __future__ import annotations
 from copy import copy, deepcopy
 from typing import Any, NoReturn
 
-import numpy as np
-
 from rnnkern._checks import Array
 from rnnkern.devices import Kept, LayerSpec
 from rnnkern.layers.arguments import Input, State
 from rnnkern.layers.gradients import Gradients, StateGradients
+from rnnkern.layers.marks import Asked
 from rnnkern.layers.merging import split_gradient
-from rnnkern.layers.network import Network, backward, by_name, dropout_masks, forward
+from rnnkern.layers.network import (
+    Network,
+    backward,
+    by_name,
+    dropout_masks,
+    forward,
+    repeat_outputs,
+    repeated,
+)
+from rnnkern.layers.pieces import Pieces
 from rnnkern.layers.recompute import run_sparsely
+from rnnkern.layers.truncate import Truncated
 
 
 class Tape:
@@ -72,7 +81,8 @@ class Tape:
     def gates(self) -> list[dict[str, Array]]:
         """What each gate gave at each step: for every layer, by its name, (T, B, D·H).
 
-        The values are those after σ or tanh, and 0 past a row's length; T and B stand as in y.
+        The values are those after σ or tanh, and 0 past a row's length and where it is masked; T
+        and B stand as in y.
         """
         spec = self._network.spec
         names, directions = spec.facts.gates, spec.directions
@@ -83,7 +93,7 @@ class Tape:
         elif spec.facts.saved == 0:  # then y, or what is merged in it, is the one gate's
             values = [[y] for y in self._kept.between]
             if not spec.merges:
-                values.append([self._y])
+                values.append([self._live(self._y)])
         else:
             unpacked = [
                 self._unpacked(saved)[: len(names)]
@@ -128,7 +138,8 @@ class Tape:
 
         """
         network, given, kept = self._network, self._given, self._kept
-        if kept is not None and dlast is None and not state_gradients:
+        repeats = repeated(network, given)
+        if kept is not None and dlast is None and not state_gradients and repeats is None:
             done = kept.direct(given.x, self._y, dy, dstate, given.unbatched)
             if done is not None:  # else something has to be converted, or is wrong
                 dx, state, arrays = done
@@ -138,6 +149,8 @@ class Tape:
         if dlast is not None:
             dh[-network.spec.directions :] += self._by_direction(dlast)
         upstream = layout.gradient(dy, given)
+        if repeats is not None and upstream is not None:
+            upstream = repeats.backward(upstream)
         traces = self._new_traces() if state_gradients else None
         dx, grads = backward(network, given, self._y, kept, upstream, dh, dc, traces)
         return Gradients(
@@ -159,8 +172,8 @@ class Tape:
 
     def _new_traces(self) -> list[Array]:
         """Room for what is told, by layer and direction: (live steps, states + gates, H)."""
-        spec, given = self._network.spec, self._given
-        live = given.steps * given.batch if given.lengths is None else int(given.lengths.sum())
+        spec = self._network.spec
+        live = 0 if self._kept is None else len(self._kept.places)
         shape = (live, len(spec.facts.states) + len(spec.facts.gates), spec.units)
         empty = self._network.device.xp.empty
         return [empty(shape, spec.dtype) for _ in self._network.weights]
@@ -187,16 +200,21 @@ class Tape:
         """(K, T, B, H) of every direction as K arrays (T, B, D·H)."""
         return list(self._network.device.xp.concatenate(directions, axis=-1))
 
+    def _live(self, y: Array) -> Array:
+        """What y (T, B, D·H) has at the steps gone through, elsewhere 0."""
+        assert self._kept is not None
+        at, values = self._network.device.put(self._kept.places), y.reshape(-1, y.shape[-1])
+        whole = self._network.device.xp.zeros(values.shape, y.dtype)
+        whole[at] = values[at]
+        live: Array = whole.reshape(y.shape)
+        return live
+
     def _unpacked(self, packed: Array) -> Array:
-        """(live steps, K, H) in the kernels' order, rows by falling length, as (K, T, B, H)."""
-        steps, batch, lengths = self._given.steps, self._given.batch, self._given.lengths
-        device = self._network.device
-        if lengths is None:
-            lengths = np.full(batch, steps)
-        order = np.argsort(-lengths, kind="stable")
-        step, place = np.nonzero(np.arange(steps)[:, None] < lengths[order])
+        """(live steps, K, H) in the kernels' order as (K, T, B, H)."""
+        steps, batch, device = self._given.steps, self._given.batch, self._network.device
         whole = device.xp.zeros((steps * batch, *packed.shape[1:]), packed.dtype)
-        whole[device.put(step * batch + order[place])] = packed
+        if self._kept is not None:
+            whole[device.put(self._kept.places)] = packed
         by_step = whole.reshape(steps, batch, *packed.shape[1:])
         unpacked: Array = device.xp.moveaxis(by_step, 2, 0)
         return unpacked
@@ -211,28 +229,35 @@ def run_taped(
     dropout: float = 0.0,
     dropout_key: int | None = None,
     recompute: int | None = None,
+    tbptt: int | None = None,
+    asked: Asked | None = None,
 ) -> tuple[Array, State, Tape]:
     """A call that can be gone back: y, the last state and a tape. With dropout there is a key."""
     layout = network.layout
-    if out is None and dropout == 0.0 and recompute is None:
+    whole = recompute is None and tbptt is None
+    if out is None and dropout == 0.0 and whole and asked is None:
         done = network.kernels.direct(x, state, lengths, True)
         if done is not None:  # else something has to be converted, or is wrong
             y, last, kernels_own = done
             given = layout.taken(x, lengths)
             return y, last, Tape(network, given, layout.time_first(y, given), kernels_own, last)
-    given, h, c = layout.input(x, state, lengths)
+    given, h, c = layout.input(x, state, lengths, asked)
     result = layout.output(out, given, h, c, () if out is None else network.named_weights())
     if state is not None:  # the kernels work in place, and these are the caller's
         h, c = h.copy(), None if c is None else c.copy()
     kept: Kept | None = None
-    if recompute is None:
+    if whole:
         masks: list[Array] = []
         if dropout > 0.0:
             assert dropout_key is not None
             masks = dropout_masks(network, given, dropout, dropout_key)
         kept = forward(network, given, h, c, result, masks, keep=True)
-    elif not given.is_empty:
+    elif recompute is not None and not given.is_empty:
         kept = run_sparsely(network, given, h, c, result, recompute, dropout, dropout_key)
+    elif tbptt is not None and not given.is_empty:
+        pieces = Pieces(network, given, tbptt, dropout, dropout_key or 0)
+        kept = Truncated(network, pieces, h, c, result)
+    repeat_outputs(network, given, result)
     y = layout.as_given(result, given) if out is None else out
     last = layout.state_as_given(h, c, given)
     return y, last, Tape(network, given, result, kept, last)
