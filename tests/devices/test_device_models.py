@@ -101,6 +101,41 @@ def test_a_service(cuda: devices.Cuda) -> None:
     agree(cuda, "refreshed", there.block(cuda.put(x[None])), here.block(x[None]), 1e-5)
 
 
+@pytest.mark.parametrize("readout", READOUTS)
+def test_the_forms_of_what_is_asked(cuda: devices.Cuda, readout: str) -> None:
+    model, twin = pair(cuda, readout)
+    rows = [np.arange(n) % VOCABULARY for n in (3, 0, 4, 1)]
+    for got, want in zip(twin.predict(rows), model.predict(rows), strict=True):
+        agree(cuda, "a row", got, want, 1e-5)
+    x, _ = data(readout)
+    there = cuda.put(x.T.copy())
+    first, want = twin.predict(there, batch_first=True), model.predict(x)
+    agree(cuda, "rows first", first, want.swapaxes(0, 1) if readout == "all" else want, 1e-5)
+    agree(cuda, "alone", twin.predict(cuda.put(x[:, 0])), model.predict(x[:, 0]), 1e-5)
+    *_, tape = twin.forward(cuda.put(x[:, 0]))
+    want, _, of_model = model.forward(x[:, 0])
+    ones = np.ones_like(want)
+    agree_by_name(cuda, tape.backward(cuda.put(ones)).params, of_model.backward(ones).params)
+    if readout in ("all", "last"):
+        prompts = [[1, 2], [0], [2, 1, 0]]
+        written = twin.generate(prompts, 6, top_k=1)
+        for got, row in zip(written, model.generate(prompts, 6, top_k=1), strict=True):
+            assert_same_bits("written", cuda.get(got), row)
+        alone = twin.generate(cuda.put(np.array([1, 2])), 6, top_k=1)
+        assert_same_bits("written", cuda.get(alone), cuda.get(written[0]))
+
+
+def test_outputs_go_where_they_are_told(cuda: devices.Cuda) -> None:
+    model, twin = pair(cuda, "all")
+    x, _ = data("all")
+    stream, room = twin.stream(x.shape[1]), cuda.xp.zeros((x.shape[1], OUTPUTS + 1), np.float32)
+    for t, out in enumerate((room[:, 1:], cuda.xp.zeros((x.shape[1], OUTPUTS), np.float32))):
+        assert stream.step(cuda.put(x[t]), out) is out
+        agree(cuda, "step", out, model.predict(x[: t + 1])[-1], 1e-5)
+    with pytest.raises(TypeError, match="out must be a CuPy array, got"):
+        stream.step(cuda.put(x[0]), np.zeros((x.shape[1], OUTPUTS), np.float32))
+
+
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
 def test_attention(cuda: devices.Cuda, lengths: Any) -> None:
     options: dict[str, Any] = {"cell": "GRU", "bidirectional": True, "attention": "dot"}
@@ -130,6 +165,9 @@ def test_attention(cuda: devices.Cuda, lengths: Any) -> None:
     ):
         for a, b in zip(on_gpu, here, strict=True):
             np.testing.assert_allclose(cuda.get(a), b, rtol=1e-4)
+    rows = [np.arange(n) % VOCABULARY for n in (3, 1, 2)]
+    for a, b in zip(twin.greedy(rows), model.greedy(rows), strict=True):
+        assert_same_bits("greedy", cuda.get(a), b)
 
 
 def test_fit(cuda: devices.Cuda, tmp_path: Any) -> None:

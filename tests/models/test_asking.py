@@ -137,6 +137,7 @@ def test_one_sequence_is_a_batch_of_one_without_its_axis(
         model.evaluate(row, of_row, lengths, mask=mask.reshape(of_row.shape)), abs=1e-12
     )
     assert model.places(x, targets, mask=mask) == mask.sum()
+    assert model.places(x, targets, mask=mask.tolist()) == mask.sum()
     with pytest.raises(ValueError, match="x must have an axis of rows to be shared out"):
         model.part(x, targets, lengths, None, lambda count: slice(count))
 

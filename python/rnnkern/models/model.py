@@ -320,9 +320,9 @@ class Model(Fixed):
         if self.readout != "all":
             shape = shape[1 - self._axis :][:1] if len(shape) == 2 else ()
         counted = self._mask(shape, lengths, mask)
-        return (
-            math.prod(shape) if counted is None else int(self._device.array("mask", counted).sum())
-        )
+        if counted is None:
+            return math.prod(shape)
+        return int((counted if hasattr(counted, "sum") else np.asarray(counted)).sum())
 
     def part(
         self, x: Any, targets: Any, lengths: Any, mask: Any, share: Callable[[int], slice]

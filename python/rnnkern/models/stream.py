@@ -56,7 +56,8 @@ class ModelStream:
                 their outputs are 0, and nobody looks at what x has for them.
 
         """
-        self._check_out(out, (self.batch,))
+        if out is not None:
+            self._check_out(out, (self.batch,))
         if mask is None:
             return self._head(self._recurrent.step(self._features(x)), out=out)
         x = self._device.array("x", x)
@@ -79,14 +80,14 @@ class ModelStream:
     def block(self, x: Any, out: Array | None = None) -> Array:
         """Several steps: x (T, B, I), or tokens (T, B); outputs (T, B, K), in `out` if given."""
         features = self._features(x)
-        self._check_out(out, np.shape(features)[:2])
+        if out is not None:
+            self._check_out(out, self._device.array("x", features).shape[:2])
         return self._head(self._recurrent.block(features), out=out)
 
-    def _check_out(self, out: Array | None, rows: tuple[int, ...]) -> None:
+    def _check_out(self, out: Array, rows: tuple[int, ...]) -> None:
         """Refuse a wrong one before the state goes on."""
-        if out is not None:
-            head = self._source[1]
-            check_out(self._device, out, (*rows, head.out_features), head.dtype)
+        head = self._source[1]
+        check_out(self._device, out, (*rows, head.out_features), head.dtype)
 
     def _features(self, x: Any) -> Any:
         return x if self._embedding is None else self._embedding(x)
