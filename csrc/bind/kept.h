@@ -253,9 +253,9 @@ struct KeptOf {
   }
 
   // The same for what a caller gives, in new arrays: (dx, dstate, gradients of what parameters there
-  // are); None where dy or dstate would have to be converted.
+  // are); None where dy or dstate would have to be converted, and for dx without `with_dx`.
   py::object direct(const py::object& given_x, const py::object& y, const py::object& dy,
-                    const py::object& dstate, bool unbatched) const {
+                    const py::object& dstate, bool unbatched, bool with_dx) const {
     if (unbatched && schedule.batch() > 1)
       throw std::invalid_argument("unbatched must be False where there are several rows");
     const StateShape<T> shape{.states = count(),
@@ -274,7 +274,7 @@ struct KeptOf {
     if (shape.has_c) state = py::make_tuple(state, shape.copy(parts[1], dc));
     py::object dx = py::none();
     Sequence<T> below;
-    if (!tokens) {
+    if (with_dx && !tokens) {
       dx = axes.template empty<T>(sizes.inputs);
       below = axes.template view<T>(dx, sizes.inputs);
       std::fill_n(below.data, schedule.steps() * schedule.batch() * sizes.inputs, T(0));

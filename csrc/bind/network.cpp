@@ -393,12 +393,13 @@ void bind_network(py::module_& m) {
       .def(
           "direct",
           [](const py::handle& self, const py::object& x, const py::object& y, const py::object& dy,
-             const py::object& dstate, bool unbatched) {
+             const py::object& dstate, bool unbatched, bool with_dx) {
             return built<Kept>(self, "self").visit([&](const auto& kept) {
-              return kept.direct(x, y, dy, dstate, unbatched);
+              return kept.direct(x, y, dy, dstate, unbatched, with_dx);
             });
           },
           py::arg("x"), py::arg("y"), py::arg("dy"), py::arg("dstate"), py::arg("unbatched"),
+          py::arg("with_dx") = true,
           "What a caller asks for: (dx, dstate, [gradients of the parameters there are]), in the "
           "caller's axes but for x and y. None where dy or dstate cannot be taken as they stand.");
 

@@ -30,7 +30,9 @@ class Kept:
         gradients: Sequence[tuple[Array | None, ...]],
         state_gradients: Sequence[Array] | None = None,
     ) -> None: ...
-    def direct(self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool) -> Any: ...
+    def direct(
+        self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool, with_dx: bool = True
+    ) -> Any: ...
 
 class Network:
     def __init__(

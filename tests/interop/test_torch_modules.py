@@ -177,6 +177,28 @@ def test_gradients_by_finite_differences(cls: str) -> None:
     assert torch.autograd.gradcheck(outputs, (x, *module.parameters()))
 
 
+@pytest.mark.parametrize(
+    "needed", [(True, False, False), (False, True, False), (False, True, True)]
+)
+def test_the_gradients_that_are_needed(needed: tuple[bool, bool, bool]) -> None:
+    torch.manual_seed(0)
+    ours, theirs = rt.LSTM(3, 4), torch.nn.LSTM(3, 4)
+    theirs.load_state_dict(ours.state_dict())
+    found = []
+    for module in (ours, theirs):
+        torch.manual_seed(1)
+        x, h, c = torch.randn(5, 2, 3), torch.randn(1, 2, 4), torch.randn(1, 2, 4)
+        given = [t.requires_grad_(need) for t, need in zip((x, h, c), needed, strict=True)]
+        y, (_, c_n) = module(x, (h, c))
+        (y.sin().sum() + c_n.sum()).backward()
+        found.append([*(t.grad for t in given), *(p.grad for p in module.parameters())])
+    assert [grad is not None for grad in found[0][:3]] == list(needed)
+    for got, want in zip(*found, strict=True):
+        assert (got is None) == (want is None)
+        if got is not None:
+            assert_close("gradient", got.numpy(), want.numpy(), 1e-6)
+
+
 def test_training_goes_as_with_pytorch() -> None:
     results = []
     for accelerated in (False, True):

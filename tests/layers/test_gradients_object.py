@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 import rnnkern as rk
+from rnnkern.cells import CELLS
 from rnnkern.layers.base import stream_of_tokens
+
+from support.compare import assert_same_bits
 
 X = np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32)
 
@@ -36,6 +39,28 @@ def test_tokens_have_no_gradient_but_keep_their_place() -> None:
     dx, _dstate, params = tape.backward(y)
     assert dx is None
     assert params.keys() == rk.GRU(3, 5).params.keys()
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "recomputed": {"recompute": 2},
+    "truncated": {"tbptt": 2},
+    "reset": {"resets": np.array([[False, True], [True, False], [False, True], [False, False]])},
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_without_that_of_x_all_else_is_the_same(cell: str, kind: str) -> None:
+    layer = CELLS[cell].build(3, 4, num_layers=2, bidirectional=kind != "truncated", seed=0)
+    y, _, tape = layer.forward(X, **KINDS[kind])
+    for dy in (y, np.asfortranarray(y), None):  # what is taken at once, copied, and missing
+        want, got = tape.backward(dy), tape.backward(dy, x_gradient=False)
+        assert got.x is None
+        assert want.x is not None
+        assert_same_bits("the state's", np.stack(got.state), np.stack(want.state))
+        for name, gradient in want.params.items():
+            assert_same_bits(name, got.params[name], gradient)
 
 
 def test_a_linear_map_has_no_state() -> None:

@@ -57,10 +57,12 @@ class Kept(Protocol):
 
         """
 
-    def direct(self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool) -> Any:
+    def direct(
+        self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool, with_dx: bool = True
+    ) -> Any:
         """The same for what a caller gives: dx, dstate and the gradients of parameters, all new.
 
-        None where that has to be converted or explained first.
+        None where that has to be converted or explained first; and for dx without `with_dx`.
         """
 
 

@@ -229,7 +229,9 @@ class LaunchedKept:
         """Of every layer but the last y."""
         return [p.y for p in self._passes[:-1]]
 
-    def direct(self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool) -> None:
+    def direct(
+        self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool, with_dx: bool = True
+    ) -> None:
         """Nothing, as in `LaunchedNetwork`."""
         return
 

@@ -175,7 +175,9 @@ class StretchedKept(Kept):
     def _whole(self, rows: Array) -> Array:
         return self._stretches.given(rows)
 
-    def direct(self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool) -> None:
+    def direct(
+        self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool, with_dx: bool = True
+    ) -> None:
         """Nothing: the arguments are looked at first."""
         return
 

@@ -139,6 +139,8 @@ def backward(
     dh: Array,
     dc: Array | None,
     traces: list[Array] | None = None,
+    *,
+    with_dx: bool = True,
 ) -> tuple[Array | None, dict[str, Array]]:
     """The gradients of ``forward``: ∂L/∂x, None for tokens, and ∂L/∂parameter by name.
 
@@ -147,7 +149,7 @@ def backward(
     """
     zeros, dtype = network.device.xp.zeros, network.spec.dtype
     gradients = [zeros_like(network, weights) for weights in network.weights]
-    dx = None if given.x.ndim == 2 else zeros(given.x.shape, dtype)
+    dx = None if given.x.ndim == 2 or not with_dx else zeros(given.x.shape, dtype)
     if kept is not None:
         kept.backward(given.x, y, dy, dh, dc, dx, gradients, traces)
     return dx, by_name(network, (a for a in chain(*gradients) if a is not None))

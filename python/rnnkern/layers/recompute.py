@@ -41,7 +41,9 @@ def run_sparsely(
 class _Sparse:
     """What both kinds are asked for, and refuse."""
 
-    def direct(self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool) -> None:
+    def direct(
+        self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool, with_dx: bool = True
+    ) -> None:
         """Nothing: the arguments are looked at first."""
         return
 

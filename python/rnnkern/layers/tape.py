@@ -117,6 +117,7 @@ class Tape:
         *,
         dlast: Any = None,
         state_gradients: bool = False,
+        x_gradient: bool = True,
     ) -> Gradients:
         """Gradients of a loss L by back-propagation through time.
 
@@ -127,6 +128,8 @@ class Tape:
                 of h of the top layer. It is added to what ``dstate`` says of it; None is zero.
             state_gradients: whether to return the gradients of every step's state and gates too;
                 on ``device="cpu"`` alone.
+            x_gradient: whether to return ∂L/∂x. Without it there is None, and a step has a product
+                less: for a first layer, whose x is data.
 
         Returns:
             `Gradients`, which unpacks to ∂L/∂x (None for tokens), ∂L/∂(initial state), and
@@ -140,7 +143,7 @@ class Tape:
         network, given, kept = self._network, self._given, self._kept
         repeats = repeated(network, given)
         if kept is not None and dlast is None and not state_gradients and repeats is None:
-            done = kept.direct(given.x, self._y, dy, dstate, given.unbatched)
+            done = kept.direct(given.x, self._y, dy, dstate, given.unbatched, x_gradient)
             if done is not None:  # else something has to be converted, or is wrong
                 dx, state, arrays = done
                 return Gradients(by_name(network, arrays), dx, state)
@@ -152,7 +155,9 @@ class Tape:
         if repeats is not None and upstream is not None:
             upstream = repeats.backward(upstream)
         traces = self._new_traces() if state_gradients else None
-        dx, grads = backward(network, given, self._y, kept, upstream, dh, dc, traces)
+        dx, grads = backward(
+            network, given, self._y, kept, upstream, dh, dc, traces, with_dx=x_gradient
+        )
         return Gradients(
             params=grads,
             x=None if dx is None else layout.as_given(dx, given),

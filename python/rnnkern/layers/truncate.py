@@ -78,7 +78,9 @@ class Truncated(Kept):
                 if dc is not None:
                     dc[:, cut] = 0
 
-    def direct(self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool) -> None:
+    def direct(
+        self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool, with_dx: bool = True
+    ) -> None:
         """Nothing: the arguments are looked at first."""
         return
 

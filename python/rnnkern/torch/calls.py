@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -228,16 +228,31 @@ def call(
     )
 
 
-def back(tape: Tape, twin: Twin, dy: Any, dh: Any, dc: Any) -> tuple[Any, Any, Any, list[Any]]:
-    """Gradients of x (None for tokens), of the first states and of the weights."""
+def back(
+    tape: Tape,
+    twin: Twin,
+    dy: Any,
+    dh: Any,
+    dc: Any,
+    *,
+    of_x: bool = True,
+    of_state: bool = True,
+) -> tuple[Any, Any, Any, list[Any]]:
+    """Gradients of x (None for tokens), of the first states and of the weights.
+
+    Those of x and of the states are None where they are not asked for.
+    """
     dstate: Any = None if dh is None else _array(dh)
     if type(twin.layer).__name__ in TWO_STATES:
         dstate = (dstate, None if dc is None else _array(dc))
-    found = tape.backward(None if dy is None else _array(dy), dstate)
-    dh_0, dc_0 = found.state if isinstance(found.state, tuple) else (found.state, None)
+    found = tape.backward(None if dy is None else _array(dy), dstate, x_gradient=of_x)
+    dh_0: Any = None
+    dc_0: Any = None
+    if of_state:
+        dh_0, dc_0 = found.state if isinstance(found.state, tuple) else (found.state, None)
     return (
         None if found.x is None else from_numpy(found.x),
-        from_numpy(cast("Array", dh_0)),
+        None if dh_0 is None else from_numpy(dh_0),
         None if dc_0 is None else from_numpy(dc_0),
         [from_numpy(a) for a in twin.theirs(found.params)],
     )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rnnkern.layers.tape import Tape
 from rnnkern.torch.calls import TWO_STATES, Spec, Twin, back, call
 
+Needed = tuple[bool, bool, bool]  # the gradients of x, h and c
 _TWICE = (
     "rnnkern has first derivatives alone: a gradient of a gradient through its layers needs "
     "torch.nn's own modules"
@@ -37,8 +38,9 @@ def run(
         spec = spec._replace(dropout=0.0)
     if torch.compiler.is_compiling():
         return _compiled(spec, x, h, c, weights, lengths, key, training=training)
-    recorded = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, h, c, *weights)
+    recorded = torch.is_grad_enabled() and (
+        weights[0].requires_grad
+        or any(t is not None and t.requires_grad for t in (x, h, c, *weights))
     )
     number = None if key is None else int(key)
     if not recorded:
@@ -60,7 +62,7 @@ class _Recurrent(torch.autograd.Function):  # type: ignore[misc]
     ) -> tuple[Any, Any, Any]:
         spec, lengths, key = rest
         result = call(spec, x, h, c, weights, lengths, key, keep=True)
-        ctx.tape, ctx.twin, ctx.with_state = result.tape, result.twin, h is not None
+        ctx.tape, ctx.twin = result.tape, result.twin
         ctx.weights = weights
         # So that PyTorch notices what is written to them.
         given = (
@@ -73,15 +75,21 @@ class _Recurrent(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, dy: Any, dh: Any, dc: Any) -> tuple[Any, ...]:
         saved = ctx.saved_tensors  # it raises if one was written to
+        needed = ctx.needs_input_grad[1:4]
         if torch.is_grad_enabled():
             dx, dh_0, dc_0, *grads = _Once.apply(
-                ctx.tape, ctx.twin, dy, dh, dc, *saved, *ctx.weights
+                (ctx.tape, ctx.twin, needed), dy, dh, dc, *saved, *ctx.weights
             )
         else:
-            dx, dh_0, dc_0, grads = back(ctx.tape, ctx.twin, dy, dh, dc)
-        if not ctx.with_state:
-            dh_0 = dc_0 = None
+            dx, dh_0, dc_0, grads = _back(ctx.tape, ctx.twin, needed, dy, dh, dc)
         return None, dx, dh_0, dc_0, *grads
+
+
+def _back(
+    tape: Tape, twin: Twin, needed: Needed, dy: Any, dh: Any, dc: Any
+) -> tuple[Any, Any, Any, list[Any]]:
+    of_x, of_h, of_c = needed
+    return back(tape, twin, dy, dh, dc, of_x=of_x, of_state=of_h or of_c)
 
 
 class _Once(torch.autograd.Function):  # type: ignore[misc]
@@ -89,9 +97,9 @@ class _Once(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, tape: Tape, twin: Twin, dy: Any, dh: Any, dc: Any, *depends_on: Any
+        ctx: Any, rest: tuple[Tape, Twin, Needed], dy: Any, dh: Any, dc: Any, *depends_on: Any
     ) -> tuple[Any, ...]:
-        dx, dh_0, dc_0, grads = back(tape, twin, dy, dh, dc)
+        dx, dh_0, dc_0, grads = _back(*rest, dy, dh, dc)
         return dx, dh_0, dc_0, *grads
 
     @staticmethod
