@@ -8,14 +8,13 @@ the array has rows, so that a question costs less than a call of the kernels on 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, eq=False)
-class Region:
+class Region(NamedTuple):
     """The memory of a strided array; strides and ``item``, the size of an element, in bytes."""
 
     address: int

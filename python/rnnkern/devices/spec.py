@@ -35,8 +35,7 @@ class Weights(NamedTuple):
         return cls(weight_ih, weight_hh, *rest)
 
 
-@dataclass(frozen=True)
-class CellFacts:
+class CellFacts(NamedTuple):
     """What the kernels say of a cell.
 
     Attributes:
@@ -65,7 +64,7 @@ def cell_facts(cell: str) -> CellFacts:
     return _FACTS[cell]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerSpec:
     """Stacked layers of one cell.
 
