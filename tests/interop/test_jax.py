@@ -140,6 +140,30 @@ def test_vmap_over_the_batch() -> None:
     np.testing.assert_array_equal(both[1], apply({k: 2 * p for k, p in params.items()}, xs[0])[0])
 
 
+def test_vmap_is_that_of_a_loop_of_jax() -> None:
+    """Over x and the states, within a gradient and around one."""
+    apply, params = functional(layer("lstm"))
+    order = tuple(params)  # JAX gives them by the alphabet
+    xs, hs, cs = (RNG(k).standard_normal(s) for k, s in enumerate([(4, 6, 2, 5), *[(4, 2, 7)] * 2]))
+
+    def ours(params: Any, x: Any, h: Any, c: Any) -> Any:
+        return jnp.sin(apply(params, x, (h[None], c[None]))[0]).sum()
+
+    def theirs(params: Any, x: Any, h: Any, c: Any) -> Any:
+        return jnp.sin(loop("lstm", [params[name] for name in order], x, h, c)[0]).sum()
+
+    every = (0, 1, 2, 3)
+    found = []
+    for one in (ours, theirs):
+        mapped = jax.vmap(one, (None, 0, 0, 0))
+        around = jax.vmap(jax.grad(one, every), (None, 0, 0, 0))
+        within = jax.grad(lambda *given, f=mapped: f(*given).sum(), every)
+        results = [jax.jit(f)(params, xs, hs, cs) for f in (mapped, around, within)]
+        found.append(jax.tree.leaves(results))
+    for got, want in zip(*found, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12)
+
+
 def test_vmap_of_batches_with_lengths() -> None:
     apply, params = functional(layer("lstm"))
     xs, lengths = RNG(4).standard_normal((2, 6, 3, 5)), np.array([[6, 2, 0], [1, 5, 3]])
