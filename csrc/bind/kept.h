@@ -371,10 +371,9 @@ struct KeptOf {
         auto& problem = problems[i];
         problem.dy = part(dy, d * sizes.units);
         if (k > 0) problem.dx = own.view();
-        run_stretches(
-            schedule, problem.schedule.reverse, problem, [&](const BackwardProblem<T>& own_rows) {
-              rnnkern::backward(sizes.cell, own_rows, sizes.compute, *directions[i].weights);
-            });
+        run_stretches(sizes.facts(), schedule, problem, [&](const BackwardProblem<T>& part) {
+          rnnkern::backward(sizes.cell, part, sizes.compute, *directions[i].weights);
+        });
       }
       if (k == 0) break;
       if (const T* const mask = factors[static_cast<std::size_t>(k - 1)])
@@ -424,15 +423,10 @@ class Kept {
 
   py::object places() const {
     return visit([](const auto& kept) {
-      const Schedule schedule = kept.schedule.schedule(false);
-      py::object array = new_array<std::int64_t>({kept.schedule.live_rows()});
+      const ScheduleStorage& rows = kept.schedule;
+      py::object array = new_array<std::int64_t>({rows.live_rows()});
       auto* out = static_cast<std::int64_t*>(data_of(array));
-      for (Index t = 0; t < schedule.steps; ++t) {
-        for (Index i = 0; i < schedule.offset[t + 1] - schedule.offset[t]; ++i) {
-          const Place place = schedule.at(t, i);
-          *out++ = place.t * kept.schedule.batch() + place.b;
-        }
-      }
+      for_places(rows, [&](Place place) { *out++ = place.t * rows.batch() + place.b; });
       return array;
     });
   }

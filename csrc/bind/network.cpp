@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Layers upon each other, in all their directions, over whole sequences.
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -139,7 +140,7 @@ class NetworkOf {
     std::vector<py::object> masks{};
 
     void set_tokens(Sequence<const std::int64_t> given, Index vocabulary) {
-      tokens = std::make_shared<const TokenStorage>(schedule.schedule(false), given, vocabulary);
+      tokens = std::make_shared<const TokenStorage>(schedule, given, vocabulary);
     }
   };
   using Between = typename KeptOf<T>::Between;
@@ -206,11 +207,16 @@ class NetworkOf {
         clear_dead(rows, sizes_.merges() ? both[layer].view() : y, sizes_.outputs());
         for (Index d = 0; d < sizes_.directions; ++d) {
           const auto i = static_cast<std::size_t>(k * sizes_.directions + d);
-          run_stretches(rows, problems[i].schedule.reverse, problems[i],
-                        [&](const ForwardProblem<T>& problem) {
-                          rnnkern::forward(sizes_.cell, problem, sizes_.compute,
-                                           panels_.empty() ? nullptr : &panels_[i]);
-                        });
+          const PackedWeights<T>* panels = panels_.empty() ? nullptr : &panels_[i];
+          std::optional<PackedWeights<T>> own;
+          if (!panels && rows.stretches() && rows.stretches()->parts().size() > 1) {
+            own.emplace(sizes_.cell, problems[i].parameters, Pass::forward,
+                        !problems[i].tokens.slot, sizes_.compute);
+            panels = &*own;
+          }
+          run_stretches(sizes_.facts(), rows, problems[i], [&](const ForwardProblem<T>& part) {
+            rnnkern::forward(sizes_.cell, part, sizes_.compute, panels);
+          });
           if (keep) {
             kept[i].weights.emplace(sizes_.cell, problems[i].parameters, Pass::backward,
                                     !problems[i].tokens.slot, sizes_.compute);
@@ -321,14 +327,15 @@ py::tuple find_stretches(Index steps, Index batch, const py::object& lengths,
   const Stretches stretches(steps, batch, given,
                             {.resets = read_marks(resets, "resets", steps, batch),
                              .mask = read_marks(mask, "mask", steps, batch),
-                             .to_initial = to_initial});
+                             .to_initial = to_initial},
+                            std::numeric_limits<Index>::max());
   const auto filled = [](Index count, auto value) {
     py::object array = new_array<std::int64_t>({count});
     auto* const out = static_cast<std::int64_t*>(data_of(array));
     for (Index i = 0; i < count; ++i) out[i] = value(i);
     return array;
   };
-  const Schedule schedule = stretches.schedule(false);
+  const Schedule schedule = stretches.schedule(false, stretches.parts().front());
   py::object own_lengths = filled(stretches.rows(), [](Index) { return 0; });
   auto* const length = static_cast<std::int64_t*>(data_of(own_lengths));
   for (Index s = 0; s < schedule.steps; ++s)

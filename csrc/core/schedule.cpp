@@ -18,7 +18,8 @@ ScheduleStorage::ScheduleStorage(Index steps, Index batch,
     }
   }
   if (marks.any()) {
-    stretches_.emplace(steps, batch, lengths, marks);
+    constexpr Index kPartRows = 256;  // enough for the products over a step
+    stretches_.emplace(steps, batch, lengths, marks, std::max(kPartRows, batch));
     auto all = stretches_->as_lengths();
     if (!all) return;
     stretches_.reset();
@@ -44,31 +45,27 @@ ScheduleStorage::ScheduleStorage(Index steps, Index batch,
   std::stable_sort(order, offset, [&](Index a, Index b) { return length(a) > length(b); });
 }
 
-TokenStorage::TokenStorage(const Schedule& schedule, Sequence<const std::int64_t> x,
+TokenStorage::TokenStorage(const ScheduleStorage& rows, Sequence<const std::int64_t> x,
                            Index vocabulary)
-    : slot_(static_cast<std::size_t>(schedule.offset[schedule.steps])) {
+    : slot_(static_cast<std::size_t>(rows.live_rows())) {
   std::vector<std::int32_t> slot_of(static_cast<std::size_t>(vocabulary), -1);
   auto out = slot_.begin();
-  for (Index t = 0; t < schedule.steps; ++t) {
-    const Index live = schedule.offset[t + 1] - schedule.offset[t];
-    for (Index i = 0; i < live; ++i) {
-      const Place place = schedule.at(t, i);
-      // Read once: it may change meanwhile.
-      const std::int64_t token = *static_cast<const volatile std::int64_t*>(x.at(place));
-      if (token < 0 || token >= vocabulary) {
-        throw std::invalid_argument("x must hold tokens in 0.." + std::to_string(vocabulary - 1) +
-                                    ", got " + std::to_string(token) + " at step " +
-                                    std::to_string(place.t) + " of row " + std::to_string(place.b) +
-                                    ": integers are tokens, features are floats");
-      }
-      auto& slot = slot_of[static_cast<std::size_t>(token)];
-      if (slot < 0) {
-        slot = static_cast<std::int32_t>(token_.size());
-        token_.push_back(static_cast<Index>(token));
-      }
-      *out++ = slot;
+  for_places(rows, [&](Place place) {
+    // Read once: it may change meanwhile.
+    const std::int64_t token = *static_cast<const volatile std::int64_t*>(x.at(place));
+    if (token < 0 || token >= vocabulary) {
+      throw std::invalid_argument("x must hold tokens in 0.." + std::to_string(vocabulary - 1) +
+                                  ", got " + std::to_string(token) + " at step " +
+                                  std::to_string(place.t) + " of row " + std::to_string(place.b) +
+                                  ": integers are tokens, features are floats");
     }
-  }
+    auto& slot = slot_of[static_cast<std::size_t>(token)];
+    if (slot < 0) {
+      slot = static_cast<std::int32_t>(token_.size());
+      token_.push_back(static_cast<Index>(token));
+    }
+    *out++ = slot;
+  });
 }
 
 }  // namespace rnnkern

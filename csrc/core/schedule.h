@@ -23,8 +23,9 @@ class ScheduleStorage {
   Index steps() const { return steps_; }
   Index batch() const { return batch_; }
 
+  // Of rows that are cut into stretches, that of the first part of these.
   Schedule schedule(bool reverse) const {
-    if (stretches_) return stretches_->schedule(reverse);
+    if (stretches_) return stretches_->schedule(reverse, stretches_->parts().front());
     return {steps_, batch_, reverse, numbers_.data(), numbers_.data() + batch_};
   }
   Index live_rows() const { return stretches_ ? stretches_->live_rows() : numbers_.back(); }
@@ -56,11 +57,25 @@ void clear_dead(const ScheduleStorage& rows, Sequence<T> y, Index width) {
   }
 }
 
+// Calls visit(place) for every live step of every row, in the packed order.
+template <class Visit>
+void for_places(const ScheduleStorage& rows, Visit visit) {
+  const auto of_schedule = [&](const Schedule& schedule) {
+    for (Index t = 0; t < schedule.steps; ++t) {
+      const Index live = schedule.offset[t + 1] - schedule.offset[t];
+      for (Index i = 0; i < live; ++i) visit(schedule.at(t, i));
+    }
+  };
+  const Stretches* const stretches = rows.stretches();
+  if (!stretches) return of_schedule(rows.schedule(false));
+  for (const auto& part : stretches->parts()) of_schedule(stretches->schedule(false, part));
+}
+
 // The memory behind Tokens: the distinct ones among the live, and each live row's slot.
 class TokenStorage {
  public:
   // Tokens outside [0, vocabulary) are a std::invalid_argument.
-  TokenStorage(const Schedule& schedule, Sequence<const std::int64_t> x, Index vocabulary);
+  TokenStorage(const ScheduleStorage& rows, Sequence<const std::int64_t> x, Index vocabulary);
 
   Tokens tokens() const { return {slot_.data(), token_.data(), static_cast<Index>(token_.size())}; }
 

@@ -24,14 +24,14 @@ struct Stretches::Found {
 };
 
 Stretches::Stretches(Index steps, Index batch, const std::optional<std::vector<Index>>& lengths,
-                     const RowMarks& marks)
+                     const RowMarks& marks, Index most_rows)
     : batch_(batch), to_initial_(marks.to_initial), live_(static_cast<std::size_t>(steps * batch)) {
   Found found;
   found.steps.reserve(live_.size());
   for (Way& way : way_) way.leaving.assign(static_cast<std::size_t>(batch), kGiven);
   for (Index b = 0; b < batch; ++b)
     add_row(b, lengths ? (*lengths)[static_cast<std::size_t>(b)] : steps, marks, found);
-  sort(found);
+  sort(found, most_rows);
 }
 
 // A reset lies between two steps, and a direction meets it on its way from the one to the other: that
@@ -74,35 +74,54 @@ void Stretches::add_row(Index b, Index length, const RowMarks& marks, Found& fou
 }
 
 // By falling length, those of one length in the order of the batch.
-void Stretches::sort(const Found& found) {
+void Stretches::sort(const Found& found, Index most_rows) {
   const auto& all = found.stretches;
-  for (const auto& stretch : all) longest_ = std::max(longest_, stretch.length);
-  std::vector<Index> longer(static_cast<std::size_t>(longest_) +
-                            1);  // or as long: where they begin
-  for (const auto& stretch : all) ++longer[static_cast<std::size_t>(stretch.length)];
-  numbers_.resize(all.size() + static_cast<std::size_t>(longest_) + 1);
-  std::iota(numbers_.begin(), numbers_.begin() + static_cast<std::ptrdiff_t>(all.size()), Index{0});
-  Index* const offset = numbers_.data() + all.size();
-  auto live = static_cast<Index>(all.size());
-  for (Index s = 0; s < longest_; ++s) {
-    offset[s + 1] = offset[s] + live;
-    live -= longer[static_cast<std::size_t>(s + 1)];
-  }
+  const auto count = static_cast<Index>(all.size());
+  Index longest = 1;
+  for (const auto& stretch : all) longest = std::max(longest, stretch.length);
+  std::vector<Index> next(static_cast<std::size_t>(longest) +
+                          1);  // the place of one of that length
+  for (const auto& stretch : all) ++next[static_cast<std::size_t>(stretch.length)];
   Index before = 0;
-  for (Index length = longest_; length > 0; --length)
-    before += std::exchange(longer[static_cast<std::size_t>(length)], before);
+  for (Index length = longest; length > 0; --length)
+    before += std::exchange(next[static_cast<std::size_t>(length)], before);
+  std::vector<Index> lengths(all.size()), sorted;  // in the new order; where each stands now
+  for (const auto& stretch : all) {
+    sorted.push_back(next[static_cast<std::size_t>(stretch.length)]++);
+    lengths[static_cast<std::size_t>(sorted.back())] = stretch.length;
+  }
+
+  numbers_.resize(static_cast<std::size_t>(std::min(count, most_rows)));
+  std::iota(numbers_.begin(), numbers_.end(), Index{0});
+  Index first = 0, live = 0;
+  do {
+    const Index rows = std::min(most_rows, count - first);
+    const Index steps = rows > 0 ? lengths[static_cast<std::size_t>(first)] : 1;
+    Part part{first, rows, live, 0, steps, numbers_.size()};
+    Index going_on = rows;
+    for (Index s = 0; s <= steps; ++s) {
+      numbers_.push_back(part.live);
+      while (going_on > 0 && lengths[static_cast<std::size_t>(first + going_on - 1)] <= s)
+        --going_on;
+      part.live += going_on;
+    }
+    parts_.push_back(part);
+    first += rows, live += part.live;
+  } while (first < count);
+
   row_.resize(all.size());
   for (Way& way : way_) way.anew.resize(all.size());
   places_.resize(found.steps.size());
-  std::vector<Index> sorted;  // where each of them stands now
-  for (const auto& stretch : all) {
-    const Index v = longer[static_cast<std::size_t>(stretch.length)]++;
+  for (std::size_t k = 0; k < all.size(); ++k) {
+    const auto& stretch = all[k];
+    const Index v = sorted[k];
     const auto at = static_cast<std::size_t>(v);
-    sorted.push_back(v);
     row_[at] = stretch.row;
     for (int d = 0; d < 2; ++d) way_[d].anew[at] = stretch.anew[d];
+    const Part& part = parts_[static_cast<std::size_t>(v / most_rows)];
+    const Index* const offset = numbers_.data() + part.offsets;
     for (Index s = 0; s < stretch.length; ++s) {
-      places_[static_cast<std::size_t>(offset[s] + v)] = {
+      places_[static_cast<std::size_t>(part.first_live + offset[s] + v - part.first_row)] = {
           found.steps[static_cast<std::size_t>(stretch.first + s)], stretch.row};
     }
   }

@@ -23,17 +23,33 @@ struct RowMarks {
 
 class Stretches {
  public:
-  // `lengths` as ScheduleStorage has them, already checked.
+  // `lengths` as ScheduleStorage has them, already checked. Parts have at most so many rows.
   Stretches(Index steps, Index batch, const std::optional<std::vector<Index>>& lengths,
-            const RowMarks& marks);
+            const RowMarks& marks, Index most_rows);
 
   // The lengths that say all of it: every row is one stretch from its first step on, and begins with
   // the state that it was given.
   std::optional<std::vector<Index>> as_lengths() const;
 
-  Schedule schedule(bool reverse) const {
-    return {longest_, rows(), reverse, numbers_.data(), numbers_.data() + rows(), places_.data()};
+  // Stretches are computed some at a time, the longest first: a step of very many rows would not stay in
+  // cache. There is always a part, which has no rows where no step is live.
+  struct Part {
+    Index first_row, rows;   // among the stretches
+    Index first_live, live;  // among the packed rows, which stand part after part
+    Index steps;
+    std::size_t offsets;  // among the numbers
+  };
+  const std::vector<Part>& parts() const { return parts_; }
+  Schedule schedule(bool reverse, const Part& part) const {
+    const Index* const numbers = numbers_.data();
+    return {part.steps,
+            part.rows,
+            reverse,
+            numbers,
+            numbers + part.offsets,
+            places_.data() + part.first_live};
   }
+
   Index rows() const { return static_cast<Index>(row_.size()); }
   Index live_rows() const { return static_cast<Index>(places_.size()); }
   bool has_gaps() const { return live_rows() < static_cast<Index>(live_.size()); }
@@ -109,14 +125,15 @@ class Stretches {
 
   struct Found;  // the stretches in the order of the batch
   void add_row(Index b, Index length, const RowMarks& marks, Found& found);
-  void sort(const Found& found);
+  void sort(const Found& found, Index most_rows);
 
-  Index batch_, longest_ = 1;
+  Index batch_;
   bool to_initial_, resets_ = false;  // whether there is any reset
   std::vector<char> live_;            // (T, B)
-  std::vector<Index> row_;      // (rows) the batch row of a stretch; they stand by falling length
-  std::vector<Index> numbers_;  // the order, then the offsets, of `Schedule`
-  std::vector<Place> places_;   // likewise
+  std::vector<Index> row_;  // (rows) the batch row of a stretch; they stand by falling length
+  std::vector<Part> parts_;
+  std::vector<Index> numbers_;  // the order of the rows of any part, then the parts' offsets
+  std::vector<Place> places_;   // by part, as in `Schedule`
   Way way_[2];
 };
 

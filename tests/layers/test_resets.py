@@ -459,3 +459,30 @@ def test_merged_directions(recompute: int | None) -> None:
     stack = rk.Stack([merged])
     with pytest.raises(ValueError, match="masked_output='last' needs a layer with merge='concat'"):
         stack(case.x, mask=case.mask, masked_output="last")
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_more_rows_than_are_computed_at_once(tokens: bool) -> None:
+    random, steps, batch = np.random.default_rng(0), 90, 8
+    layer = make("lstm", 6, 7, 2, dtype="float64")
+    x: Any = random.standard_normal((steps, batch, 6))
+    if tokens:
+        x = random.integers(0, 6, (steps, batch))
+    pairs = np.arange(steps)[:, None] % 2 == np.zeros(batch, int)  # sequences of two steps
+
+    def as_rows(array: Any) -> Any:
+        return array.reshape(steps // 2, 2, batch, *array.shape[2:]).swapaxes(0, 1)
+
+    y, _, tape = layer.forward(x, resets=pairs)
+    short = as_rows(x).reshape(2, -1, *x.shape[2:])
+    want_y, _, want = layer.forward(short)
+    assert_same_bits("y", as_rows(y).reshape(want_y.shape), want_y)
+    got = tape.backward(y, state_gradients=True)
+    wanted = want.backward(want_y, state_gradients=True)
+    if not tokens:
+        assert_same_bits("dx", as_rows(got.x).reshape(short.shape), wanted.x)
+    assert got.steps is not None
+    assert wanted.steps is not None
+    assert_same_bits("steps", as_rows(got.steps[0].h).reshape(want_y.shape), wanted.steps[0].h)
+    for name, array in wanted.params.items():
+        assert_close(name, got.params[name], array, 1e-12)

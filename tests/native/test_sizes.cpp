@@ -122,14 +122,13 @@ TEST(marks_that_cut_nothing_are_lengths) {
 TEST(tokens_have_a_slot_for_each_that_is_live) {
   const ScheduleStorage storage(2, 3, std::vector<Index>{2, 1, 2});
   const std::int64_t x[2][3] = {{7, 5, 7}, {5, 99, 2}};  // 99 is past its row's end
-  const TokenStorage tokens(storage.schedule(false), {&x[0][0], 3, 1}, 8);
+  const TokenStorage tokens(storage, {&x[0][0], 3, 1}, 8);
   const Tokens view = tokens.tokens();
   const std::int32_t slots[] = {0, 0, 1, 1, 2};  // rows in the order 0, 2, 1
   CHECK(view.count == 3);
   CHECK(view.token[0] == 7 && view.token[1] == 5 && view.token[2] == 2);
   CHECK(std::memcmp(view.slot, slots, sizeof slots) == 0);
-  CHECK(check::throws<std::invalid_argument>(
-      [&] { TokenStorage(storage.schedule(false), {&x[0][0], 3, 1}, 7); }));
+  CHECK(check::throws<std::invalid_argument>([&] { TokenStorage(storage, {&x[0][0], 3, 1}, 7); }));
 }
 
 // What a kernel does: the same takes, once to measure and once to carve.

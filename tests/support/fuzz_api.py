@@ -95,11 +95,31 @@ class Play:
         if self.case.chance(0.3):
             lengths = self.case.numbers.integers(0, self.steps + 1, self.batch)
             given["lengths"] = self.case.array("lengths", lengths, layouts=LAYOUTS)
+        given.update(self.marks())
         if self.case.chance(0.4):
             given["out"] = self.sequence("out", self.features(), written=True)
             if self.case.chance(0.3):
                 given["out"] = self.overlapping(given["out"], given)
                 self.case.release()  # what is copied before it is read may be written over
+        return given
+
+    def marks(self) -> dict[str, Any]:
+        """What a call may say of the steps of its rows."""
+        case = self.case
+        given: dict[str, Any] = {}
+        axes = (self.steps, self.batch)
+        axes = axes[::-1] if self.options["batch_first"] else axes
+        for name in ("resets", "mask"):
+            if case.chance(0.2):
+                values = case.numbers.random(axes) < case.one(0.1, 0.5, 0.9)
+                given[name] = case.array(name, values, layouts=LAYOUTS)
+        if case.chance(0.1):
+            ids = case.numbers.integers(0, 3, axes)
+            given["segments"] = case.array("segments", ids, layouts=LAYOUTS)
+        if case.chance(0.2):
+            given["reset_to"] = case.one("zero", "initial")
+        if case.chance(0.2):
+            given["masked_output"] = case.one("zero", "last")
         return given
 
     def overlapping(self, out: Array, given: dict[str, Any]) -> Array:
@@ -174,6 +194,8 @@ def play_call(play: Play) -> None:
     keep = run is layer and case.chance(0.5)
     if keep:
         given.setdefault("dropout_key", 3 if case.chance(0.8) else exchanged(case, 3))
+        if case.chance(0.2):
+            given[case.one("tbptt", "recompute")] = case.one(1, 2, 9)
     text = f"{layer}{'.forward' if keep else ''}, {sorted(given)}"
     result = case.call(text, lambda: (layer.forward if keep else run)(**given))
     if result is None:

@@ -117,6 +117,12 @@ def play_network(s: Sizes) -> None:
         ],
         "keep": case.chance(0.5),
     }
+    for name in ("resets", "mask"):
+        if case.chance(0.2):
+            marks = case.numbers.random((s.steps, s.batch)) < case.one(0.1, 0.5, 0.9)
+            forward[name] = case.array(name, marks, layouts=STRIDED)
+    if case.chance(0.2):
+        forward["to_initial"] = case.chance(0.5)
     forward = mutated(case, forward)
     kept = case.call("forward", lambda: network.forward(**forward))
     state: Any = case.one(None, s.numbers("h", layers * directions, s.batch, s.units))

@@ -32,7 +32,8 @@ class Truncated(Kept):
         self, network: Network, pieces: Pieces, h: Array, c: Array | None, y: Array
     ) -> None:
         """Run it: h and c change in place, y is written."""
-        self._network, self._pieces = network, pieces
+        self._network = network = network.snapshot(network.layout).packed()
+        self._pieces = pieces
         self._kept: list[Kept] = []
         for span in pieces.spans:
             masks = pieces.masks(span)
