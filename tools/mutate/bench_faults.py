@@ -132,8 +132,8 @@ _CONTENDERS = [
     fault(
         f"{_BENCH}/case.py",
         "a-missing-answer-will-do",
-        "zip(wanted, contender.answer(), strict=True)",
-        "zip(wanted, contender.answer(), strict=False)",
+        "if len(given) not in (len(wanted), min(len(wanted), 2)):",
+        "if len(given) > len(wanted):",
         "bench/test_bench.py::test_an_answer_with_a_part_missing_is_refused",
     ),
     fault(
