@@ -196,9 +196,9 @@ _CONTENDERS = [
     fault(
         f"{_BENCH}/torch_peer.py",
         "pytorch-sleeps-a-millisecond-in-inference",
-        "        with torch.no_grad():\n            return [forward()]",
+        "        with torch.inference_mode():\n            return [forward()]",
         "        __import__('time').sleep(1e-3)\n"
-        "        with torch.no_grad():\n            return [forward()]",
+        "        with torch.inference_mode():\n            return [forward()]",
         "bench/test_bench_contenders.py::test_a_call_does_its_work_once_and_nothing_else",
         peers=True,
     ),
@@ -251,7 +251,7 @@ _CONTENDERS = [
     fault(
         f"{_BENCH}/torch_peer.py",
         "pytorch-keeps-a-graph-in-inference",
-        "        with torch.no_grad():\n            return [forward()]",
+        "        with torch.inference_mode():\n            return [forward()]",
         "        with torch.enable_grad():\n            return [forward()]",
         "bench/test_bench_contenders.py::test_a_call_does_its_work_once_and_nothing_else",
         peers=True,
@@ -288,8 +288,8 @@ _CONTENDERS = [
     fault(
         f"{_BENCH}/native.py",
         "native-peers-have-one-thread",
-        "ctypes.c_int(threads)",
-        "ctypes.c_int(1)",
+        "        problem.training,\n        threads,",
+        "        problem.training,\n        1,",
         "bench/test_bench_contenders.py::test_libraries_have_the_threads_asked_for",
     ),
     fault(
