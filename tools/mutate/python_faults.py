@@ -224,7 +224,7 @@ _LAYERS = [
         "layers/test_dropout.py::test_no_two_steps_rows_units_layers_or_keys_share_a_mask",
     ),
     fault(
-        f"{_PACKAGE}/layers/recompute.py",
+        f"{_PACKAGE}/layers/pieces.py",
         "masks-of-every-piece-are-the-first-ones",
         "self._dropout, self._key, span.start)",
         "self._dropout, self._key, 0)",
