@@ -137,7 +137,9 @@ class Recurrent(Configured):
             TypeError, ValueError: an argument has the wrong type, dtype, shape or range.
 
         """
-        marks = asked(resets, reset_to, segments, mask, masked_output)
+        marks = None
+        if not (resets is segments is mask is None and reset_to == masked_output == "zero"):
+            marks = asked(resets, reset_to, segments, mask, masked_output)
         return run(self._network, x, state, lengths, out, marks)
 
     def forward(

@@ -44,7 +44,9 @@ class Frozen:
         masked_output: str = "zero",
     ) -> tuple[Array, State]:
         """As a plain call of the layer: the same arguments, results and errors."""
-        marks = asked(resets, reset_to, segments, mask, masked_output)
+        marks = None
+        if not (resets is segments is mask is None and reset_to == masked_output == "zero"):
+            marks = asked(resets, reset_to, segments, mask, masked_output)
         return run(self._network, x, state, lengths, out, marks)
 
     def __reduce__(self) -> tuple[Any, ...]:
