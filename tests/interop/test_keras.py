@@ -53,6 +53,20 @@ def outputs(layer: Any, x: Array) -> Array:
     return made
 
 
+@pytest.mark.parametrize(
+    ("both", "masked"),
+    [(False, "zero"), (False, "last"), (True, "zero")],  # Bidirectional has zeros always
+)
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_masks_of_any_form(name: str, both: bool, masked: str) -> None:
+    layer = built(LAYERS[name], both, zero_output_for_mask=masked == "zero")
+    mask = np.random.default_rng(2).random(X.shape[:2]) < 0.6
+    wanted = layer(X, mask=keras.ops.convert_to_tensor(mask)).detach().numpy()
+    ours = rk.from_keras(layer)
+    y, _ = ours(X, mask=mask, masked_output=masked)
+    assert_close(name, y, wanted, 1e-6)
+
+
 @pytest.mark.parametrize("both", [False, True], ids=["one way", "both ways"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("name", list(LAYERS))
