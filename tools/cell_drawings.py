@@ -97,6 +97,16 @@ class Drawing:
         self.line((x + 14, RAIL_X), (x + 14, BOX + 21))
         self.box(x, BOX, text, color)
 
+    def alone(self, x: float, y: float, text: str, color: str = GATE) -> None:
+        """A box that takes x_t alone."""
+        self.line((x, RAIL_X), (x, y + 21))
+        self.box(x, y, text, color)
+
+    def x_rail(self, last: float) -> None:
+        """x_t along the bottom, up to ``last``."""
+        self.line((LEFT, RAIL_X), (last, RAIL_X), arrow=False)
+        self.text(LEFT - 6, RAIL_X, "x_t", "end")
+
     def state(self, y: float, before: str, after: str) -> None:
         """The line of a state along the top."""
         self.line((LEFT, y), (RIGHT, y))
@@ -175,6 +185,38 @@ def _lstm(drawing: Drawing) -> None:
     drawing.fed(280, "tanh", CANDIDATE)
 
 
+def _min_gru(drawing: Drawing) -> None:
+    drawing.x_rail(350)
+    _mixed(drawing, 200, 350, "u_t")
+    drawing.alone(200, BOX, "σ")
+    drawing.alone(350, BOX, "W_xn", CANDIDATE)
+
+
+def _min_lstm(drawing: Drawing) -> None:
+    low, share = BOX + 40, BOX - 10
+    drawing.x_rail(390)
+    _mixed(drawing, 240, 390, "")
+    drawing.line((240, low - 20), (240, share + 13))
+    drawing.line((130, low - 20), (130, share), (207, share))
+    drawing.text(138, share - 12, "f_t", "start")
+    drawing.text(248, share + 20, "u_t", "start")
+    drawing.line((390, low - 20), (390, BOX - 21), arrow=False)
+    drawing.alone(130, low, "σ")
+    drawing.alone(240, low, "σ")
+    drawing.alone(390, low, "W_xn", CANDIDATE)
+    drawing.box(240, share, "u/(u+f)", PLAIN, width=64)
+
+
+def _ind_rnn(drawing: Drawing) -> None:
+    drawing.x_rail(250)
+    drawing.state(TOP, "h_{t-1}", "h_t")
+    drawing.line((250, BOX - 20), (250, TOP + 13))
+    drawing.alone(250, BOX, "W_xh", CANDIDATE)
+    drawing.box(150, TOP, "×u", PLAIN, width=44)
+    drawing.op(250, TOP, "+")
+    drawing.box(350, TOP, "relu", PLAIN, width=44)
+
+
 _CELLS: dict[str, Callable[[Drawing], None]] = {
     "rnn": _rnn,
     "simplified-gru": _simplified_gru,
@@ -182,6 +224,9 @@ _CELLS: dict[str, Callable[[Drawing], None]] = {
     "gru": lambda drawing: _gru(drawing, "before"),
     "gru-after": lambda drawing: _gru(drawing, "after"),
     "lstm": _lstm,
+    "mingru": _min_gru,
+    "minlstm": _min_lstm,
+    "indrnn": _ind_rnn,
 }
 
 

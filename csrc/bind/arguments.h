@@ -135,6 +135,7 @@ inline py::dict cells() {
     d["gates"] = tuple(facts.gate_names);
     d["states"] = tuple(facts.states);
     d["saved"] = facts.saved;
+    d["recurrent_product"] = facts.recurrent_product;
     d["recurrent_bias_gate"] = facts.recurrent_bias_gate;
     d["unit_weights"] = facts.unit_weights;
     d["unit_weights_name"] = std::string(facts.unit_weights_name);

@@ -63,9 +63,11 @@ std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index 
 // Of a call for one layer of that many directions, or for stacked layers in one direction.
 Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
                  const py::object& lengths, bool tokens) {
-  if (spec.facts().unit_weights > 0) {
-    throw std::invalid_argument("cell must be one whose units have no weights of their own, got '" +
-                                std::string(spec.facts().name) + "'");
+  if (spec.facts().unit_weights > 0 || !spec.facts().recurrent_product) {
+    throw std::invalid_argument(
+        "cell must be one with a recurrent product, whose units have no weights of their own, got "
+        "'" +
+        std::string(spec.facts().name) + "'");
   }
   // The kernels count in 32 bits.
   constexpr Index most = std::numeric_limits<std::int32_t>::max();

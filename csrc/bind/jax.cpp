@@ -100,7 +100,8 @@ struct Common {
     storage.emplace(steps, batch, ragged ? std::optional(std::move(kept)) : std::nullopt);
     const bool has_bias_hn = facts.recurrent_bias_gate >= 0;
     const T* const w_ih = arguments.take<const T>({rows, inputs});
-    const T* const w_hh = arguments.take<const T>({rows, units});
+    const T* const w_hh =
+        facts.recurrent_product ? arguments.take<const T>({rows, units}) : nullptr;
     const T* const bias = arguments.take<const T>({rows});
     const T* const bias_hn = has_bias_hn ? arguments.take<const T>({units}) : nullptr;
     const T* const unit_weights =
@@ -174,7 +175,7 @@ void backward_call(const xla::Call& call, Index cell) {
   };
   T* const dx = cleared({steps, batch, inputs});
   T* const dw_ih = cleared({common.rows, inputs});
-  T* const dw_hh = cleared({common.rows, units});
+  T* const dw_hh = common.parameters.w_hh ? cleared({common.rows, units}) : nullptr;
   T* const dbias = cleared({common.rows});
   T* const dbias_hn = common.parameters.bias_hn ? cleared({units}) : nullptr;
   T* const dunit_weights =

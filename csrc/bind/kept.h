@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "bind/callers.h"
 #include "bind/gil.h"
 #include "bind/merging.h"
 #include "bind/stretches.h"
@@ -24,8 +25,9 @@ inline Tokens view_of(const std::shared_ptr<const TokenStorage>& tokens) {
 
 // Of a pass of one layer in one direction over so many live steps.
 inline double flops_of(const CellFacts& facts, Index live, Index inputs, Index units) {
+  const auto columns = static_cast<double>(inputs + facts.recurrent_columns(units));
   return 2.0 * static_cast<double>(live) * static_cast<double>(facts.gates) *
-         static_cast<double>(units) * (static_cast<double>(inputs) + static_cast<double>(units));
+         static_cast<double>(units) * columns;
 }
 
 // One direction's part of a (T, B, D·H) array.
@@ -43,35 +45,6 @@ template <class T>
 Sequence<const T> constant(const Sequence<T>& sequence) {
   return {sequence.data, sequence.step, sequence.row};
 }
-
-// How a caller has x, y and their gradients: (T, B, ·), (B, T, ·), or (T, ·) for one row.
-struct CallersAxes {
-  Index steps, batch;
-  bool batch_first, unbatched;
-
-  template <class T>
-  bool plain(const py::handle& array, Index inner) const {
-    if (unbatched) return rnnkern::plain<T>(array, {steps, inner});
-    return rnnkern::plain<T>(array, {first(), second(), inner});
-  }
-  template <class T>
-  py::object empty(Index inner) const {
-    return unbatched ? new_array<T>({steps, inner}) : new_array<T>({first(), second(), inner});
-  }
-  // Of a plain array.
-  template <class T>
-  Sequence<T> view(const py::handle& array, Index inner) const {
-    const Index outer = second() * inner;
-    auto* const data = static_cast<T*>(data_of(array));
-    if (swapped()) return {data, inner, outer};
-    return {data, outer, inner};
-  }
-
- private:
-  bool swapped() const { return batch_first && !unbatched; }
-  Index first() const { return swapped() ? batch : steps; }
-  Index second() const { return swapped() ? steps : batch; }
-};
 
 // What the layers of a network have in common.
 struct NetworkSizes {
@@ -119,47 +92,6 @@ class Handed {
  private:
   Index size_ = 0, step_ = 0, row_ = 0;
   AlignedBytes bytes_;
-};
-
-// A state, or its gradient, as a caller has it: (L·D, B, H), or without its batch axis.
-template <class T>
-struct StateShape {
-  Index states, batch, units;
-  bool has_c, unbatched;
-
-  Index size() const { return states * batch * units; }
-
-  bool plain(const py::handle& object) const {
-    return unbatched ? rnnkern::plain<T>(object, {states, units})
-                     : rnnkern::plain<T>(object, {states, batch, units});
-  }
-
-  // Whether it is what can be taken as it stands: None, also as one of the pair, is zero.
-  bool taken(const py::handle& state, py::handle parts[2]) const {
-    parts[0] = parts[1] = py::none();
-    if (state.is_none()) return true;
-    if (!has_c) {
-      parts[0] = state;
-    } else if (PyTuple_CheckExact(state.ptr()) && PyTuple_GET_SIZE(state.ptr()) == 2) {
-      parts[0] = PyTuple_GET_ITEM(state.ptr(), 0), parts[1] = PyTuple_GET_ITEM(state.ptr(), 1);
-    } else {
-      return false;
-    }
-    return (parts[0].is_none() || plain(parts[0])) && (parts[1].is_none() || plain(parts[1]));
-  }
-
-  // A new array with the values of a part; its memory is put into `data`.
-  py::object copy(const py::handle& part, T*& data) const {
-    py::object array =
-        unbatched ? new_array<T>({states, units}) : new_array<T>({states, batch, units});
-    data = static_cast<T*>(data_of(array));
-    if (part.is_none()) {
-      std::fill_n(data, size(), T(0));
-    } else {
-      std::copy_n(static_cast<const T*>(data_of(part)), size(), data);
-    }
-    return array;
-  }
 };
 
 // What backward needs of forward beside x and the last layer's y.
@@ -237,7 +169,9 @@ struct KeptOf {
       const auto of = py::reinterpret_borrow<py::tuple>(own);
       grads.push_back(
           {.ih = write<T>(required(of[0], "dweight_ih"), "dweight_ih", {rows, inputs}),
-           .hh = write<T>(required(of[1], "dweight_hh"), "dweight_hh", {rows, sizes.units}),
+           .hh = sizes.facts().recurrent_product
+                     ? write<T>(required(of[1], "dweight_hh"), "dweight_hh", {rows, sizes.units})
+                     : nullptr,
            .bias = write<T>(of[2], "dbias", {rows}),
            .bias_hn = write<T>(of[3], "dbias_hn", {sizes.units}),
            .unit_weights =
@@ -291,7 +225,7 @@ struct KeptOf {
       const auto [bias, bias_hn] = biases[static_cast<std::size_t>(i)];
       Gradient own{};
       own.ih = zeros({rows, sizes.inputs_of(i / sizes.directions)});
-      own.hh = zeros({rows, sizes.units});
+      if (sizes.facts().recurrent_product) own.hh = zeros({rows, sizes.units});
       if (bias) own.bias = zeros({rows});
       if (bias_hn) own.bias_hn = zeros({sizes.units});
       if (const Index count = sizes.facts().unit_weights; count > 0)

@@ -17,12 +17,13 @@ inline Compute read_compute(const std::optional<std::string>& name) {
   throw std::invalid_argument("compute must be None or 'bfloat16', got '" + *name + "'");
 }
 
-// (weight_ih, weight_hh, bias, bias_hn[, unit_weights]), kept for as long as it lives. An array may be given other memory by
+// (weight_ih, weight_hh, bias, bias_hn[, unit_weights]), None where the cell has none, kept for as long as it
+// lives. An array may be given other memory by
 // who owns it, so that each call asks for the pointers anew.
 class HeldWeights {
  public:
   HeldWeights(const CellFacts& facts, const py::handle& weights)
-      : gates_(facts.gates), unit_rows_(facts.unit_weights) {
+      : gates_(facts.gates), unit_rows_(facts.unit_weights), product_(facts.recurrent_product) {
     if (!py::isinstance<py::tuple>(weights) || py::len(weights) < 4 || py::len(weights) > 5) {
       throw std::invalid_argument(
           "weights must be (weight_ih, weight_hh, bias, bias_hn[, unit_weights]) each, got " +
@@ -32,7 +33,17 @@ class HeldWeights {
     w_ih_ = tuple[0], w_hh_ = tuple[1], bias_ = tuple[2], bias_hn_ = tuple[3];
     unit_weights_ = tuple.size() > 4 ? py::object(tuple[4]) : py::none();
     if (unit_rows_ > 0) required(unit_weights_, "unit_weights");
-    const HostArray ih(w_ih_, "weight_ih"), hh(w_hh_, "weight_hh");
+    const HostArray ih(w_ih_, "weight_ih");
+    if (!product_) {
+      if (!w_hh_.is_none())
+        throw std::invalid_argument("weight_hh must be None: the cell has no recurrent product");
+      if (ih.axes != 2 || ih.shape[0] < gates_ || ih.shape[1] < 1)
+        ih.refuse("have a row for each gate and at least one column, got shape " + ih.shape_text());
+      inputs_ = ih.shape[1], units_ = ih.shape[0] / gates_;
+      by_type(ih, [&]<class T>(T) { parameters<T>(); });
+      return;
+    }
+    const HostArray hh(w_hh_, "weight_hh");
     if (ih.axes != 2 || hh.axes != 2) {
       throw std::invalid_argument("weight_ih and weight_hh must have 2 axes, got shapes " +
                                   ih.shape_text() + " and " + hh.shape_text());
@@ -48,7 +59,7 @@ class HeldWeights {
 
   Index inputs() const { return inputs_; }
   Index units() const { return units_; }
-  Type type() const { return HostArray(w_hh_, "weight_hh").type; }
+  Type type() const { return HostArray(w_ih_, "weight_ih").type; }
 
   template <class T>
   Parameters<T> parameters() const {
@@ -56,7 +67,8 @@ class HeldWeights {
     return {.inputs = inputs_,
             .units = units_,
             .w_ih = read<T>(required(w_ih_, "weight_ih"), "weight_ih", {rows, inputs_}),
-            .w_hh = read<T>(required(w_hh_, "weight_hh"), "weight_hh", {rows, units_}),
+            .w_hh = product_ ? read<T>(required(w_hh_, "weight_hh"), "weight_hh", {rows, units_})
+                             : nullptr,
             .bias = read<T>(bias_, "bias", {rows}),
             .bias_hn = read<T>(bias_hn_, "bias_hn", {units_}),
             .unit_weights = unit_rows_ > 0
@@ -66,6 +78,7 @@ class HeldWeights {
 
  private:
   Index gates_, unit_rows_, inputs_ = 0, units_ = 0;
+  bool product_;
   py::object w_ih_, w_hh_, bias_, bias_hn_, unit_weights_;
 };
 

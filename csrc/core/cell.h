@@ -43,6 +43,10 @@ struct CellDefaults {
   static constexpr Range phases[] = {{0, Gates}};
   static constexpr int operand_gate = kNoGate;
 
+  // Whether weights multiply what a phase sees of h_{t-1}. Without, there is no W_hh: a unit sees the h of its
+  // own alone, in one phase, and nothing but the part from x takes a product.
+  static constexpr bool recurrent_product = true;
+
   // The gate whose recurrent product has a bias of its own, bias_hn. Then its gradient is apart
   // from that of the part from x too, and stands behind the gates' own, in delta[gates].
   static constexpr int recurrent_bias_gate = kNoGate;
@@ -107,7 +111,7 @@ constexpr int at_least_one(int n) { return n > 0 ? n : 1; }
 template <class V, class Cell>
 struct ForwardStep {
   V x[Cell::gates];                    // W_ih x_t + b, read by the phase that has the gate
-  V product[Cell::gates];              // W_hh · operand (+ bias_hn), likewise
+  V product[Cell::gates];              // W_hh · operand (+ bias_hn), likewise, where there is W_hh
   V saved[at_least_one(Cell::saved)];  // what earlier phases saved is here; this phase adds its own
   V h, c;                              // in: h_{t-1}, c_{t-1}; the last phase leaves h_t, c_t
   V unit[at_least_one(Cell::unit_weights)];  // the unit's own weights

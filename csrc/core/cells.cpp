@@ -12,6 +12,8 @@ namespace {
 template <class Cell>
 CellFacts facts_of() {
   static_assert(std::size(Cell::gate_names) == Cell::gates);
+  static_assert(Cell::recurrent_product ||
+                (phase_count<Cell> == 1 && Cell::recurrent_bias_gate == kNoGate));
   return {.name = Cell::name,
           .gate_names = Cell::gate_names,
           .states = Cell::states,
@@ -21,6 +23,7 @@ CellFacts facts_of() {
           .cell_state = has_c<Cell>,
           .phases = Cell::phases,
           .operand_gate = Cell::operand_gate,
+          .recurrent_product = Cell::recurrent_product,
           .recurrent_bias_gate = Cell::recurrent_bias_gate,
           .unit_weights = Cell::unit_weights,
           .unit_weights_name = Cell::unit_weights_name};

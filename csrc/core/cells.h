@@ -8,7 +8,10 @@
 #include <vector>
 
 #include "cells/gru.h"
+#include "cells/ind_rnn.h"
 #include "cells/lstm.h"
+#include "cells/min_gru.h"
+#include "cells/min_lstm.h"
 #include "cells/minimal_gated.h"
 #include "cells/rnn.h"
 #include "cells/simplified_gru.h"
@@ -21,8 +24,9 @@ struct CellList {
   static constexpr int size = sizeof...(Cells);
 };
 
-using AllCells = CellList<RnnTanh, RnnRelu, SimplifiedGru, GruResetBefore, GruResetAfter,
-                          MinimalGated, Lstm, LstmCoupled, LstmPeephole, LstmPeepholeCoupled>;
+using AllCells =
+    CellList<RnnTanh, RnnRelu, SimplifiedGru, GruResetBefore, GruResetAfter, MinimalGated, Lstm,
+             LstmCoupled, LstmPeephole, LstmPeepholeCoupled, MinGru, MinLstm, IndRnn>;
 
 // A cell's facts, for code that is no template.
 struct CellFacts {
@@ -31,12 +35,19 @@ struct CellFacts {
   int gates, saved, deltas;
   bool cell_state;  // whether there is c
   std::span<const Range> phases;
-  int operand_gate, recurrent_bias_gate;  // or kNoGate
+  int operand_gate;         // or kNoGate
+  bool recurrent_product;   // whether there is W_hh
+  int recurrent_bias_gate;  // or kNoGate
   int unit_weights;
   std::string_view unit_weights_name;
 
   // Inlined always, as what kernels of several instruction sets use must be.
   [[gnu::always_inline]] int phase_count() const { return static_cast<int>(phases.size()); }
+
+  // Of W_hh.
+  [[gnu::always_inline]] std::ptrdiff_t recurrent_columns(std::ptrdiff_t units) const {
+    return recurrent_product ? units : 0;
+  }
 
   // Where among the deltas that of a gate's recurrent part is.
   [[gnu::always_inline]] int recurrent_delta(int gate) const {

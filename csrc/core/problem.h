@@ -61,7 +61,7 @@ template <class T>
 struct Parameters {
   Index inputs, units;
   const T* w_ih;     // (G·H, I)
-  const T* w_hh;     // (G·H, H)
+  const T* w_hh;     // (G·H, H); null where the cell has no recurrent product
   const T* bias;     // (G·H), or null for none
   const T* bias_hn;  // (H), or null: joins the recurrent product of the gate that the cell names
   const T* unit_weights;  // (as many as the cell says, H); null where it has none
@@ -105,7 +105,7 @@ struct BackwardProblem {
   T* dc;                 // (B, H): likewise for c; null without c
   Sequence<T> dx;        // (T, B, I): live steps are added to; data null when not wanted
   T* dw_ih;              // (G·H, I): added to, as the four below
-  T* dw_hh;              // (G·H, H)
+  T* dw_hh;              // (G·H, H); null without W_hh
   T* dbias;              // (G·H), or null
   T* dbias_hn;           // (H), or null
   T* dunit_weights;      // as the unit weights, or null

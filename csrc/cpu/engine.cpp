@@ -108,8 +108,8 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
     packed_.emplace_back(kernels_.packed_bytes(cell_.facts, layer));
     const bool with_input = !by_token || k > 0;
     kernels_.pack(cell_.facts, layer, with_input, packed_.back().get());
-    flops_ += 2.0 * static_cast<double>(cell_.facts.gates * batch * layer.units *
-                                        (layer.units + layer.inputs));
+    const Index columns = cell_.facts.recurrent_columns(layer.units) + layer.inputs;
+    flops_ += 2.0 * static_cast<double>(cell_.facts.gates * batch * layer.units * columns);
     scratch = std::max(scratch, kernels_.scratch(cell_.facts, problems_.back()));
     below = h;
     h += batch * layer.units;
@@ -141,15 +141,17 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
 template <class T>
 Work work_of(int cell, Index steps, Index batch, double live, Index inputs, Index units,
              Compute compute) {
-  const double gates = cell_facts(cell).gates;
-  const double columns = static_cast<double>(inputs) + static_cast<double>(units),
-               per_unit = 2 * gates * static_cast<double>(units);
-  const double per_row = per_unit * static_cast<double>(units);
+  const CellFacts& facts = cell_facts(cell);
+  const double recurrent = static_cast<double>(facts.recurrent_columns(units)),
+               columns = static_cast<double>(inputs) + recurrent,
+               per_unit = 2.0 * facts.gates * static_cast<double>(units);
+  const double per_row = per_unit * recurrent;
   constexpr double kMostBytes = 1e18;
   const double element = compute == Compute::exact ? sizeof(T) : sizeof(Bfloat16);
   return {.steps = steps,
           .batch = batch,
           .units = units,
+          .barriers = facts.recurrent_product,
           .step_flops = per_row * live / static_cast<double>(steps),
           .total_flops = live * per_unit * columns,
           .weight_bytes = static_cast<Index>(std::min(per_row / 2 * element, kMostBytes))};

@@ -26,6 +26,9 @@ Plan make_plan(const Work& work, int threads) {
   if (work.batch >= 4 * threads && (fits || work.batch >= 64 * threads)) {
     return {threads, 1, "each thread owns rows of the batch: no barrier between steps"};
   }
+  if (!work.barriers) {
+    return {1, threads, "each thread owns units: no product, and so no barrier, between steps"};
+  }
   if (work.step_flops >= kBarrierFlops * threads) {
     return {1, threads,
             "each thread owns units: its weights stay in its cache, one barrier a phase"};

@@ -18,6 +18,7 @@ struct Plan {
 // The sizes a plan depends on. `weight_bytes` is the packed recurrent matrix.
 struct Work {
   Index steps, batch, units;
+  bool barriers;  // whether units wait for each other between steps, for a product reads them all
   double step_flops, total_flops;
   Index weight_bytes;
 };

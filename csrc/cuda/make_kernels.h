@@ -11,10 +11,10 @@
 namespace rnnkern::cuda {
 
 // The launch of a kernel of a cell; null where units have weights of their own, which the kernels here do not
-// read.
+// read, and where there is no recurrent product, which they are about.
 template <class Cell, class Kernel>
 constexpr auto launch_of() {
-  if constexpr (Cell::unit_weights > 0) {
+  if constexpr (Cell::unit_weights > 0 || !Cell::recurrent_product) {
     return nullptr;
   } else {
     return launch<Kernel>;

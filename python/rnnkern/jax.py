@@ -174,7 +174,13 @@ class Function:
         rows = len(spec.facts.gates) * spec.units
         sizes = (0, 0, rows, spec.units, 0)
         facts = spec.facts
-        taken = (True, True, True, facts.recurrent_bias_gate >= 0, facts.unit_weights > 0)
+        taken = (
+            True,
+            facts.recurrent_product,
+            True,
+            facts.recurrent_bias_gate >= 0,
+            facts.unit_weights > 0,
+        )
         return [
             tuple(
                 jnp.zeros(size, dtype) if name is None else jnp.asarray(params[name], dtype)

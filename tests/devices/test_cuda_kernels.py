@@ -25,18 +25,18 @@ from support.cuda_kernels import (
     same_bits,
     spec,
 )
-from support.layers import CELLS
+from support.layers import WITH_PRODUCT
 
 
 @pytest.mark.parametrize("mode", MODES, ids=mode_ids)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_every_cell_and_mode(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
     dtype, compute = mode
     check(side, Case(cell, 33, batch=7, inputs=5, dtype=dtype, compute=compute))
 
 
 @pytest.mark.parametrize("mode", MODES, ids=mode_ids)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_few_rows(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
     dtype, compute = mode
     check(side, Case(cell, 20, batch=1, inputs=3, dtype=dtype, compute=compute))
@@ -50,12 +50,12 @@ def test_odd_sizes(side: Any, units: int, batch: int, mode: tuple[str, str | Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_kinds_of_input(side: Any, cell: str, kind: str) -> None:
     check(side, Case(cell, 13, batch=6, **KINDS[kind]))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_kinds_of_input_on_tensor_cores(side: Any, cell: str) -> None:
     check(side, Case(cell, 13, batch=6, compute="bfloat16", **KINDS["tokens-ragged-both"]))
     check(side, Case(cell, 13, batch=6, compute="float16", **KINDS["ragged-both"]))
@@ -72,7 +72,7 @@ DEVICES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("compute", [None, "tfloat32", "float16"])
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_every_path(side: Any, cell: str, device: str, compute: str | None) -> None:
     facts, expected = DEVICES[device]
     side.device(**facts)
@@ -99,7 +99,7 @@ def test_every_path(side: Any, cell: str, device: str, compute: str | None) -> N
 
 
 @pytest.mark.parametrize("mode", MODES, ids=mode_ids)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_the_order_of_threads_within_a_phase_does_not_matter(
     side: Any, cell: str, mode: tuple[str, str | None]
 ) -> None:
@@ -123,7 +123,7 @@ def test_more_rows_than_are_summed_at_once(side: Any, tokens: bool) -> None:
 
 
 def test_inference_and_training_give_the_same_bits(side: Any) -> None:
-    for cell in CELLS:
+    for cell in WITH_PRODUCT:
         kinds: dict[str, Any] = {
             "batch": 6,
             "lengths": (5, 1, 2, 3, 4, 0),

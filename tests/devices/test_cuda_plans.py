@@ -16,14 +16,14 @@ from support.cuda_kernels import (
     check,
     spec,
 )
-from support.layers import CELLS
+from support.layers import WITH_PRODUCT
 
 
 def test_plans_of_a_large_device(side: Any) -> None:
     """On a made-up device of the size of an H100."""
     side.device(multiprocessors=132, shared_bytes=227 << 10)
     for cell, units, batch, directions in itertools.product(
-        CELLS, (1, 5, 64, 100, 256, 650, 768, 1024, 1500, 2048), (1, 4, 16, 128), (1, 2)
+        WITH_PRODUCT, (1, 5, 64, 100, 256, 650, 768, 1024, 1500, 2048), (1, 4, 16, 128), (1, 2)
     ):
         for dtype, compute in MODES:
             layer = spec(cell, 64, units, directions=directions, dtype=dtype, compute=compute)

@@ -18,12 +18,12 @@ from support.cuda_kernels import (
     same_bits,
     spec,
 )
-from support.layers import CELLS
+from support.layers import WITH_PRODUCT
 
 
 @pytest.mark.parametrize("layers", [2, 3, 4])
 @pytest.mark.parametrize("mode", MODES, ids=mode_ids)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_wavefronts_of_every_cell_and_mode(
     side: Any, cell: str, mode: tuple[str, str | None], layers: int
 ) -> None:
@@ -32,14 +32,14 @@ def test_wavefronts_of_every_cell_and_mode(
 
 
 @pytest.mark.parametrize("mode", MODES, ids=mode_ids)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_wavefronts_of_few_rows(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
     dtype, compute = mode
     check(side, Stack(cell, 20, batch=2, inputs=3, dtype=dtype, compute=compute, layers=3))
 
 
 @pytest.mark.parametrize("mode", MODES, ids=mode_ids)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_wavefronts_with_dropout(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
     dtype, compute = mode
     case = Stack(cell, 33, batch=7, dtype=dtype, compute=compute, layers=3, dropout=True)
@@ -48,7 +48,7 @@ def test_wavefronts_with_dropout(side: Any, cell: str, mode: tuple[str, str | No
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "both" not in kind])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_wavefronts_of_kinds_of_input(side: Any, cell: str, kind: str) -> None:
     options = {"reverse": (False,)} | KINDS[kind]
     options["reverse"] = options["reverse"][-1:]
@@ -66,7 +66,7 @@ WAVEFRONT_DEVICES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("compute", [None, "tfloat32", "float16"])
 @pytest.mark.parametrize("device", WAVEFRONT_DEVICES)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_wavefronts_on_every_path(side: Any, cell: str, device: str, compute: str | None) -> None:
     facts, expected = WAVEFRONT_DEVICES[device]
     side.device(**facts)
@@ -84,7 +84,7 @@ def test_wavefronts_on_every_path(side: Any, cell: str, device: str, compute: st
 
 
 @pytest.mark.parametrize("compute", [None, "tfloat32", "float16"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_the_order_of_threads_does_not_matter_to_wavefronts(
     side: Any, cell: str, compute: str | None
 ) -> None:

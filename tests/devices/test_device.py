@@ -31,7 +31,7 @@ from support.devices import (
     put,
     twins,
 )
-from support.layers import CELLS, DTYPES, as_layer_state, as_tuple, cast, make, random_state
+from support.layers import DTYPES, WITH_PRODUCT, as_layer_state, as_tuple, cast, make, random_state
 from support.reference import Array
 
 LAYERS: dict[str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_layers_agree_with_the_cpu(
     cuda: devices.Cuda, cell: str, dtype: str, options: dict[str, Any], ragged: bool
 ) -> None:
@@ -80,7 +80,7 @@ def test_layers_agree_with_the_cpu(
         agree_by_name(cuda, got_gates, gates, tolerance)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_layers_agree_with_the_reference(cuda: devices.Cuda, cell: str) -> None:
     layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 2, bidirectional=True)
     random = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def test_layers_agree_with_the_reference(cuda: devices.Cuda, cell: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.uint64])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_tokens(cuda: devices.Cuda, cell: str, dtype: Any) -> None:
     layer, twin = twins(cuda, cell, INPUTS, HIDDEN, bidirectional=True)
     x = np.random.default_rng(0).integers(0, INPUTS, (STEPS, BATCH)).astype(dtype)
@@ -145,7 +145,7 @@ def test_strided_arrays_are_taken(cuda: devices.Cuda) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_dropout_draws_the_same_masks(cuda: devices.Cuda, cell: str, dtype: str) -> None:
     layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 4, dropout=0.4, dtype=dtype)
     x = np.random.default_rng(0).standard_normal((STEPS, BATCH, INPUTS)).astype(dtype)
@@ -232,7 +232,7 @@ def test_stacked_layers_go_together(cuda: devices.Cuda, calls: list[tuple[str, i
 
 @pytest.mark.parametrize("kind", ["full", "ragged", "tokens"])
 @pytest.mark.parametrize("layers", [2, 3, 4, 5])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_stacked_layers_agree_with_the_reference(
     cuda: devices.Cuda, cell: str, layers: int, kind: str
 ) -> None:
@@ -352,7 +352,7 @@ def test_parameters_can_be_copied(cuda: devices.Cuda) -> None:
 
 
 @pytest.mark.parametrize(("steps", "batch"), [(0, BATCH), (STEPS, 0)])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_nothing_to_compute(cuda: devices.Cuda, cell: str, steps: int, batch: int) -> None:
     layer = make(cell, INPUTS, HIDDEN, 2)
     twin = type(layer)(**{**layer.config(), "device": "cuda"})

@@ -29,7 +29,7 @@ from support.devices import (
     refused,
     twins,
 )
-from support.layers import CELLS, as_tuple
+from support.layers import WITH_PRODUCT, as_tuple
 from support.reference import Array
 
 
@@ -187,7 +187,7 @@ def test_a_step_of_training_waits_for_nothing(cuda: devices.Cuda) -> None:
     stream.reset(tokens[0] > 0)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_streams(cuda: devices.Cuda, cell: str) -> None:
     layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 2)
     here, there = layer.stream(BATCH), twin.stream(BATCH)

@@ -18,7 +18,7 @@ from rnnkern.adder import Adder, Settings, Training
 from support import reference
 from support.compare import assert_close, assert_same_bits
 from support.gpu import the_gpu
-from support.layers import CELLS, make
+from support.layers import WITH_PRODUCT, make
 from support.locate import assert_right
 from support.processes import run_python
 from support.reference import Array
@@ -104,7 +104,7 @@ def agree(gpu: devices.Cuda, layer: Any, got: Any, want: Any, tolerance: float) 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("compute", COMPUTES)
 @pytest.mark.parametrize(("hidden", "batch"), [(100, 33), (200, 3), (650, 7)])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_odd_sizes(
     gpu: devices.Cuda, cell: str, hidden: int, batch: int, compute: str | None, ragged: bool
 ) -> None:
@@ -125,7 +125,7 @@ def test_odd_sizes(
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("compute", COMPUTES)
 @pytest.mark.parametrize(("hidden", "batch", "layers"), [(100, 33, 2), (200, 3, 4), (160, 16, 5)])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_stacked_layers(
     *,
     gpu: devices.Cuda,
@@ -154,7 +154,7 @@ def test_stacked_layers(
 
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 4}])
 @pytest.mark.parametrize("compute", COMPUTES)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_the_same_bits_from_run_to_run(
     gpu: devices.Cuda, cell: str, compute: str | None, options: dict[str, Any]
 ) -> None:

@@ -32,11 +32,20 @@ def loop(cell: str, w: list[Any], x: Any, h: Any, c: Any) -> Any:
 
     def step(carry: Any, x_t: Any) -> Any:
         h, c = carry
-        a = x_t @ w[0].T + w[2]
+        apart = cell in ("mingru", "minlstm", "indrnn")  # whose weights are (ih, b[, u])
+        a = x_t @ w[0].T + w[1 if apart else 2]
         if cell == "lstm":
             u, f, n, o = jnp.split(a + h @ w[1].T, 4, axis=-1)
             c = sigmoid(f) * c + sigmoid(u) * jnp.tanh(n)
             h = sigmoid(o) * jnp.tanh(c)
+        elif cell == "mingru":
+            u, n = jnp.split(a, 2, axis=-1)
+            h = sigmoid(u) * n + (1 - sigmoid(u)) * h
+        elif cell == "minlstm":
+            u, f, n = jnp.split(a, 3, axis=-1)
+            h = (sigmoid(u) * n + sigmoid(f) * h) / (sigmoid(u) + sigmoid(f))
+        elif cell == "indrnn":
+            h = jax.nn.relu(a + w[2][0] * h)
         elif cell == "rnn":
             h = jnp.tanh(a + h @ w[1].T)
         elif cell == "simplified-gru":

@@ -12,7 +12,7 @@ import pytest
 import rnnkern as rk
 
 from support.compare import assert_close, assert_same_bits
-from support.layers import CELLS, as_layer_state, as_tuple, make, random_state
+from support.layers import WITH_PRODUCT, as_layer_state, as_tuple, make, random_state
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -39,7 +39,7 @@ def run(path: Path, feeds: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_onnxruntime_runs_a_layer(cell: str, shape: str, tmp_path: Path) -> None:
     layer = make(cell, 5, 6, **SHAPES[shape])
     layer.to_onnx(tmp_path / "layer.onnx", state=True, lengths=True)
@@ -57,7 +57,7 @@ def test_onnxruntime_runs_a_layer(cell: str, shape: str, tmp_path: Path) -> None
             assert_close(name, got[name], want, 3e-6)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_tokens_and_nothing_else(cell: str, tmp_path: Path) -> None:
     layer = make(cell, 5, 6)
     layer.to_onnx(tmp_path / "layer.onnx", tokens=True)

@@ -61,7 +61,7 @@ def test_operators_in_place_keep_the_array(owner: Any) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_calls_read_what_was_assigned(cell: str) -> None:
     layer, other = make(cell, 5, 4, seed=1), make(cell, 5, 4, seed=2)
-    layer.params["weight_hh_l0"] = other.params["weight_hh_l0"]
+    layer.params["weight_ih_l0"] = other.params["weight_ih_l0"]
     layer.params.update(other.params)
     assert_same_bits("y", layer(X)[0], other(X)[0])
     assert_same_bits("y of a stream", layer.stream(3).block(X), other(X)[0])

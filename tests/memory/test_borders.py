@@ -62,8 +62,11 @@ zeros = lambda *shape: np.zeros(shape, np.float32)
 for cell in CELLS:
     spec = LayerSpec(cell, 3, 2)
     for units, inputs in ((0, 3), (2, 0), (0, 0)):
-        rows = len(cell_facts(cell).gates) * units
-        w = zeros(rows, inputs), zeros(rows, units), None, None
+        facts = cell_facts(cell)
+        rows = len(facts.gates) * units
+        of_h = zeros(rows, units) if facts.recurrent_product else None
+        own = zeros(facts.unit_weights, units) if facts.unit_weights else None
+        w = zeros(rows, inputs), of_h, None, None, own
         refused(lambda: _core.Network(spec, [w]))
         h = zeros(1, 2, units)
         refused(lambda: _core.Stepper(spec, [w], h, h.copy()))

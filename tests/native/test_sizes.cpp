@@ -20,6 +20,7 @@ Work work(Index steps, Index batch, Index units) {
   return {.steps = steps,
           .batch = batch,
           .units = units,
+          .barriers = true,
           .step_flops = 8 * h * h * b,
           .total_flops = 16 * h * h * b * static_cast<double>(steps),
           .weight_bytes = 16 * units * units};
@@ -31,8 +32,11 @@ bool is(const Plan& plan, int row_groups, int unit_groups) {
 
 TEST(plans_share_rows_or_units_or_nothing) {
   CHECK(is(make_plan(work(50, 256, 256), 1), 1, 1));
-  CHECK(is(make_plan(work(1, 1, 16), 8), 1, 1));       // too little to wake anyone
-  CHECK(is(make_plan(work(50, 1024, 64), 4), 4, 1));   // rows enough for all
+  CHECK(is(make_plan(work(1, 1, 16), 8), 1, 1));      // too little to wake anyone
+  CHECK(is(make_plan(work(50, 1024, 64), 4), 4, 1));  // rows enough for all
+  Work apart = work(50, 1, 256);
+  apart.barriers = false, apart.step_flops = 0, apart.weight_bytes = 0;
+  CHECK(is(make_plan(apart, 4), 1, 4));                // units that wait for nobody
   CHECK(is(make_plan(work(50, 1, 1024), 4), 1, 4));    // one row: its units are shared
   CHECK(is(make_plan(work(100000, 1, 16), 4), 1, 1));  // a step too short for a barrier
 }

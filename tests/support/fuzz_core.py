@@ -48,10 +48,11 @@ class Sizes:
     def weights(self) -> Arguments:
         """As forward, Packed and Stepper take them."""
         case, rows, own = self.case, self.gates * self.units, CELLS[self.cell]["unit_weights"]
+        product = CELLS[self.cell]["recurrent_product"]
         of_units = {"unit_weights": self.numbers("unit_weights", own, self.units)} if own else {}
         return {
             "weight_ih": self.numbers("weight_ih", rows, self.inputs),
-            "weight_hh": self.numbers("weight_hh", rows, self.units),
+            "weight_hh": self.numbers("weight_hh", rows, self.units) if product else None,
             "bias": self.numbers("bias", rows) if case.chance(0.7) else None,
             "bias_hn": self.numbers("bias_hn", self.units) if case.chance(0.5) else None,
             **of_units,
@@ -65,6 +66,8 @@ class Sizes:
             "units": self.units,
             "layers": 1,
             "directions": 1,
+            "reverse": self.case.chance(0.3),
+            "merge": "concat",
             "dtype": self.dtype,
             "compute": self.compute,
             **changes,
@@ -160,7 +163,7 @@ def play_network(s: Sizes) -> None:
         return True
 
     if case.call("backward", run):
-        finite("a gradient", backward["dh"], backward["gradients"][0][1], backward["dx"])
+        finite("a gradient", backward["dh"], backward["gradients"][0][0], backward["dx"])
 
 
 def play_stepper(s: Sizes) -> None:

@@ -58,7 +58,7 @@ def sigmoid(a: Array) -> Array:
 class Weights:
     """The parameters of one layer and direction; absent ones are zeros.
 
-    w_ih (G*H, I), w_hh (G*H, H), bias (G*H,), bias_hn (H,).
+    w_ih (G*H, I), w_hh (G*H, H), or as the cell has it, bias (G*H,), bias_hn (H,).
     """
 
     w_ih: Array
@@ -77,6 +77,7 @@ class Cell(ABC):
     gates: int
     states: int = 1
     own_bias: bool = False  # whether there is bias_hn
+    recurrent: str | None = "weight_hh"  # what the layer calls w_hh, where there is one
 
     @abstractmethod
     def forward(self, a: Array, state: State, w: Weights) -> tuple[State, State]:
@@ -246,6 +247,69 @@ class Lstm(Cell):
         return da, (dot(da, w.w_hh), dc * f), dot(da.T, h), np.zeros_like(w.bias_hn)
 
 
+class MinGru(Cell):
+    """u = sigmoid(a_u); n = a_n; h' = u n + (1 - u) h."""
+
+    gates = 2
+    recurrent = None
+
+    def forward(self, a: Array, state: State, w: Weights) -> tuple[State, State]:
+        (h,) = state
+        a_u, n = np.split(a, 2, axis=1)
+        u = sigmoid(a_u)
+        return (u * n + (1.0 - u) * h,), (h, u, n)
+
+    def backward(
+        self, dstate: State, saved: State, w: Weights
+    ) -> tuple[Array, State, Array, Array]:
+        (dh,) = dstate
+        h, u, n = saved
+        da = np.concatenate([dh * (n - h) * u * (1.0 - u), dh * u], axis=1)
+        return da, (dh * (1.0 - u),), np.zeros_like(w.w_hh), np.zeros_like(w.bias_hn)
+
+
+class MinLstm(Cell):
+    """u, f = sigmoid(a); n = a_n; h' = (u n + f h) / (u + f)."""
+
+    gates = 3
+    recurrent = None
+
+    def forward(self, a: Array, state: State, w: Weights) -> tuple[State, State]:
+        (h,) = state
+        a_u, a_f, n = np.split(a, 3, axis=1)
+        u, f = sigmoid(a_u), sigmoid(a_f)
+        return ((u * n + f * h) / (u + f),), (h, u, f, n)
+
+    def backward(
+        self, dstate: State, saved: State, w: Weights
+    ) -> tuple[Array, State, Array, Array]:
+        (dh,) = dstate
+        h, u, f, n = saved
+        both = u + f
+        du, df = dh * f * (n - h) / both**2, dh * u * (h - n) / both**2
+        da = np.concatenate([du * u * (1.0 - u), df * f * (1.0 - f), dh * u / both], axis=1)
+        return da, (dh * f / both,), np.zeros_like(w.w_hh), np.zeros_like(w.bias_hn)
+
+
+class IndRnn(Cell):
+    """h' = relu(w h + a), w_hh being a row (1, H)."""
+
+    gates = 1
+    recurrent = "weight_u"
+
+    def forward(self, a: Array, state: State, w: Weights) -> tuple[State, State]:
+        (h,) = state
+        new = np.maximum(w.w_hh * h + a, 0.0)
+        return (new,), (h, new)
+
+    def backward(
+        self, dstate: State, saved: State, w: Weights
+    ) -> tuple[Array, State, Array, Array]:
+        h, new = saved
+        da = dstate[0] * (new > 0.0)
+        return da, (da * w.w_hh,), (da * h).sum(axis=0, keepdims=True), np.zeros_like(w.bias_hn)
+
+
 CELLS: dict[str, Cell] = {
     "rnn_tanh": Rnn(relu=False),
     "rnn_relu": Rnn(relu=True),
@@ -254,6 +318,9 @@ CELLS: dict[str, Cell] = {
     "gru_after": GruAfter(),
     "minimal_gated": MinimalGated(),
     "lstm": Lstm(),
+    "min_gru": MinGru(),
+    "min_lstm": MinLstm(),
+    "ind_rnn": IndRnn(),
 }
 
 
@@ -264,10 +331,11 @@ def suffixes(params: Params) -> list[str]:
     return [f"_l{k}{direction}" for k in range(layers) for direction in directions]
 
 
-def _weights(params: Params, suffix: str) -> Weights:
+def _weights(cell: Cell, params: Params, suffix: str) -> Weights:
     w_ih = params[f"weight_ih{suffix}"].astype(np.float64)
-    w_hh = params[f"weight_hh{suffix}"].astype(np.float64)
-    bias = params.get(f"bias{suffix}", np.zeros(len(w_hh))).astype(np.float64)
+    nothing = np.zeros((0, len(w_ih) // cell.gates))
+    w_hh = params.get(f"{cell.recurrent}{suffix}", nothing).astype(np.float64)
+    bias = params.get(f"bias{suffix}", np.zeros(len(w_ih))).astype(np.float64)
     bias_hn = params.get(f"bias_hn{suffix}", np.zeros(w_hh.shape[1])).astype(np.float64)
     return Weights(w_ih, w_hh, bias, bias_hn)
 
@@ -341,13 +409,16 @@ class Tape:
         self.tokens = np.issubdtype(x.dtype, np.integer)
         if self.tokens:
             x = np.eye(params["weight_ih_l0"].shape[1])[x]
-        steps, batch, hidden = *x.shape[:2], params["weight_hh_l0"].shape[1]
+        self.cell = cell
+        steps, batch, hidden = *x.shape[:2], len(params["weight_ih_l0"]) // cell.gates
         if lengths is None:
             lengths = np.full(batch, steps)
         if state is None:
             state = (np.zeros((len(self.suffixes), batch, hidden)),) * cell.states
         self.directions = [
-            Direction(cell, _weights(params, s), lengths, reverse=reverse or s.endswith("_reverse"))
+            Direction(
+                cell, _weights(cell, params, s), lengths, reverse=reverse or s.endswith("_reverse")
+            )
             for s in self.suffixes
         ]
         self.per_layer = 2 if any(s.endswith("_reverse") for s in self.suffixes) else 1
@@ -386,7 +457,7 @@ class Tape:
                 for whole, one in zip(dfirst, dstart, strict=True):
                     whole[k] = one
                 suffix = self.suffixes[k]
-                kinds = ("weight_ih", "weight_hh", "bias", "bias_hn")
+                kinds = ("weight_ih", self.cell.recurrent or "", "bias", "bias_hn")
                 named = zip(kinds, vars(dw).values(), strict=True)
                 grads |= {n + suffix: g for n, g in named if n + suffix in self.params}
             if self.masks is not None and first > 0:

@@ -27,7 +27,7 @@ struct BackwardPanels {
 
   BackwardPanels(const CellFacts& cell, Index inputs, Index units, bool with_input, Arena& arena) {
     for (int p = 0; p < cell.phase_count(); ++p) {
-      recurrent[p] = Matrix(cell.phases[p].count * units, units, 1);
+      recurrent[p] = Matrix(cell.phases[p].count * cell.recurrent_columns(units), units, 1);
       recurrent[p].data = arena.take<T>(recurrent[p].size());
     }
     unit_weights = take_unit_weights<T>(cell, units, arena);
@@ -40,7 +40,7 @@ struct BackwardPanels {
 
   void pack(const CellFacts& cell, const Parameters<T>& parameters, const Worker& worker) const {
     const Index units = parameters.units;
-    for (int p = 0; p < cell.phase_count(); ++p) {
+    for (int p = 0; p < cell.phase_count() && cell.recurrent_product; ++p) {
       const T* rows = parameters.w_hh + cell.phases[p].first * units * units;
       pack_share(recurrent[p], rows, units, worker);
     }
@@ -197,7 +197,8 @@ class Backward {
 
   // Of a step's work, what is this thread's.
   double step_flops(Index s) const {
-    return static_cast<double>(2 * gates_ * units_ * units_ * schedule_.live(s)) / worker_.count;
+    const Index columns = cell_.recurrent_columns(units_);
+    return static_cast<double>(2 * gates_ * units_ * columns * schedule_.live(s)) / worker_.count;
   }
 
   Index packed_row(Index s, Index i) const { return schedule_.offset[schedule_.time(s)] + i; }
@@ -221,7 +222,8 @@ class Backward {
     bool breaks_up = false;
     for (int phase = 0; phase < phases_; ++phase) {
       run_phase(phase, s);
-      breaks_up = worker_.wait_group();
+      // Without a product nobody reads another thread's units.
+      breaks_up = cell_.recurrent_product && worker_.wait_group();
     }
     return breaks_up;
   }
@@ -262,7 +264,9 @@ class Backward {
     const Index begin_panel = matrix.count() * worker_.unit_group / worker_.unit_groups;
     const Index end_panel = matrix.count() * (worker_.unit_group + 1) / worker_.unit_groups;
     const Index live = schedule_.live(s);
-    const Index multiplied = phase == 0 ? schedule_.live(s + 1) : live;
+    const Index multiplied = !cell_.recurrent_product ? 0
+                             : phase == 0             ? schedule_.live(s + 1)
+                                                      : live;
     const Index rows_here = phase == 0 && multiplied > live ? multiplied : live;
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
     if constexpr (Product::kRounds) copy_step_rows(phase, multiplied);
@@ -278,7 +282,8 @@ class Backward {
         const Index with_product = multiplied < end ? multiplied : end;
         prefetch_rows(phase, begin, live < end ? live : end, tile.first_unit, out_row);
         sum_tile(phase, matrix, tiles, p, side, begin, with_product, ahead);
-        for (Index i = with_product > begin ? with_product : begin; i < end; ++i) {
+        for (Index i = with_product > begin ? with_product : begin;
+             i < end && cell_.recurrent_product; ++i) {
           T* sums = scratch_.own.tile + (i - begin) * out_row;
           for (Index j = 0; j < out_row; j += V::size) V(0).store(sums + j);
         }

@@ -49,7 +49,8 @@ template <int P, class V, class Cell, class Lane>
   ForwardStep<V, Cell> step;
   for (int g = 0; g < phase.count; ++g) {
     step.x[phase.first + g] = lane.load(at.x + g * at.x_gate);
-    step.product[phase.first + g] = V::load(at.sums + g * at.sums_gate);
+    if constexpr (Cell::recurrent_product)
+      step.product[phase.first + g] = V::load(at.sums + g * at.sums_gate);
   }
   for (int k = 0; k < saves.first; ++k) step.saved[k] = lane.load(at.saved_before + k * at.units);
   step.h = lane.load(at.h);
@@ -194,7 +195,8 @@ void backward_tile(const BackwardTile<typename V::value>& tile) {
     for (Index i = tile.begin; i < tile.end; ++i, sums += tile.sums_row) {
       const Index state = tile.order[i] * units + unit;
       T* dh = tile.dh + state;
-      const V product = V::load(sums);
+      V product(T(0));
+      if constexpr (Cell::recurrent_product) product = V::load(sums);
       if (i >= tile.live) {
         lane.store(dh, lane.load(dh) + product);
         continue;

@@ -27,7 +27,7 @@ struct ForwardPanels {
                 Arena& arena) {
     const Index units = parameters.units;
     for (int p = 0; p < cell.phase_count(); ++p) {
-      recurrent[p] = Matrix(units, units, cell.phases[p].count);
+      recurrent[p] = Matrix(cell.recurrent_columns(units), units, cell.phases[p].count);
       recurrent[p].data = arena.take<T>(recurrent[p].size());
     }
     unit_weights = take_unit_weights<T>(cell, units, arena);
@@ -219,7 +219,8 @@ class Forward {
 
   // Of a step's work, what is this thread's.
   double step_flops(Index s) const {
-    return static_cast<double>(2 * gates_ * units_ * units_ * schedule_.live(s)) / worker_.count;
+    const Index columns = cell_.recurrent_columns(units_);
+    return static_cast<double>(2 * gates_ * units_ * columns * schedule_.live(s)) / worker_.count;
   }
 
   // One row of W_ih's columns, bias added, for each distinct token.
@@ -329,7 +330,8 @@ class Forward {
     bool breaks_up = false;
     for (int phase = 0; phase < phases_; ++phase) {
       run_phase(phase, s);
-      breaks_up = worker_.wait_group();
+      // Without a product nobody reads another thread's units.
+      breaks_up = cell_.recurrent_product && worker_.wait_group();
     }
     return breaks_up;
   }
@@ -360,7 +362,8 @@ class Forward {
   void run_phase(int phase, Index s) const {
     const auto matrix = panels_.recurrent[phase];
     const auto tiles = tiles_for(matrix);
-    const Operand* const* a = operand_rows(phase, s);
+    const bool product = cell_.recurrent_product;
+    const Operand* const* a = product ? operand_rows(phase, s) : nullptr;
     const auto share = group_share(matrix);
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
     const Index most = groups_together(matrix, tiles, highest, share.end - share.begin);
@@ -373,8 +376,9 @@ class Forward {
       tile.sums_row = panels * matrix.row_size();
       for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
         prefetch_rows(phase, begin, end, tile.first_unit, side * matrix.group_units());
-        multiply_panels(matrix, tiles, a + begin, static_cast<int>(end - begin),
-                        p * matrix.panels(), panels, ahead, scratch_.tile);
+        if (product)
+          multiply_panels(matrix, tiles, a + begin, static_cast<int>(end - begin),
+                          p * matrix.panels(), panels, ahead, scratch_.tile);
         tile.begin = begin, tile.end = end;
         apply(tile);
       });

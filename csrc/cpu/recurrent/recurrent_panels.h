@@ -14,6 +14,7 @@ template <class Matrix, class T>
 [[gnu::always_inline]] inline void pack_recurrent(const CellFacts& cell, const Matrix& matrix,
                                                   const Parameters<T>& parameters, int p,
                                                   Index begin, Index end) {
+  if (!cell.recurrent_product) return;
   const Index units = parameters.units;
   const int first = cell.phases[p].first;
   pack_start(matrix, begin, end, [&](int gate) -> const T* {

@@ -31,7 +31,7 @@ struct StepPanels {
     };
     for (int p = 0; p < cell.phase_count(); ++p) {
       input[p] = take(Matrix(inputs, units, cell.phases[p].count));
-      recurrent[p] = take(Matrix(units, units, cell.phases[p].count));
+      recurrent[p] = take(Matrix(cell.recurrent_columns(units), units, cell.phases[p].count));
     }
     unit_weights = take_unit_weights<T>(cell, units, arena);
   }
@@ -189,7 +189,8 @@ class Step {
       const Index panel = p * matrix.panels(), panels = side * matrix.panels();
       sum_input(phase, x, first, rows, panel, panels);
       Ahead nothing;
-      multiply_panels(matrix, tiles, state, rows, panel, panels, nothing, scratch_.from_state);
+      if (cell_.recurrent_product)
+        multiply_panels(matrix, tiles, state, rows, panel, panels, nothing, scratch_.from_state);
       tile.first_unit = p * matrix.group_units(), tile.groups = side;
       tile.sums_row = panels * matrix.row_size();
       apply(tile);

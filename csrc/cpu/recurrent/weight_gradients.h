@@ -55,12 +55,13 @@ class WeightGradients {
         matrix.data = arena.take<T>(matrix.size());
         return matrix;
       };
-      for (int p = 0; p < cell.phase_count(); ++p) operands[p] = take(Matrix(part, units, 1));
+      for (int p = 0; p < cell.phase_count(); ++p)
+        operands[p] = take(Matrix(cell.recurrent_product ? part : 0, units, 1));
       if (!problem.tokens.slot) inputs = take(Matrix(part, problem.inputs, 1));
       token_gradient = arena.take<T>(problem.tokens.slot ? problem.tokens.count * rows : 0);
       const Index recent_rows = many_rows(problem.schedule) ? rows : 0;
       recent.dw_ih = arena.take<T>(problem.tokens.slot ? 0 : recent_rows * problem.inputs);
-      recent.dw_hh = arena.take<T>(recent_rows * units);
+      recent.dw_hh = arena.take<T>(recent_rows * cell.recurrent_columns(units));
       bias_sums = arena.take<double>(cell.deltas * units);
       packed_delta = arena.take<Operand>(cell.preactivation_deltas() * units *
                                          round_up(part, Product::kDepthMultiple));
@@ -210,7 +211,7 @@ class WeightGradients {
     const Gradients& recent = shared_.recent;
     const Index rows = gates_ * units_;
     if (!problem_.tokens.slot) visit(recent.dw_ih, problem_.dw_ih, rows * problem_.inputs);
-    visit(recent.dw_hh, problem_.dw_hh, rows * units_);
+    if (cell_.recurrent_product) visit(recent.dw_hh, problem_.dw_hh, rows * units_);
   }
 
   // For products whose left-hand side has a delta's columns as its rows.
@@ -242,7 +243,7 @@ class WeightGradients {
   void pack_part(const Chunk& part, const T* delta) const {
     const Index rows = part.rows();
     const T** const a = own_.source;
-    for (int p = 0; p < phases_; ++p) {
+    for (int p = 0; p < phases_ && cell_.recurrent_product; ++p) {
       Matrix matrix = shared_.operands[p];
       matrix.depth = rows;
       const auto share = worker_.share(matrix.count());
@@ -336,7 +337,7 @@ class WeightGradients {
           multiply_delta(rows, d, part, shared_.inputs, sums_.dw_ih + g * units_ * problem_.inputs,
                          problem_.inputs);
         }
-        for (int p = 0; p < phases_; ++p) {
+        for (int p = 0; p < phases_ && cell_.recurrent_product; ++p) {
           const Range phase = cell_.phases[p];
           if (cell_.recurrent_delta(g) != d || g < phase.first || g >= phase.first + phase.count)
             continue;

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from rnnkern.cells import gru, lstm, mgu, rnn, simplified_gru
+from rnnkern.cells import gru, ind_rnn, lstm, mgu, min_gru, min_lstm, rnn, simplified_gru
 from rnnkern.cells.entry import Cell
 from rnnkern.cells.gru import GRU, GRUCell
+from rnnkern.cells.ind_rnn import IndRNN, IndRNNCell
 from rnnkern.cells.lstm import LSTM, LSTMCell
 from rnnkern.cells.mgu import MGU, MGUCell
+from rnnkern.cells.min_gru import MinGRU, MinGRUCell
+from rnnkern.cells.min_lstm import MinLSTM, MinLSTMCell
 from rnnkern.cells.rnn import RNN, RNNCell
 from rnnkern.cells.simplified_gru import SimplifiedGRU, SimplifiedGRUCell
 
@@ -24,8 +27,14 @@ __all__ = [
     "MGU",
     "RNN",
     "GRUCell",
+    "IndRNN",
+    "IndRNNCell",
     "LSTMCell",
     "MGUCell",
+    "MinGRU",
+    "MinGRUCell",
+    "MinLSTM",
+    "MinLSTMCell",
     "RNNCell",
     "SimplifiedGRU",
     "SimplifiedGRUCell",
@@ -33,7 +42,9 @@ __all__ = [
 
 # By their names on the command line, in the order in which programs list them.
 CELLS: dict[str, Cell] = {
-    cell.name: cell for module in (rnn, simplified_gru, gru, mgu, lstm) for cell in module.CELLS
+    cell.name: cell
+    for module in (rnn, simplified_gru, gru, mgu, lstm, min_gru, min_lstm, ind_rnn)
+    for cell in module.CELLS
 }
 
 

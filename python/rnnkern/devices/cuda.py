@@ -82,6 +82,9 @@ class Cuda(Device):
         return True
 
     def check(self, spec: LayerSpec) -> None:
+        facts = spec.facts
+        if not facts.recurrent_product or facts.unit_weights:
+            raise ValueError(f"the cell {spec.cell!r} needs device='cpu', got device='cuda'")
         if spec.merges:
             raise ValueError(f"merge={spec.merge!r} needs device='cpu', got device='cuda'")
 
@@ -152,7 +155,7 @@ class Cuda(Device):
                         None if c_0 is None else c_0[first : len(strands)],
                         tuple(saved for saved, _ in rooms),
                         tuple(cells for _, cells in rooms),
-                        [(own.weight_ih.copy(), own.weight_hh.copy()) for own in weights],
+                        [(own.weight_ih.copy(), own.recurrent.copy()) for own in weights],
                     )
                 )
         call.forward(strands, self._workspace(call.forward_workspace), self._stream())

@@ -21,18 +21,23 @@ class Weights(NamedTuple):
     """One layer's parameters in one direction, in the kernels' order."""
 
     weight_ih: Array
-    weight_hh: Array
+    weight_hh: Array | None  # of a cell with a recurrent product
     bias: Array | None
     bias_hn: Array | None
     unit_weights: Array | None = None
 
     @classmethod
     def of(cls, arrays: Iterable[Array | None]) -> Weights:
-        """Of the fields in turn, of which the first two are never None."""
-        weight_ih, weight_hh, *rest = arrays
+        """Of the fields in turn, of which the first is never None."""
+        weight_ih, *rest = arrays
         assert weight_ih is not None
-        assert weight_hh is not None
-        return cls(weight_ih, weight_hh, *rest)
+        return cls(weight_ih, *rest)
+
+    @property
+    def recurrent(self) -> Array:
+        """``weight_hh`` of a cell that has it."""
+        assert self.weight_hh is not None
+        return self.weight_hh
 
 
 class CellFacts(NamedTuple):
@@ -42,6 +47,7 @@ class CellFacts(NamedTuple):
         gates: names, in the order in which they are stacked in the parameters' rows.
         states: ("h",) or ("h", "c").
         saved: values of a unit and step that ``forward`` keeps for ``backward``.
+        recurrent_product: whether weights multiply h; without there is no ``weight_hh``.
         recurrent_bias_gate: the gate that ``bias_hn`` belongs to, or -1.
         unit_weights: how many weights of its own a unit has, which no product multiplies.
         unit_weights_name: of the parameter that has these, (unit_weights, H).
@@ -51,6 +57,7 @@ class CellFacts(NamedTuple):
     gates: tuple[str, ...]
     states: tuple[str, ...]
     saved: int
+    recurrent_product: bool
     recurrent_bias_gate: int
     unit_weights: int
     unit_weights_name: str

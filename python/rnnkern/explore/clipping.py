@@ -107,7 +107,8 @@ def _train(run: Run, cell: str, clip: str, seed: int, steps: int) -> _Course:
         dtype="float64",
         recurrent_init="orthogonal",
     )
-    model.params["recurrent.weight_hh_l0"] *= _RADIUS
+    if "recurrent.weight_hh_l0" in model.params:
+        model.params["recurrent.weight_hh_l0"] *= _RADIUS
     model.params["recurrent.bias_l0"][...] = 0.0
     optimizer = SGD(model.params, _LR)
     rng = np.random.default_rng([seed, 0])

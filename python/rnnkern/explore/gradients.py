@@ -168,7 +168,8 @@ def _model(cell: str, radius: float, seed: int) -> Model:
         recurrent_init="orthogonal",
         memory=_LENGTH,
     )
-    model.params["recurrent.weight_hh_l0"] *= radius
+    if "recurrent.weight_hh_l0" in model.params:
+        model.params["recurrent.weight_hh_l0"] *= radius
     return model
 
 

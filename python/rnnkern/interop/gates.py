@@ -102,7 +102,7 @@ class Order:
 
     def to_theirs(self, own: Weights) -> Theirs:
         """Our arrays as theirs: the second bias is zero, but for a part that stands apart."""
-        ih, hh = self.theirs(own.weight_ih), self.theirs(own.weight_hh)
+        ih, hh = self.theirs(own.weight_ih), self.theirs(own.recurrent)
         if own.bias is None:
             return Theirs(ih, hh)
         return Theirs(ih, hh, self.theirs(own.bias), self.theirs(self._second_bias(own)))
@@ -135,13 +135,13 @@ class Order:
 
         Both biases have the gradient that their sum has.
         """
-        ih, hh = self._spoilt(own.weight_ih), self._spoilt(own.weight_hh)
+        ih, hh = self._spoilt(own.weight_ih), self._spoilt(own.recurrent)
         if own.bias is None:
             return Theirs(ih, hh)
         first = self._spoilt(own.bias)
         second = first.copy()
         if own.bias_hn is not None:
-            units = own.weight_hh.shape[1]
+            units = own.recurrent.shape[1]
             place, sign = self.places[self.apart], self.signs[self.apart]
             np.multiply(own.bias_hn, sign, out=second[place * units : (place + 1) * units])
         return Theirs(ih, hh, first, second)
@@ -160,6 +160,6 @@ class Order:
         assert own.bias is not None
         second = np.zeros_like(own.bias)
         if own.bias_hn is not None:
-            units = own.weight_hh.shape[1]
+            units = own.recurrent.shape[1]
             second[self.apart * units : (self.apart + 1) * units] = own.bias_hn
         return second

@@ -51,7 +51,8 @@ class Recurrent(Configured):
             one-hot rows. "tfloat32" and "float16" do likewise and need ``device="cuda"``.
         device: "cpu" for NumPy's arrays, "cuda" for CuPy's on its current device.
         seed: of the initial parameters, which are uniform in ±1/√H.
-        recurrent_init: "uniform", or "orthogonal" for each gate's recurrent matrix.
+        recurrent_init: "uniform", or "orthogonal" for each gate's recurrent matrix, where the cell
+            has these.
 
     Attributes:
         params: name -> array, changed in place to learn (see `Parameters`). For layer k

@@ -104,14 +104,16 @@ class Stream:
         if self._rounding is not None:
             for w in self._network.weights:
                 for matrix in (w.weight_ih, w.weight_hh):
-                    matrix[...] = _rounded_to_bfloat16(matrix)
+                    if matrix is not None:
+                        matrix[...] = _rounded_to_bfloat16(matrix)
 
     def _new_stepper(self) -> _core.Stepper | None:
         """None where a step is so much work that threads share it, as a block, to the same bits."""
         spec, device, weights = self._network.spec, self._network.device, self._network.weights
         if self.batch == 0:
             return None
-        flops = self.batch * sum(2 * (w.weight_ih.size + w.weight_hh.size) for w in weights)
+        matrices = (m for w in weights for m in (w.weight_ih, w.weight_hh) if m is not None)
+        flops = self.batch * sum(2 * matrix.size for matrix in matrices)
         if flops >= _SHARED_STEP_FLOPS:
             plan = device.plan(spec, 1, self.batch, training=False)
             if plan.get("threads", 1) > 1:

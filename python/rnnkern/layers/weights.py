@@ -33,7 +33,7 @@ def parameter_kinds(spec: LayerSpec) -> list[str | None]:
     facts = spec.facts
     return [
         "weight_ih",
-        "weight_hh",
+        "weight_hh" if facts.recurrent_product else None,
         "bias" if spec.bias else None,
         "bias_hn" if spec.bias and facts.recurrent_bias_gate >= 0 else None,
         facts.unit_weights_name if facts.unit_weights else None,

@@ -92,3 +92,21 @@ class MGU(Own):
     """Our `rnnkern.MGU` as a module; arguments are those of `torch.nn.GRU`."""
 
     _kind = "MGU"
+
+
+class MinGRU(Own):
+    """Our `rnnkern.MinGRU` as a module; arguments are those of `torch.nn.GRU`."""
+
+    _kind = "MinGRU"
+
+
+class MinLSTM(Own):
+    """Our `rnnkern.MinLSTM` as a module; arguments are those of `torch.nn.GRU`."""
+
+    _kind = "MinLSTM"
+
+
+class IndRNN(Own):
+    """Our `rnnkern.IndRNN` as a module; arguments are those of `torch.nn.GRU`."""
+
+    _kind = "IndRNN"

@@ -268,15 +268,15 @@ def _parts(layer: Configured) -> list[Theirs]:
 
 def _as_gru(own: Weights, gates: Sequence[str], places: Sequence[str | None]) -> Weights:
     """The rows of a GRU, reset before, from those of another cell; a missing gate is open."""
-    units = own.weight_hh.shape[1]
-    bias = np.zeros(len(own.weight_hh), own.weight_hh.dtype) if own.bias is None else own.bias
+    units = own.recurrent.shape[1]
+    bias = np.zeros(len(own.recurrent), own.recurrent.dtype) if own.bias is None else own.bias
 
     def rows(array: Array, closed: float) -> Array:
         blocks = array.reshape(len(gates), units, *array.shape[1:])
         missing = np.full(blocks.shape[1:], closed, array.dtype)
         return np.concatenate([missing if g is None else blocks[gates.index(g)] for g in places])
 
-    return Weights(rows(own.weight_ih, 0.0), rows(own.weight_hh, 0.0), rows(bias, _OPEN), None)
+    return Weights(rows(own.weight_ih, 0.0), rows(own.recurrent, 0.0), rows(bias, _OPEN), None)
 
 
 def _biases(parts: Sequence[Theirs]) -> list[Array]:
