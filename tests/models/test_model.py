@@ -451,3 +451,20 @@ def test_other_errors_are_named() -> None:
         stream.step(np.zeros(3, np.int64), mask=np.array([True, False]))
     with pytest.raises(ValueError, match=r"mask must be bool \(2,\), got bool of shape \(5,\)"):
         stream.step(np.zeros(2, np.int64), mask=np.ones(5, bool))
+
+
+def test_packed_sequences_learn_as_apart() -> None:
+    model, (x, targets) = build(layers=2), data("all", True)
+    segments = np.repeat([[0], [1]], [2, 4], axis=0) * np.ones(len(LENGTHS), int)
+    value, gradients = model.loss_and_grads(x, targets, segments=segments)
+    apart = [model.loss_and_grads(x[t], targets[t]) for t in (slice(0, 2), slice(2, 6))]
+    shares = np.array([2, 4]) / 6
+    assert np.isclose(value, shares @ [own for own, _ in apart], rtol=1e-12)
+    assert np.isclose(value, model.evaluate(x, targets, segments=segments), rtol=1e-12)
+    for name, array in gradients.params.items():
+        both = sum(share * own.params[name] for share, (_, own) in zip(shares, apart, strict=True))
+        assert_close(name, array, both, 1e-12)
+    truncated = model.loss_and_grads(x, targets, tbptt=2, resets=segments == 9)[1]
+    whole = model.loss_and_grads(x, targets)[1]
+    assert_same_bits("head", truncated.params["head.weight"], whole.params["head.weight"])
+    assert (truncated.params["embedding.weight"] != whole.params["embedding.weight"]).any()

@@ -127,7 +127,13 @@ class Model(Fixed):
         }
 
     def __call__(
-        self, x: Any, state: State | None = None, lengths: Any = None
+        self,
+        x: Any,
+        state: State | None = None,
+        lengths: Any = None,
+        *,
+        resets: Any = None,
+        segments: Any = None,
     ) -> tuple[Array, State]:
         """Outputs and the recurrent layers' last state, with nothing kept and no dropout.
 
@@ -136,6 +142,9 @@ class Model(Fixed):
             state: The recurrent layers' initial state; ``None`` is zero.
             lengths: (B,) integers in 0..T, in host memory; ``None`` means T throughout. Outputs of
                 "all" steps are the head's bias past a row's length.
+            resets: (T, B) bool: before these steps a row's state is zero again, as of a layer.
+            segments: (T, B) integers: which of several sequences of its row a step belongs to, as
+                of a layer.
 
         Raises:
             TypeError, ValueError: As the parts raise.
@@ -143,7 +152,7 @@ class Model(Fixed):
         """
         x = self._checked(x)
         features = x if self.embedding is None else self.embedding(x)
-        y, last_state = self.recurrent(features, state, lengths)
+        y, last_state = self.recurrent(features, state, lengths, resets=resets, segments=segments)
         last = self.recurrent.last_output(y, last_state, lengths)
         return self.head(self._readout(y, lengths).forward(last)), last_state
 
@@ -237,6 +246,9 @@ class Model(Fixed):
         *,
         dropout_key: SupportsIndex | None = None,
         recompute: SupportsIndex | None = None,
+        tbptt: SupportsIndex | None = None,
+        resets: Any = None,
+        segments: Any = None,
     ) -> tuple[Array, State, ModelTape]:
         """As a call, with dropout where the layers have it, and a tape.
 
@@ -246,13 +258,23 @@ class Model(Fixed):
             lengths: As in a call.
             dropout_key: Of the layers' dropout, needed where they have some.
             recompute: As of a layer's ``forward``, for long sequences.
+            tbptt: As of a layer's ``forward``.
+            resets: As in a call.
+            segments: As in a call.
 
         """
         x, embedding_tape = self._checked(x), None
         if self.embedding is not None:
             x, embedding_tape = self.embedding.forward(x)
         y, last_state, tape = self.recurrent.forward(
-            x, state, lengths, dropout_key=dropout_key, recompute=recompute
+            x,
+            state,
+            lengths,
+            dropout_key=dropout_key,
+            recompute=recompute,
+            tbptt=tbptt,
+            resets=resets,
+            segments=segments,
         )
         readout = self._readout(y, lengths)
         last = self.recurrent.last_output(y, last_state, lengths)
@@ -269,6 +291,9 @@ class Model(Fixed):
         state: State | None = None,
         dropout_key: SupportsIndex | None = None,
         recompute: SupportsIndex | None = None,
+        tbptt: SupportsIndex | None = None,
+        resets: Any = None,
+        segments: Any = None,
         loss: Loss | None = None,
     ) -> tuple[float, Gradients]:
         """The mean loss of the targets that count, and its gradients.
@@ -282,6 +307,9 @@ class Model(Fixed):
             state: As in a call.
             dropout_key: As in ``forward``.
             recompute: As in ``forward``.
+            tbptt: As in ``forward``.
+            resets: As in a call.
+            segments: As in a call.
             loss: Another loss: a name, or a function of outputs, targets and mask that gives the
                 mean and its gradient in the outputs.
 
@@ -290,7 +318,14 @@ class Model(Fixed):
 
         """
         outputs, _, tape = self.forward(
-            x, state, lengths, dropout_key=dropout_key, recompute=recompute
+            x,
+            state,
+            lengths,
+            dropout_key=dropout_key,
+            recompute=recompute,
+            tbptt=tbptt,
+            resets=resets,
+            segments=segments,
         )
         value, doutputs = loss_named(loss, self.loss)(
             outputs, targets, self._counted(outputs, lengths, mask)
@@ -305,10 +340,12 @@ class Model(Fixed):
         *,
         mask: Any = None,
         state: State | None = None,
+        resets: Any = None,
+        segments: Any = None,
         loss: Loss | None = None,
     ) -> float:
         """The loss without dropout and without gradients; arguments as in ``loss_and_grads``."""
-        outputs, _ = self(x, state, lengths)
+        outputs, _ = self(x, state, lengths, resets=resets, segments=segments)
         counted = self._counted(outputs, lengths, mask)
         value: float = loss_named(loss, self.loss)(outputs, targets, counted)[0]
         return value
