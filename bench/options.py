@@ -67,6 +67,13 @@ OPTIONS = {
     "segments of 8 to 32 steps": Option(call=_segments),
     "mask, up to a quarter on the left": Option(call=_left),
     "tbptt=32": Option(forward={"tbptt": 32}),
+    "recompute=32": Option(forward={"recompute": 32}),
+    "reverse": Option({"reverse": True}),
+    "bidirectional": Option({"bidirectional": True}),
+    **{
+        f"bidirectional, merge={merge}": Option({"bidirectional": True, "merge": merge})
+        for merge in ("sum", "average", "product")
+    },
 }
 
 
