@@ -11,7 +11,7 @@ import pytest
 from rnnkern import devices
 
 from support.devices import BATCH, HIDDEN, INPUTS, LENGTHS, STEPS, TOLERANCE, agree, put, twins
-from support.layers import CELLS, as_layer_state, as_tuple, random_state
+from support.layers import WITH_PRODUCT, as_layer_state, as_tuple, random_state
 
 RANDOM = np.random.default_rng(0)
 MARKS: dict[str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ MARKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("marks", MARKS.values(), ids=MARKS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_layers_agree_with_the_cpu(cuda: devices.Cuda, cell: str, marks: dict[str, Any]) -> None:
     layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 2, bidirectional=True, seed=1, dropout=0.3)
     random, tolerance = np.random.default_rng(0), TOLERANCE["float32"]
