@@ -53,7 +53,7 @@ inline Merge read_merge(const std::string& name) {
 // rnnkern.devices.LayerSpec: what a layer is, apart from its weights.
 struct LayerSpec {
   int cell;
-  Index inputs, units, layers, directions;
+  Index inputs, units, outputs, layers, directions;
   bool reverse;  // of one direction: whether it is that from the last step to the first
   Merge merge;
   std::string dtype;
@@ -108,6 +108,7 @@ inline LayerSpec read_spec(const py::handle& spec) {
   return {.cell = find_cell(text(field("cell"), "cell")),
           .inputs = size("inputs", any),
           .units = size("units", any),
+          .outputs = size("outputs", any),
           .layers = size("layers", most_layers),
           .directions = size("directions", 2),
           .reverse = truth("reverse"),

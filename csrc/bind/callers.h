@@ -38,20 +38,21 @@ struct CallersAxes {
   Index second() const { return swapped() ? steps : batch; }
 };
 
-// A state, or its gradient, as a caller has it: (L·D, B, H), or without its batch axis.
+// A state, or its gradient, as a caller has it: h (L·D, B, P) and c (L·D, B, H), or without their batch
+// axis.
 template <class T>
 struct StateShape {
-  Index states, batch, units;
+  Index states, batch, units, outputs;
   bool has_c, unbatched;
 
-  Index size() const { return states * batch * units; }
-
-  bool plain(const py::handle& object) const {
-    return unbatched ? rnnkern::plain<T>(object, {states, units})
-                     : rnnkern::plain<T>(object, {states, batch, units});
+  // Whether None, which is zero, or what can be taken as it stands.
+  bool plain(const py::handle& part, Index width) const {
+    if (part.is_none()) return true;
+    return unbatched ? rnnkern::plain<T>(part, {states, width})
+                     : rnnkern::plain<T>(part, {states, batch, width});
   }
 
-  // Whether it is what can be taken as it stands: None, also as one of the pair, is zero.
+  // Likewise of the whole; None may also be one of the pair.
   bool taken(const py::handle& state, py::handle parts[2]) const {
     parts[0] = parts[1] = py::none();
     if (state.is_none()) return true;
@@ -62,18 +63,25 @@ struct StateShape {
     } else {
       return false;
     }
-    return (parts[0].is_none() || plain(parts[0])) && (parts[1].is_none() || plain(parts[1]));
+    return plain(parts[0], outputs) && plain(parts[1], units);
   }
 
-  // A new array with the values of a part; its memory is put into `data`.
-  py::object copy(const py::handle& part, T*& data) const {
+  // A new state with the values of the parts; h and c are its memory, c null where there is none.
+  py::object copy(const py::handle parts[2], T*& h, T*& c) const {
+    py::object first = copy_of(parts[0], outputs, h);
+    if (!has_c) return first;
+    return py::make_tuple(first, copy_of(parts[1], units, c));
+  }
+
+ private:
+  py::object copy_of(const py::handle& part, Index width, T*& data) const {
     py::object array =
-        unbatched ? new_array<T>({states, units}) : new_array<T>({states, batch, units});
+        unbatched ? new_array<T>({states, width}) : new_array<T>({states, batch, width});
     data = static_cast<T*>(data_of(array));
     if (part.is_none()) {
-      std::fill_n(data, size(), T(0));
+      std::fill_n(data, states * batch * width, T(0));
     } else {
-      std::copy_n(static_cast<const T*>(data_of(part)), size(), data);
+      std::copy_n(static_cast<const T*>(data_of(part)), states * batch * width, data);
     }
     return array;
   }

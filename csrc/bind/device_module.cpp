@@ -145,6 +145,7 @@ Parameters<T> read_parameters(const Shape& shape, const py::dict& strand, Index 
   return {
       .inputs = inputs,
       .units = shape.units,
+      .outputs = shape.units,
       .w_ih = device_pointer<const T>(require(strand, "weight_ih"), "weight_ih", {rows, inputs}),
       .w_hh =
           device_pointer<const T>(require(strand, "weight_hh"), "weight_hh", {rows, shape.units}),

@@ -106,7 +106,7 @@ struct Common {
     const T* const bias_hn = has_bias_hn ? arguments.take<const T>({units}) : nullptr;
     const T* const unit_weights =
         facts.unit_weights > 0 ? arguments.take<const T>({facts.unit_weights, units}) : nullptr;
-    parameters = {inputs, units, w_ih, w_hh, bias, bias_hn, unit_weights};
+    parameters = {inputs, units, units, w_ih, w_hh, bias, bias_hn, unit_weights, nullptr};
     h_0 = arguments.take<const T>({batch, units});
     c_0 = facts.cell_state ? arguments.take<const T>({batch, units}) : nullptr;
   }
@@ -191,6 +191,7 @@ void backward_call(const xla::Call& call, Index cell) {
               {.schedule = common.schedule(),
                .inputs = inputs,
                .units = units,
+               .outputs = units,
                .x = common.sequence(common.x, inputs),
                .tokens = {},
                .h_0 = common.h_0,

@@ -24,13 +24,14 @@ inline Tokens view_of(const std::shared_ptr<const TokenStorage>& tokens) {
 }
 
 // Of a pass of one layer in one direction over so many live steps.
-inline double flops_of(const CellFacts& facts, Index live, Index inputs, Index units) {
-  const auto columns = static_cast<double>(inputs + facts.recurrent_columns(units));
+inline double flops_of(const CellFacts& facts, Index live, Index inputs, Index units,
+                       Index outputs) {
+  const auto columns = static_cast<double>(inputs + facts.recurrent_columns(outputs));
   return 2.0 * static_cast<double>(live) * static_cast<double>(facts.gates) *
          static_cast<double>(units) * columns;
 }
 
-// One direction's part of a (T, B, D·H) array.
+// One direction's part of a (T, B, D·P) array.
 template <class T>
 Sequence<T> part(const Sequence<T>& whole, Index first) {
   return {whole.data ? whole.data + first : nullptr, whole.step, whole.row};
@@ -50,7 +51,7 @@ Sequence<const T> constant(const Sequence<T>& sequence) {
 struct NetworkSizes {
   int cell;
   Compute compute;
-  Index inputs, units, layers, directions;
+  Index inputs, units, outputs, layers, directions;
   bool reverse;  // of one direction: whether it is the second one
   Merge merge;
   bool batch_first;  // how callers have x and y
@@ -58,19 +59,20 @@ struct NetworkSizes {
   const CellFacts& facts() const { return cell_facts(cell); }
   // Whether y is another array than what the directions give, side by side.
   bool merges() const { return directions > 1 && merge != Merge::concat; }
-  Index outputs() const { return directions * units; }             // of the directions
-  Index features() const { return merges() ? units : outputs(); }  // of y
+  Index unmerged() const { return directions * outputs; }             // of the directions
+  Index features() const { return merges() ? outputs : unmerged(); }  // of y
   bool backwards(Index direction) const { return reverse || direction == 1; }
   Index inputs_of(Index layer) const { return layer == 0 ? inputs : features(); }
   double flops(Index live) const {
     double sum = 0;
     for (Index k = 0; k < layers; ++k)
-      sum += static_cast<double>(directions) * flops_of(facts(), live, inputs_of(k), units);
+      sum +=
+          static_cast<double>(directions) * flops_of(facts(), live, inputs_of(k), units, outputs);
     return sum;
   }
 };
 
-// (T, B, D·H) memory of our own, which a layer hands to the next.
+// (T, B, D·P) memory of our own, which a layer hands to the next.
 template <class T>
 class Handed {
  public:
@@ -98,7 +100,7 @@ class Handed {
 template <class T>
 struct KeptOf {
   struct Direction {
-    py::object saved = py::none(), cells = py::none();
+    py::object saved = py::none(), cells = py::none(), inner = py::none();
     std::optional<PackedWeights<T>> weights;
   };
   // Of every layer but the last: y, and what the next one got where there are masks.
@@ -113,13 +115,13 @@ struct KeptOf {
   };
   // ∂L/∂(one layer's parameters in one direction).
   struct Gradient {
-    T *ih, *hh, *bias, *bias_hn, *unit_weights;
+    T *ih, *hh, *bias, *bias_hn, *unit_weights, *hr;
   };
 
   NetworkSizes sizes;
   ScheduleStorage schedule;
   std::shared_ptr<const TokenStorage> tokens;
-  AlignedBytes states;                // h_0 (L·D, B, H), then c_0
+  AlignedBytes states;                // h_0 (L·D, B, P), then c_0 (L·D, B, H)
   std::vector<Direction> directions;  // by layer
   std::vector<Between> between;
   std::vector<Handed<T>> both;  // of every layer what its directions gave, where they are merged
@@ -153,7 +155,8 @@ struct KeptOf {
     const auto upstream = out_of(dy, "dy");
     const auto below =
         sequence<T, HostArray>(dx, "dx", schedule.steps(), schedule.batch(), sizes.inputs);
-    T* const dh_data = write<T>(required(dh, "dh"), "dh", {count(), schedule.batch(), sizes.units});
+    T* const dh_data =
+        write<T>(required(dh, "dh"), "dh", {count(), schedule.batch(), sizes.outputs});
     T* const dc_data = sizes.facts().cell_state ? write<T>(required(dc, "dc"), "dc",
                                                            {count(), schedule.batch(), sizes.units})
                                                 : nullptr;
@@ -164,24 +167,29 @@ struct KeptOf {
       const Index inputs = sizes.inputs_of(i / sizes.directions);
       const auto& facts = sizes.facts();
       const py::object own = arrays[at];
-      if (!py::isinstance<py::tuple>(own) || py::len(own) < 4 || py::len(own) > 5)
+      if (!py::isinstance<py::tuple>(own) || py::len(own) < 4 || py::len(own) > 6)
         throw std::invalid_argument("gradients must be as many as the weights of a direction");
       const auto of = py::reinterpret_borrow<py::tuple>(own);
       grads.push_back(
           {.ih = write<T>(required(of[0], "dweight_ih"), "dweight_ih", {rows, inputs}),
            .hh = sizes.facts().recurrent_product
-                     ? write<T>(required(of[1], "dweight_hh"), "dweight_hh", {rows, sizes.units})
+                     ? write<T>(required(of[1], "dweight_hh"), "dweight_hh", {rows, sizes.outputs})
                      : nullptr,
            .bias = write<T>(of[2], "dbias", {rows}),
            .bias_hn = write<T>(of[3], "dbias_hn", {sizes.units}),
-           .unit_weights =
-               facts.unit_weights > 0 && of.size() > 4
-                   ? write<T>(of[4], "dunit_weights", {Index{facts.unit_weights}, sizes.units})
-                   : nullptr});
+           .unit_weights = facts.unit_weights > 0
+                               ? write<T>(part_of(of, 4), "dunit_weights",
+                                          {Index{facts.unit_weights}, sizes.units})
+                               : nullptr,
+           .hr = sizes.outputs != sizes.units ? write<T>(required(part_of(of, 5), "dweight_hr"),
+                                                         "dweight_hr", {sizes.outputs, sizes.units})
+                                              : nullptr});
       const py::object trace = traces.is_none() ? py::none() : py::object(own_traces[at]);
+      const Index numbers = static_cast<Index>(facts.states.size()) + facts.gates;
       told.push_back(
-          write<T>(trace, "state_gradients",
-                   {live, static_cast<Index>(facts.states.size()) + facts.gates, sizes.units}));
+          sizes.outputs == sizes.units
+              ? write<T>(trace, "state_gradients", {live, numbers, sizes.units})
+              : write<T>(trace, "state_gradients", {live, numbers * sizes.units + sizes.outputs}));
     }
     run(x, out, upstream, dh_data, dc_data, below, grads, told);
   }
@@ -195,6 +203,7 @@ struct KeptOf {
     const StateShape<T> shape{.states = count(),
                               .batch = schedule.batch(),
                               .units = sizes.units,
+                              .outputs = sizes.outputs,
                               .has_c = sizes.facts().cell_state,
                               .unbatched = unbatched};
     const CallersAxes axes{schedule.steps(), schedule.batch(), sizes.batch_first, unbatched};
@@ -204,8 +213,7 @@ struct KeptOf {
     const auto x = x_of(given_x);
     const auto out = out_of(required(y, "y"), "y");
     T *dh = nullptr, *dc = nullptr;
-    py::object state = shape.copy(parts[0], dh);
-    if (shape.has_c) state = py::make_tuple(state, shape.copy(parts[1], dc));
+    py::object state = shape.copy(parts, dh, dc);
     py::object dx = py::none();
     Sequence<T> below;
     if (with_dx && !tokens) {
@@ -225,11 +233,12 @@ struct KeptOf {
       const auto [bias, bias_hn] = biases[static_cast<std::size_t>(i)];
       Gradient own{};
       own.ih = zeros({rows, sizes.inputs_of(i / sizes.directions)});
-      if (sizes.facts().recurrent_product) own.hh = zeros({rows, sizes.units});
+      if (sizes.facts().recurrent_product) own.hh = zeros({rows, sizes.outputs});
       if (bias) own.bias = zeros({rows});
       if (bias_hn) own.bias_hn = zeros({sizes.units});
       if (const Index count = sizes.facts().unit_weights; count > 0)
         own.unit_weights = zeros({count, sizes.units});
+      if (sizes.outputs != sizes.units) own.hr = zeros({sizes.outputs, sizes.units});
       grads.push_back(own);
     }
     run(x, out, dy.is_none() ? Sequence<const T>{} : axes.view<const T>(dy, sizes.features()), dh,
@@ -241,8 +250,8 @@ struct KeptOf {
   void run(Sequence<const T> x, Sequence<const T> y, Sequence<const T> dy, T* dh, T* dc,
            Sequence<T> dx, const std::vector<Gradient>& grads,
            const std::vector<T*>& traces) const {
-    const Index live = schedule.live_rows(), units = sizes.units;
-    const Index size = schedule.batch() * units;
+    const Index live = schedule.live_rows(), units = sizes.units, outputs = sizes.outputs;
+    const Index h_size = schedule.batch() * outputs, c_size = schedule.batch() * units;
     const auto& facts = sizes.facts();
     const T* const h_0 = reinterpret_cast<const T*>(states.get());
     std::vector<BackwardProblem<T>> problems;
@@ -260,23 +269,26 @@ struct KeptOf {
             {.schedule = schedule.schedule(sizes.backwards(d)),
              .inputs = sizes.inputs_of(k),
              .units = units,
+             .outputs = outputs,
              .x = below,
              .tokens = k == 0 ? view_of(tokens) : Tokens{},
-             .h_0 = h_0 + i * size,
-             .c_0 = dc ? h_0 + (count() + i) * size : nullptr,
-             .y = part(out, d * units),
+             .h_0 = h_0 + i * h_size,
+             .c_0 = dc ? h_0 + count() * h_size + i * c_size : nullptr,
+             .y = part(out, d * outputs),
              .saved = read<T>(directions[at].saved, "saved", {live, facts.saved, units}),
              .cells = read<T>(directions[at].cells, "cells", {live, units}),
              .dy = {},
-             .dh = dh + i * size,
-             .dc = advanced(dc, i * size),
+             .dh = dh + i * h_size,
+             .dc = advanced(dc, i * c_size),
              .dx = k == 0 ? dx : Sequence<T>{},
              .dw_ih = grads[at].ih,
              .dw_hh = grads[at].hh,
              .dbias = grads[at].bias,
              .dbias_hn = grads[at].bias_hn,
              .dunit_weights = grads[at].unit_weights,
-             .state_gradients = traces[at]});
+             .state_gradients = traces[at],
+             .inner = read<T>(directions[at].inner, "inner", {live, units}),
+             .dw_hr = grads[at].hr});
       }
     }
     std::vector<const T*> factors;
@@ -288,12 +300,12 @@ struct KeptOf {
                   const std::vector<const T*>& factors) const {
     Handed<T> above, own;  // ∂L/∂x of a layer, and that of the one above
     Handed<T> split;       // ∂L/∂(what two directions gave) of a layer that merges them
-    if (sizes.merges()) split = Handed<T>(schedule, sizes.outputs());
+    if (sizes.merges()) split = Handed<T>(schedule, sizes.unmerged());
     for (Index k = sizes.layers; k-- > 0;) {
       if (k + 1 < sizes.layers) dy = constant(above.view());
       if (sizes.merges() && dy.data) {
         const auto given = constant(both[static_cast<std::size_t>(k)].view());
-        split_gradient(sizes.merge, schedule, given, sizes.units, dy, split.view());
+        split_gradient(sizes.merge, schedule, given, sizes.outputs, dy, split.view());
         dy = constant(split.view());
       }
       if (k > 0) {
@@ -303,7 +315,7 @@ struct KeptOf {
       for (Index d = 0; d < sizes.directions; ++d) {
         const auto i = static_cast<std::size_t>(k * sizes.directions + d);
         auto& problem = problems[i];
-        problem.dy = part(dy, d * sizes.units);
+        problem.dy = part(dy, d * sizes.outputs);
         if (k > 0) problem.dx = own.view();
         run_stretches(sizes.facts(), schedule, problem, [&](const BackwardProblem<T>& part) {
           rnnkern::backward(sizes.cell, part, sizes.compute, *directions[i].weights);
@@ -339,7 +351,7 @@ class Kept {
   py::tuple between() const {
     return visit([]<class T>(const KeptOf<T>& kept) {
       const ScheduleStorage& rows = kept.schedule;
-      const Index outputs = kept.sizes.outputs(), size = rows.steps() * rows.batch() * outputs;
+      const Index outputs = kept.sizes.unmerged(), size = rows.steps() * rows.batch() * outputs;
       py::list list;
       const auto add = [&](const Handed<T>& given) {
         py::object copy = new_array<T>({rows.steps(), rows.batch(), outputs});

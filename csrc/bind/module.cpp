@@ -26,8 +26,9 @@ py::tuple plan(const py::handle& given, Index steps, Index batch) {
   positive("steps", steps), positive("batch", batch);
   const Plan chosen = by_dtype(spec, [&]<class T>(T) {
     const double live = static_cast<double>(steps) * static_cast<double>(batch);
-    return make_plan(work_of<T>(spec.cell, steps, batch, live, spec.inputs, spec.units, compute),
-                     thread_limit(cores_now()));
+    return make_plan(
+        work_of<T>(spec.cell, steps, batch, live, spec.inputs, spec.units, spec.outputs, compute),
+        thread_limit(cores_now()));
   });
   return py::make_tuple(chosen.row_groups, chosen.unit_groups, chosen.reason);
 }

@@ -33,7 +33,8 @@ class NetworkOf {
     for (Index i = 0; i < count(); ++i) {
       const auto& w = weights_[static_cast<std::size_t>(i)];
       const auto own = w.template parameters<T>();  // all of one dtype
-      if (w.inputs() != sizes_.inputs_of(i / sizes_.directions) || w.units() != sizes_.units) {
+      if (w.inputs() != sizes_.inputs_of(i / sizes_.directions) || w.units() != sizes_.units ||
+          w.outputs() != sizes_.outputs) {
         throw std::invalid_argument(
             "weights must fit those of the layer below, and be of one size in both directions");
       }
@@ -77,7 +78,7 @@ class NetworkOf {
     } else {
       given.x = sequence<const T, HostArray>(x, "x", steps, batch, sizes_.inputs);
     }
-    given.h = write<T>(required(h, "h"), "h", {count(), batch, sizes_.units});
+    given.h = write<T>(required(h, "h"), "h", {count(), batch, sizes_.outputs});
     if (has_c()) given.c = write<T>(required(c, "c"), "c", {count(), batch, sizes_.units});
     given.y = sequence<T, HostArray>(required(y, "y"), "y", steps, batch, sizes_.features());
     const auto most = static_cast<std::size_t>(sizes_.layers - 1);
@@ -102,6 +103,7 @@ class NetworkOf {
     const StateShape<T> shape{.states = count(),
                               .batch = batch,
                               .units = sizes_.units,
+                              .outputs = sizes_.outputs,
                               .has_c = has_c(),
                               .unbatched = unbatched};
     py::handle parts[2];
@@ -120,8 +122,7 @@ class NetworkOf {
     } else {
       given.x = axes.template view<const T>(x, sizes_.inputs);
     }
-    py::object last = shape.copy(parts[0], given.h);
-    if (has_c()) last = py::make_tuple(last, shape.copy(parts[1], given.c));
+    py::object last = shape.copy(parts, given.h, given.c);
     py::object y = axes.template empty<T>(sizes_.features());
     given.y = axes.template view<T>(y, sizes_.features());
     py::object kept = run(std::move(given), keep);
@@ -135,7 +136,7 @@ class NetworkOf {
     ScheduleStorage schedule;
     Sequence<const T> x{};
     std::shared_ptr<const TokenStorage> tokens{};
-    T *h = nullptr, *c = nullptr;  // (L·D, B, H), in place
+    T *h = nullptr, *c = nullptr;  // (L·D, B, P) and (L·D, B, H), in place
     Sequence<T> y{};
     std::vector<py::object> masks{};
 
@@ -151,8 +152,8 @@ class NetworkOf {
   // None, or with `keep` what a backward pass needs.
   py::object run(Given given, bool keep) const {
     const ScheduleStorage& rows = given.schedule;
-    const Index live = rows.live_rows(), units = sizes_.units;
-    const Index size = rows.batch() * units;
+    const Index live = rows.live_rows(), units = sizes_.units, outputs = sizes_.outputs;
+    const Index h_size = rows.batch() * outputs, c_size = rows.batch() * units;
     std::vector<Between> between(static_cast<std::size_t>(sizes_.layers - 1));
     std::vector<const T*> factors;
     for (std::size_t k = 0; k < between.size(); ++k) {
@@ -165,11 +166,11 @@ class NetworkOf {
     }
     std::vector<Handed<T>> both;
     for (Index k = 0; sizes_.merges() && k < sizes_.layers; ++k)
-      both.emplace_back(rows, sizes_.outputs());
+      both.emplace_back(rows, sizes_.unmerged());
     std::vector<typename KeptOf<T>::Direction> kept(keep ? static_cast<std::size_t>(count())
                                                          : std::size_t{0});
     AlignedBytes states;
-    if (keep) states = copy_of_states(given, count() * size);
+    if (keep) states = copy_of_states(given, rows.batch());
     std::vector<ForwardProblem<T>> problems;
     problems.reserve(static_cast<std::size_t>(count()));
     for (Index i = 0; i < count(); ++i) {
@@ -183,9 +184,9 @@ class NetworkOf {
                           .parameters = parameters(at, keep || (given.tokens && layer == 0)),
                           .x = layer == 0 ? given.x : constant(between[layer - 1].below().view()),
                           .tokens = layer == 0 ? view_of(given.tokens) : Tokens{},
-                          .h = given.h + i * size,
-                          .c = advanced(given.c, i * size),
-                          .y = part(out, d * units),
+                          .h = given.h + i * h_size,
+                          .c = advanced(given.c, i * c_size),
+                          .y = part(out, d * outputs),
                           .saved = nullptr,
                           .cells = nullptr});
       if (!keep) continue;
@@ -198,13 +199,17 @@ class NetworkOf {
         kept[at].cells = new_array<T>({live, units});
         problems[at].cells = static_cast<T*>(data_of(kept[at].cells));
       }
+      if (outputs != units) {
+        kept[at].inner = new_array<T>({live, units});
+        problems[at].inner = static_cast<T*>(data_of(kept[at].inner));
+      }
     }
     without_gil(sizes_.flops(live), [&] {
       for (Index k = 0; k < sizes_.layers; ++k) {
         const auto layer = static_cast<std::size_t>(k);
         const bool last = layer == between.size();
         const auto y = last ? given.y : between[layer].y.view();
-        clear_dead(rows, sizes_.merges() ? both[layer].view() : y, sizes_.outputs());
+        clear_dead(rows, sizes_.merges() ? both[layer].view() : y, sizes_.unmerged());
         for (Index d = 0; d < sizes_.directions; ++d) {
           const auto i = static_cast<std::size_t>(k * sizes_.directions + d);
           const PackedWeights<T>* panels = panels_.empty() ? nullptr : &panels_[i];
@@ -223,7 +228,7 @@ class NetworkOf {
           }
         }
         if (sizes_.merges())
-          merge_directions(sizes_.merge, rows, constant(both[layer].view()), sizes_.units, y);
+          merge_directions(sizes_.merge, rows, constant(both[layer].view()), sizes_.outputs, y);
         if (!last && factors[layer])
           between[layer].masked.set_product(between[layer].y, factors[layer]);
       }
@@ -244,6 +249,7 @@ class NetworkOf {
     if (panels_.empty() || raw) return weights_[i].template parameters<T>();
     return {.inputs = weights_[i].inputs(),
             .units = sizes_.units,
+            .outputs = sizes_.outputs,
             .w_ih = nullptr,
             .w_hh = nullptr,
             .bias = nullptr,
@@ -251,11 +257,13 @@ class NetworkOf {
             .unit_weights = nullptr};
   }
 
-  static AlignedBytes copy_of_states(const Given& given, Index size) {
-    AlignedBytes states((given.c ? 2 : 1) * size * static_cast<Index>(sizeof(T)));
+  AlignedBytes copy_of_states(const Given& given, Index batch) const {
+    const Index rows = count() * batch, of_h = rows * sizes_.outputs;
+    const Index of_c = given.c ? rows * sizes_.units : 0;
+    AlignedBytes states((of_h + of_c) * static_cast<Index>(sizeof(T)));
     T* const h_0 = reinterpret_cast<T*>(states.get());
-    std::copy_n(given.h, size, h_0);
-    if (given.c) std::copy_n(given.c, size, h_0 + size);
+    std::copy_n(given.h, of_h, h_0);
+    if (given.c) std::copy_n(given.c, of_c, h_0 + of_h);
     return states;
   }
 
@@ -302,6 +310,7 @@ class Network {
                              .compute = read_compute(spec.compute),
                              .inputs = held[0].inputs(),
                              .units = held[0].units(),
+                             .outputs = held[0].outputs(),
                              .layers = spec.layers,
                              .directions = spec.directions,
                              .reverse = spec.reverse,
@@ -374,9 +383,8 @@ void bind_network(py::module_& m) {
           "t·B + b of each live step (live steps,), in the packed order of saved.")
       .def_property_readonly(
           "between", [](const py::handle& self) { return built<Kept>(self, "self").between(); },
-          "Copies of y (T, B, D·H) of every layer but the last; where directions are merged, of "
-          "what "
-          "they gave before, of all layers.")
+          "Copies of y (T, B, D·P) of every layer but the last; where directions are merged, of "
+          "what they gave before, of all layers.")
       .def_property_readonly(
           "masks", [](const py::handle& self) { return built<Kept>(self, "self").masks(); },
           "Those that forward() was given.")
@@ -391,10 +399,11 @@ void bind_network(py::module_& m) {
           },
           py::arg("x"), py::arg("y"), py::arg("dy"), py::arg("dh"), py::arg("dc"), py::arg("dx"),
           py::arg("gradients"), py::arg("state_gradients") = py::none(),
-          "x and y are those of the call; tokens were copied. dh and dc (L·D, B, H) go in for the "
+          "x and y are those of the call; tokens were copied. dh (L·D, B, P) and dc (L·D, B, H) go "
+          "in for the "
           "last state and come out for the first; dx and the "
           "gradients, for each layer and direction (dweight_ih, dweight_hh, dbias, dbias_hn, "
-          "dunit_weights), are "
+          "dunit_weights, dweight_hr), are "
           "added to; state_gradients, for each (live steps, states + gates, H) in the packed order "
           "of saved, are written. dy None is zero.")
       .def(
@@ -414,8 +423,8 @@ void bind_network(py::module_& m) {
       .def(py::init<const py::handle&, const py::sequence&, bool>(), py::arg("spec"),
            py::arg("weights"), py::arg("batch_first") = false,
            "weights: for each layer and direction (weight_ih, weight_hh, bias, bias_hn, "
-           "unit_weights), which are held; the last for cells that have them. The sizes are "
-           "theirs; spec says the cell, the compute and how many there are.")
+           "unit_weights, weight_hr), which are held; the last two for cells that have them. The "
+           "sizes are theirs; spec says the cell, the compute and how many there are.")
       .def(
           "packed",
           [](const py::handle& self, bool with_input) {
@@ -437,10 +446,12 @@ void bind_network(py::module_& m) {
           py::arg("x"), py::arg("lengths"), py::arg("h"), py::arg("c"), py::arg("y"),
           py::arg("masks"), py::arg("keep"), py::arg("resets") = py::none(),
           py::arg("mask") = py::none(), py::arg("to_initial") = false,
-          "x (T, B, I) or tokens (T, B); lengths (B,) or None. h and c (L·D, B, H) go in as the "
-          "initial states and come out as the last ones; y (T, B, D·H) is written. masks: factors "
-          "(T, B, D·H) of what each layer hands to the next, or none. resets and mask (T, B) are "
-          "booleans or None: before a step that is reset a row begins anew, from zero or with "
+          "x (T, B, I) or tokens (T, B); lengths (B,) or None. h (L·D, B, P) and c (L·D, B, H) go "
+          "in as the initial states and come out as the last ones; y (T, B, D·P) is written. "
+          "masks: "
+          "factors (T, B, D·P) of what each layer hands to the next, or none. resets and mask (T, "
+          "B) "
+          "are booleans or None: before a step that is reset a row begins anew, from zero or with "
           "to_initial from its initial state; where mask is False it keeps its state, and y is 0. "
           "Gives with keep what a backward pass needs beside x and y.")
       .def(

@@ -16,26 +16,28 @@ void run_stretches(const CellFacts& cell, const ScheduleStorage& rows,
   const Stretches* const stretches = rows.stretches();
   if (!stretches) return run(problem);
   const bool reverse = problem.schedule.reverse;
-  const Index units = problem.parameters.units, size = stretches->rows() * units;
-  const AlignedBytes memory((problem.c ? 2 : 1) * size * static_cast<Index>(sizeof(T)));
+  const Index units = problem.parameters.units, outputs = problem.parameters.outputs;
+  const Index of_h = stretches->rows() * outputs, of_c = problem.c ? stretches->rows() * units : 0;
+  const AlignedBytes memory((of_h + of_c) * static_cast<Index>(sizeof(T)));
   ForwardProblem<T> own = problem;
   own.h = reinterpret_cast<T*>(memory.get());
-  if (problem.c) own.c = own.h + size;
-  stretches->begin(reverse, problem.h, units, own.h);
+  if (problem.c) own.c = own.h + of_h;
+  stretches->begin(reverse, problem.h, outputs, own.h);
   if (problem.c) stretches->begin(reverse, problem.c, units, own.c);
   for (const auto& part : stretches->parts()) {
     if (part.rows == 0) break;
     ForwardProblem<T> some = own;
-    const Index states = part.first_row * units, before = part.first_live;
+    const Index before = part.first_live;
     some.schedule = stretches->schedule(reverse, part);
-    some.h += states;
-    if (own.c) some.c += states;
+    some.h += part.first_row * outputs;
+    if (own.c) some.c += part.first_row * units;
     if (own.tokens.slot) some.tokens.slot += before;
     if (own.saved) some.saved += before * cell.saved * units;
     if (own.cells) some.cells += before * units;
+    if (own.inner) some.inner += before * units;
     run(some);
   }
-  stretches->end(reverse, own.h, units, problem.h);
+  stretches->end(reverse, own.h, outputs, problem.h);
   if (problem.c) stretches->end(reverse, own.c, units, problem.c);
 }
 
@@ -45,36 +47,38 @@ void run_stretches(const CellFacts& cell, const ScheduleStorage& rows,
   const Stretches* const stretches = rows.stretches();
   if (!stretches) return run(problem);
   const bool reverse = problem.schedule.reverse;
-  const Index units = problem.units, size = stretches->rows() * units;
-  const AlignedBytes memory((problem.dc ? 4 : 2) * size * static_cast<Index>(sizeof(T)));
+  const Index units = problem.units, outputs = problem.outputs;
+  const Index of_h = stretches->rows() * outputs, of_c = problem.dc ? stretches->rows() * units : 0;
+  const AlignedBytes memory(2 * (of_h + of_c) * static_cast<Index>(sizeof(T)));
   BackwardProblem<T> own = problem;
   auto* const h_0 = reinterpret_cast<T*>(memory.get());
-  own.h_0 = h_0, own.dh = h_0 + size;
-  stretches->begin(reverse, problem.h_0, units, h_0);
-  stretches->begin_backward(reverse, problem.dh, units, own.dh);
+  own.h_0 = h_0, own.dh = h_0 + of_h;
+  stretches->begin(reverse, problem.h_0, outputs, h_0);
+  stretches->begin_backward(reverse, problem.dh, outputs, own.dh);
   if (problem.dc) {
-    auto* const c_0 = h_0 + 2 * size;
-    own.c_0 = c_0, own.dc = h_0 + 3 * size;
+    auto* const c_0 = h_0 + 2 * of_h;
+    own.c_0 = c_0, own.dc = c_0 + of_c;
     stretches->begin(reverse, problem.c_0, units, c_0);
     stretches->begin_backward(reverse, problem.dc, units, own.dc);
   }
   for (const auto& part : stretches->parts()) {
     if (part.rows == 0) break;
     BackwardProblem<T> some = own;
-    const Index states = part.first_row * units, before = part.first_live;
+    const Index of_part = part.first_row * outputs, before = part.first_live;
     some.schedule = stretches->schedule(reverse, part);
-    some.h_0 += states, some.dh += states;
-    if (own.dc) some.c_0 += states, some.dc += states;
+    some.h_0 += of_part, some.dh += of_part;
+    if (own.dc) some.c_0 += part.first_row * units, some.dc += part.first_row * units;
     if (own.tokens.slot) some.tokens.slot += before;
     if (own.saved) some.saved += before * cell.saved * units;
     if (own.cells) some.cells += before * units;
+    if (own.inner) some.inner += before * units;
     if (own.state_gradients) {
       const Index kept = static_cast<Index>(cell.states.size()) + cell.gates;
-      some.state_gradients += before * kept * units;
+      some.state_gradients += before * (kept * units + (outputs != units ? outputs : 0));
     }
     run(some);
   }
-  stretches->end_backward(reverse, own.dh, units, problem.dh);
+  stretches->end_backward(reverse, own.dh, outputs, problem.dh);
   if (problem.dc) stretches->end_backward(reverse, own.dc, units, problem.dc);
 }
 

@@ -2,6 +2,7 @@
 // The weights of one layer in one direction, as Python's objects and as the kernels' pointers.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 
@@ -17,21 +18,28 @@ inline Compute read_compute(const std::optional<std::string>& name) {
   throw std::invalid_argument("compute must be None or 'bfloat16', got '" + *name + "'");
 }
 
-// (weight_ih, weight_hh, bias, bias_hn[, unit_weights]), None where the cell has none, kept for as long as it
-// lives. An array may be given other memory by
-// who owns it, so that each call asks for the pointers anew.
+// Field k of a tuple that may end before it.
+inline py::object part_of(const py::tuple& tuple, std::size_t k) {
+  return k < tuple.size() ? py::object(tuple[k]) : py::none();
+}
+
+// (weight_ih, weight_hh, bias, bias_hn[, unit_weights[, weight_hr]]), None where the cell has none, kept for as
+// long as it lives. An array may be given other memory by who owns it, so that each call asks for the
+// pointers anew.
 class HeldWeights {
  public:
   HeldWeights(const CellFacts& facts, const py::handle& weights)
       : gates_(facts.gates), unit_rows_(facts.unit_weights), product_(facts.recurrent_product) {
-    if (!py::isinstance<py::tuple>(weights) || py::len(weights) < 4 || py::len(weights) > 5) {
+    if (!py::isinstance<py::tuple>(weights) || py::len(weights) < 4 || py::len(weights) > 6) {
       throw std::invalid_argument(
-          "weights must be (weight_ih, weight_hh, bias, bias_hn[, unit_weights]) each, got " +
+          "weights must be (weight_ih, weight_hh, bias, bias_hn[, unit_weights[, weight_hr]]) "
+          "each, "
+          "got " +
           py::str(py::type::handle_of(weights)).cast<std::string>());
     }
     const auto tuple = py::reinterpret_borrow<py::tuple>(weights);
     w_ih_ = tuple[0], w_hh_ = tuple[1], bias_ = tuple[2], bias_hn_ = tuple[3];
-    unit_weights_ = tuple.size() > 4 ? py::object(tuple[4]) : py::none();
+    unit_weights_ = part_of(tuple, 4), w_hr_ = part_of(tuple, 5);
     if (unit_rows_ > 0) required(unit_weights_, "unit_weights");
     const HostArray ih(w_ih_, "weight_ih");
     if (!product_) {
@@ -39,7 +47,9 @@ class HeldWeights {
         throw std::invalid_argument("weight_hh must be None: the cell has no recurrent product");
       if (ih.axes != 2 || ih.shape[0] < gates_ || ih.shape[1] < 1)
         ih.refuse("have a row for each gate and at least one column, got shape " + ih.shape_text());
-      inputs_ = ih.shape[1], units_ = ih.shape[0] / gates_;
+      if (!w_hr_.is_none())
+        throw std::invalid_argument("weight_hr must be None: the cell has no recurrent product");
+      inputs_ = ih.shape[1], units_ = outputs_ = ih.shape[0] / gates_;
       by_type(ih, [&]<class T>(T) { parameters<T>(); });
       return;
     }
@@ -48,8 +58,13 @@ class HeldWeights {
       throw std::invalid_argument("weight_ih and weight_hh must have 2 axes, got shapes " +
                                   ih.shape_text() + " and " + hh.shape_text());
     }
-    inputs_ = ih.shape[1], units_ = hh.shape[1];
-    if (inputs_ < 1 || units_ < 1) {
+    inputs_ = ih.shape[1], outputs_ = hh.shape[1];
+    units_ = w_hr_.is_none() ? outputs_ : hh.shape[0] / gates_;
+    if (!w_hr_.is_none() && (facts.sees_h || units_ == outputs_)) {
+      throw std::invalid_argument(
+          "weight_hr must be None for this cell, and where weight_hh is of as many units as h");
+    }
+    if (std::min({inputs_, units_, outputs_}) < 1) {
       throw std::invalid_argument(
           "weight_ih and weight_hh must have at least one column, got shapes " + ih.shape_text() +
           " and " + hh.shape_text());
@@ -59,6 +74,7 @@ class HeldWeights {
 
   Index inputs() const { return inputs_; }
   Index units() const { return units_; }
+  Index outputs() const { return outputs_; }
   Type type() const { return HostArray(w_ih_, "weight_ih").type; }
 
   template <class T>
@@ -66,20 +82,22 @@ class HeldWeights {
     const Index rows = gates_ * units_;
     return {.inputs = inputs_,
             .units = units_,
+            .outputs = outputs_,
             .w_ih = read<T>(required(w_ih_, "weight_ih"), "weight_ih", {rows, inputs_}),
-            .w_hh = product_ ? read<T>(required(w_hh_, "weight_hh"), "weight_hh", {rows, units_})
+            .w_hh = product_ ? read<T>(required(w_hh_, "weight_hh"), "weight_hh", {rows, outputs_})
                              : nullptr,
             .bias = read<T>(bias_, "bias", {rows}),
             .bias_hn = read<T>(bias_hn_, "bias_hn", {units_}),
             .unit_weights = unit_rows_ > 0
                                 ? read<T>(unit_weights_, "unit_weights", {unit_rows_, units_})
-                                : nullptr};
+                                : nullptr,
+            .w_hr = read<T>(w_hr_, "weight_hr", {outputs_, units_})};
   }
 
  private:
-  Index gates_, unit_rows_, inputs_ = 0, units_ = 0;
+  Index gates_, unit_rows_, inputs_ = 0, units_ = 0, outputs_ = 0;
   bool product_;
-  py::object w_ih_, w_hh_, bias_, bias_hn_, unit_weights_;
+  py::object w_ih_, w_hh_, bias_, bias_hn_, unit_weights_, w_hr_;
 };
 
 }  // namespace rnnkern

@@ -33,6 +33,7 @@ struct LstmOf : LstmGates<Coupled> {
                                           ? (Coupled ? "lstm_peephole_coupled" : "lstm_peephole")
                                           : (Coupled ? "lstm_coupled" : "lstm");
   static constexpr const char* states[] = {"h", "c"};
+  static constexpr bool sees_h = false;
   static constexpr int unit_weights = Peepholes ? of_output + 1 : 0;
   static constexpr const char* unit_weights_name = "weight_peephole";
 

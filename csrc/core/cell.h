@@ -56,6 +56,10 @@ struct CellDefaults {
   // behind the others, in delta[unit_delta<Cell>(k)], and are summed as a bias's are.
   static constexpr int unit_weights = 0;
   static constexpr const char* unit_weights_name = "";
+
+  // Whether the equations see h_{t-1} beside its product, or h_t on the way back. Where they do not,
+  // h may be a projection of what they leave, and of another width.
+  static constexpr bool sees_h = true;
 };
 
 inline constexpr int kMostPhases = 2;

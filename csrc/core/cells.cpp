@@ -12,7 +12,7 @@ namespace {
 template <class Cell>
 CellFacts facts_of() {
   static_assert(std::size(Cell::gate_names) == Cell::gates);
-  static_assert(Cell::recurrent_product ||
+  static_assert((Cell::recurrent_product && Cell::sees_h) ||
                 (phase_count<Cell> == 1 && Cell::recurrent_bias_gate == kNoGate));
   return {.name = Cell::name,
           .gate_names = Cell::gate_names,
@@ -26,7 +26,8 @@ CellFacts facts_of() {
           .recurrent_product = Cell::recurrent_product,
           .recurrent_bias_gate = Cell::recurrent_bias_gate,
           .unit_weights = Cell::unit_weights,
-          .unit_weights_name = Cell::unit_weights_name};
+          .unit_weights_name = Cell::unit_weights_name,
+          .sees_h = Cell::sees_h};
 }
 
 template <template <class> class... Cells>

@@ -40,6 +40,7 @@ struct CellFacts {
   int recurrent_bias_gate;  // or kNoGate
   int unit_weights;
   std::string_view unit_weights_name;
+  bool sees_h;
 
   // Inlined always, as what kernels of several instruction sets use must be.
   [[gnu::always_inline]] int phase_count() const { return static_cast<int>(phases.size()); }

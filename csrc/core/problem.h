@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The arguments of a kernel: sizes and pointers of one layer in one direction.
 //
-// Letters: T steps, B rows of the batch, I inputs, H units, G gates; N = Σ lengths, the live steps.
+// Letters: T steps, B rows of the batch, I inputs, H units, G gates, P outputs: the width of h, which is
+// H unless h is a projection W_hr h' of what the cell gives; N = Σ lengths, the live steps.
 // Live (step, row) pairs are packed: rows sorted by falling length, so that the rows alive at any
 // step are the first live(t) of the sorted order, and pair (t, i) is packed row offset[t] + i.
 // All memory belongs to the caller and must stay for the call.
@@ -59,12 +60,13 @@ struct Schedule {
 
 template <class T>
 struct Parameters {
-  Index inputs, units;
-  const T* w_ih;     // (G·H, I)
-  const T* w_hh;     // (G·H, H); null where the cell has no recurrent product
-  const T* bias;     // (G·H), or null for none
+  Index inputs, units, outputs;  // outputs other than units are a projection's
+  const T* w_ih;                 // (G·H, I)
+  const T* w_hh;                 // (G·H, P); null where the cell has no recurrent product
+  const T* bias;                 // (G·H), or null for none
   const T* bias_hn;  // (H), or null: joins the recurrent product of the gate that the cell names
-  const T* unit_weights;  // (as many as the cell says, H); null where it has none
+  const T* unit_weights;    // (as many as the cell says, H); null where it has none
+  const T* w_hr = nullptr;  // (P, H): the projection's, or null for none
 };
 
 // Integer input: x_t is the one-hot row of a token. Only the distinct tokens of a call have a slot.
@@ -82,17 +84,18 @@ struct ForwardProblem {
   Tokens tokens;
   bool input_packed =
       false;      // whether W_ih is among the packed panels; if not, x meets it as it is packed
-  T* h;           // (B, H): in h_0, out h_n
+  T* h;           // (B, P): in h_0, out h_n
   T* c;           // (B, H): in c_0, out c_n; null for a cell without c
-  Sequence<T> y;  // (T, B, H): out; live steps only are written
+  Sequence<T> y;  // (T, B, P): out; live steps only are written
   T* saved;       // (N, saved, H): out, null when no backward pass will follow
   T* cells;       // (N, H): every c_t, likewise; null without c
+  T* inner = nullptr;  // (N, H): every h' that a projection took, likewise; null without one
 };
 
 template <class T>
 struct BackwardProblem {
   Schedule schedule;
-  Index inputs, units;
+  Index inputs, units, outputs;
   Sequence<const T> x;
   Tokens tokens;
   const T* h_0;
@@ -100,27 +103,30 @@ struct BackwardProblem {
   Sequence<const T> y;
   const T* saved;        // as the forward pass left it
   const T* cells;        // likewise
-  Sequence<const T> dy;  // (T, B, H), data null for zero
-  T* dh;                 // (B, H): in ∂L/∂h_n, out ∂L/∂h_0
+  Sequence<const T> dy;  // (T, B, P), data null for zero
+  T* dh;                 // (B, P): in ∂L/∂h_n, out ∂L/∂h_0
   T* dc;                 // (B, H): likewise for c; null without c
   Sequence<T> dx;        // (T, B, I): live steps are added to; data null when not wanted
   T* dw_ih;              // (G·H, I): added to, as the four below
-  T* dw_hh;              // (G·H, H); null without W_hh
+  T* dw_hh;              // (G·H, P); null without W_hh
   T* dbias;              // (G·H), or null
   T* dbias_hn;           // (H), or null
   T* dunit_weights;      // as the unit weights, or null
-  // (N, 1 [+ 1 with c] + G, H): out, ∂L/∂h_t, ∂L/∂c_t and ∂L/∂(pre-activation of gate g); or null
+  // (N, 1 [+ 1 with c] + G, H): out, ∂L/∂h_t, ∂L/∂c_t and ∂L/∂(pre-activation of gate g); or null.
+  // Where h is a projection the first is ∂L/∂h'_t, and a row ends with ∂L/∂h_t (P).
   T* state_gradients;
+  const T* inner = nullptr;  // as the forward pass left it
+  T* dw_hr = nullptr;        // (P, H)
 };
 
 // One step of B rows of one layer.
 template <class T>
 struct StepProblem {
-  Index inputs, units, batch;
+  Index inputs, units, outputs, batch;
   const T* x;  // (B, I), rows x_row apart; null when there are tokens
   Index x_row;
   const std::int64_t* tokens;  // (B), each in [0, I)
-  T* h;                        // (B, H): in h_{t-1}, out h_t
+  T* h;                        // (B, P): in h_{t-1}, out h_t
   T* c;                        // (B, H): likewise; null for a cell without c
   bool round_operands;         // x and what the recurrent product takes, to bfloat16
   bool back;                   // units from the last to the first: every other step's

@@ -37,9 +37,11 @@ void run_packing(Index bytes, const std::function<void(const Worker&)>& body) {
 }
 
 template <class T>
-Work work_of(int cell, const Schedule& schedule, Index inputs, Index units, Compute compute) {
+Work work_of(int cell, const Schedule& schedule, Index inputs, Index units, Index outputs,
+             Compute compute) {
   return work_of<T>(cell, schedule.steps, schedule.batch,
-                    static_cast<double>(schedule.offset[schedule.steps]), inputs, units, compute);
+                    static_cast<double>(schedule.offset[schedule.steps]), inputs, units, outputs,
+                    compute);
 }
 
 // A layer with a compute of its own steps with the products of its passes, for the same bits.
@@ -64,6 +66,7 @@ PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, Pass 
     : cell_(cell),
       inputs_(parameters.inputs),
       units_(parameters.units),
+      outputs_(parameters.outputs),
       pass_(pass),
       with_input_(with_input),
       compute_(compute) {
@@ -78,10 +81,10 @@ PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, Pass 
 }
 
 template <class T>
-bool PackedWeights<T>::fits(int cell, Index inputs, Index units, Pass pass, bool with_input,
-                            Compute compute) const {
-  return cell == cell_ && inputs == inputs_ && units == units_ && pass == pass_ &&
-         with_input <= with_input_ && compute == compute_ && by_.in_use();
+bool PackedWeights<T>::fits(int cell, Index inputs, Index units, Index outputs, Pass pass,
+                            bool with_input, Compute compute) const {
+  return cell == cell_ && inputs == inputs_ && units == units_ && outputs == outputs_ &&
+         pass == pass_ && with_input <= with_input_ && compute == compute_ && by_.in_use();
 }
 
 template <class T>
@@ -97,9 +100,10 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
     const auto& layer = layers[k];
     problems_.push_back({.inputs = layer.inputs,
                          .units = layer.units,
+                         .outputs = layer.outputs,
                          .batch = batch,
                          .x = below,
-                         .x_row = layer.units,
+                         .x_row = layer.inputs,
                          .tokens = nullptr,
                          .h = h,
                          .c = c,
@@ -108,11 +112,12 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
     packed_.emplace_back(kernels_.packed_bytes(cell_.facts, layer));
     const bool with_input = !by_token || k > 0;
     kernels_.pack(cell_.facts, layer, with_input, packed_.back().get());
-    const Index columns = cell_.facts.recurrent_columns(layer.units) + layer.inputs;
-    flops_ += 2.0 * static_cast<double>(cell_.facts.gates * batch * layer.units * columns);
+    flops_ += work_of<T>(cell, 1, batch, static_cast<double>(batch), layer.inputs, layer.units,
+                         layer.outputs, compute)
+                  .total_flops;
     scratch = std::max(scratch, kernels_.scratch(cell_.facts, problems_.back()));
     below = h;
-    h += batch * layer.units;
+    h += batch * layer.outputs;
     if (c) c += batch * layer.units;
   }
   scratch_ = AlignedBytes(scratch);
@@ -135,17 +140,17 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
     kernels_.run(cell_, problem, tall_, packed_[k].get(), scratch_.get());
   }
   const auto& last = problems_.back();
-  std::copy_n(last.h, last.batch * last.units, y);
+  std::copy_n(last.h, last.batch * last.outputs, y);
 }
 
 template <class T>
 Work work_of(int cell, Index steps, Index batch, double live, Index inputs, Index units,
-             Compute compute) {
+             Index outputs, Compute compute) {
   const CellFacts& facts = cell_facts(cell);
-  const double recurrent = static_cast<double>(facts.recurrent_columns(units)),
-               columns = static_cast<double>(inputs) + recurrent,
-               per_unit = 2.0 * facts.gates * static_cast<double>(units);
-  const double per_row = per_unit * recurrent;
+  const double projection = outputs == units ? 0 : static_cast<double>(units);
+  const double gate_units = facts.gates * static_cast<double>(units);
+  const double per_row =
+      2 * (gate_units + projection) * static_cast<double>(facts.recurrent_columns(outputs));
   constexpr double kMostBytes = 1e18;
   const double element = compute == Compute::exact ? sizeof(T) : sizeof(Bfloat16);
   return {.steps = steps,
@@ -153,7 +158,7 @@ Work work_of(int cell, Index steps, Index batch, double live, Index inputs, Inde
           .units = units,
           .barriers = facts.recurrent_product,
           .step_flops = per_row * live / static_cast<double>(steps),
-          .total_flops = live * per_unit * columns,
+          .total_flops = live * (per_row + 2 * gate_units * static_cast<double>(inputs)),
           .weight_bytes = static_cast<Index>(std::min(per_row / 2 * element, kMostBytes))};
 }
 
@@ -182,14 +187,16 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
   const auto& [kernels, step, equations] = loops_of<T>(compute);
   const LoopCell<T> loop_cell = equations->of(cell);
   ForwardProblem<T> problem = given;
-  const Index inputs = problem.parameters.inputs, units = problem.parameters.units;
+  const auto& parameters = problem.parameters;
+  const Index inputs = parameters.inputs, units = parameters.units, outputs = parameters.outputs;
   const auto& schedule = problem.schedule;
-  const Work work = work_of<T>(cell, schedule, inputs, units, compute);
+  const Work work = work_of<T>(cell, schedule, inputs, units, outputs, compute);
   // So few rows are one chunk: every panel of W_ih is used once, and need not be kept.
   constexpr Index kWorthKeeping = 512;
   const bool worth_keeping = schedule.offset[schedule.steps] > kWorthKeeping;
   problem.input_packed = !problem.tokens.slot && (packed || worth_keeping);
-  if (packed && !packed->fits(cell, inputs, units, Pass::forward, problem.input_packed, compute))
+  if (packed &&
+      !packed->fits(cell, inputs, units, outputs, Pass::forward, problem.input_packed, compute))
     throw std::invalid_argument("packed must be of these weights, for this pass and compute");
   AlignedBytes own;
   std::byte* panels = packed ? packed->data() : nullptr;
@@ -215,12 +222,13 @@ void forward(int cell, const ForwardProblem<T>& given, Compute compute,
 template <class T>
 void backward(int cell, const BackwardProblem<T>& problem, Compute compute,
               const PackedWeights<T>& packed) {
-  if (!packed.fits(cell, problem.inputs, problem.units, Pass::backward, problem.dx.data != nullptr,
-                   compute))
+  if (!packed.fits(cell, problem.inputs, problem.units, problem.outputs, Pass::backward,
+                   problem.dx.data != nullptr, compute))
     throw std::invalid_argument("packed must be of these weights, for this pass and compute");
   const auto& [kernels, step, equations] = loops_of<T>(compute);
   const LoopCell<T> loop_cell = equations->of(cell);
-  const Work work = work_of<T>(cell, problem.schedule, problem.inputs, problem.units, compute);
+  const Work work =
+      work_of<T>(cell, problem.schedule, problem.inputs, problem.units, problem.outputs, compute);
   const TallTiles* const tall = chosen_backend().backend->tall_tiles;
   Call call(2 * work.total_flops);
   const AlignedBytes scratch(
@@ -280,8 +288,8 @@ template class PackedMatrix<float>;
 template class PackedMatrix<double>;
 template class Stepper<float>;
 template class Stepper<double>;
-template Work work_of<float>(int, Index, Index, double, Index, Index, Compute);
-template Work work_of<double>(int, Index, Index, double, Index, Index, Compute);
+template Work work_of<float>(int, Index, Index, double, Index, Index, Index, Compute);
+template Work work_of<double>(int, Index, Index, double, Index, Index, Index, Compute);
 template void forward(int, const ForwardProblem<float>&, Compute, const PackedWeights<float>*);
 template void forward(int, const ForwardProblem<double>&, Compute, const PackedWeights<double>*);
 template void backward(int, const BackwardProblem<float>&, Compute, const PackedWeights<float>&);

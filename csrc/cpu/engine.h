@@ -22,11 +22,12 @@ class PackedWeights {
   std::byte* data() const { return bytes_.get(); }
 
   // Whether it is what such a call reads; a call that reads W_ih needs one with_input.
-  bool fits(int cell, Index inputs, Index units, Pass pass, bool with_input, Compute compute) const;
+  bool fits(int cell, Index inputs, Index units, Index outputs, Pass pass, bool with_input,
+            Compute compute) const;
 
  private:
   int cell_;
-  Index inputs_, units_;
+  Index inputs_, units_, outputs_;
   Pass pass_;
   bool with_input_;
   Compute compute_;
@@ -39,7 +40,7 @@ class PackedWeights {
 template <class T>
 class Stepper {
  public:
-  // h (L, B, H) and c (likewise, or null) are the state: the caller's memory, which step()
+  // h (L, B, P) and c (L, B, H), or null, are the state: the caller's memory, which step()
   // advances. Narrow rounds the weight matrices to bfloat16 (float32; the biases are kept whole),
   // and so does a compute of bfloat16, which rounds the other operands too. With by_token there
   // will be tokens alone, and of the first layer's W_ih, which must stay as it is, a column is
@@ -47,13 +48,13 @@ class Stepper {
   Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c, bool narrow,
           Compute compute, bool by_token);
 
-  // x (B, I), or null and tokens (B); y (B, H) gets the last layer's h_t.
+  // x (B, I), or null and tokens (B); y (B, P) gets the last layer's h_t.
   void step(const T* x, const std::int64_t* tokens, T* y);
 
   double flops() const { return flops_; }  // of one step
   bool by_token() const { return !seen_.empty(); }
   Index inputs() const { return problems_[0].inputs; }
-  Index units() const { return problems_[0].units; }
+  Index outputs() const { return problems_[0].outputs; }
   Index batch() const { return problems_[0].batch; }
 
  private:
@@ -91,7 +92,7 @@ class PackedMatrix {
 // The sizes that the plan of a pass depends on; `live` counts the steps of all rows.
 template <class T>
 Work work_of(int cell, Index steps, Index batch, double live, Index inputs, Index units,
-             Compute compute);
+             Index outputs, Compute compute);
 
 // `packed` null: the weights are packed within the call. These throw std::invalid_argument where
 // the dtype does not have that compute, or `packed` does not fit; and Interrupted, after which what

@@ -24,7 +24,6 @@ DType = Union[str, "np.dtype[Any]", type]  # one of those that NumPy takes for a
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))  # of parameters
 
 _GPU_MEMORY = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
-_NOT_YET = {"proj_size": "projections of the state are not supported yet"}
 
 
 def positive_int(name: str, value: SupportsIndex, *, minimum: int = 1) -> int:
@@ -206,9 +205,7 @@ def explains_options(init: Init) -> Init:
 
                 close = get_close_matches(name, names, 1)
                 remedy = f"did you mean {close[0]!r}?" if close else f"only {', '.join(names)}"
-                raise TypeError(
-                    f"{type(self).__name__} has no argument {name!r}: {_NOT_YET.get(name, remedy)}"
-                )
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}: {remedy}")
         init(self, *args, **options)
 
     return cast("Init", explained)

@@ -60,6 +60,10 @@ class Function:
 
     def __init__(self, layer: Recurrent) -> None:
         self._spec = spec_of(layer)
+        if self._spec.projection:
+            raise ValueError(
+                f"layer must have proj_size=0 for rnnkern.jax, got {self._spec.projection}"
+            )
         self._batch_first = layer.batch_first
 
     def _key(self) -> tuple[Any, ...]:
@@ -172,7 +176,7 @@ class Function:
         if found != shapes:
             raise ValueError(f"params must have the names and shapes {shapes}, got {found}")
         rows = len(spec.facts.gates) * spec.units
-        sizes = (0, 0, rows, spec.units, 0)
+        sizes = (0, 0, rows, spec.units, 0, 0)
         facts = spec.facts
         taken = (
             True,
@@ -180,6 +184,7 @@ class Function:
             True,
             facts.recurrent_bias_gate >= 0,
             facts.unit_weights > 0,
+            False,
         )
         return [
             tuple(

@@ -162,8 +162,6 @@ def test_a_module_with_equations_of_its_own_is_noticed() -> None:
 
 
 REFUSED: dict[str, tuple[str, Any]] = {
-    "projection": ("with proj_size", lambda: torch.nn.LSTM(2, 4, proj_size=2)),
-    "its state": ("with proj_size", lambda: torch.nn.LSTM(2, 4, proj_size=2).state_dict()),
     "several": (
         "no single layer, but at 'a', 'b': prefix",
         lambda: {f"{p}.{n}": t for p in "ab" for n, t in torch.nn.GRU(2, 3).state_dict().items()},

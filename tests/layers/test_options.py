@@ -43,10 +43,7 @@ def test_misspelt_options(name: str) -> None:
         MAKERS[name](xyz=1)
 
 
-def test_options_that_are_not_there_yet() -> None:
-    for option in ({"proj_size": 3}, {"proj_size": 0}):
-        with pytest.raises(TypeError, match=r"'proj_size': projections .* not supported yet"):
-            MAKERS["LSTM"](**option)
+def test_misspelt_options_of_a_models_cells() -> None:
     with pytest.raises(TypeError, match="LSTM has no argument 'bais': did you mean 'bias'"):
         model(cell_options={"bais": False})
 

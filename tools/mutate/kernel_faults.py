@@ -278,6 +278,20 @@ _LOOPS = [
         "cells/test_gradients.py::test_tokens_are_one_hot_rows",
     ),
     _fault(
+        "cpu/recurrent/weight_gradients.h",
+        "a-projections-gradient-is-of-another-delta",
+        "(d < multiplied_ ? d : deltas_) * units_",
+        "(d < multiplied_ ? d : 0) * units_",
+        "cells/test_projection.py::test_against_torch",
+    ),
+    _fault(
+        "cpu/recurrent/backward.h",
+        "a-projections-gradient-counts-twice",
+        "sum = V(T(0));",
+        "static_cast<void>(0);",
+        "cells/test_projection.py::test_against_torch",
+    ),
+    _fault(
         "bind/kept.h",
         "dropout-is-forgotten-backward",
         "own.set_product(own, mask)",

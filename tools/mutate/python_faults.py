@@ -311,8 +311,8 @@ _LAYERS = [
     fault(
         f"{_PACKAGE}/layers/stream.py",
         "idle-rows-lose-their-state",
-        "self._states[:, :, chosen] = states",
-        "self._states[...] = 0; self._states[:, :, chosen] = states",
+        "self._states.set_rows(chosen, parts)",
+        "self._states.clear(); self._states.set_rows(chosen, parts)",
         "layers/test_stream_rows.py::test_idle_rows_hold_their_state",
     ),
 ]

@@ -4,61 +4,17 @@
 // gradients of the input and of all weights as products over the whole chunk.
 #pragma once
 
+#include <algorithm>
+
 #include "core/problem.h"
 #include "cpu/gemm/panels.h"
+#include "cpu/recurrent/backward_panels.h"
 #include "cpu/recurrent/chunk.h"
 #include "cpu/recurrent/equations.h"
-#include "cpu/recurrent/recurrent_panels.h"
 #include "cpu/recurrent/weight_gradients.h"
 #include "cpu/team/team.h"
 
 namespace rnnkern {
-
-// The panels that a backward pass reads, packed when the forward pass ran: they are its snapshot of
-// the weights, which may have changed since.
-template <class V, class Product>
-struct BackwardPanels {
-  using T = typename V::value;
-  using Matrix = PanelMatrix<V, Product>;
-
-  Matrix recurrent[kMostPhases];  // phase p: its gates' rows of W_hh, (count·H, H)
-  Matrix input;                   // W_ih, (G·H, I)
-  T* unit_weights;
-
-  BackwardPanels(const CellFacts& cell, Index inputs, Index units, bool with_input, Arena& arena) {
-    for (int p = 0; p < cell.phase_count(); ++p) {
-      recurrent[p] = Matrix(cell.phases[p].count * cell.recurrent_columns(units), units, 1);
-      recurrent[p].data = arena.take<T>(recurrent[p].size());
-    }
-    unit_weights = take_unit_weights<T>(cell, units, arena);
-    // Last, so that panels packed with it serve where no ∂L/∂x is wanted.
-    if (with_input) {
-      input = Matrix(cell.gates * units, inputs, 1);
-      input.data = arena.take<T>(input.size());
-    }
-  }
-
-  void pack(const CellFacts& cell, const Parameters<T>& parameters, const Worker& worker) const {
-    const Index units = parameters.units;
-    for (int p = 0; p < cell.phase_count() && cell.recurrent_product; ++p) {
-      const T* rows = parameters.w_hh + cell.phases[p].first * units * units;
-      pack_share(recurrent[p], rows, units, worker);
-    }
-    if (input.data) pack_share(input, parameters.w_ih, parameters.inputs, worker);
-    const auto copied = worker.share(cell.unit_weights * units);
-    copy_unit_weights(parameters, unit_weights, copied.begin, copied.end);
-  }
-
- private:
-  static void pack_share(const Matrix& matrix, const T* rows, Index row_size,
-                         const Worker& worker) {
-    const auto share = worker.share(matrix.count());
-    pack_start(matrix, share.begin, share.end, [](int) -> const T* { return nullptr; });
-    pack_rows(matrix, share.begin, share.end, [&](Index k, Index column, Index n) {
-      return load_some<V>(rows + k * row_size + column, n);
-    });
-  }
-};
 
 template <class V, class Product>
 class Backward {
@@ -72,14 +28,14 @@ class Backward {
   static Index packed_bytes(const CellFacts& cell, const Parameters<T>& parameters,
                             bool with_input) {
     Arena measure(nullptr);
-    Panels(cell, parameters.inputs, parameters.units, with_input, measure);
+    Panels(cell, parameters.inputs, parameters.units, parameters.outputs, with_input, measure);
     return measure.used();
   }
 
   static void pack(const CellFacts& cell, const Parameters<T>& parameters, bool with_input,
                    const Worker& worker, std::byte* packed) {
     Arena arena(packed);
-    Panels(cell, parameters.inputs, parameters.units, with_input, arena)
+    Panels(cell, parameters.inputs, parameters.units, parameters.outputs, with_input, arena)
         .pack(cell, parameters, worker);
   }
 
@@ -95,8 +51,8 @@ class Backward {
                       std::byte* scratch) {
     Arena packed_arena(packed), scratch_arena(scratch);
     return Backward(cell, problem, tall, worker,
-                    Panels(cell.facts, problem.inputs, problem.units, problem.dx.data != nullptr,
-                           packed_arena),
+                    Panels(cell.facts, problem.inputs, problem.units, problem.outputs,
+                           problem.dx.data != nullptr, packed_arena),
                     Scratch(cell.facts, problem, worker.count, worker.id, scratch_arena))
         .run(from);
   }
@@ -105,15 +61,17 @@ class Backward {
   struct Scratch {
     // Shared by the team, and before what is not: threads may come and go between two steps.
     typename Gradients::Shared gradients;
-    T* delta;     // (rows of a chunk, deltas, H)
-    T* boundary;  // (B, deltas, H): the step after the chunk
+    T* delta;     // (rows of a chunk): of each its deltas (deltas, H), and ∂L/∂h_t of a projection
+    T* boundary;  // (B): likewise, the step after the chunk
     T* dh;        // (B, H): ∂L/∂h_t, from the phase that finds it to the next
+    T* direct;    // (B, H): zeros, for a projection's h' has no other gradient than by h
     // This thread's.
     typename Gradients::Own own;
-    Operand* step_copies;  // (B, G·H): rows of a step's product, where operands are rounded
+    Operand* step_copies;  // (B, G·H or P): rows of a step's product, where operands are rounded
     // This thread's, one entry a batch row, filled anew for each step.
     const T** delta_after;    // of the step processed next, rows of its product
     const Operand** segment;  // the same as the product takes them, moved to one gate
+    const T** dh_now;         // of a projection: ∂L/∂h_t, which stands behind delta_now
     T** delta_now;
     T** state_gradients;
     const T** h_previous;
@@ -128,21 +86,24 @@ class Backward {
         : gradients(cell, problem, arena) {
       const Index units = problem.units, batch = problem.schedule.batch;
       const Index chunk = largest_chunk(problem.schedule, kChunkRows);
-      delta = arena.take<T>(chunk * cell.deltas * units);
-      boundary = arena.take<T>(batch * cell.deltas * units);
+      const Index outputs = problem.outputs;
+      delta = arena.take<T>(chunk * delta_size(cell, units, outputs));
+      boundary = arena.take<T>(batch * delta_size(cell, units, outputs));
+      direct = arena.take<T>(outputs == units ? 0 : batch * units);
       dh = arena.take<T>(cell.phase_count() > 1 ? batch * units : 0);
       for (int i = 0; i < threads; ++i) {
         const typename Gradients::Own own_i(problem, arena);
         const Operand** segment_i = arena.take<const Operand*>(batch);
         // A row's last gate may be filled up beyond the row: the next one is copied after it.
-        Operand* step_copies_i = take_copies<Product>(arena, batch + 1, cell.gates * units);
-        const T** in = arena.take<const T*>(7 * batch);
+        Operand* step_copies_i =
+            take_copies<Product>(arena, batch + 1, std::max(cell.gates * units, outputs));
+        const T** in = arena.take<const T*>(8 * batch);
         T** out = arena.take<T*>(2 * batch);
         if (i != id) continue;
         own = own_i, segment = segment_i, step_copies = step_copies_i;
         delta_after = in, h_previous = in + batch, h = in + 2 * batch;
         c_previous = in + 3 * batch, c = in + 4 * batch, saved = in + 5 * batch,
-        dy = in + 6 * batch;
+        dy = in + 6 * batch, dh_now = in + 7 * batch;
         delta_now = out, state_gradients = out + batch;
       }
     }
@@ -159,12 +120,22 @@ class Backward {
         schedule_(problem.schedule),
         tall_(tall),
         units_(problem.units),
+        outputs_(problem.outputs),
+        delta_size_(delta_size(cell_, units_, outputs_)),
         worker_(worker),
         panels_(panels),
         scratch_(scratch),
         gradients_(cell_, problem, tall, worker, panels.input, scratch.gradients, scratch.own,
                    scratch.delta),
-        cut_(schedule_.batch, tiles_for(panels.recurrent[0]).height(), worker.row_groups) {}
+        cut_(schedule_.batch, tile_height(), worker.row_groups) {}
+
+  bool projects() const { return outputs_ != units_; }
+
+  // The same for all products of a step, so that a row of the batch stays with its thread.
+  Index tile_height() const {
+    const int height = tiles_for(panels_.recurrent[0]).height();
+    return projects() ? std::min(height, tiles_for(panels_.projection).height()) : height;
+  }
 
   // For the product of a step.
   typename Product::Tiles tiles_for(const Matrix& matrix) const {
@@ -174,7 +145,14 @@ class Backward {
   // Steps are counted from the end.
   Progress run(Progress at) const {
     [[maybe_unused]] const typename Product::Session session(tall_);
-    if (at.steps == 0) gradients_.clear();
+    if (at.steps == 0) {
+      gradients_.clear();
+      if (projects()) {
+        const auto share = worker_.share(schedule_.batch * units_);
+        for (Index j = share.begin; j < share.end; ++j) scratch_.direct[j] = T(0);
+        worker_.wait_team();
+      }
+    }
     while (at.chunks < schedule_.steps) {
       const Chunk chunk = chunk_until(schedule_, schedule_.steps - at.chunks);
       const Index steps = schedule_.steps - chunk.begin;
@@ -197,16 +175,20 @@ class Backward {
 
   // Of a step's work, what is this thread's.
   double step_flops(Index s) const {
-    const Index columns = cell_.recurrent_columns(units_);
-    return static_cast<double>(2 * gates_ * units_ * columns * schedule_.live(s)) / worker_.count;
+    const Index weights =
+        (gates_ * units_ + (projects() ? units_ : 0)) * cell_.recurrent_columns(outputs_);
+    return static_cast<double>(2 * weights * schedule_.live(s)) / worker_.count;
   }
+
+  // Numbers of state_gradients that the equations write.
+  Index told() const { return ((cell_.cell_state ? 2 : 1) + gates_) * units_; }
 
   Index packed_row(Index s, Index i) const { return schedule_.offset[schedule_.time(s)] + i; }
 
   T* delta_row(const Chunk& chunk, Index s, Index i) const {
     return s < chunk.end && s >= chunk.begin
-               ? scratch_.delta + (packed_row(s, i) - chunk.first_row) * deltas_ * units_
-               : scratch_.boundary + i * deltas_ * units_;
+               ? scratch_.delta + (packed_row(s, i) - chunk.first_row) * delta_size_
+               : scratch_.boundary + i * delta_size_;
   }
 
   // What row i held before processed step s.
@@ -220,6 +202,10 @@ class Backward {
   bool run_step(const Chunk& chunk, Index s) const {
     fill_rows(chunk, s);
     bool breaks_up = false;
+    if (projects()) {
+      find_dh(s);
+      breaks_up = worker_.wait_group();
+    }
     for (int phase = 0; phase < phases_; ++phase) {
       run_phase(phase, s);
       // Without a product nobody reads another thread's units.
@@ -233,7 +219,7 @@ class Backward {
     for_tiles<V>(cut_, worker_, after, [&](Index begin, Index end) {
       for (Index i = begin; i < end; ++i) {
         scratch_.delta_after[i] =
-            s < 0 ? scratch_.boundary + i * deltas_ * units_ : delta_row(chunk, s + 1, i);
+            s < 0 ? scratch_.boundary + i * delta_size_ : delta_row(chunk, s + 1, i);
       }
     });
     for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {
@@ -242,12 +228,13 @@ class Backward {
         const Place place = schedule_.at(t, i);
         const Index p = packed_row(s, i);
         scratch_.delta_now[i] = delta_row(chunk, s, i);
+        scratch_.dh_now[i] = scratch_.delta_now[i] + deltas_ * units_;
         scratch_.h_previous[i] = previous_h(problem_, s, i);
         scratch_.h[i] = problem_.y.at(place);
         if (problem_.dy.data) scratch_.dy[i] = problem_.dy.at(place);
         if (problem_.state_gradients) {
-          const int kept = (cell_.cell_state ? 2 : 1) + gates_;
-          scratch_.state_gradients[i] = problem_.state_gradients + p * kept * units_;
+          scratch_.state_gradients[i] =
+              problem_.state_gradients + p * (told() + (projects() ? outputs_ : 0));
         }
         if (cell_.saved > 0) scratch_.saved[i] = problem_.saved + p * cell_.saved * units_;
         if (cell_.cell_state) {
@@ -258,37 +245,99 @@ class Backward {
     });
   }
 
+  // What a product of a step multiplies: `gates` stretches of `size` numbers in each row, and how many
+  // rows there are.
+  struct Multiplied {
+    const T* const* rows;
+    Range gates;
+    Index size, count;
+  };
+
+  // The equations of a phase. Where h is a projection, ∂L/∂h_t is there already, and the first of
+  // them takes ∂L/∂h' = ∂L/∂h_t W_hr.
   void run_phase(int phase, Index s) const {
-    const auto matrix = panels_.recurrent[phase];
+    const Index live = schedule_.live(s);
+    const auto apply = equations_.backward[phase];
+    BackwardTile<T> tile = tile_of(live);
+    const bool of_h = projects() && phase == 0;
+    multiply_step(
+        of_h ? panels_.projection : panels_.recurrent[phase],
+        of_h ? Multiplied{scratch_.dh_now, {0, 1}, outputs_, live} : multiplied_by_gates(phase, s),
+        s,
+        [&](Index unit, Index units, Index begin, Index end)
+            __attribute__((always_inline)) { prefetch_rows(phase, begin, end, unit, units); },
+        [&](Index unit, Index blocks, Index sums_row, Index begin, Index end)
+            __attribute__((always_inline)) {
+              tile.first_unit = unit, tile.blocks = blocks, tile.sums_row = sums_row;
+              tile.begin = begin, tile.end = end;
+              apply(tile);
+            });
+  }
+
+  // Of a projection: ∂L/∂h_t, whole.
+  void find_dh(Index s) const {
+    const Index live = schedule_.live(s);
+    const auto add = [&](const T* sums, Index i, Index j) __attribute__((always_inline)) {
+      const Index n = outputs_ - j;
+      T* dh = problem_.dh + schedule_.order[i] * outputs_ + j;
+      V sum = V::load(sums) + load_some<V>(dh, n);
+      if (i < live) {
+        if (problem_.dy.data) sum = sum + load_some<V>(scratch_.dy[i] + j, n);
+        store_some(scratch_.delta_now[i] + deltas_ * units_ + j, sum, n);
+        if (problem_.state_gradients) store_some(scratch_.state_gradients[i] + told() + j, sum, n);
+        sum = V(T(0));
+      }
+      store_some(dh, sum, n);
+    };
+    multiply_step(
+        panels_.recurrent[0], multiplied_by_gates(0, s), s, [](Index, Index, Index, Index) {},
+        [&](Index first, Index blocks, Index sums_row, Index begin, Index end) {
+          for (Index i = begin; i < end; ++i) {
+            const T* sums = scratch_.own.tile + (i - begin) * sums_row;
+            for (Index j = 0; j < blocks * V::size && first + j < outputs_; j += V::size)
+              add(sums + j, i, first + j);
+          }
+        });
+  }
+
+  // The recurrent product of a phase: of the gradients that step s + 1 left, or in a later phase of
+  // those that the one before found.
+  Multiplied multiplied_by_gates(int phase, Index s) const {
+    if (phase == 0) {
+      const Index count = cell_.recurrent_product ? schedule_.live(s + 1) : 0;
+      return {scratch_.delta_after, cell_.phases[0], units_, count};
+    }
+    return {const_cast<const T* const*>(scratch_.delta_now), cell_.phases[phase], units_,
+            schedule_.live(s)};
+  }
+
+  // This thread's part of a product of step s: calls before(first column, columns, begin, end) for the
+  // live rows of each tile of sums, and then use(first column, lanes of columns, from one row of the
+  // sums to the next, begin, end). Rows that are not multiplied have sums of 0.
+  template <class Before, class Use>
+  [[gnu::always_inline]] void multiply_step(const Matrix matrix, const Multiplied& a, Index s,
+                                            Before before, Use use) const {
     const auto tiles = tiles_for(matrix);
     const Index begin_panel = matrix.count() * worker_.unit_group / worker_.unit_groups;
     const Index end_panel = matrix.count() * (worker_.unit_group + 1) / worker_.unit_groups;
-    const Index live = schedule_.live(s);
-    const Index multiplied = !cell_.recurrent_product ? 0
-                             : phase == 0             ? schedule_.live(s + 1)
-                                                      : live;
-    const Index rows_here = phase == 0 && multiplied > live ? multiplied : live;
+    const Index live = schedule_.live(s), multiplied = a.count;
+    const Index rows_here = multiplied > live ? multiplied : live;
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
-    if constexpr (Product::kRounds) copy_step_rows(phase, multiplied);
+    if constexpr (Product::kRounds) copy_step_rows(a);
     const Index most = tiles.panels(highest, end_panel - begin_panel);
-    const auto apply = equations_.backward[phase];
-    BackwardTile<T> tile = tile_of(live);
     sweep(begin_panel, end_panel, most, s % 2 != 0, [&](Index p, Index side, Index next) {
-      const Index out_row = side * matrix.row_size();
+      const Index out_row = side * matrix.row_size(), first = p * matrix.row_size();
       Ahead ahead = matrix.ahead(next, side);
-      tile.first_unit = p * matrix.row_size(), tile.blocks = side * matrix.blocks;
-      tile.sums_row = out_row;
       for_tiles<V>(cut_, worker_, rows_here, [&](Index begin, Index end) {
         const Index with_product = multiplied < end ? multiplied : end;
-        prefetch_rows(phase, begin, live < end ? live : end, tile.first_unit, out_row);
-        sum_tile(phase, matrix, tiles, p, side, begin, with_product, ahead);
+        before(first, out_row, begin, live < end ? live : end);
+        sum_tile(a, matrix, tiles, p, side, begin, with_product, ahead);
         for (Index i = with_product > begin ? with_product : begin;
              i < end && cell_.recurrent_product; ++i) {
           T* sums = scratch_.own.tile + (i - begin) * out_row;
           for (Index j = 0; j < out_row; j += V::size) V(0).store(sums + j);
         }
-        tile.begin = begin, tile.end = end;
-        apply(tile);
+        use(first, side * matrix.blocks, out_row, begin, end);
       });
     });
   }
@@ -304,8 +353,8 @@ class Backward {
             .h = scratch_.h,
             .c_previous = scratch_.c_previous,
             .c = scratch_.c,
-            .dy = problem_.dy.data ? scratch_.dy : nullptr,
-            .dh = problem_.dh,
+            .dy = problem_.dy.data && !projects() ? scratch_.dy : nullptr,
+            .dh = projects() ? scratch_.direct : problem_.dh,
             .dc = problem_.dc,
             .dh_now = scratch_.dh,
             .delta = scratch_.delta_now,
@@ -317,8 +366,8 @@ class Backward {
   void prefetch_rows(int phase, Index begin, Index end, Index unit, Index units) const {
     for (Index i = begin; i < end; ++i) {
       for (int k = 0; k < cell_.saved; ++k) prefetch(scratch_.saved[i] + k * units_ + unit, units);
-      prefetch(scratch_.h_previous[i] + unit, units);
-      if (phase == 0) {
+      if (!projects()) prefetch(scratch_.h_previous[i] + unit, units);
+      if (phase == 0 && !projects()) {
         prefetch(scratch_.h[i] + unit, units);
         if (problem_.dy.data) prefetch(scratch_.dy[i] + unit, units);
       }
@@ -329,23 +378,18 @@ class Backward {
     }
   }
 
-  // The gate gradients that are rows of a phase's product.
-  const T* const* delta_rows(int phase) const {
-    return phase == 0 ? scratch_.delta_after : const_cast<const T* const*>(scratch_.delta_now);
-  }
-
   // Rounded, the phase's gates side by side, and zeros up to the next row.
-  void copy_step_rows(int phase, Index live) const {
-    const Range gates = cell_.phases[phase];
-    const T* const* source = delta_rows(phase);
-    const Index size = copy_size<Product>(gates_ * units_), used = gates.count * units_;
-    for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {
+  void copy_step_rows(const Multiplied& a) const {
+    const Range gates = a.gates;
+    const Index size = copy_size<Product>(std::max(gates_ * units_, outputs_));
+    const Index used = gates.count * a.size;
+    for_tiles<V>(cut_, worker_, a.count, [&](Index begin, Index end) {
       for (Index i = begin; i < end; ++i) {
         Operand* copy = scratch_.step_copies + i * size;
         scratch_.segment[i] = copy;
         for (int g = 0; g < gates.count; ++g) {
-          Product::copy_row(source[i] + cell_.recurrent_delta(gates.first + g) * units_, units_,
-                            copy + g * units_);
+          Product::copy_row(a.rows[i] + cell_.recurrent_delta(gates.first + g) * a.size, a.size,
+                            copy + g * a.size);
         }
         for (Index j = used; j < size; ++j) copy[j] = {};
       }
@@ -354,10 +398,10 @@ class Backward {
 
   // Σ over the phase's gates of delta · W_hh for rows [begin, end): where the gates do not lie side
   // by side, one stretch after another onto the same sums.
-  void sum_tile(int phase, const Matrix& matrix, const typename Product::Tiles& tiles, Index panel,
-                Index side, Index begin, Index end, Ahead& ahead) const {
+  void sum_tile(const Multiplied& a, const Matrix& matrix, const typename Product::Tiles& tiles,
+                Index panel, Index side, Index begin, Index end, Ahead& ahead) const {
     if (begin >= end) return;
-    const Range gates = cell_.phases[phase];
+    const Range gates = a.gates;
     for (int g = 0, run; g < gates.count; g += run) {
       if constexpr (Product::kRounds) {
         run = gates.count;
@@ -366,16 +410,15 @@ class Backward {
         for (run = 1;
              g + run < gates.count && cell_.recurrent_delta(gates.first + g + run) == first + run;)
           ++run;
-        for (Index i = begin; i < end; ++i)
-          scratch_.segment[i] = delta_rows(phase)[i] + first * units_;
+        for (Index i = begin; i < end; ++i) scratch_.segment[i] = a.rows[i] + first * a.size;
       }
       typename Product::Tile tile{.a = scratch_.segment + begin,
                                   .a_begin = 0,
                                   .a_step = 1,
-                                  .b = matrix.row(panel, g * units_),
+                                  .b = matrix.row(panel, g * a.size),
                                   .b_panel = matrix.panel_stride(),
-                                  .depth = run * units_,
-                                  .ahead = ahead.take(run * units_ / Product::kDepthStep),
+                                  .depth = run * a.size,
+                                  .ahead = ahead.take(run * a.size / Product::kDepthStep),
                                   .start = matrix.start(panel),
                                   .start_row = 0,
                                   .start_panel = matrix.stride(),
@@ -394,7 +437,7 @@ class Backward {
     const auto share = worker_.share(schedule_.live(chunk.begin));
     for (Index i = share.begin; i < share.end; ++i) {
       const T* from = delta_row(chunk, chunk.begin, i);
-      T* to = scratch_.boundary + i * deltas_ * units_;
+      T* to = scratch_.boundary + i * delta_size_;
       for (Index j = 0; j < deltas_ * units_; ++j) to[j] = from[j];
     }
   }
@@ -405,7 +448,8 @@ class Backward {
   const BackwardProblem<T>& problem_;
   const Schedule& schedule_;
   const TallTiles* const tall_;
-  const Index units_;
+  const Index units_, outputs_;
+  const Index delta_size_;  // of a row of deltas
   const Worker& worker_;
   const Panels panels_;
   const Scratch scratch_;

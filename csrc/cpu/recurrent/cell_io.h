@@ -33,7 +33,7 @@ struct ForwardPlace {
   Index x_gate;
   const T* sums;  // its recurrent product
   Index sums_gate;
-  const T *h, *c;         // of the step before
+  const T *h, *c;         // of the step before; h where the cell sees it
   const T* saved_before;  // what earlier phases saved
   T* saved;               // what this one does; null where nobody will ask for it
   Index units;            // from a saved value to the next
@@ -53,7 +53,7 @@ template <int P, class V, class Cell, class Lane>
       step.product[phase.first + g] = V::load(at.sums + g * at.sums_gate);
   }
   for (int k = 0; k < saves.first; ++k) step.saved[k] = lane.load(at.saved_before + k * at.units);
-  step.h = lane.load(at.h);
+  if constexpr (Cell::sees_h) step.h = lane.load(at.h);
   if constexpr (has_c<Cell>) step.c = lane.load(at.c);
   for (int k = 0; k < Cell::unit_weights; ++k)
     step.unit[k] = lane.load(at.unit_weights + k * at.units);
@@ -78,11 +78,11 @@ template <class T>
 struct BackwardPlace {
   Index units;  // from a value that is saved, or a gradient, to the next
   const T* saved;
-  const T *h_previous, *h, *c_previous, *c;
-  const T* dy;  // or null
-  T *dh, *dc;   // in: ∂L/∂h_t but for dy and the product, ∂L/∂c_t; out: those of the step before
-  T* dh_now;    // ∂L/∂h_t, from phase 0 to phase 1
-  T* delta;     // out
+  const T *h_previous, *h, *c_previous, *c;  // h where the cell sees it
+  const T* dy;                               // or null
+  T *dh, *dc;  // in: ∂L/∂h_t but for dy and the product, ∂L/∂c_t; out: those of the step before
+  T* dh_now;   // ∂L/∂h_t, from phase 0 to phase 1
+  T* delta;    // out
   T* state_gradients;  // out: ∂L/∂h_t, ∂L/∂c_t, and ∂L/∂(each pre-activation); or null
   const T* unit_weights;
 };
@@ -94,8 +94,10 @@ template <int P, class V, class Cell, class Lane>
   constexpr Range found = found_in<Cell>(P);
   BackwardStep<V, Cell> step;
   for (int k = 0; k < Cell::saved; ++k) step.saved[k] = lane.load(at.saved + k * at.units);
-  step.h_previous = lane.load(at.h_previous);
-  step.h = lane.load(at.h);
+  if constexpr (Cell::sees_h) {
+    step.h_previous = lane.load(at.h_previous);
+    step.h = lane.load(at.h);
+  }
   if constexpr (has_c<Cell>) {
     step.c_previous = lane.load(at.c_previous);
     step.c = lane.load(at.c);
@@ -145,7 +147,7 @@ void forward_tile(const ForwardTile<typename V::value>& tile) {
                          .x_gate = units,
                          .sums = tile.sums + at_sums,
                          .sums_gate = sums_gate,
-                         .h = tile.h[i] + unit,
+                         .h = nullptr,
                          .c = nullptr,
                          .saved_before = nullptr,
                          .saved = nullptr,
@@ -169,6 +171,7 @@ void forward_tile(const ForwardTile<typename V::value>& tile) {
         at.new_h = tile.new_h[i] + unit;
         if constexpr (has_c<Cell>) at.new_c = tile.new_c[i] + unit;
       }
+      if constexpr (Cell::sees_h) at.h = tile.h[i] + unit;
       if constexpr (has_c<Cell>) at.c = tile.c[i] + unit;
       if constexpr (Cell::unit_weights > 0) at.unit_weights = tile.unit_weights + unit;
       forward_cell<P, V, Cell>(lane, at);
@@ -204,8 +207,8 @@ void backward_tile(const BackwardTile<typename V::value>& tile) {
       BackwardPlace<T> at{
           .units = units,
           .saved = nullptr,
-          .h_previous = tile.h_previous[i] + unit,
-          .h = tile.h[i] + unit,
+          .h_previous = nullptr,
+          .h = nullptr,
           .c_previous = nullptr,
           .c = nullptr,
           .dy = tile.dy ? tile.dy[i] + unit : nullptr,
@@ -216,6 +219,9 @@ void backward_tile(const BackwardTile<typename V::value>& tile) {
           .state_gradients = tile.state_gradients ? tile.state_gradients[i] + unit : nullptr,
           .unit_weights = nullptr};
       if constexpr (Cell::saved > 0) at.saved = tile.saved[i] + unit;
+      if constexpr (Cell::sees_h) {
+        at.h_previous = tile.h_previous[i] + unit, at.h = tile.h[i] + unit;
+      }
       if constexpr (phase_count<Cell> > 1) at.dh_now = tile.dh_now + i * units + unit;
       if constexpr (has_c<Cell>) {
         at.c_previous = tile.c_previous[i] + unit, at.c = tile.c[i] + unit;

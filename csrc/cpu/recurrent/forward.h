@@ -4,56 +4,16 @@
 // facts here, and equations that are called.
 #pragma once
 
+#include <algorithm>
+
 #include "core/problem.h"
 #include "cpu/gemm/panels.h"
 #include "cpu/recurrent/chunk.h"
 #include "cpu/recurrent/equations.h"
-#include "cpu/recurrent/recurrent_panels.h"
+#include "cpu/recurrent/forward_panels.h"
 #include "cpu/team/team.h"
 
 namespace rnnkern {
-
-// The panels that a forward pass reads. A frozen layer keeps them from call to call.
-template <class V, class Product>
-struct ForwardPanels {
-  using T = typename V::value;
-  using Matrix = PanelMatrix<V, Product>;
-
-  Matrix input;
-  Matrix recurrent[kMostPhases];
-  T* unit_weights;
-
-  ForwardPanels(const CellFacts& cell, const Parameters<T>& parameters, bool with_input,
-                Arena& arena) {
-    const Index units = parameters.units;
-    for (int p = 0; p < cell.phase_count(); ++p) {
-      recurrent[p] = Matrix(cell.recurrent_columns(units), units, cell.phases[p].count);
-      recurrent[p].data = arena.take<T>(recurrent[p].size());
-    }
-    unit_weights = take_unit_weights<T>(cell, units, arena);
-    // Last, so that panels packed with it serve tokens as well.
-    if (with_input) {
-      input = Matrix(parameters.inputs, cell.gates * units, 1);
-      input.data = arena.take<T>(input.size());
-    }
-  }
-
-  // Each thread packs the units that it will multiply with, so that they are in its own cache.
-  void pack(const CellFacts& cell, const Parameters<T>& parameters, const Worker& worker) const {
-    if (input.data) {
-      const auto share = worker.share(input.count());
-      pack_start(input, share.begin, share.end, [&](int) { return parameters.bias; });
-      pack_columns(input, share.begin, share.end,
-                   [&](int, Index column) { return parameters.w_ih + column * parameters.inputs; });
-    }
-    for (int p = 0; p < cell.phase_count(); ++p) {
-      const auto share = worker.share(recurrent[p].groups());
-      pack_recurrent(cell, recurrent[p], parameters, p, share.begin, share.end);
-    }
-    const auto copied = worker.share(cell.unit_weights * parameters.units);
-    copy_unit_weights(parameters, unit_weights, copied.begin, copied.end);
-  }
-};
 
 template <class V, class Product>
 class Forward {
@@ -94,6 +54,7 @@ class Forward {
     T* x_part;          // (rows of a chunk, G·H): W_ih x + b; with tokens (distinct tokens, G·H)
     T* operand;         // (B, H): what a later phase's product takes
     T* saved;           // (B, saved, H): one step's, where no backward pass wants them
+    T* inner;           // (B, H): likewise, what a projection takes
     Operand* x_copies;  // (rows of a chunk, I), where operands are rounded
     // This thread's.
     T* tile;
@@ -101,7 +62,7 @@ class Forward {
     const Operand** a;    // (rows of a chunk): rows of the product W_ih x, in and
     T** c;                // out
     const Operand** h_a;  // (B): rows of a step's product, where operands are rounded: those of
-    Operand* h_copies;    // (B, H)
+    Operand* h_copies;    // (B, H or P)
     // This thread's, one entry a batch row, filled anew for each step.
     const T** h;
     const T** operand_rows;
@@ -109,17 +70,20 @@ class Forward {
     const T** c_previous;
     T** new_c;
     T** y;
+    T** new_h;  // what the last phase leaves: y, or what a projection takes
     T** saved_rows;
 
     Scratch(const CellFacts& cell, const ForwardProblem<T>& problem, int threads, int id,
             Arena& arena) {
-      const Index units = problem.parameters.units, batch = problem.schedule.batch;
+      const Index units = problem.parameters.units, outputs = problem.parameters.outputs;
+      const Index batch = problem.schedule.batch;
       const Index chunk = largest_chunk(problem.schedule, chunk_rows(cell, problem));
       const bool one_phase = cell.phase_count() == 1;
       x_part =
           arena.take<T>((problem.tokens.slot ? problem.tokens.count : chunk) * cell.gates * units);
       operand = arena.take<T>(one_phase ? 0 : batch * units);
       saved = arena.take<T>(one_phase || problem.saved ? 0 : batch * cell.saved * units);
+      inner = arena.take<T>(outputs == units || problem.inner ? 0 : batch * units);
       const Index x_row = problem.tokens.slot ? 0 : problem.parameters.inputs;
       x_copies = take_copies<Product>(arena, chunk, x_row);
       for (int i = 0; i < threads; ++i) {
@@ -128,14 +92,15 @@ class Forward {
         const Operand** a_i = arena.take<const Operand*>(chunk);
         T** c_i = arena.take<T*>(chunk);
         const Operand** h_a_i = arena.take<const Operand*>(Product::kRounds ? batch : 0);
-        Operand* h_copies_i = take_copies<Product>(arena, batch, units);
+        Operand* h_copies_i = take_copies<Product>(arena, batch, units > outputs ? units : outputs);
         const T** in = arena.take<const T*>(4 * batch);
-        T** out = arena.take<T*>(3 * batch);
+        T** out = arena.take<T*>(4 * batch);
         if (i != id) continue;
         tile = tile_i, input_panels = input_panels_i, a = a_i, c = c_i, h_a = h_a_i,
         h_copies = h_copies_i;
         h = in, operand_rows = in + batch, x = in + 2 * batch, c_previous = in + 3 * batch;
         new_c = out, y = out + batch, saved_rows = out + 2 * batch;
+        new_h = outputs == units ? y : out + 3 * batch;
       }
     }
   };
@@ -150,6 +115,7 @@ class Forward {
         schedule_(problem.schedule),
         tall_(tall),
         units_(problem.parameters.units),
+        outputs_(problem.parameters.outputs),
         worker_(worker),
         panels_(make_panels(cell_, problem, packed)),
         scratch_(make_scratch(cell_, problem, worker, scratch)),
@@ -185,6 +151,7 @@ class Forward {
       const int rows = tiles_for(panels_.recurrent[p]).height();
       if (rows < height) height = rows;
     }
+    if (projects()) height = std::min(height, tiles_for(panels_.projection).height());
     return height;
   }
 
@@ -219,9 +186,12 @@ class Forward {
 
   // Of a step's work, what is this thread's.
   double step_flops(Index s) const {
-    const Index columns = cell_.recurrent_columns(units_);
-    return static_cast<double>(2 * gates_ * units_ * columns * schedule_.live(s)) / worker_.count;
+    const Index weights =
+        (gates_ * units_ + (projects() ? units_ : 0)) * cell_.recurrent_columns(outputs_);
+    return static_cast<double>(2 * weights * schedule_.live(s)) / worker_.count;
   }
+
+  bool projects() const { return outputs_ != units_; }
 
   // One row of W_ih's columns, bias added, for each distinct token.
   void gather_tokens() const {
@@ -306,9 +276,13 @@ class Forward {
         const bool first = i >= continued;
         const Index x_row = problem_.tokens.slot ? problem_.tokens.slot[p] : p - chunk.first_row;
         scratch_.x[i] = scratch_.x_part + x_row * gates_ * units_;
-        scratch_.h[i] =
-            first ? problem_.h + b * units_ : problem_.y.at(schedule_.at(schedule_.time(s - 1), i));
+        scratch_.h[i] = first ? problem_.h + b * outputs_
+                              : problem_.y.at(schedule_.at(schedule_.time(s - 1), i));
         scratch_.y[i] = problem_.y.at(schedule_.at(t, i));
+        if (projects()) {
+          scratch_.new_h[i] =
+              problem_.inner ? problem_.inner + p * units_ : scratch_.inner + i * units_;
+        }
         if (cell_.cell_state) {
           scratch_.new_c[i] =
               problem_.cells ? problem_.cells + p * units_ : problem_.c + b * units_;
@@ -333,6 +307,10 @@ class Forward {
       // Without a product nobody reads another thread's units.
       breaks_up = cell_.recurrent_product && worker_.wait_group();
     }
+    if (projects()) {
+      run_projection(s);
+      breaks_up = worker_.wait_group();
+    }
     return breaks_up;
   }
 
@@ -343,14 +321,13 @@ class Forward {
             count * (worker_.unit_group + 1) / worker_.unit_groups};
   }
 
-  // The rows of A of a phase's product.
-  const Operand* const* operand_rows(int phase, Index s) const {
-    const T* const* rows = phase == 0 ? scratch_.h : scratch_.operand_rows;
+  // The rows of A of a step's product, each `size` long.
+  const Operand* const* operand_rows(const T* const* rows, Index size, Index s) const {
     if constexpr (Product::kRounds) {
       for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
         for (Index i = begin; i < end; ++i) {
-          scratch_.h_a[i] = Product::copy_row(rows[i], units_,
-                                              scratch_.h_copies + i * copy_size<Product>(units_));
+          scratch_.h_a[i] =
+              Product::copy_row(rows[i], size, scratch_.h_copies + i * copy_size<Product>(size));
         }
       });
       return scratch_.h_a;
@@ -363,7 +340,8 @@ class Forward {
     const auto matrix = panels_.recurrent[phase];
     const auto tiles = tiles_for(matrix);
     const bool product = cell_.recurrent_product;
-    const Operand* const* a = product ? operand_rows(phase, s) : nullptr;
+    const T* const* rows = phase == 0 ? scratch_.h : scratch_.operand_rows;
+    const Operand* const* a = product ? operand_rows(rows, matrix.depth, s) : nullptr;
     const auto share = group_share(matrix);
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
     const Index most = groups_together(matrix, tiles, highest, share.end - share.begin);
@@ -385,6 +363,26 @@ class Forward {
     });
   }
 
+  // h_t = W_hr h', of what the last phase left.
+  void run_projection(Index s) const {
+    const auto matrix = panels_.projection;
+    const auto tiles = tiles_for(matrix);
+    const Operand* const* a = operand_rows(scratch_.new_h, units_, s);
+    const auto share = group_share(matrix);
+    const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
+    const Index most = tiles.panels(highest, share.end - share.begin);
+    sweep(share.begin, share.end, most, s % 2 != 0, [&](Index p, Index side, Index next) {
+      const Index columns = side * matrix.row_size(), first = p * matrix.row_size();
+      Ahead ahead = matrix.ahead(next, side);
+      for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
+        multiply_panels(matrix, tiles, a + begin, static_cast<int>(end - begin), p, side, ahead,
+                        scratch_.tile);
+        store_tile<V>(scratch_.y + begin, first, end - begin, std::min(columns, outputs_ - first),
+                      columns, scratch_.tile);
+      });
+    });
+  }
+
   // What is the same for all tiles of a phase.
   ForwardTile<T> tile_of(int phase, const PanelMatrix<V, Product>& matrix) const {
     const bool keeps = problem_.saved || phase + 1 < phases_;
@@ -398,7 +396,7 @@ class Forward {
             .saved_before = scratch_.saved_rows,
             .saved = keeps ? scratch_.saved_rows : nullptr,
             .operand = scratch_.operand,
-            .new_h = scratch_.y,
+            .new_h = scratch_.new_h,
             .new_c = scratch_.new_c,
             .unit_weights = panels_.unit_weights};
   }
@@ -413,23 +411,29 @@ class Forward {
     }
   }
 
-  // Rows that end with this step leave their last state behind: the units that this thread wrote.
+  // Rows that end with this step leave their last state behind: what this thread wrote.
   void finish_rows(Index s) const {
-    const auto& matrix = panels_.recurrent[phases_ - 1];
-    const auto share = group_share(matrix);
-    const Index begin_unit = share.begin * matrix.group_units();
-    const Index last = share.end * matrix.group_units(), end_unit = last < units_ ? last : units_;
     const Index going_on = schedule_.live(s + 1), live = schedule_.live(s);
     if (going_on >= live) return;
+    const auto of_c = unit_share(panels_.recurrent[phases_ - 1]);
+    const auto of_h = projects() ? unit_share(panels_.projection) : of_c;
     for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {
       for (Index i = begin > going_on ? begin : going_on; i < end; ++i) {
         const Index b = schedule_.order[i];
-        for (Index u = begin_unit; u < end_unit; ++u) problem_.h[b * units_ + u] = scratch_.y[i][u];
+        for (Index u = of_h.begin; u < of_h.end; ++u)
+          problem_.h[b * outputs_ + u] = scratch_.y[i][u];
         if (!cell_.cell_state || !problem_.cells) continue;
-        for (Index u = begin_unit; u < end_unit; ++u)
+        for (Index u = of_c.begin; u < of_c.end; ++u)
           problem_.c[b * units_ + u] = scratch_.new_c[i][u];
       }
     });
+  }
+
+  // The columns of a matrix's groups that are this thread's.
+  Worker::Share unit_share(const PanelMatrix<V, Product>& matrix) const {
+    const auto share = group_share(matrix);
+    return {std::min(share.begin * matrix.group_units(), matrix.units),
+            std::min(share.end * matrix.group_units(), matrix.units)};
   }
 
   const CellFacts& cell_;
@@ -438,7 +442,7 @@ class Forward {
   const ForwardProblem<T>& problem_;
   const Schedule& schedule_;
   const TallTiles* const tall_;
-  const Index units_;
+  const Index units_, outputs_;
   const Worker& worker_;
   const Panels panels_;
   const Scratch scratch_;

@@ -23,17 +23,20 @@ struct StepPanels {
   const CellFacts& cell;
   Matrix input[kMostPhases], recurrent[kMostPhases];
   T* unit_weights;
+  Matrix projection;  // where there is one
 
-  StepPanels(const CellFacts& cell, Index inputs, Index units, Arena& arena) : cell(cell) {
+  StepPanels(const CellFacts& cell, Index inputs, Index units, Index outputs, Arena& arena)
+      : cell(cell) {
     const auto take = [&](Matrix matrix) {
       matrix.data = arena.take<T>(matrix.size());
       return matrix;
     };
     for (int p = 0; p < cell.phase_count(); ++p) {
       input[p] = take(Matrix(inputs, units, cell.phases[p].count));
-      recurrent[p] = take(Matrix(cell.recurrent_columns(units), units, cell.phases[p].count));
+      recurrent[p] = take(Matrix(cell.recurrent_columns(outputs), units, cell.phases[p].count));
     }
     unit_weights = take_unit_weights<T>(cell, units, arena);
+    if (outputs != units) projection = take(Matrix(units, outputs, 1));
   }
 
   void pack(const Parameters<T>& parameters, bool with_input) const {
@@ -47,6 +50,7 @@ struct StepPanels {
       pack_recurrent(cell, recurrent[p], parameters, p, 0, recurrent[p].groups());
     }
     copy_unit_weights(parameters, unit_weights, 0, cell.unit_weights * units);
+    if (projection.data) pack_projection(projection, parameters, 0, projection.groups());
   }
 
   void pack_token(const Parameters<T>& parameters, Index token) const {
@@ -73,20 +77,22 @@ class Step {
  public:
   static Index packed_bytes(const CellFacts& cell, const Parameters<T>& parameters) {
     Arena measure(nullptr);
-    Panels(cell, parameters.inputs, parameters.units, measure);
+    Panels(cell, parameters.inputs, parameters.units, parameters.outputs, measure);
     return measure.used();
   }
 
   static void pack(const CellFacts& cell, const Parameters<T>& parameters, bool with_input,
                    std::byte* packed) {
     Arena arena(packed);
-    Panels(cell, parameters.inputs, parameters.units, arena).pack(parameters, with_input);
+    Panels(cell, parameters.inputs, parameters.units, parameters.outputs, arena)
+        .pack(parameters, with_input);
   }
 
   static void pack_token(const CellFacts& cell, const Parameters<T>& parameters, Index token,
                          std::byte* packed) {
     Arena arena(packed);
-    Panels(cell, parameters.inputs, parameters.units, arena).pack_token(parameters, token);
+    Panels(cell, parameters.inputs, parameters.units, parameters.outputs, arena)
+        .pack_token(parameters, token);
   }
 
   static Index scratch_bytes(const CellFacts& cell, const StepProblem<T>& problem) {
@@ -99,7 +105,8 @@ class Step {
                   std::byte* packed, std::byte* scratch) {
     [[maybe_unused]] const typename Product::Session session(tall);
     Arena packed_arena(packed), scratch_arena(scratch);
-    Step(cell, problem, tall, Panels(cell.facts, problem.inputs, problem.units, packed_arena),
+    Step(cell, problem, tall,
+         Panels(cell.facts, problem.inputs, problem.units, problem.outputs, packed_arena),
          Scratch(cell.facts, problem, scratch_arena))
         .run_phases();
   }
@@ -108,11 +115,11 @@ class Step {
   struct Scratch {
     T* from_input;  // sums of one tile
     T* from_state;
-    T* h;               // (B, H): h_t, while others still read h_{t-1}
+    T* h;               // (B, H): h_t, while others still read h_{t-1}; or what a projection takes
     T* operand;         // (B, H): what a later phase's product takes
     T* saved;           // (B, saved, H)
     Operand* x_copies;  // (rows of a tile, I), where operands are rounded
-    Operand* h_copies;  // (rows of a tile, H), likewise
+    Operand* h_copies;  // (rows of a tile, H or P), likewise
 
     Scratch(const CellFacts& cell, const StepProblem<T>& problem, Arena& arena) {
       const bool one_phase = cell.phase_count() == 1;
@@ -124,7 +131,7 @@ class Step {
       saved = arena.take<T>(one_phase ? 0 : size * cell.saved);
       const Index copies = problem.round_operands ? kMaxTileRows : 0;
       x_copies = take_copies<Product>(arena, copies, problem.inputs);
-      h_copies = take_copies<Product>(arena, copies, problem.units);
+      h_copies = take_copies<Product>(arena, copies, std::max(problem.units, problem.outputs));
     }
   };
 
@@ -146,7 +153,13 @@ class Step {
       for (Index i = 0; i < problem_.batch; i += height)
         run_rows(phase, i, static_cast<int>(std::min(height, problem_.batch - i)));
     }
-    std::copy_n(scratch_.h, problem_.batch * problem_.units, problem_.h);
+    if (problem_.outputs == problem_.units) {
+      std::copy_n(scratch_.h, problem_.batch * problem_.units, problem_.h);
+      return;
+    }
+    const Index height = tiles_for(panels_.projection).height();
+    for (Index i = 0; i < problem_.batch; i += height)
+      project_rows(i, static_cast<int>(std::min(height, problem_.batch - i)));
   }
 
   void run_rows(int phase, Index first, int rows) const {
@@ -157,15 +170,16 @@ class Step {
     const T* h[kMaxTileRows];
     T *new_h[kMaxTileRows], *c[kMaxTileRows], *saved[kMaxTileRows];
     const T* operands = phase == 0 ? problem_.h : scratch_.operand;
+    const Index size = matrix.depth;
     for (int r = 0; r < rows; ++r) {
       const Index i = first + r;
       if (problem_.x) {
         x[r] = operand_row(problem_.x + i * problem_.x_row, inputs,
                            scratch_.x_copies + r * copy_size<Product>(inputs));
       }
-      state[r] = operand_row(operands + i * units, units,
-                             scratch_.h_copies + r * copy_size<Product>(units));
-      h[r] = problem_.h + i * units, new_h[r] = scratch_.h + i * units;
+      state[r] =
+          operand_row(operands + i * size, size, scratch_.h_copies + r * copy_size<Product>(size));
+      h[r] = problem_.h + i * problem_.outputs, new_h[r] = scratch_.h + i * units;
       if (cell_.cell_state) c[r] = problem_.c + i * units;
       if (phases_ > 1) saved[r] = scratch_.saved + i * kept;
     }
@@ -195,6 +209,28 @@ class Step {
       tile.sums_row = panels * matrix.row_size();
       apply(tile);
     });
+  }
+
+  // h_t = W_hr h', of what the last phase left.
+  void project_rows(Index first, int rows) const {
+    const Index units = problem_.units, outputs = problem_.outputs;
+    const auto matrix = panels_.projection;
+    const Tiles tiles = tiles_for(matrix);
+    const Operand* inner[kMaxTileRows];
+    T* h[kMaxTileRows];
+    for (int r = 0; r < rows; ++r) {
+      inner[r] = operand_row(scratch_.h + (first + r) * units, units,
+                             scratch_.h_copies + r * copy_size<Product>(units));
+      h[r] = problem_.h + (first + r) * outputs;
+    }
+    sweep(0, matrix.count(), tiles.panels(rows, matrix.count()), problem_.back,
+          [&](Index p, Index side, Index) {
+            const Index columns = side * matrix.row_size(), begin = p * matrix.row_size();
+            Ahead nothing;
+            multiply_panels(matrix, tiles, inner, rows, p, side, nothing, scratch_.from_state);
+            store_tile<V>(h, begin, rows, std::min(columns, outputs - begin), columns,
+                          scratch_.from_state);
+          });
   }
 
   // A row as the product takes it: where it stands, unless it is to be rounded.

@@ -3,6 +3,8 @@
 // pre-activations' gradients, the deltas, over all rows of the chunk.
 #pragma once
 
+#include <algorithm>
+
 #include "core/cells.h"
 #include "core/problem.h"
 #include "cpu/gemm/panels.h"
@@ -16,8 +18,13 @@ template <class T>
 [[gnu::always_inline]] inline const T* previous_h(const BackwardProblem<T>& problem, Index s,
                                                   Index i) {
   const Schedule& schedule = problem.schedule;
-  if (s == 0 || i >= schedule.live(s - 1)) return problem.h_0 + schedule.order[i] * problem.units;
+  if (s == 0 || i >= schedule.live(s - 1)) return problem.h_0 + schedule.order[i] * problem.outputs;
   return problem.y.at(schedule.at(schedule.time(s - 1), i));
+}
+
+// Numbers in a row of deltas: (deltas, H), and behind them ∂L/∂h_t (P) where h is a projection.
+[[gnu::always_inline]] inline Index delta_size(const CellFacts& cell, Index units, Index outputs) {
+  return cell.deltas * units + (outputs != units ? outputs : 0);
 }
 
 template <class V, class Product>
@@ -26,7 +33,7 @@ class WeightGradients {
   using Operand = typename Product::Operand;
   using Matrix = PanelMatrix<V, Product>;
   struct Gradients {
-    T *dw_ih, *dw_hh;
+    T *dw_ih, *dw_hh, *dw_hr;
   };
 
   // So many rows are summed by themselves: the shorter the sums, the fewer digits they lose. A
@@ -41,7 +48,8 @@ class WeightGradients {
   // What the team shares: it stays where it is while teams of other sizes take over.
   struct Shared {
     Matrix inputs;                 // x of a part, (rows, I)
-    Matrix operands[kMostPhases];  // what a phase's product multiplied in a part, (rows, H)
+    Matrix operands[kMostPhases];  // what a phase's product multiplied in a part, (rows, P)
+    Matrix inner;                  // what a projection did, (rows, H)
     T* token_gradient;             // (distinct tokens, G·H)
     Gradients recent;              // of the latest rows, where there are many
     double* bias_sums;             // (deltas, H)
@@ -49,22 +57,26 @@ class WeightGradients {
     Operand* delta_copies;  // (rows of a part, G·H), where operands are rounded
 
     Shared(const CellFacts& cell, const BackwardProblem<T>& problem, Arena& arena) {
-      const Index units = problem.units, rows = cell.gates * units;
+      const Index units = problem.units, outputs = problem.outputs, rows = cell.gates * units;
+      const bool projects = outputs != units;
       const Index part = largest_part(problem.schedule);
       const auto take = [&](Matrix matrix) {
         matrix.data = arena.take<T>(matrix.size());
         return matrix;
       };
       for (int p = 0; p < cell.phase_count(); ++p)
-        operands[p] = take(Matrix(cell.recurrent_product ? part : 0, units, 1));
+        operands[p] = take(Matrix(cell.recurrent_product ? part : 0, outputs, 1));
+      if (projects) inner = take(Matrix(part, units, 1));
       if (!problem.tokens.slot) inputs = take(Matrix(part, problem.inputs, 1));
       token_gradient = arena.take<T>(problem.tokens.slot ? problem.tokens.count * rows : 0);
       const Index recent_rows = many_rows(problem.schedule) ? rows : 0;
       recent.dw_ih = arena.take<T>(problem.tokens.slot ? 0 : recent_rows * problem.inputs);
-      recent.dw_hh = arena.take<T>(recent_rows * cell.recurrent_columns(units));
+      recent.dw_hh = arena.take<T>(recent_rows * cell.recurrent_columns(outputs));
+      recent.dw_hr = arena.take<T>(projects && recent_rows > 0 ? outputs * units : 0);
       bias_sums = arena.take<double>(cell.deltas * units);
-      packed_delta = arena.take<Operand>(cell.preactivation_deltas() * units *
-                                         round_up(part, Product::kDepthMultiple));
+      packed_delta =
+          arena.take<Operand>((cell.preactivation_deltas() * units + (projects ? outputs : 0)) *
+                              round_up(part, Product::kDepthMultiple));
       delta_copies = take_copies<Product>(arena, problem.dx.data ? part : 0, rows);
     }
   };
@@ -86,7 +98,7 @@ class WeightGradients {
     }
   };
 
-  // `delta` (rows of a chunk, deltas, H) is what the time loop leaves.
+  // `delta`, a chunk's rows of deltas, is what the time loop leaves.
   WeightGradients(const CellFacts& cell, const BackwardProblem<T>& problem, const TallTiles* tall,
                   const Worker& worker, const Matrix& input_panels, const Shared& shared,
                   const Own& own, const T* delta)
@@ -99,12 +111,15 @@ class WeightGradients {
         schedule_(problem.schedule),
         tall_(tall),
         units_(problem.units),
+        outputs_(problem.outputs),
+        delta_size_(delta_size(cell, units_, outputs_)),
         worker_(worker),
         input_panels_(input_panels),
         shared_(shared),
         own_(own),
         delta_(delta),
-        sums_(many_rows(schedule_) ? shared.recent : Gradients{problem.dw_ih, problem.dw_hh}) {}
+        sums_(many_rows(schedule_) ? shared.recent
+                                   : Gradients{problem.dw_ih, problem.dw_hh, problem.dw_hr}) {}
 
   void clear() const {
     for_recent_sums([&](T* from, T*, Index n) {
@@ -124,7 +139,7 @@ class WeightGradients {
     Index done = 0;
     do {
       const Chunk part = part_of(chunk, done);
-      add_part(part, delta_ + (part.first_row - chunk.first_row) * deltas_ * units_);
+      add_part(part, delta_ + (part.first_row - chunk.first_row) * delta_size_);
       breaks_up = worker_.wait_team();
       collect(part);
       done += part.rows();
@@ -154,7 +169,7 @@ class WeightGradients {
   void add_part(const Chunk& part, const T* delta) const {
     pack_part(part, delta);
     worker_.offer(kInputRows, problem_.dx.data ? part.rows() : 0, kPieceRows);
-    worker_.offer(kWeightTiles, multiplied_ * delta_tiles().tiles, kPieceTiles);
+    worker_.offer(kWeightTiles, all_tiles(), kPieceTiles);
     worker_.wait_team();
     worker_.for_pieces(
         kInputRows, [&](Index begin, Index end) { add_input_gradient(part, delta, begin, end); });
@@ -211,32 +226,45 @@ class WeightGradients {
     const Gradients& recent = shared_.recent;
     const Index rows = gates_ * units_;
     if (!problem_.tokens.slot) visit(recent.dw_ih, problem_.dw_ih, rows * problem_.inputs);
-    if (cell_.recurrent_product) visit(recent.dw_hh, problem_.dw_hh, rows * units_);
+    if (cell_.recurrent_product) visit(recent.dw_hh, problem_.dw_hh, rows * outputs_);
+    if (projects()) visit(recent.dw_hr, problem_.dw_hr, outputs_ * units_);
   }
 
-  // For products whose left-hand side has a delta's columns as its rows.
-  typename Product::Tiles tiles_over_part(const Matrix& matrix) const {
-    return {matrix.width, units_, tall_};
+  bool projects() const { return outputs_ != units_; }
+
+  // Columns of delta d, of those that meet a product: ∂L/∂h_t of a projection counts as one more.
+  Index columns_of(int d) const { return d < multiplied_ ? units_ : outputs_; }
+  // And where in a row of deltas they begin.
+  Index first_column(int d) const { return (d < multiplied_ ? d : deltas_) * units_; }
+
+  // For products whose left-hand side has the columns of delta d as its rows.
+  typename Product::Tiles tiles_over_part(const Matrix& matrix, int d) const {
+    return {matrix.width, columns_of(d), tall_};
   }
 
+  // The same for all deltas.
   int delta_tile_rows() const {
-    const int for_operands = tiles_over_part(shared_.operands[0]).height();
-    if (problem_.tokens.slot) return for_operands;
-    const int for_inputs = tiles_over_part(shared_.inputs).height();
-    return for_inputs < for_operands ? for_inputs : for_operands;
+    int rows = tiles_over_part(shared_.operands[0], 0).height();
+    if (!problem_.tokens.slot) rows = std::min(rows, tiles_over_part(shared_.inputs, 0).height());
+    if (projects()) rows = std::min(rows, tiles_over_part(shared_.inner, multiplied_).height());
+    return rows;
   }
 
   // Of one delta's rows.
-  TileCut delta_tiles() const { return TileCut(units_, delta_tile_rows()); }
+  TileCut delta_tiles(int d) const { return TileCut(columns_of(d), delta_tile_rows()); }
 
-  // Calls visit(d, first unit, rows) for this thread's tiles of the deltas' rows.
+  Index all_tiles() const {
+    return multiplied_ * delta_tiles(0).tiles + (projects() ? delta_tiles(multiplied_).tiles : 0);
+  }
+
+  // Calls visit(d, {first of its tiles, how many}) for the tiles [begin, end) of all deltas.
   template <class Visit>
-  [[gnu::always_inline]] void for_delta_tiles(Visit visit) const {
-    const TileCut cut = delta_tiles();
-    const auto share = worker_.share(multiplied_ * cut.tiles);
-    for (Index t = share.begin; t < share.end; ++t) {
-      const Index first = cut.begin(t % cut.tiles);
-      visit(static_cast<int>(t / cut.tiles), first, cut.begin(t % cut.tiles + 1) - first);
+  [[gnu::always_inline]] void for_deltas(Index begin, Index end, Visit visit) const {
+    const Index tiles = delta_tiles(0).tiles;
+    for (Index t = begin, next; t < end; t = next) {
+      const int d = t < multiplied_ * tiles ? static_cast<int>(t / tiles) : multiplied_;
+      next = d < multiplied_ && (d + 1) * tiles < end ? (d + 1) * tiles : end;
+      visit(d, Range{static_cast<int>(t - d * tiles), static_cast<int>(next - t)});
     }
   }
 
@@ -269,9 +297,23 @@ class WeightGradients {
       pack_rows(matrix, share.begin, share.end,
                 [&](Index k, Index unit, Index n) { return load_some<V>(a[k] + unit, n); });
     }
-    for_delta_tiles([&](int d, Index first, Index height) {
-      Product::pack_across(delta + d * units_ + first, deltas_ * units_, rows, height,
-                           packed_delta(d, first, rows));
+    if (projects()) {
+      Matrix matrix = shared_.inner;
+      matrix.depth = rows;
+      const auto share = worker_.share(matrix.count());
+      const T* inner = problem_.inner + part.first_row * units_;
+      pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
+        return load_some<V>(inner + k * units_ + unit, n);
+      });
+    }
+    const auto tiles = worker_.share(all_tiles());
+    for_deltas(tiles.begin, tiles.end, [&](int d, Range of) {
+      const TileCut cut = delta_tiles(d);
+      for (Index t = of.first; t < of.first + of.count; ++t) {
+        const Index first = cut.begin(t);
+        Product::pack_across(delta + first_column(d) + first, delta_size_, rows,
+                             cut.begin(t + 1) - first, packed_delta(d, first, rows));
+      }
     });
   }
 
@@ -281,7 +323,7 @@ class WeightGradients {
     for_packed_rows<V>(schedule_, first, part.first_row + end, [&](Index p, Index t, Index i) {
       const Index row = p - part.first_row;
       own_.a[p - first] =
-          Product::copy_row(delta + row * deltas_ * units_, gates_ * units_,
+          Product::copy_row(delta + row * delta_size_, gates_ * units_,
                             shared_.delta_copies + row * copy_size<Product>(gates_ * units_));
       own_.c[p - first] = problem_.dx.at(schedule_.at(t, i));
     });
@@ -310,7 +352,7 @@ class WeightGradients {
   // Of rows [begin, end). Several sums side by side keep the units busy.
   template <Index kSums>
   V column_sums(const T* from, Index begin, Index end, Index n) const {
-    const Index row = deltas_ * units_;
+    const Index row = delta_size_;
     V sums[kSums];
     for (auto& sum : sums) sum = V(T(0));
     Index k = begin;
@@ -325,13 +367,10 @@ class WeightGradients {
     return sums[0];
   }
 
-  // dW += deltasᵀ · (x or operand) for tiles [begin, end) of the deltas' rows.
+  // dW += deltasᵀ · (x, operand or inner) for tiles [begin, end) of the deltas' rows.
   void add_weight_gradients(Index rows, Index begin, Index end) const {
-    const Index tiles = delta_tiles().tiles;
-    for (Index t = begin, next; t < end; t = next) {
-      const int d = static_cast<int>(t / tiles);
-      next = (d + 1) * tiles < end ? (d + 1) * tiles : end;
-      const Range part{static_cast<int>(t - d * tiles), static_cast<int>(next - t)};
+    for_deltas(begin, end, [&](int d, Range part) {
+      if (d == multiplied_) multiply_delta(rows, d, part, shared_.inner, sums_.dw_hr, units_);
       for (int g = 0; g < gates_; ++g) {
         if (!problem_.tokens.slot && g == d) {
           multiply_delta(rows, d, part, shared_.inputs, sums_.dw_ih + g * units_ * problem_.inputs,
@@ -341,11 +380,11 @@ class WeightGradients {
           const Range phase = cell_.phases[p];
           if (cell_.recurrent_delta(g) != d || g < phase.first || g >= phase.first + phase.count)
             continue;
-          multiply_delta(rows, d, part, shared_.operands[p], sums_.dw_hh + g * units_ * units_,
-                         units_);
+          multiply_delta(rows, d, part, shared_.operands[p], sums_.dw_hh + g * units_ * outputs_,
+                         outputs_);
         }
       }
-    }
+    });
   }
 
   // Rows of units [first, ...) of delta d.
@@ -354,10 +393,10 @@ class WeightGradients {
   }
 
   void multiply_delta(Index rows, int d, Range part, Matrix matrix, T* out, Index out_row) const {
-    const TileCut cut = delta_tiles();
+    const TileCut cut = delta_tiles(d);
     matrix.depth = rows;
     const Index columns = matrix.row_size();
-    const auto tiles = tiles_over_part(matrix);
+    const auto tiles = tiles_over_part(matrix, d);
     for (Index p = 0; p < matrix.count(); ++p) {
       const Index real = matrix.units - p * columns;
       Ahead ahead = matrix.ahead(p + 1, 1);
@@ -397,7 +436,7 @@ class WeightGradients {
   void add_token_gradients(const Chunk& part, const T* delta) const {
     const auto share = worker_.share(gates_ * units_);
     for (Index k = 0; k < part.rows(); ++k) {
-      const T* from = delta + k * deltas_ * units_;
+      const T* from = delta + k * delta_size_;
       T* to = shared_.token_gradient + problem_.tokens.slot[part.first_row + k] * gates_ * units_;
       for (Index j = share.begin; j < share.end; ++j) to[j] += Product::rounded(from[j]);
     }
@@ -420,7 +459,8 @@ class WeightGradients {
   const BackwardProblem<T>& problem_;
   const Schedule& schedule_;
   const TallTiles* const tall_;
-  const Index units_;
+  const Index units_, outputs_;
+  const Index delta_size_;  // of a row of deltas
   const Worker& worker_;
   const Matrix input_panels_;  // W_ih
   const Shared shared_;

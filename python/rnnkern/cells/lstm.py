@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from rnnkern._checks import Array, DType, boolean, explains_options, finite_float, float_dtype
+from rnnkern._checks import (
+    Array,
+    DType,
+    boolean,
+    explains_options,
+    finite_float,
+    float_dtype,
+    positive_int,
+)
 from rnnkern.cells.entry import Cell
 from rnnkern.devices import cell_facts
 from rnnkern.layers.base import Recurrent
@@ -26,6 +34,10 @@ class LSTM(Recurrent):
 
     - ``forget_bias``: the forget gate's initial bias (Jozefowicz et al. 2015 advise 1), None for
       the same as the others'.
+    - ``proj_size``: P, for h to be a projection of what the cell gives (Sak et al. 2014,
+      arXiv:1402.1128): h_t = W_hr (o_t·tanh(c_t)). Then h and y of a direction have P numbers,
+      fewer than H, and c has H; ``weight_hh`` is (4·H, P), and ``params["weight_hr_l{k}"]`` (P, H)
+      is W_hr. 0 for none.
     - ``peepholes``: whether the gates also see c (Gers, Schraudolph & Schmidhuber 2002): u_t and
       f_t c_{t-1}, o_t c_t, each unit its own. The weights are ``params["weight_peephole_l{k}"]``
       (3, H), for u, f and o.
@@ -38,6 +50,9 @@ class LSTM(Recurrent):
         >>> y, (h, c) = lstm(x, lengths=[5, 2])
         >>> y.shape, c.shape
         ((5, 2, 8), (2, 2, 4))
+        >>> y, (h, c) = rk.LSTM(3, 64, proj_size=16)(x)
+        >>> y.shape, h.shape, c.shape
+        ((5, 2, 16), (1, 2, 16), (1, 2, 64))
 
     """
 
@@ -51,6 +66,7 @@ class LSTM(Recurrent):
         num_layers: int = 1,
         *,
         forget_bias: float | None = None,
+        proj_size: int = 0,
         peepholes: bool = False,
         coupled: bool = False,
         bidirectional: bool = False,
@@ -76,6 +92,12 @@ class LSTM(Recurrent):
         self.peepholes = boolean("peepholes", peepholes)
         self.coupled = boolean("coupled", coupled)
         self.gates = cell_facts(self._cell).gates
+        self.proj_size = positive_int("proj_size", proj_size, minimum=0)
+        if self.proj_size >= positive_int("hidden_size", hidden_size):
+            raise ValueError(
+                f"proj_size must be below hidden_size = {hidden_size}, or 0 for no projection, "
+                f"got {proj_size}"
+            )
         super().__init__(
             input_size,
             hidden_size,
@@ -97,6 +119,10 @@ class LSTM(Recurrent):
     def _cell(self) -> str:
         return f"lstm{'_peephole' * self.peepholes}{'_coupled' * self.coupled}"
 
+    @property
+    def _projection(self) -> int:
+        return self.proj_size
+
     def _initial_values(self) -> Iterator[tuple[str, Array]]:
         for name, array in super()._initial_values():
             if self.forget_bias is not None and name.startswith("bias_"):
@@ -109,14 +135,15 @@ class LSTM(Recurrent):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, from which an equal layer can be built."""
-        own = ("forget_bias", "peepholes", "coupled")
+        own = ("forget_bias", "proj_size", "peepholes", "coupled")
         return {**super().config(), **{name: getattr(self, name) for name in own}}
 
 
 class LSTMCell(RecurrentCell):
     """One step of an `LSTM`: ``h, c = cell(x, (h, c))``.
 
-    Args as in `RecurrentCell`, and ``forget_bias``, ``peepholes`` and ``coupled``, as of the layer.
+    Args as in `RecurrentCell`, and ``forget_bias``, ``proj_size``, ``peepholes`` and ``coupled``,
+    as of the layer.
 
     Example: a loop over time, and its gradients.
         >>> cell = rk.LSTMCell(3, 4, seed=0)
@@ -134,6 +161,7 @@ class LSTMCell(RecurrentCell):
 
     kind = LSTM
     forget_bias: float | None
+    proj_size: int
     peepholes: bool
     coupled: bool
 
@@ -144,6 +172,7 @@ class LSTMCell(RecurrentCell):
         hidden_size: int,
         *,
         forget_bias: float | None = None,
+        proj_size: int = 0,
         peepholes: bool = False,
         coupled: bool = False,
         bias: bool = True,
@@ -158,6 +187,7 @@ class LSTMCell(RecurrentCell):
                 input_size,
                 hidden_size,
                 forget_bias=forget_bias,
+                proj_size=proj_size,
                 peepholes=peepholes,
                 coupled=coupled,
                 bias=bias,

@@ -85,6 +85,8 @@ class Cuda(Device):
         facts = spec.facts
         if not facts.recurrent_product or facts.unit_weights:
             raise ValueError(f"the cell {spec.cell!r} needs device='cpu', got device='cuda'")
+        if spec.projection:
+            raise ValueError("proj_size needs device='cpu', got device='cuda'")
         if spec.merges:
             raise ValueError(f"merge={spec.merge!r} needs device='cpu', got device='cuda'")
 

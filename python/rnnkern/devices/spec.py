@@ -25,6 +25,13 @@ class Weights(NamedTuple):
     bias: Array | None
     bias_hn: Array | None
     unit_weights: Array | None = None
+    weight_hr: Array | None = None
+
+    @property
+    def matrices(self) -> tuple[Array, ...]:
+        """Those that products multiply."""
+        all_of_them = (self.weight_ih, self.weight_hh, self.weight_hr)
+        return tuple(matrix for matrix in all_of_them if matrix is not None)
 
     @classmethod
     def of(cls, arrays: Iterable[Array | None]) -> Weights:
@@ -86,6 +93,8 @@ class LayerSpec:
         compute: how products are done; None is exactly the dtype.
         reverse: of one direction, whether it is that from the last step to the first.
         merge: what two directions give together: one of `MERGES`.
+        projection: P, the width of h where it is a projection W_hr h' of what the cell gives, less
+            than H; or 0.
 
     """
 
@@ -99,6 +108,7 @@ class LayerSpec:
     compute: str | None = None
     reverse: bool = False
     merge: str = "concat"
+    projection: int = 0
 
     @cached_property
     def facts(self) -> CellFacts:
@@ -106,19 +116,29 @@ class LayerSpec:
         return cell_facts(self.cell)
 
     @property
+    def outputs(self) -> int:
+        """Numbers of h: P where there is a projection, else H."""
+        return self.projection or self.units
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers of each part of the state, as the cell names them."""
+        return (self.outputs, self.units)[: len(self.facts.states)]
+
+    @property
     def merges(self) -> bool:
         """Whether y is another array than what the directions give, side by side."""
         return self.directions > 1 and self.merge != "concat"
 
     @property
-    def outputs(self) -> int:
-        """D·H, what the directions give, side by side."""
-        return self.directions * self.units
+    def unmerged(self) -> int:
+        """D·P, what the directions give, side by side."""
+        return self.directions * self.outputs
 
     @property
     def features(self) -> int:
-        """Of y: D·H, or H where the directions are merged into one."""
-        return self.units if self.merges else self.outputs
+        """Of y: D·P, or P where the directions are merged into one."""
+        return self.outputs if self.merges else self.unmerged
 
     def backwards(self, direction: int) -> bool:
         """Whether a direction is that from the last step to the first."""

@@ -42,7 +42,10 @@ def recurrent(
     if kind not in ORDERS[whose]:
         raise ValueError(f"{whose} has no cell like {kind}")
     directions = 2 if bidirectional else 1
-    units = _last("weight_hh", parts[0].weight_hh)
+    outputs = units = _last("weight_hh", parts[0].weight_hh)
+    if parts[0].weight_hr is not None:
+        units = _last("weight_hr", parts[0].weight_hr)
+        options = {**options, "proj_size": outputs}
     inputs = _last("weight_ih", parts[0].weight_ih)
     has_bias = any(p.bias_ih is not None or p.bias_hh is not None for p in parts)
     layer: Recurrent = undrawn(
@@ -62,7 +65,7 @@ def recurrent(
     arrays: dict[str, Array] = {}
     for k, (part, names) in enumerate(zip(parts, parameter_names(spec), strict=True)):
         width = inputs if k < directions else spec.features
-        shapes = ((rows, width), (rows, units), (rows,), (rows,))
+        shapes = ((rows, width), (rows, outputs), (rows,), (rows,), (outputs, units))
         for field, array, shape in zip(Theirs._fields, part, shapes, strict=True):
             if array is not None and array.shape != shape:
                 way = ", the second direction," if k % directions else ""

@@ -30,9 +30,10 @@ class Theirs(NamedTuple):
 
     Attributes:
         weight_ih: (G·H, I).
-        weight_hh: (G·H, H).
+        weight_hh: (G·H, H), or with a projection (G·H, P).
         bias_ih: (G·H), or None.
         bias_hh: (G·H), or None.
+        weight_hr: (P, H), of a projection; or None.
 
     """
 
@@ -40,6 +41,7 @@ class Theirs(NamedTuple):
     weight_hh: Array
     bias_ih: Array | None = None
     bias_hh: Array | None = None
+    weight_hr: Array | None = None
 
 
 class Order:
@@ -98,14 +100,17 @@ class Order:
                 of_h[own] = 0
             with np.errstate(all="ignore"):
                 bias += of_h
-        return Weights(self.ours(given.weight_ih), self.ours(given.weight_hh), bias, bias_hn)
+        hr = None if given.weight_hr is None else given.weight_hr.copy()
+        ih, hh = self.ours(given.weight_ih), self.ours(given.weight_hh)
+        return Weights(ih, hh, bias, bias_hn, weight_hr=hr)
 
     def to_theirs(self, own: Weights) -> Theirs:
         """Our arrays as theirs: the second bias is zero, but for a part that stands apart."""
         ih, hh = self.theirs(own.weight_ih), self.theirs(own.recurrent)
+        hr = None if own.weight_hr is None else own.weight_hr.copy()
         if own.bias is None:
-            return Theirs(ih, hh)
-        return Theirs(ih, hh, self.theirs(own.bias), self.theirs(self._second_bias(own)))
+            return Theirs(ih, hh, weight_hr=hr)
+        return Theirs(ih, hh, self.theirs(own.bias), self.theirs(self._second_bias(own)), hr)
 
     def refreshing(self, given: Theirs, own: Weights) -> list[tuple[np.ufunc, tuple[Array, ...]]]:
         """What makes of their arrays, as they will then be, ours: functions and their arrays.
@@ -137,14 +142,14 @@ class Order:
         """
         ih, hh = self._spoilt(own.weight_ih), self._spoilt(own.recurrent)
         if own.bias is None:
-            return Theirs(ih, hh)
+            return Theirs(ih, hh, weight_hr=own.weight_hr)
         first = self._spoilt(own.bias)
         second = first.copy()
         if own.bias_hn is not None:
             units = own.recurrent.shape[1]
             place, sign = self.places[self.apart], self.signs[self.apart]
             np.multiply(own.bias_hn, sign, out=second[place * units : (place + 1) * units])
-        return Theirs(ih, hh, first, second)
+        return Theirs(ih, hh, first, second, own.weight_hr)
 
     def _spoilt(self, rows: Array) -> Array:
         """As ``theirs``, in place where only signs differ."""

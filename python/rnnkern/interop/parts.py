@@ -20,13 +20,13 @@ def own_weights(layer: Configured) -> list[Weights]:
 
 
 # What a layer may be beyond its cell, and when it is not; the others mostly lack it.
-_OPTIONS = {"reverse": False, "merge": "concat"}
+_OPTIONS = {"reverse": False, "merge": "concat", "proj_size": 0}
 
 
 def refuse_options(layer: Configured, whose: str, known: Collection[str] = ()) -> None:
     """Refuse options of a layer that change what it computes, but for those that they know too."""
     for name, plain in _OPTIONS.items():
-        value = getattr(layer, name)
+        value = getattr(layer, name, plain)
         if value != plain and name not in known:
             raise ValueError(f"{whose} has no layer with {name}={value!r}")
 

@@ -22,7 +22,9 @@ from rnnkern.layers.layer_norm import LayerNorm
 from rnnkern.layers.linear import Linear
 from rnnkern.layers.parameters import undrawn
 
-_OF_LAYER = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh)(?:_l(\d{1,5})(_reverse)?)?")
+_OF_LAYER = re.compile(
+    r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)(?:_l(\d{1,5})(_reverse)?)?"
+)
 _KINDS = {1: "RNN", 3: "GRU", 4: "LSTM"}  # by the number of gates
 
 StateDict = Mapping[str, Any]
@@ -63,8 +65,8 @@ def from_torch(
 
     Raises:
         TypeError: the source is none of these.
-        ValueError: it has no layer at that prefix, has one that has no like here (as an LSTM with
-            ``proj_size``), or lacks arrays; the message names what it has.
+        ValueError: it has no layer at that prefix, has one that has no like here, or lacks arrays;
+            the message names what it has.
 
     Example:
         >>> import torch
@@ -108,8 +110,6 @@ def _from_module(module: Any, prefix: str, options: dict[str, Any], dtype: DType
             raise ValueError(f"source has no module {prefix!r}, {_listed(places)}") from error
     if hasattr(module, "to_layer"):  # of rnnkern.torch
         return cast("Recurrent", module.to_layer(dtype=dtype, device=options["device"]))
-    if getattr(module, "proj_size", 0):
-        raise ValueError(_projection(prefix))
     kinds = {*_KINDS.values(), "Linear", "Embedding", "LayerNorm"}
     kind = next((n for n in _names(module) if n in kinds), None)
     if kind in ("Embedding", "LayerNorm"):
@@ -201,8 +201,6 @@ def _from_arrays(
     """The layer whose arrays begin with the prefix; `at` is where a module's were taken from."""
     begin = f"{prefix}." if prefix else ""
     own = {name.removeprefix(begin) for name in given if name.startswith(begin)}
-    if any(name.startswith("weight_hr") for name in own):
-        raise ValueError(_projection(prefix or at))
     is_linear = "weight" in own and own <= {"weight", "bias"} and kind in (None, "Linear")
     found = [_OF_LAYER.fullmatch(name) for name in own]
     strange = sorted(n for n in own if not _OF_LAYER.fullmatch(n) and "." not in n)
@@ -219,8 +217,8 @@ def _from_arrays(
     shape = _shape_of(found)
     directions = 2 if shape.both else 1
     names = [[f"{field}{ending}" for field in Theirs._fields] for ending in shape.endings()]
-    has_bias = any(name.startswith("bias") for name in own)
-    wanted = {n for row in names for n in row if has_bias or not n.startswith("bias")}
+    some = [kind for kind in ("bias", "weight_hr") if any(n.startswith(kind) for n in own)]
+    wanted = {n for row in names for n in row if n.startswith(("weight_ih", "weight_hh", *some))}
     if missing := sorted(wanted - own):
         raise ValueError(f"source lacks {', '.join(repr(begin + n) for n in missing)}")
     parts = [Theirs(*(arrays.get(n) for n in row)) for row in names]  # type: ignore[arg-type]
@@ -273,9 +271,10 @@ def _shape_of(found: Any) -> _Shape:
 
 def _gates(part: Theirs) -> int:
     """How many gates' rows there are; 0 where the arrays' shapes make no sense."""
-    if part.weight_hh.ndim != 2 or part.weight_hh.shape[1] == 0:
+    of_units = part.weight_hh if part.weight_hr is None else part.weight_hr  # its columns
+    if part.weight_hh.ndim != 2 or of_units.ndim != 2 or of_units.shape[1] == 0:
         return 0
-    gates, rest = divmod(part.weight_hh.shape[0], part.weight_hh.shape[1])
+    gates, rest = divmod(part.weight_hh.shape[0], of_units.shape[1])
     return 0 if rest else gates
 
 
@@ -293,11 +292,6 @@ def _listed(places: Sequence[str]) -> str:
     if not places:
         return "and none anywhere"
     return "but at " + ", ".join(repr(place) for place in places) + ": prefix picks one"
-
-
-def _projection(prefix: str) -> str:
-    where = f" at {prefix!r}" if prefix else ""
-    return f"source has an LSTM{where} with proj_size: projections of the state are not supported"
 
 
 def _array(name: str, value: Any) -> Array:

@@ -31,7 +31,7 @@ def state_dict_of(layer: Configured) -> dict[str, Array]:
     directions = layer.num_directions
     return {
         f"{name}_l{k // directions}{'_reverse' if k % directions else ''}": array
-        for k, part in enumerate(parts_of(layer, "PyTorch"))
+        for k, part in enumerate(parts_of(layer, "PyTorch", known=("proj_size",)))
         for name, array in zip(Theirs._fields, part, strict=True)
         if array is not None
     }

@@ -147,14 +147,15 @@ class Layout:
     def state(
         self, name: str, state: State | None, batch: int, *, unbatched: bool
     ) -> tuple[Array, Array | None]:
-        """H and c (None where the cell has none), both (L·D, B, H) and contiguous.
+        """H (L·D, B, P) and c (L·D, B, H), or None where the cell has none, both contiguous.
 
         New ones for None, else perhaps the caller's own.
         """
         spec, device, has_c, zeros = self.spec, self.device, self._has_c, self.device.xp.zeros
-        full = (spec.states, batch, spec.units)
+        full = [(spec.states, batch, width) for width in spec.widths]
         if state is None:
-            return zeros(full, spec.dtype), zeros(full, spec.dtype) if has_c else None
+            fresh = [zeros(shape, spec.dtype) for shape in full]
+            return fresh[0], fresh[1] if has_c else None
         parts: tuple[Any, ...]
         if has_c:
             wanted = f"{name} must be the pair (h, c) of this {self.owner}"
@@ -167,14 +168,18 @@ class Layout:
             if isinstance(state, (tuple, list)):
                 raise TypeError(f"{name} must be one array h, got {type(state)!r}")
             parts = (state,)
-        shape = (spec.states, spec.units) if unbatched else full
         arrays = [
-            zeros(full, spec.dtype)
+            zeros(shape, spec.dtype)
             if part is None
             else device.contiguous(
-                device.shaped(f"{name}[{letter!r}]", part, shape, spec.dtype).reshape(full)
+                device.shaped(
+                    f"{name}[{letter!r}]",
+                    part,
+                    (shape[0], shape[2]) if unbatched else shape,
+                    spec.dtype,
+                ).reshape(shape)
             )
-            for letter, part in zip("hc", parts, strict=False)
+            for letter, part, shape in zip("hc", parts, full, strict=False)
         ]
         return arrays[0], arrays[1] if has_c else None
 

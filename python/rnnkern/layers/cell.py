@@ -125,6 +125,11 @@ class RecurrentCell(Fixed):
             setattr(self, name, getattr(layer, name))
         self._settle()
 
+    @property
+    def output_size(self) -> int:
+        """H, numbers of h; with a projection P."""
+        return self._spec.outputs
+
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, from which an equal cell can be built."""
         return dict(self._config)
@@ -185,7 +190,7 @@ class RecurrentCell(Fixed):
         """A state, or the gradient of one, as a layer of one layer has it."""
         if state is None:
             return None
-        names, shape = self._spec.facts.states, (*batch, self._spec.units)
+        names, widths = self._spec.facts.states, self._spec.widths
         several = len(names) > 1
         if isinstance(state, (tuple, list)) != several or (several and len(state) != len(names)):
             wanted = f"the pair ({', '.join(names)})" if several else "one array h"
@@ -194,8 +199,10 @@ class RecurrentCell(Fixed):
         parts = [
             part
             if part is None
-            else self._device.shaped(f"{name}[{letter!r}]", part, shape, self._spec.dtype)[None]
-            for letter, part in zip(names, given, strict=True)
+            else self._device.shaped(
+                f"{name}[{letter!r}]", part, (*batch, width), self._spec.dtype
+            )[None]
+            for letter, part, width in zip(names, given, widths, strict=True)
         ]
         return (parts[0], parts[1]) if several else parts[0]
 

@@ -90,6 +90,7 @@ class Configured(Fixed):
             self.compute,
             self.reverse,
             self.merge,
+            self._projection,
         )
         self._device.check(self._spec)
         check_sizes(self._spec)
@@ -107,13 +108,21 @@ class Configured(Fixed):
 
     @property
     def output_size(self) -> int:
-        """Features of y: D·H, or H where ``merge`` makes one of the two directions."""
+        """Features of y: D·H, or H where ``merge`` makes one of the two directions.
+
+        With a projection h has P numbers in the place of H.
+        """
         return self._spec.features
 
     @property
     def _cell(self) -> str:
         """The kernel's name of the cell."""
         raise NotImplementedError
+
+    @property
+    def _projection(self) -> int:
+        """P, of a cell that projects h; else 0."""
+        return 0
 
     def _initial_values(self) -> Iterator[tuple[str, Array]]:
         """For each parameter in turn its name and values, in host memory."""

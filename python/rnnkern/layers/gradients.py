@@ -17,7 +17,8 @@ class StateGradients:
     T and B stand as in y.
 
     Attributes:
-        h: ∂L/∂h_t by every path, through y_t and through all later steps.
+        h: ∂L/∂h_t by every path, through y_t and through all later steps; as wide as h, where it is
+            a projection.
         c: ∂L/∂c_t likewise; None for a cell without c.
         gates: for each gate by name, ∂L/∂a_t, where a_t is what its σ or tanh is applied to.
 

@@ -13,7 +13,7 @@ from rnnkern.devices import LayerSpec
 
 
 def merged(xp: Any, spec: LayerSpec, parts: Sequence[Array]) -> Array:
-    """One array (..., features) of what each direction gave, (..., H), by their array module."""
+    """One array (..., features) of what each direction gave, (..., P), by their array module."""
     if len(parts) == 1:
         return parts[0]
     if not spec.merges:
@@ -33,7 +33,7 @@ def split_gradient(spec: LayerSpec, gradient: Array, parts: Sequence[Array]) -> 
     `parts` are what they gave; "product" alone looks at them.
     """
     if not spec.merges:
-        return [gradient[..., d * spec.units : (d + 1) * spec.units] for d in range(len(parts))]
+        return [gradient[..., d * spec.outputs : (d + 1) * spec.outputs] for d in range(len(parts))]
     if spec.merge == "sum":
         return [gradient, gradient]
     with np.errstate(all="ignore"):

@@ -157,7 +157,7 @@ class _BothWays(_Sparse):
             gave = []
             for d in range(2):
                 i = 2 * k + d
-                part = xp.empty((given.steps, given.batch, spec.units), spec.dtype)
+                part = xp.empty((given.steps, given.batch, spec.outputs), spec.dtype)
                 own_c = None if c is None else c[i : i + 1]
                 of_layer, own = given._replace(x=x), self._one_way(k, d)
                 way = _OneWay(own, of_layer, h[i : i + 1], own_c, part, every, 0.0, 0)

@@ -14,6 +14,7 @@ from rnnkern._checks import Array, choice, host_array, on_gpu, positive_int
 from rnnkern.layers.arguments import State, check_out
 from rnnkern.layers.marks import asked
 from rnnkern.layers.network import Network, forward
+from rnnkern.layers.states import States
 
 # Measured: in a step of fewer flops a second thread costs more to wake than it saves.
 _SHARED_STEP_FLOPS = 1e7
@@ -79,7 +80,7 @@ class Stream:
         self._rounding = weights
         self._round()
         self._packed: Network | None = None  # at the first block
-        self._hold(self._as_states(None, batch))
+        self._states = States(device, self._as_parts(None, batch))
         self._stepper = self._new_stepper()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -94,26 +95,19 @@ class Stream:
     def __repr__(self) -> str:
         return f"Stream({self._layout.owner}, batch={self.batch})"
 
-    def _hold(self, states: Array) -> None:
-        """Take the array of all states as the stream's own."""
-        self._states = states
-        self._h, self._c = states[0], states[1] if len(states) > 1 else None
-
     def _round(self) -> None:
         """The snapshot's matrices as they were asked for."""
         if self._rounding is not None:
             for w in self._network.weights:
-                for matrix in (w.weight_ih, w.weight_hh):
-                    if matrix is not None:
-                        matrix[...] = _rounded_to_bfloat16(matrix)
+                for matrix in w.matrices:
+                    matrix[...] = _rounded_to_bfloat16(matrix)
 
     def _new_stepper(self) -> _core.Stepper | None:
         """None where a step is so much work that threads share it, as a block, to the same bits."""
         spec, device, weights = self._network.spec, self._network.device, self._network.weights
         if self.batch == 0:
             return None
-        matrices = (m for w in weights for m in (w.weight_ih, w.weight_hh) if m is not None)
-        flops = self.batch * sum(2 * matrix.size for matrix in matrices)
+        flops = self.batch * sum(2 * matrix.size for w in weights for matrix in w.matrices)
         if flops >= _SHARED_STEP_FLOPS:
             plan = device.plan(spec, 1, self.batch, training=False)
             if plan.get("threads", 1) > 1:
@@ -121,8 +115,7 @@ class Stream:
         return device.stepper(
             spec,
             weights,
-            self._h,
-            self._c,
+            *_pair(self._states.parts),
             narrow=self._rounding is not None,
             by_token=self._by_token,
         )
@@ -152,7 +145,7 @@ class Stream:
         spec, array = network.spec, self._step_input(x)
         given, _, _ = layout.input(array[None], None, None)
         if out is not None:
-            check_out(network.device, out, (self.batch, spec.units), spec.dtype)
+            check_out(network.device, out, (self.batch, spec.outputs), spec.dtype)
         y = None
         if self._stepper is not None:
             dtype = np.dtype(np.int64) if array.ndim == 1 else spec.dtype
@@ -178,15 +171,15 @@ class Stream:
         network, device, layout = self._network, self._network.device, self._layout
         chosen, array = device.put(rows), self._step_input(x)
         given, _, _ = layout.input(array[None, chosen], None, None)
-        shape = (self.batch, network.spec.units)
+        shape = (self.batch, network.spec.outputs)
         if out is None:
             out = device.xp.empty(shape, network.spec.dtype)
         else:
             check_out(device, out, shape, network.spec.dtype)
-        states = device.xp.take(self._states, chosen, axis=2)
+        parts = self._states.of_rows(chosen)
         y = device.xp.empty((1, len(rows), shape[1]), network.spec.dtype)
-        forward(self._packed_now(), given, states[0], states[1] if len(states) > 1 else None, y)
-        self._states[:, :, chosen] = states
+        forward(self._packed_now(), given, *_pair(parts), y)
+        self._states.set_rows(chosen, parts)
         out[...] = 0
         out[chosen] = y[0]
         return out
@@ -221,24 +214,24 @@ class Stream:
                 f"for tokens, got {shape}"
             )
         y = layout.output(out, given, h_0, c_0, () if out is None else network.named_weights())
-        states = self._states.copy()
-        forward(self._packed_now(), given, states[0], None if self._c is None else states[1], y)
-        self._states[...] = states
+        parts = self._states.copies()
+        forward(self._packed_now(), given, *_pair(parts), y)
+        self._states.set(parts)
         return y
 
     @property
     def batch(self) -> int:
         """Rows, each a sequence of its own."""
-        return int(self._h.shape[1])
+        return self._states.batch
 
     @property
     def state(self) -> State:
         """A copy of the state now, shaped as a layer's; one assigned is copied too."""
-        return self._h.copy() if self._c is None else (self._h.copy(), self._c.copy())
+        return _as_state(self._states.copies())
 
     @state.setter
     def state(self, state: State) -> None:
-        self._states[...] = self._as_states(state, self.batch)
+        self._states.set(self._as_parts(state, self.batch))
 
     def take(self, rows: Array) -> None:
         """Let row b go on from where row ``rows[b]`` is: a search's beams change places.
@@ -255,7 +248,7 @@ class Stream:
             )
         if not on_gpu(rows):
             _check_rows("rows", array, self.batch)
-        self._states[...] = self._states[:, :, device.put(array)]
+        self._states.set(self._states.of_rows(device.put(array)))
 
     def reset(self, mask: Any = None) -> None:
         """Set the state to zero: all of it, or some rows' alone.
@@ -267,14 +260,15 @@ class Stream:
         """
         device = self._network.device
         if mask is None:
-            self._states[...] = 0
+            self._states.clear()
         elif on_gpu(mask):
             there = device.shaped("mask", mask, (self.batch,), np.dtype(bool))[:, None]
-            self._states[...] = device.xp.where(there, self._states.dtype.type(0), self._states)
+            zero = self._network.spec.dtype.type(0)
+            self._states.set([device.xp.where(there, zero, part) for part in self._states.parts])
         else:
             by_mask = host_array("mask", mask).dtype == np.bool_
             rows = np.flatnonzero(self._mask(mask)) if by_mask else self._numbers("mask", mask)
-            self._states[:, :, device.put(rows)] = 0
+            self._states.clear_rows(device.put(rows))
 
     # -- rows that come and go ----------------------------------------------------------------
 
@@ -285,15 +279,14 @@ class Stream:
             rows: (N,), different integers in 0..B-1.
 
         """
-        device = self._network.device
-        states = device.xp.take(self._states, device.put(self._numbers("rows", rows)), axis=2)
-        return states[0] if self._c is None else (states[0], states[1])
+        numbers = self._numbers("rows", rows)
+        return _as_state(self._states.of_rows(self._network.device.put(numbers)))
 
     def set_rows(self, rows: Any, state: State | None) -> None:
         """Give some rows another state, as ``get_rows`` gives it; None is zero."""
         numbers = self._numbers("rows", rows)
-        states = self._as_states(state, len(numbers))
-        self._states[:, :, self._network.device.put(numbers)] = states
+        parts = self._as_parts(state, len(numbers))
+        self._states.set_rows(self._network.device.put(numbers), parts)
 
     def add_rows(self, count: int = 1, state: State | None = None) -> NDArray[np.int64]:
         """Further rows behind those that are there: their numbers.
@@ -307,9 +300,13 @@ class Stream:
 
         """
         before, count = self.batch, positive_int("count", count, minimum=0)
-        states = self._as_states(state, count)
+        device, more = self._network.device, self._as_parts(state, count)
+        joined = [
+            device.xp.concatenate(both, axis=1)
+            for both in zip(self._states.parts, more, strict=True)
+        ]
         self._stepper = None
-        self._hold(self._network.device.xp.concatenate([self._states, states], axis=2))
+        self._states = States(device, joined)
         return np.arange(before, before + count)
 
     def remove_rows(self, rows: Any) -> None:
@@ -322,7 +319,7 @@ class Stream:
         left = np.delete(np.arange(self.batch), self._numbers("rows", rows))
         device = self._network.device
         self._stepper = None
-        self._hold(device.xp.take(self._states, device.put(left), axis=2))
+        self._states = States(device, self._states.of_rows(device.put(left)))
 
     def refresh(self) -> None:
         """Take the layer's parameters as they are now; the state stays.
@@ -344,14 +341,10 @@ class Stream:
         self._packed = None
         self._stepper = self._new_stepper()
 
-    def _as_states(self, state: State | None, count: int) -> Array:
-        """A state of so many rows as the stream holds its own.
-
-        That is h and, where there is one, c in one array, so that no signal comes between the two.
-        """
+    def _as_parts(self, state: State | None, count: int) -> tuple[Array, ...]:
+        """The parts of a state of so many rows, which may be the caller's own."""
         h, c = self._layout.state("state", state, count, unbatched=False)
-        states: Array = self._network.device.xp.stack([h] if c is None else [h, c])
-        return states
+        return (h,) if c is None else (h, c)
 
     def _mask(self, mask: Any) -> NDArray[np.bool_]:
         array = host_array("mask", mask)
@@ -379,6 +372,16 @@ def _check_rows(name: str, numbers: NDArray[Any], count: int) -> None:
     if numbers.size and (numbers.min() < 0 or numbers.max() >= count):
         wrong = numbers.min() if numbers.min() < 0 else numbers.max()
         raise ValueError(f"{name} must lie in 0..{count - 1}, got {wrong}")
+
+
+def _pair(parts: tuple[Array, ...]) -> tuple[Array, Array | None]:
+    """A state's parts as h and c."""
+    return parts[0], parts[1] if len(parts) > 1 else None
+
+
+def _as_state(parts: tuple[Array, ...]) -> State:
+    """A state's parts as a layer has it."""
+    return (parts[0], parts[1]) if len(parts) > 1 else parts[0]
 
 
 def _again(

@@ -87,7 +87,7 @@ class Tape:
         spec = self._network.spec
         names, directions = spec.facts.gates, spec.directions
         if self._kept is None:
-            shape = (*self._y.shape[:2], spec.outputs)
+            shape = (*self._y.shape[:2], directions * spec.units)
             nothing = self._network.device.xp.empty(shape, spec.dtype)
             values = [[nothing] * len(names)] * spec.layers
         elif spec.facts.saved == 0:  # then y, or what is merged in it, is the one gate's
@@ -166,7 +166,7 @@ class Tape:
         )
 
     def _by_direction(self, dlast: Any) -> Array:
-        """A gradient (B, features), or unbatched (features,), as (D, B, H)."""
+        """A gradient (B, features), or unbatched (features,), as (D, B, P)."""
         spec, given = self._network.spec, self._given
         shape = (spec.features,) if given.unbatched else (given.batch, spec.features)
         device = self._network.device
@@ -176,10 +176,12 @@ class Tape:
         return parts
 
     def _new_traces(self) -> list[Array]:
-        """Room for what is told, by layer and direction: (live steps, states + gates, H)."""
+        """Room for what is told, by layer and direction, as the kernels have it."""
         spec = self._network.spec
         live = 0 if self._kept is None else len(self._kept.places)
-        shape = (live, len(spec.facts.states) + len(spec.facts.gates), spec.units)
+        shape: tuple[int, ...] = (live, len(spec.facts.states) + len(spec.facts.gates), spec.units)
+        if spec.projection:
+            shape = live, shape[1] * spec.units + spec.projection
         empty = self._network.device.xp.empty
         return [empty(shape, spec.dtype) for _ in self._network.weights]
 
@@ -191,10 +193,15 @@ class Tape:
         ]
 
     def _as_state_gradients(self, traces: list[Array]) -> StateGradients:
-        facts, layout = self._network.spec.facts, self._network.layout
-        joined = self._join([self._unpacked(trace) for trace in traces])
+        spec, layout = self._network.spec, self._network.layout
+        facts, states = spec.facts, len(spec.facts.states)
+        whole = traces
+        if spec.projection:  # a row is flat, and ends with what is told of h
+            whole = [t[:, : -spec.outputs].reshape(len(t), -1, spec.units) for t in traces]
+        joined = self._join([self._unpacked(trace) for trace in whole])
+        if spec.projection:
+            joined[0] = self._join([self._unpacked(t[:, None, -spec.outputs :]) for t in traces])[0]
         parts = [layout.as_given(array, self._given) for array in joined]
-        states = len(facts.states)
         return StateGradients(
             h=parts[0],
             c=parts[1] if states > 1 else None,
@@ -269,7 +276,7 @@ def run_taped(
 
 
 def _top(state: State, spec: LayerSpec) -> Array:
-    """H of the top layer, (D, B, H), of a state as a caller has it."""
+    """H of the top layer, (D, B, P), of a state as a caller has it."""
     h = state[0] if isinstance(state, tuple) else state
-    top: Array = h[-spec.directions :].reshape(spec.directions, -1, spec.units)
+    top: Array = h[-spec.directions :].reshape(spec.directions, -1, spec.outputs)
     return top

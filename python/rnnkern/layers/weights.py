@@ -16,8 +16,8 @@ _MOST_PARAMETERS, _MOST_LAYERS = 2**40, 2**16
 
 def check_sizes(spec: LayerSpec) -> None:
     """Refuse sizes that no memory has room for."""
-    above = (spec.features + spec.units) * (spec.layers - 1)
-    columns = spec.inputs + spec.units + above
+    above = (spec.features + spec.outputs) * (spec.layers - 1)
+    columns = spec.inputs + spec.outputs + above
     if len(spec.facts.gates) * spec.units * columns * spec.directions > _MOST_PARAMETERS:
         raise ValueError(
             f"input_size, hidden_size and num_layers must give at most {_MOST_PARAMETERS} "
@@ -37,6 +37,7 @@ def parameter_kinds(spec: LayerSpec) -> list[str | None]:
         "bias" if spec.bias else None,
         "bias_hn" if spec.bias and facts.recurrent_bias_gate >= 0 else None,
         facts.unit_weights_name if facts.unit_weights else None,
+        "weight_hr" if spec.projection else None,
     ]
 
 
@@ -56,8 +57,9 @@ def parameter_shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for index, names in enumerate(parameter_names(spec)):
         inputs = spec.inputs if index < spec.directions else spec.features
-        own = (spec.facts.unit_weights, units)
-        of_kinds = ((rows, inputs), (rows, units), (rows,), (units,), own)
+        matrices = ((rows, inputs), (rows, spec.outputs))
+        own, projection = (spec.facts.unit_weights, units), (spec.outputs, units)
+        of_kinds = (*matrices, (rows,), (units,), own, projection)
         shapes |= {n: s for n, s in zip(names, of_kinds, strict=True) if n is not None}
     return shapes
 
@@ -70,18 +72,21 @@ def initial_values(
     bound = spec.units**-0.5
     for name, shape in parameter_shapes(spec).items():
         if name.startswith("weight_hh") and recurrent_init == "orthogonal":
-            yield name, _orthogonal(random, shape, spec.dtype)
+            yield name, _orthogonal(random, shape, spec.units, spec.dtype)
         else:
             yield name, random.uniform(-bound, bound, shape).astype(spec.dtype)
 
 
 def _orthogonal(
-    random: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[np.floating]
+    random: np.random.Generator, shape: tuple[int, ...], units: int, dtype: np.dtype[np.floating]
 ) -> Array:
-    """A random orthogonal matrix for each gate (Saxe et al. 2014, arXiv:1312.6120)."""
-    rows, units = shape
+    """A random orthogonal matrix for each gate (Saxe et al. 2014, arXiv:1312.6120).
+
+    Of a projection's fewer columns each stands at right angles to the others.
+    """
+    rows, outputs = shape
     blocks = []
     for _ in range(rows // units):
-        q, r = np.linalg.qr(random.standard_normal((units, units)))
+        q, r = np.linalg.qr(random.standard_normal((units, outputs)))
         blocks.append(q * np.sign(np.diag(r)))
     return np.concatenate(blocks).astype(dtype)

@@ -16,6 +16,7 @@ from rnnkern.cells import layer_classes
 from rnnkern.devices import get_device
 from rnnkern.layers.arguments import check_dropout_key
 from rnnkern.layers.base import stream_of_tokens
+from rnnkern.layers.configured import spec_of
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.linear import Linear
@@ -143,6 +144,11 @@ class Seq2Seq(Fixed):
             self.decoder = part(cell, tokens, size, cell_options, seeds[1], False)
         else:
             self.decoder = part(decoder_cell, tokens, size, decoder_options, seeds[1], False)
+        if any(spec_of(layer).projection for layer in (self.encoder, self.decoder)):
+            raise ValueError(
+                "cell_options and decoder_options must have no proj_size: the decoder begins with "
+                "the encoder's h and c, which must be as wide as its own"
+            )
         self.attention = None
         if choice("attention", attention, (None, "dot")) is not None:
             self.attention = Linear(

@@ -126,7 +126,7 @@ def _output(layer: Any) -> str:
     if isinstance(layer, Recurrent):
         return f"({'B, T' if layer.batch_first else 'T, B'}, {layer.output_size})"
     if isinstance(layer, RecurrentCell):
-        return f"(B, {layer.hidden_size})"
+        return f"(B, {layer.output_size})"
     if isinstance(layer, (Embedding, LayerNorm)):
         return f"(..., {layer.features})"
     return f"(..., {layer.out_features})" if isinstance(layer, Linear) else ""

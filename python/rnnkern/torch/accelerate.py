@@ -49,8 +49,8 @@ def accelerate(model: _Module, *, frozen: bool = False, compute: str | None = No
     Raises:
         TypeError: it is no module.
 
-    A layer that cannot be exchanged, as one with ``proj_size`` or on a GPU, is left as it is, and a
-    warning names it. Subclasses with code of their own are left alone.
+    A layer that cannot be exchanged, as one on a GPU, is left as it is, and a warning names it.
+    Subclasses with code of their own are left alone.
 
     Example:
         >>> model = rnnkern.torch.accelerate(model)
@@ -81,8 +81,6 @@ def accelerate(model: _Module, *, frozen: bool = False, compute: str | None = No
 
 def _unfit(module: Any) -> str:
     """Why a module of PyTorch's cannot be exchanged, or nothing."""
-    if getattr(module, "proj_size", 0):
-        return "proj_size is not supported"
     weight = next(module.parameters())
     if weight.device.type not in ("cpu", "meta"):
         return f"it is on {weight.device}"
@@ -102,14 +100,16 @@ def from_layer(layer: Recurrent) -> Any:
     """
     if not isinstance(layer, Recurrent):
         raise TypeError(f"layer must be a recurrent layer, got {type(layer)!r}")
-    refuse_options(layer, "rnnkern.torch")
+    refuse_options(layer, "rnnkern.torch", known=("proj_size",))
     config = layer.config()
     kind = type(layer).__name__
     options = {
         name: config[name]
         for name in ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "compute")
     }
-    options |= {name: config[name] for name in ("nonlinearity", "reset") if name in config}
+    options |= {
+        name: config[name] for name in ("nonlinearity", "reset", "proj_size") if name in config
+    }
     cls = getattr(modules, kind, None) or getattr(own, kind)
     module = cls(
         layer.input_size, layer.hidden_size, **options, dtype=getattr(torch, layer.dtype.name)

@@ -45,6 +45,7 @@ class Spec(NamedTuple):
         dropout: between layers.
         compute: as of our layers.
         theirs: whether weights are PyTorch's, with two biases, or named and signed as ours.
+        projection: P, or 0.
 
     """
 
@@ -58,11 +59,12 @@ class Spec(NamedTuple):
     dropout: float
     compute: str | None
     theirs: bool
+    projection: int = 0
 
     @classmethod
     def of(cls, layer: Recurrent) -> Spec:
         """What a layer is; ValueError where modules have not its options."""
-        refuse_options(layer, "rnnkern.torch")
+        refuse_options(layer, "rnnkern.torch", known=("proj_size",))
         kind = type(layer).__name__
         return cls(
             kind,
@@ -75,7 +77,13 @@ class Spec(NamedTuple):
             layer.dropout,
             layer.compute,
             theirs=False,
+            projection=spec_of(layer).projection,
         )
+
+    @property
+    def outputs(self) -> int:
+        """Numbers of h."""
+        return self.projection or self.units
 
     @property
     def directions(self) -> int:
@@ -96,6 +104,8 @@ class Spec(NamedTuple):
         }
         if self.kind in _OPTIONS:
             config[_OPTIONS[self.kind]] = self.option
+        if self.projection:
+            config["proj_size"] = self.projection
         return config
 
 
@@ -130,20 +140,26 @@ class Twin:
         raw = [_over(w, dtype) for w in weights]
         each = len(raw) // len(self._names)
         self._given = [raw[k : k + each] for k in range(0, len(raw), each)]
+        there = (True, True, spec.bias, spec.bias, spec.projection > 0)
+        fields = [field for field, has in zip(Theirs._fields, there, strict=True) if has]
         turned = self._order is not None and min(self._order.signs) < 0
         arrays: dict[str, Array] = {}
         self._todo: list[tuple[np.ufunc, tuple[Array, ...]]] = []
         for names, own in zip(self._names, self._given, strict=True):
             if self._order is None:
-                there = [name for name in names if name is not None]
-                arrays |= dict(zip(there, own, strict=True))
+                ours_there = [name for name in names if name is not None]
+                arrays |= dict(zip(ours_there, own, strict=True))
                 continue
-            theirs = Theirs(*own)
+            theirs = Theirs(**dict(zip(fields, own, strict=True)))
             ours = self._order.to_ours(theirs)
             if not turned:
-                ours = ours._replace(weight_ih=theirs.weight_ih, weight_hh=theirs.weight_hh)
+                ours = ours._replace(
+                    weight_ih=theirs.weight_ih,
+                    weight_hh=theirs.weight_hh,
+                    weight_hr=theirs.weight_hr,
+                )
                 if ours.bias is not None:
-                    self._todo.append((np.add, (*own[2:], ours.bias)))
+                    self._todo.append((np.add, (*own[2:4], ours.bias)))
             else:
                 self._todo += self._order.refreshing(theirs, ours)
             arrays |= {n: a for n, a in zip(names, ours, strict=True) if n and a is not None}

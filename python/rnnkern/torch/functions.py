@@ -180,11 +180,11 @@ def _forward_shapes(
     spec = Spec(*rest[:-1])
     steps, batch, *_ = x.shape
     like = weights[0]
-    state = (spec.layers * spec.directions, batch, spec.units)
+    of_h, of_c = ((spec.layers * spec.directions, batch, n) for n in (spec.outputs, spec.units))
     return (
-        like.new_empty((steps, batch, spec.directions * spec.units)),
-        like.new_empty(state),
-        like.new_empty(state if spec.kind in TWO_STATES else 0),
+        like.new_empty((steps, batch, spec.directions * spec.outputs)),
+        like.new_empty(of_h),
+        like.new_empty(of_c if spec.kind in TWO_STATES else 0),
         like.new_empty(1, dtype=torch.int64),
     )
 
@@ -245,7 +245,7 @@ def _twice(ctx: Any, *gradients: Any) -> NoReturn:
 
 _SPEC = (
     "str kind, str option, int inputs, int units, int layers, bool bidirectional, bool bias, "
-    "float dropout, str compute, bool theirs"
+    "float dropout, str compute, bool theirs, int projection"
 )
 _forward_operator = torch.library.custom_op(
     "rnnkern::forward",

@@ -120,6 +120,7 @@ class Layered:
             self.dropout,
             compute,
             self._theirs,
+            getattr(self, "proj_size", 0),
         )
 
     def to_layer(self, *, dtype: DType | None = None, device: str = "cpu") -> Recurrent:
@@ -277,7 +278,7 @@ class GRU(Layered, torch.nn.RNNBase):  # type: ignore[misc]
 class LSTM(Layered, torch.nn.RNNBase):  # type: ignore[misc]
     """`torch.nn.LSTM` on our kernels: its arguments and state dict, and ``compute``.
 
-    Args as of `RNN`; ``proj_size`` must be 0.
+    Args as of `RNN`, and ``proj_size``: P, of h as a projection of what the cell gives; 0 for none.
     """
 
     _kind = "LSTM"
@@ -297,11 +298,6 @@ class LSTM(Layered, torch.nn.RNNBase):  # type: ignore[misc]
         *,
         compute: str | None = None,
     ) -> None:
-        if proj_size:
-            raise ValueError(
-                f"proj_size must be 0, got {proj_size!r}: projections are not supported here, "
-                "and torch.nn.LSTM has them"
-            )
         super().__init__(
             "LSTM",
             input_size,
@@ -311,6 +307,7 @@ class LSTM(Layered, torch.nn.RNNBase):  # type: ignore[misc]
             batch_first,
             dropout,
             bidirectional,
+            proj_size=proj_size,
             device=device,
             dtype=dtype,
         )
