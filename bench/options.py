@@ -70,6 +70,8 @@ OPTIONS = {
     "recompute=32": Option(forward={"recompute": 32}),
     "reverse": Option({"reverse": True}),
     "bidirectional": Option({"bidirectional": True}),
+    "LSTM, proj_size=32": Option({"proj_size": 32}),
+    "LSTM, proj_size=64": Option({"proj_size": 64}),
     **{
         f"bidirectional, merge={merge}": Option({"bidirectional": True, "merge": merge})
         for merge in ("sum", "average", "product")
