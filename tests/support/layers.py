@@ -40,8 +40,10 @@ def make(cell: str, *sizes: int, **options: Any) -> Any:
     cls, fixed = CLASSES[cell]
     layer = cls(*sizes, **fixed, **options)
     rng = np.random.default_rng(options.get("seed", 0))
-    for p in layer.params.values():
+    for name, p in layer.params.items():
         p[...] = rng.uniform(-1.0, 1.0, p.shape) / (np.sqrt(p.shape[1]) if p.ndim == 2 else 2.0)
+        if name.startswith("weight_u"):  # no sum of columns: powers of small ones vanish
+            p[...] = np.copysign(0.5 + rng.uniform(0.0, 0.5, p.shape), p)
     return layer
 
 
