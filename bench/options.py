@@ -76,6 +76,13 @@ OPTIONS = {
         f"bidirectional, merge={merge}": Option({"bidirectional": True, "merge": merge})
         for merge in ("sum", "average", "product")
     },
+    "peepholes": Option({"peepholes": True}),
+    "coupled": Option({"coupled": True}),
+    "clip": Option({"clip": 3.0}),
+    "cell_clip": Option({"cell_clip": 3.0}),
+    "hard_sigmoid gates": Option({"recurrent_activation": "hard_sigmoid"}),
+    "softsign in place of tanh": Option({"activation": "softsign"}),
+    "relu in place of tanh": Option({"activation": "relu", "output_activation": "tanh"}),
 }
 
 

@@ -7,8 +7,10 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "bind/arrays.h"
+#include "bind/options.h"
 #include "core/cells.h"
 
 namespace rnnkern {
@@ -58,6 +60,7 @@ struct LayerSpec {
   Merge merge;
   std::string dtype;
   std::optional<std::string> compute;
+  std::vector<CellOptions<double>> options;  // one a direction, or none
 
   const CellFacts& facts() const { return cell_facts(cell); }
 };
@@ -105,16 +108,19 @@ inline LayerSpec read_spec(const py::handle& spec) {
   };
   constexpr Index any = std::numeric_limits<Index>::max(), most_layers = Index{1} << 20;
   const py::object compute = field("compute");
+  const Index directions = size("directions", 2);
   return {.cell = find_cell(text(field("cell"), "cell")),
           .inputs = size("inputs", any),
           .units = size("units", any),
           .outputs = size("outputs", any),
           .layers = size("layers", most_layers),
-          .directions = size("directions", 2),
+          .directions = directions,
           .reverse = truth("reverse"),
           .merge = read_merge(text(field("merge"), "merge")),
           .dtype = text(py::str(field("dtype")), "dtype"),
-          .compute = compute.is_none() ? std::nullopt : std::optional(text(compute, "compute"))};
+          .compute = compute.is_none() ? std::nullopt : std::optional(text(compute, "compute")),
+          .options = read_options(py::getattr(spec, "options", py::none()),
+                                  static_cast<std::size_t>(directions))};
 }
 
 // Calls f(float{}) or f(double{}), as the layer's dtype is.

@@ -119,6 +119,7 @@ struct KeptOf {
   };
 
   NetworkSizes sizes;
+  std::vector<CellOptions<T>> options;  // one a direction, or none
   ScheduleStorage schedule;
   std::shared_ptr<const TokenStorage> tokens;
   AlignedBytes states;                // h_0 (L·D, B, P), then c_0 (L·D, B, H)
@@ -287,6 +288,7 @@ struct KeptOf {
              .dbias_hn = grads[at].bias_hn,
              .dunit_weights = grads[at].unit_weights,
              .state_gradients = traces[at],
+             .options = options.empty() ? nullptr : &options[static_cast<std::size_t>(d)],
              .inner = read<T>(directions[at].inner, "inner", {live, units}),
              .dw_hr = grads[at].hr});
       }

@@ -67,6 +67,9 @@ PYBIND11_MODULE(_core, m) {
       "What each cell's gates and states are called, how many values a step saves, and which "
       "gate bias_hn belongs to (-1 for none); how many weights of its own a unit has, and what the "
       "array of these is called.");
+  m.def("functions", functions,
+        "What layers may be given for tanh and the sigmoid: name -> (how many numbers it takes, "
+        "alpha, beta unless others are given).");
   m.def("plan", plan, py::arg("spec"), py::arg("steps"), py::arg("batch"),
         "(row groups, unit groups, reason): how a call of that size is shared by threads.");
   m.def("isa", [] { return chosen_backend().backend->name; }, "The instruction set in use.");

@@ -28,8 +28,9 @@ Sequence<const unsigned char> read_marks(const py::handle& marks, const char* na
 template <class T>
 class NetworkOf {
  public:
-  NetworkOf(NetworkSizes sizes, std::vector<HeldWeights> weights)
-      : sizes_(sizes), weights_(std::move(weights)) {
+  NetworkOf(NetworkSizes sizes, std::vector<CellOptions<T>> options,
+            std::vector<HeldWeights> weights)
+      : sizes_(sizes), options_(std::move(options)), weights_(std::move(weights)) {
     for (Index i = 0; i < count(); ++i) {
       const auto& w = weights_[static_cast<std::size_t>(i)];
       const auto own = w.template parameters<T>();  // all of one dtype
@@ -48,7 +49,7 @@ class NetworkOf {
 
   // The same, with panels of the weights as they are now.
   NetworkOf packed(bool with_input) const {
-    NetworkOf twin(sizes_, weights_);
+    NetworkOf twin(sizes_, options_, weights_);
     for (Index i = 0; i < count(); ++i) {
       twin.panels_.emplace_back(
           sizes_.cell, weights_[static_cast<std::size_t>(i)].template parameters<T>(),
@@ -188,7 +189,8 @@ class NetworkOf {
                           .c = advanced(given.c, i * c_size),
                           .y = part(out, d * outputs),
                           .saved = nullptr,
-                          .cells = nullptr});
+                          .cells = nullptr,
+                          .options = options_.empty() ? nullptr : &options_[static_cast<std::size_t>(d)]});
       if (!keep) continue;
       const Index saved = sizes_.facts().saved;
       if (saved > 0) {
@@ -235,6 +237,7 @@ class NetworkOf {
     });
     if (!keep) return py::none();
     return py::cast(Kept(KeptOf<T>{.sizes = sizes_,
+                                   .options = options_,
                                    .schedule = std::move(given.schedule),
                                    .tokens = std::move(given.tokens),
                                    .states = std::move(states),
@@ -268,7 +271,8 @@ class NetworkOf {
   }
 
   NetworkSizes sizes_;
-  std::vector<HeldWeights> weights_;  // by layer and direction
+  std::vector<CellOptions<T>> options_;  // one a direction, or none
+  std::vector<HeldWeights> weights_;     // by layer and direction
   std::vector<std::pair<bool, bool>> biases_;
   std::vector<PackedWeights<T>> panels_;  // likewise, or none
 };
@@ -316,8 +320,12 @@ class Network {
                              .reverse = spec.reverse,
                              .merge = spec.merge,
                              .batch_first = batch_first};
-    if (held[0].type() == Type::float32) return NetworkOf<float>(sizes, std::move(held));
-    return NetworkOf<double>(sizes, std::move(held));
+    if (held[0].type() == Type::float32) {
+      std::vector<CellOptions<float>> options;
+      for (const auto& own : spec.options) options.push_back(static_cast<CellOptions<float>>(own));
+      return NetworkOf<float>(sizes, std::move(options), std::move(held));
+    }
+    return NetworkOf<double>(sizes, spec.options, std::move(held));
   }
 
   Any network_;

@@ -57,8 +57,10 @@ class BoundStepper {
     T* const h = write<T>(h_, "h", {count, batch, outputs});
     T* const c = has_c ? write<T>(required(c_, "c"), "c", {count, batch, units}) : nullptr;
     if (by_token) first_ = each[0];
-    return Stepper<T>(spec.cell, parameters, batch, h, c, narrow, read_compute(spec.compute),
-                      by_token);
+    return Stepper<T>(
+        spec.cell, parameters, batch, h, c, narrow, read_compute(spec.compute), by_token,
+        spec.options.empty() ? std::nullopt
+                             : std::optional(static_cast<CellOptions<T>>(spec.options[0])));
   }
 
   template <class T>

@@ -19,24 +19,28 @@ struct GruResetBefore : CellDefaults<3> {
   static constexpr Range phases[] = {{r, 2}, {n, 1}};
   static constexpr int operand_gate = r;
 
-  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, GruResetBefore>& s) {
-    s.saved[r] = sigmoid(s.x[r] + s.product[r]);
-    s.saved[u] = sigmoid(s.x[u] + s.product[u]);
+  template <class F>
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, GruResetBefore>& s, const F& f) {
+    s.saved[r] = f.gate(s.x[r] + s.product[r]);
+    s.saved[u] = f.update(s.x[u] + s.product[u]);
   }
-  RNNKERN_DEVICE static void forward(Phase<1>, ForwardStep<V, GruResetBefore>& s) {
-    s.saved[n] = tanh(s.x[n] + s.product[n]);
+  template <class F>
+  RNNKERN_DEVICE static void forward(Phase<1>, ForwardStep<V, GruResetBefore>& s, const F& f) {
+    s.saved[n] = f.candidate(s.x[n] + s.product[n]);
     s.h = fma(s.saved[u], s.saved[n] - s.h, s.h);
   }
 
-  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, GruResetBefore>& s) {
+  template <class F>
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, GruResetBefore>& s, const F& f) {
     const V one(1), update = s.saved[u], candidate = s.saved[n];
-    s.delta[u] = s.dh * (candidate - s.h_previous) * update * (one - update);
-    s.delta[n] = s.dh * update * (one - candidate * candidate);
+    s.delta[u] = f.update_chain(update, s.dh * (candidate - s.h_previous));
+    s.delta[n] = f.candidate_chain(candidate, s.dh * update);
     s.direct = s.dh * (one - update);
   }
-  RNNKERN_DEVICE static void backward(Phase<1>, BackwardStep<V, GruResetBefore>& s) {
+  template <class F>
+  RNNKERN_DEVICE static void backward(Phase<1>, BackwardStep<V, GruResetBefore>& s, const F& f) {
     const V reset = s.saved[r];
-    s.delta[r] = s.doperand * s.h_previous * reset * (V(1) - reset);
+    s.delta[r] = f.gate_chain(reset, s.doperand * s.h_previous);
     s.direct = fma(s.doperand, reset, s.direct);
   }
 };
@@ -50,20 +54,22 @@ struct GruResetAfter : CellDefaults<3, 4> {
   static constexpr const char* gate_names[] = {"r", "u", "n"};
   static constexpr int recurrent_bias_gate = n;
 
-  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, GruResetAfter>& s) {
-    s.saved[r] = sigmoid(s.x[r] + s.product[r]);
-    s.saved[u] = sigmoid(s.x[u] + s.product[u]);
+  template <class F>
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, GruResetAfter>& s, const F& f) {
+    s.saved[r] = f.gate(s.x[r] + s.product[r]);
+    s.saved[u] = f.update(s.x[u] + s.product[u]);
     s.saved[product] = s.product[n];
-    s.saved[n] = tanh(fma(s.saved[r], s.saved[product], s.x[n]));
+    s.saved[n] = f.candidate(fma(s.saved[r], s.saved[product], s.x[n]));
     s.h = fma(s.saved[u], s.saved[n] - s.h, s.h);
   }
 
-  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, GruResetAfter>& s) {
+  template <class F>
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, GruResetAfter>& s, const F& f) {
     const V one(1), reset = s.saved[r], update = s.saved[u], candidate = s.saved[n];
-    s.delta[u] = s.dh * (candidate - s.h_previous) * update * (one - update);
-    s.delta[n] = s.dh * update * (one - candidate * candidate);
+    s.delta[u] = f.update_chain(update, s.dh * (candidate - s.h_previous));
+    s.delta[n] = f.candidate_chain(candidate, s.dh * update);
     s.delta[product] = s.delta[n] * reset;
-    s.delta[r] = s.delta[n] * s.saved[product] * reset * (one - reset);
+    s.delta[r] = f.gate_chain(reset, s.delta[n] * s.saved[product]);
     s.direct = s.dh * (one - update);
   }
 };

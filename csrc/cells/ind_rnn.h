@@ -15,11 +15,13 @@ struct IndRnn : CellDefaults<1, 0> {
   static constexpr int unit_weights = 1;
   static constexpr const char* unit_weights_name = "weight_u";
 
-  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, IndRnn>& s) {
+  template <class F>
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, IndRnn>& s, const F&) {
     s.h = relu(fma(s.unit[0], s.h, s.x[0]));
   }
 
-  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, IndRnn>& s) {
+  template <class F>
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, IndRnn>& s, const F&) {
     s.delta[0] = positive(s.h, s.dh);
     s.delta[unit_delta<IndRnn>(0)] = s.delta[0] * s.h_previous;
     s.direct = s.delta[0] * s.unit[0];

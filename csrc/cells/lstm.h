@@ -37,42 +37,44 @@ struct LstmOf : LstmGates<Coupled> {
   static constexpr int unit_weights = Peepholes ? of_output + 1 : 0;
   static constexpr const char* unit_weights_name = "weight_peephole";
 
-  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, LstmOf>& s) {
+  template <class F>
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, LstmOf>& s, const F& f) {
     constexpr int input = Gates::input, cell = Gates::cell, output = Gates::output;
-    s.saved[input] = sigmoid(peeking(s, input, of_input));
-    if constexpr (!Coupled) s.saved[Gates::forget] = sigmoid(peeking(s, Gates::forget, of_forget));
-    s.saved[cell] = tanh(s.x[cell] + s.product[cell]);
-    if constexpr (!Peepholes) s.saved[output] = sigmoid(s.x[output] + s.product[output]);
+    s.saved[input] = f.gate(peeking(s, input, of_input));
+    if constexpr (!Coupled) s.saved[Gates::forget] = f.gate(peeking(s, Gates::forget, of_forget));
+    s.saved[cell] = f.candidate(s.x[cell] + s.product[cell]);
+    if constexpr (!Peepholes) s.saved[output] = f.gate(s.x[output] + s.product[output]);
     if constexpr (Coupled) {
-      s.c = fma(s.saved[input], s.saved[cell] - s.c, s.c);
+      s.c = f.held(fma(s.saved[input], s.saved[cell] - s.c, s.c));
     } else {
-      s.c = fma(s.saved[Gates::forget], s.c, s.saved[input] * s.saved[cell]);
+      s.c = f.held(fma(s.saved[Gates::forget], s.c, s.saved[input] * s.saved[cell]));
     }
-    if constexpr (Peepholes) s.saved[output] = sigmoid(peeking(s, output, of_output));
-    s.h = s.saved[output] * tanh(s.c);
+    if constexpr (Peepholes) s.saved[output] = f.gate(peeking(s, output, of_output));
+    s.h = s.saved[output] * f.output(s.c);
   }
 
-  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, LstmOf>& s) {
+  template <class F>
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, LstmOf>& s, const F& f) {
     constexpr int input = Gates::input, cell = Gates::cell, output = Gates::output;
-    const V one(1), u = s.saved[input], n = s.saved[cell], o = s.saved[output];
-    const V squashed = tanh(s.c);
-    V dc = fma(s.dh * o, one - squashed * squashed, s.dc);
+    const V u = s.saved[input], n = s.saved[cell], o = s.saved[output];
+    const V squashed = f.output(s.c);
+    V whole = f.output_chain(squashed, s.dh * o, s.dc);
     if constexpr (Peepholes) {
-      s.delta[output] = s.dh * squashed * o * (one - o);
-      dc = fma(s.unit[of_output], s.delta[output], dc);
+      s.delta[output] = f.gate_chain(o, s.dh * squashed);
+      whole = fma(s.unit[of_output], s.delta[output], whole);
     }
+    const V dc = f.through_held(s.c, whole);
     if constexpr (Coupled) {
-      s.delta[input] = dc * (n - s.c_previous) * u * (one - u);
+      s.delta[input] = f.gate_chain(u, dc * (n - s.c_previous));
     } else {
-      const V f = s.saved[Gates::forget];
-      s.delta[input] = dc * n * u * (one - u);
-      s.delta[Gates::forget] = dc * s.c_previous * f * (one - f);
+      s.delta[input] = f.gate_chain(u, dc * n);
+      s.delta[Gates::forget] = f.gate_chain(s.saved[Gates::forget], dc * s.c_previous);
     }
-    s.delta[cell] = dc * u * (one - n * n);
-    if constexpr (!Peepholes) s.delta[output] = s.dh * squashed * o * (one - o);
-    s.dc_now = dc;
+    s.delta[cell] = f.candidate_chain(n, dc * u);
+    if constexpr (!Peepholes) s.delta[output] = f.gate_chain(o, s.dh * squashed);
+    s.dc_now = whole;
     if constexpr (Coupled) {
-      s.dc = dc * (one - u);
+      s.dc = dc * (V(1) - u);
     } else {
       s.dc = dc * s.saved[Gates::forget];
     }

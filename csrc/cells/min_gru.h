@@ -17,13 +17,15 @@ struct MinGru : CellDefaults<2> {
   static constexpr const char* gate_names[] = {"u", "n"};
   static constexpr bool recurrent_product = false;
 
-  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, MinGru>& s) {
+  template <class F>
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, MinGru>& s, const F&) {
     s.saved[u] = sigmoid(s.x[u]);
     s.saved[n] = s.x[n];
     s.h = fma(s.saved[u], s.saved[n] - s.h, s.h);
   }
 
-  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, MinGru>& s) {
+  template <class F>
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, MinGru>& s, const F&) {
     const V one(1), update = s.saved[u];
     s.delta[u] = s.dh * (s.saved[n] - s.h_previous) * update * (one - update);
     s.delta[n] = s.dh * update;

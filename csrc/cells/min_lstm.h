@@ -20,7 +20,8 @@ struct MinLstm : CellDefaults<3> {
   static constexpr const char* gate_names[] = {"u", "f", "n"};
   static constexpr bool recurrent_product = false;
 
-  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, MinLstm>& s) {
+  template <class F>
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, MinLstm>& s, const F&) {
     s.saved[u] = sigmoid(s.x[u]);
     s.saved[f] = sigmoid(s.x[f]);
     s.saved[n] = s.x[n];
@@ -28,7 +29,8 @@ struct MinLstm : CellDefaults<3> {
   }
 
   // With s = u / (u + f): ∂s/∂(pre-activation of u) = s·(1 - s)·(1 - u), and of f -s·(1 - s)·(1 - f).
-  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, MinLstm>& s) {
+  template <class F>
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, MinLstm>& s, const F&) {
     const V one(1), taken = share(s.saved[u], s.saved[f]), kept = one - taken;
     const V gradient = s.dh * (s.saved[n] - s.h_previous) * taken * kept;
     s.delta[u] = gradient * (one - s.saved[u]);

@@ -11,31 +11,35 @@ namespace rnnkern {
 
 template <class V>
 struct MinimalGated : CellDefaults<2> {
-  enum { f, n };
+  enum { forget, n };
 
   static constexpr const char* name = "minimal_gated";
   static constexpr const char* gate_names[] = {"f", "n"};
-  static constexpr Range phases[] = {{f, 1}, {n, 1}};
-  static constexpr int operand_gate = f;
+  static constexpr Range phases[] = {{forget, 1}, {n, 1}};
+  static constexpr int operand_gate = forget;
 
-  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, MinimalGated>& s) {
-    s.saved[f] = sigmoid(s.x[f] + s.product[f]);
+  template <class F>
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, MinimalGated>& s, const F& f) {
+    s.saved[forget] = f.gate(s.x[forget] + s.product[forget]);
   }
-  RNNKERN_DEVICE static void forward(Phase<1>, ForwardStep<V, MinimalGated>& s) {
-    s.saved[n] = tanh(s.x[n] + s.product[n]);
-    s.h = fma(s.saved[f], s.saved[n] - s.h, s.h);
+  template <class F>
+  RNNKERN_DEVICE static void forward(Phase<1>, ForwardStep<V, MinimalGated>& s, const F& f) {
+    s.saved[n] = f.candidate(s.x[n] + s.product[n]);
+    s.h = fma(s.saved[forget], s.saved[n] - s.h, s.h);
   }
 
-  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, MinimalGated>& s) {
+  template <class F>
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, MinimalGated>& s, const F& f) {
     const V one(1), candidate = s.saved[n];
-    s.delta[n] = s.dh * s.saved[f] * (one - candidate * candidate);
-    s.direct = s.dh * (one - s.saved[f]);
+    s.delta[n] = f.candidate_chain(candidate, s.dh * s.saved[forget]);
+    s.direct = s.dh * (one - s.saved[forget]);
   }
-  RNNKERN_DEVICE static void backward(Phase<1>, BackwardStep<V, MinimalGated>& s) {
-    const V one(1), forget = s.saved[f];
+  template <class F>
+  RNNKERN_DEVICE static void backward(Phase<1>, BackwardStep<V, MinimalGated>& s, const F& f) {
+    const V gate = s.saved[forget];
     const V gradient = fma(s.dh, s.saved[n] - s.h_previous, s.doperand * s.h_previous);
-    s.delta[f] = gradient * forget * (one - forget);
-    s.direct = fma(s.doperand, forget, s.direct);
+    s.delta[forget] = f.gate_chain(gate, gradient);
+    s.direct = fma(s.doperand, gate, s.direct);
   }
 };
 

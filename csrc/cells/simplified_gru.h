@@ -16,16 +16,18 @@ struct SimplifiedGru : CellDefaults<2> {
   static constexpr const char* name = "simplified_gru";
   static constexpr const char* gate_names[] = {"u", "n"};
 
-  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, SimplifiedGru>& s) {
-    s.saved[u] = sigmoid(s.x[u] + s.product[u]);
-    s.saved[n] = tanh(s.x[n] + s.product[n]);
+  template <class F>
+  RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, SimplifiedGru>& s, const F& f) {
+    s.saved[u] = f.update(s.x[u] + s.product[u]);
+    s.saved[n] = f.candidate(s.x[n] + s.product[n]);
     s.h = fma(s.saved[u], s.saved[n] - s.h, s.h);
   }
 
-  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, SimplifiedGru>& s) {
+  template <class F>
+  RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, SimplifiedGru>& s, const F& f) {
     const V one(1), update = s.saved[u], candidate = s.saved[n];
-    s.delta[u] = s.dh * (candidate - s.h_previous) * update * (one - update);
-    s.delta[n] = s.dh * update * (one - candidate * candidate);
+    s.delta[u] = f.update_chain(update, s.dh * (candidate - s.h_previous));
+    s.delta[n] = f.candidate_chain(candidate, s.dh * update);
     s.direct = s.dh * (one - update);
   }
 };

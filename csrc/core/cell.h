@@ -4,14 +4,15 @@
 // A cell is a struct, a template on its lane V and derived from CellDefaults<gates>, with
 //   name                   as the Python layer calls it
 //   gate_names             of its pre-activations: gate g is rows [g·H, (g+1)·H) of the weights
-//   forward(Phase<p>, s)   the equations, and below it
-//   backward(Phase<p>, s)  their derivatives, run for rising p too
+//   forward(Phase<p>, s, f)   the equations, and below it
+//   backward(Phase<p>, s, f)  their derivatives, run for rising p too
+// with s what they read and write, and f the functions that they apply (core/functions.h).
 // Its equations see registers of a lane V alone: no memory, no shapes, no loops. So sequences and
 // single steps have them from one place on every processor. What else a cell may say of itself, and
 // what holds where it does not, is in CellDefaults.
 #pragma once
 
-#include "core/activations.h"
+#include "core/functions.h"
 #include "core/lane.h"
 
 namespace rnnkern {
@@ -27,6 +28,9 @@ inline constexpr int kNoGate = -1;
 
 template <int Gates, int Saved = Gates>
 struct CellDefaults {
+  // What f.candidate is unless a layer is given another.
+  using Candidate = Tanh;
+
   static constexpr int gates = Gates;
 
   // Values a unit keeps for the backward pass: one a gate, in the order of the gates, then any

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "core/functions.h"
 #include "core/lane.h"
 
 namespace rnnkern {
@@ -89,6 +90,7 @@ struct ForwardProblem {
   Sequence<T> y;  // (T, B, P): out; live steps only are written
   T* saved;       // (N, saved, H): out, null when no backward pass will follow
   T* cells;       // (N, H): every c_t, likewise; null without c
+  const CellOptions<T>* options = nullptr;  // null for the cell's own functions
   T* inner = nullptr;  // (N, H): every h' that a projection took, likewise; null without one
 };
 
@@ -115,6 +117,7 @@ struct BackwardProblem {
   // (N, 1 [+ 1 with c] + G, H): out, ∂L/∂h_t, ∂L/∂c_t and ∂L/∂(pre-activation of gate g); or null.
   // Where h is a projection the first is ∂L/∂h'_t, and a row ends with ∂L/∂h_t (P).
   T* state_gradients;
+  const CellOptions<T>* options = nullptr;
   const T* inner = nullptr;  // as the forward pass left it
   T* dw_hr = nullptr;        // (P, H)
 };
@@ -130,6 +133,7 @@ struct StepProblem {
   T* c;                        // (B, H): likewise; null for a cell without c
   bool round_operands;         // x and what the recurrent product takes, to bfloat16
   bool back;                   // units from the last to the first: every other step's
+  const CellOptions<T>* options = nullptr;
 };
 
 // C (M, N) = A B + bias, or C += A B; any strides over A, rows of B and C contiguous unless

@@ -61,8 +61,11 @@ struct PassKernels {
 template <class T>
 struct Equations {
   CellEquations<T> cells[AllCells::size];
+  CellEquations<T> given[AllCells::size];  // with a layer's options
 
-  LoopCell<T> of(int cell) const { return {cell_facts(cell), cells[cell]}; }
+  LoopCell<T> of(int cell, bool options) const {
+    return {cell_facts(cell), options ? given[cell] : cells[cell]};
+  }
 };
 
 // The loops over one product; they serve all cells, with equations on its lanes.

@@ -54,8 +54,9 @@ const StepKernels<T>& step_kernels(bool narrow, Compute compute) {
 
 // Whatever a step rounds, its equations are on the lanes that its kernels have.
 template <class T>
-LoopCell<T> step_cell(int cell, Compute compute) {
-  return loops_of<T>(std::is_same_v<T, float> ? compute : Compute::exact).equations->of(cell);
+LoopCell<T> step_cell(int cell, Compute compute, bool options) {
+  return loops_of<T>(std::is_same_v<T, float> ? compute : Compute::exact)
+      .equations->of(cell, options);
 }
 
 }  // namespace
@@ -89,9 +90,11 @@ bool PackedWeights<T>::fits(int cell, Index inputs, Index units, Index outputs, 
 
 template <class T>
 Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c,
-                    bool narrow, Compute compute, bool by_token)
+                    bool narrow, Compute compute, bool by_token,
+                    const std::optional<CellOptions<T>>& options)
     : kernels_(step_kernels<T>(narrow, compute)),
-      cell_(step_cell<T>(cell, compute)),
+      cell_(step_cell<T>(cell, compute, options.has_value())),
+      options_(options),
       tall_(chosen_backend().backend->tall_tiles) {
   if (!kernels_.run) throw std::invalid_argument("narrow weights are for float32 alone");
   Index scratch = 0;
@@ -137,6 +140,7 @@ void Stepper<T>::step(const T* x, const std::int64_t* tokens, T* y) {
     StepProblem<T> problem = problems_[k];
     if (k == 0) problem.x = x, problem.x_row = problem.inputs, problem.tokens = tokens;
     problem.back = back_;
+    problem.options = options_ ? &*options_ : nullptr;
     kernels_.run(cell_, problem, tall_, packed_[k].get(), scratch_.get());
   }
   const auto& last = problems_.back();
@@ -185,7 +189,7 @@ template <class T>
 void forward(int cell, const ForwardProblem<T>& given, Compute compute,
              const PackedWeights<T>* packed) {
   const auto& [kernels, step, equations] = loops_of<T>(compute);
-  const LoopCell<T> loop_cell = equations->of(cell);
+  const LoopCell<T> loop_cell = equations->of(cell, given.options != nullptr);
   ForwardProblem<T> problem = given;
   const auto& parameters = problem.parameters;
   const Index inputs = parameters.inputs, units = parameters.units, outputs = parameters.outputs;
@@ -226,7 +230,7 @@ void backward(int cell, const BackwardProblem<T>& problem, Compute compute,
                    problem.dx.data != nullptr, compute))
     throw std::invalid_argument("packed must be of these weights, for this pass and compute");
   const auto& [kernels, step, equations] = loops_of<T>(compute);
-  const LoopCell<T> loop_cell = equations->of(cell);
+  const LoopCell<T> loop_cell = equations->of(cell, problem.options != nullptr);
   const Work work =
       work_of<T>(cell, problem.schedule, problem.inputs, problem.units, problem.outputs, compute);
   const TallTiles* const tall = chosen_backend().backend->tall_tiles;

@@ -2,6 +2,7 @@
 // Runs a problem on the chosen backend: plan, scratch memory, threads.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -46,7 +47,7 @@ class Stepper {
   // will be tokens alone, and of the first layer's W_ih, which must stay as it is, a column is
   // packed when its token comes first.
   Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c, bool narrow,
-          Compute compute, bool by_token);
+          Compute compute, bool by_token, const std::optional<CellOptions<T>>& options);
 
   // x (B, I), or null and tokens (B); y (B, P) gets the last layer's h_t.
   void step(const T* x, const std::int64_t* tokens, T* y);
@@ -61,6 +62,7 @@ class Stepper {
   PackedBy by_;
   const StepKernels<T>& kernels_;
   const LoopCell<T> cell_;
+  const std::optional<CellOptions<T>> options_;
   const TallTiles* const tall_;
   std::vector<StepProblem<T>> problems_;
   std::vector<AlignedBytes> packed_;

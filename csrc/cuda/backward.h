@@ -138,7 +138,7 @@ class BackwardKernel {
         step.delta[d] = V(delta[d * units_]);
     }
 
-    Cell::backward(Phase<N>{}, step);
+    Cell::backward(Phase<N>{}, step, OwnFunctions<V, Cell>{});
 
     strand_.dh[state] = step.direct.v;
     if constexpr (has_c<Cell>) strand_.dc[state] = step.dc.v;

@@ -149,7 +149,7 @@ class ForwardKernel {
     for (int k = 0; k < saves.first; ++k)
       step.saved[k] = V(*loop_.field(phase.count + kStates + k, at));
 
-    Cell::forward(Phase<N>{}, step);
+    Cell::forward(Phase<N>{}, step, OwnFunctions<V, Cell>{});
 
     if (strand_.saved || kPhases > 1) {
 #pragma unroll

@@ -64,6 +64,11 @@ class Function:
             raise ValueError(
                 f"layer must have proj_size=0 for rnnkern.jax, got {self._spec.projection}"
             )
+        if self._spec.options is not None:
+            raise ValueError(
+                "rnnkern.jax has no layer with activations other than the cell's own or with a "
+                f"clip, got {layer!r}"
+            )
         self._batch_first = layer.batch_first
 
     def _key(self) -> tuple[Any, ...]:

@@ -3,37 +3,94 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import rnnkern as rk
+from rnnkern.cells import CELLS
 
 from support import variants
-from support.compare import assert_close
+from support.compare import assert_close, assert_same_bits
 from support.layers import TOLERANCE, as_layer_state, as_tuple
 from support.reference import Array
+from support.threads import using_teams
 
 STEPS, BATCH, INPUTS, HIDDEN = 6, 5, 3, 11
 
-LSTMS = {
-    "peepholes": {"peepholes": True},
-    "coupled": {"coupled": True},
-    "peepholes and coupled": {"peepholes": True, "coupled": True},
-}
-CASES: dict[str, tuple[type[Any], dict[str, Any]]] = {
-    f"LSTM, {name}": (rk.LSTM, options) for name, options in LSTMS.items()
-}
+SMOOTH = ["sigmoid", "softsign", "softplus", "identity", "affine(0.7, 0.2)", "elu", "elu(0.5)"]
+SMOOTH += ["scaled_tanh(1.7159, 0.6667)"]
+KINKED = ["relu", "hard_sigmoid", "hard_sigmoid(0.2, 0.5)", "leaky_relu", "leaky_relu(0.3)"]
+KINKED += ["thresholded_relu(0.4)", "thresholded_relu(-0.4)"]
+
+Case = tuple[type[Any], dict[str, Any]]
+OLD_KERAS = {"recurrent_activation": "hard_sigmoid(0.2, 0.5)"}
+# What a sigmoid's symmetry does not carry: z and 1 - z part.
+ODD = {"recurrent_activation": "tanh", "activation": "sigmoid"}
+APART = {"activation": ("tanh", "softsign"), "recurrent_activation": ("hard_sigmoid", "sigmoid")}
+GATED: list[Case] = [
+    (rk.SimplifiedGRU, {}),
+    (rk.MGU, {}),
+    (rk.GRU, {}),
+    (rk.GRU, {"reset": "after"}),
+]
+ALL_GATED: list[Case] = [*GATED, (rk.LSTM, {})]
+LSTMS: list[dict[str, Any]] = [
+    {"peepholes": True},
+    {"coupled": True},
+    {"peepholes": True, "coupled": True},
+    {"cell_clip": 0.4},
+    {"output_activation": "softsign"},
+    {"output_activation": ("identity", "tanh"), "activation": ("relu", "elu")},
+    {"peepholes": True, "coupled": True, "clip": 0.8, "cell_clip": 0.5, **OLD_KERAS},
+    {"peepholes": True, "clip": 0.8, **APART},
+]
+EXACT: list[Case] = [  # where rounding to float32 meets no kink
+    *((rk.RNN, {"nonlinearity": f}) for f in SMOOTH),
+    *((rk.LSTM, options) for options in LSTMS[:3]),
+    *((kind, {**own, **ODD}) for kind, own in ALL_GATED),
+]
+CASES: list[Case] = [
+    *EXACT,
+    *((rk.RNN, {"nonlinearity": f}) for f in [*KINKED, ("relu", "leaky_relu(0.2)")]),
+    (rk.RNN, {"clip": 0.5}),
+    *((rk.LSTM, options) for options in LSTMS[3:]),
+    *(
+        (kind, {**own, **options})
+        for kind, own in ALL_GATED
+        for options in (
+            {"clip": 0.6},
+            {**OLD_KERAS, "activation": "relu"},
+            {"clip": 0.6, **ODD},
+            APART,
+        )
+    ),
+]
+# One of each kind, where every path is gone.
+WAYS: list[Case] = [
+    (rk.RNN, {"nonlinearity": "softsign", "clip": 0.9}),
+    *((kind, {**own, **OLD_KERAS, "clip": 0.9}) for kind, own in GATED),
+    (rk.LSTM, {"peepholes": True, "coupled": True, "cell_clip": 0.5, **OLD_KERAS}),
+    (rk.LSTM, {"peepholes": True, "activation": "elu", "output_activation": "tanh"}),
+]
 
 
-def make(case: str, *sizes: int, **options: Any) -> Any:
-    kind, own = CASES[case]
+def make(case: Case, *sizes: int, **options: Any) -> Any:
+    kind, own = case
     layer = kind(*sizes, **own, **options)
     rng = np.random.default_rng(1)
     for p in layer.params.values():
-        p[...] = 1.5 * rng.uniform(-1.0, 1.0, p.shape)
+        p[...] = rng.uniform(-1.0, 1.0, p.shape)
     return layer
+
+
+def one_way(case: Case) -> Case:
+    """With the first direction's functions alone."""
+    kind, own = case
+    return kind, {k: v[0] if isinstance(v, tuple) else v for k, v in own.items()}
 
 
 def arrays(layer: Any, dtype: str, steps: int = STEPS, batch: int = BATCH) -> tuple[Any, ...]:
@@ -63,14 +120,146 @@ def computed(layer: Any, x: Array, state: Any, lengths: Any, dy: Array, dstate: 
     return found
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients(case: str, dtype: str) -> None:
-    layer = make(case, INPUTS, HIDDEN, 2, bidirectional=True, dtype=dtype)
-    x, state, dy, dstate = arrays(layer, dtype)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(case: Case) -> None:
+    layer = make(case, INPUTS, HIDDEN, 2, bidirectional=True, dtype="float64")
+    x, state, dy, dstate = arrays(layer, "float64")
     lengths = np.array([6, 2, 0, 5, 6])
     want = variants.run(layer, x, state, lengths, dy, dstate)
     found = computed(layer, x, state, lengths, dy, dstate)
     assert found.keys() == want.keys()
     for name, array in found.items():
-        assert_close(name, array, want[name], TOLERANCE[dtype])
+        assert_close(name, array, want[name], TOLERANCE["float64"])
+
+
+@pytest.mark.parametrize("case", EXACT, ids=str)
+def test_in_float32(case: Case) -> None:
+    layer = make(case, INPUTS, HIDDEN)
+    x, state, dy, dstate = arrays(layer, "float32")
+    want = variants.run(layer, x, state, None, dy, dstate)
+    for name, array in computed(layer, x, state, None, dy, dstate).items():
+        assert array.dtype == np.float32
+        assert_close(name, array, want[name], TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("case", WAYS, ids=str)
+def test_every_way_to_compute_it(case: Case, tmp_path: Path) -> None:
+    layer = make(one_way(case), INPUTS, HIDDEN)
+    x, state, _, _ = arrays(layer, "float32", steps=9, batch=3)
+    given = as_layer_state(state)
+    y, last = layer(x, given)
+    rk.save(tmp_path / "layer.safetensors", layer)
+    loaded = rk.load(tmp_path / "layer.safetensors")
+    assert loaded.config() == layer.config()
+    for name, (again, end) in {
+        "frozen": layer.freeze()(x, given),
+        "forward": layer.forward(x, given)[:2],
+        "loaded": loaded(x, given),
+        "pickled": pickle.loads(pickle.dumps(layer))(x, given),
+    }.items():
+        assert_same_bits(name, again, y)
+        assert_same_bits(name, as_tuple(end)[0], as_tuple(last)[0])
+    stream = layer.stream(batch=3)
+    stream.state = given
+    assert_same_bits("stream", np.stack([stream.step(x_t) for x_t in x]), y)
+    cell = next(c.step for c in CELLS.values() if c.layer is type(layer)).of(layer)
+    state_now = tuple(s[0] for s in state)
+    for t, x_t in enumerate(x):
+        state_now = as_tuple(cell(x_t, as_layer_state(state_now)))
+        assert_same_bits(f"cell at step {t}", state_now[0], y[t])
+
+
+@pytest.mark.parametrize("case", WAYS, ids=str)
+def test_the_same_bits_for_any_team(case: Case) -> None:
+    layer = make(case, 5, 40, bidirectional=True)
+    x, state, dy, dstate = arrays(layer, "float32", steps=12, batch=9)
+    want = computed(layer, x, state, None, dy, dstate)
+    for sizes in ([2], [1, 3, 2]):
+        with using_teams(sizes):
+            for name, array in computed(layer, x, state, None, dy, dstate).items():
+                assert_same_bits(f"{name} by {sizes}", array, want[name])
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    """With every option at once; no bound is near enough for a step to cross it."""
+    layer = make(
+        (rk.LSTM, {"peepholes": True, "clip": 0.8, "cell_clip": 0.6, **APART}),
+        2,
+        3,
+        bidirectional=True,
+        dtype="float64",
+    )
+    x, state, dy, dstate = arrays(layer, "float64", steps=4, batch=2)
+    _, _, tape = layer.forward(x, state)
+    grads = tape.backward(dy, dstate)
+
+    def loss() -> float:
+        y, last = layer(x, state)
+        return float((y * dy).sum() + sum((s * d).sum() for s, d in zip(last, dstate, strict=True)))
+
+    for array, gradient in [*((p, grads.params[n]) for n, p in layer.params.items()), (x, grads.x)]:
+        flat, found = array.reshape(-1), gradient.reshape(-1)
+        for k in range(flat.size):
+            kept = flat[k]
+            flat[k] = kept + 1e-6
+            above = loss()
+            flat[k] = kept - 1e-6
+            slope = (above - loss()) / 2e-6
+            flat[k] = kept
+            assert abs(slope - found[k]) < 1e-7 * max(1.0, abs(slope)), (k, slope, found[k])
+
+
+def test_bfloat16_rounds_operands_alone() -> None:
+    """Peepholes, functions and bounds are of what float32 has."""
+    exact = make((rk.LSTM, {"peepholes": True, **OLD_KERAS}), INPUTS, HIDDEN)
+    rounded = make((rk.LSTM, {"peepholes": True, **OLD_KERAS}), INPUTS, HIDDEN, compute="bfloat16")
+    x, state, dy, dstate = arrays(exact, "float32")
+    want = computed(exact, x, state, None, dy, dstate)
+    for name, array in computed(rounded, x, state, None, dy, dstate).items():
+        assert_close(name, array, want[name], 0.1)
+    for layer in (exact, rounded):
+        for p in (layer.params["weight_ih_l0"], layer.params["weight_hh_l0"]):
+            p[...] = 0.0  # no product is left
+    for a, b in zip(exact(x, state)[1], rounded(x, state)[1], strict=True):
+        assert_same_bits("a state", a, b)
+
+
+def test_tokens_and_lengths() -> None:
+    layer = make((rk.GRU, {**ODD, "clip": 0.7}), 7, HIDDEN)
+    tokens = np.random.default_rng(3).integers(0, 7, (STEPS, BATCH))
+    hot = np.eye(7, dtype=np.float32)[tokens]
+    lengths = [1, 6, 0, 3, 6]
+    assert_close("y", layer(tokens, None, lengths)[0], layer(hot, None, lengths)[0], 1e-6)
+
+
+def test_the_forget_bias_of_coupled_gates() -> None:
+    layer = rk.LSTM(2, 3, coupled=True, forget_bias=1.5)
+    assert layer.gates == ("u", "n", "o")
+    np.testing.assert_array_equal(layer.params["bias_l0"][:3], np.float32(-1.5))
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "activation must be one of 'sigmoid', 'tanh'": {"activation": "gelu"},
+    "activation must be a string": {"activation": 3},
+    r"activation must be 'elu' or 'elu\(alpha\)', got 'elu\(1, 2\)'": {"activation": "elu(1, 2)"},
+    "recurrent_activation must be 'relu', got": {"recurrent_activation": "relu(2)"},
+    "must have finite numbers": {"activation": "elu(inf)"},
+    "must have an alpha of at least 0": {"activation": "leaky_relu(-1)"},
+    "must have an alpha other than 0": {"activation": "scaled_tanh(0, 1)"},
+    "one for each of the two directions": {"activation": ("tanh", "relu")},
+    "clip must be above 0, or None": {"clip": 0.0},
+    "cell_clip must be a finite number of at least 0": {"cell_clip": -1.0},
+    "peepholes must be": {"peepholes": 1},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_is_wrong_is_named(message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        rk.LSTM(2, 3, **REFUSED[message])
+
+
+def test_others_have_no_such_layer() -> None:
+    for layer in (rk.LSTM(2, 3, peepholes=True), rk.RNN(2, 3, clip=1.0)):
+        with pytest.raises(ValueError, match="PyTorch has no layer with"):
+            layer.to_torch(arrays=True)

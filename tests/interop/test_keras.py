@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,18 @@ def test_layers(name: str, bias: bool, both: bool) -> None:
     assert type(again) is type(ours)
     assert again.params == ours.params
     assert again.config() == ours.config()
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["relu", "hard_sigmoid", "softsign", "softplus", "elu", "leaky_relu", "linear", "sigmoid"],
+)
+@pytest.mark.parametrize("name", ["SimpleRNN", "GRU", "LSTM"])
+def test_activations(name: str, function: str) -> None:
+    options = {} if name == "SimpleRNN" else {"recurrent_activation": function}
+    activation = function if name == "SimpleRNN" else "softsign"
+    layer = built(partial(getattr(keras.layers, name), 5, activation=activation, **options))
+    assert_close("y", rk.from_keras(layer)(X)[0], outputs(layer, X), 1e-6)
 
 
 def test_float64_and_last_outputs() -> None:
@@ -240,15 +253,18 @@ def test_files(kind: str, tmp_path: Path) -> None:
         rk.from_keras(path, "other")
 
 
-def keras_2_file(path: Path) -> Array:
+def keras_2_file(
+    path: Path, recurrent_activation: str = "sigmoid", version: str = "2.2.4"
+) -> Array:
     """As Keras 2 wrote an LSTM: names with ":0", a configuration of its own; the kernel."""
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal((4, 12)).astype(np.float32)
     arrays: list[Array] = [kernel, rng.standard_normal((3, 12)), rng.standard_normal(12)]
     names = [f"lstm/lstm_cell/{n}:0" for n in ("kernel", "recurrent_kernel", "bias")]
     config: dict[str, Any] = {"class_name": "LSTM", "config": {"name": "lstm", "activation": "tanh",
-              "recurrent_activation": "sigmoid", "units": 3}}  # fmt: skip
+              "recurrent_activation": recurrent_activation, "units": 3}}  # fmt: skip
     with h5py.File(path, "w") as file:
+        file.attrs["keras_version"] = version.encode()
         file.attrs["model_config"] = json.dumps(
             {"class_name": "Sequential", "config": {"layers": [config]}}
         ).encode()
@@ -259,6 +275,12 @@ def keras_2_file(path: Path) -> Array:
         for name, array in zip(names, arrays, strict=True):
             group.create_dataset(name, data=array.astype(np.float32))
     return kernel
+
+
+def test_hard_sigmoid_is_that_of_the_files_keras(tmp_path: Path) -> None:
+    for version, wanted in (("2.2.4", "hard_sigmoid(0.2, 0.5)"), ("3.1.0", "hard_sigmoid")):
+        keras_2_file(tmp_path / "old.h5", recurrent_activation="hard_sigmoid", version=version)
+        assert rk.from_keras(tmp_path / "old.h5", "lstm").recurrent_activation == wanted
 
 
 def test_files_of_keras_2(tmp_path: Path) -> None:
@@ -276,12 +298,12 @@ def two_ways(forward: Any, backward: Any) -> Any:
 
 REFUSED: dict[str, tuple[str, Any]] = {
     "recurrent activation": (
-        "the GRU has recurrent_activation='hard_sigmoid': only 'sigmoid'",
-        lambda: built(keras.layers.GRU, units=5, recurrent_activation="hard_sigmoid"),
+        "the GRU has recurrent_activation='silu': only 'tanh', 'sigmoid'",
+        lambda: built(keras.layers.GRU, units=5, recurrent_activation="silu"),
     ),
     "activation": (
-        "the LSTM has activation='relu': only 'tanh'",
-        lambda: built(keras.layers.LSTM, units=5, activation="relu"),
+        "the LSTM has activation='gelu': only 'tanh'",
+        lambda: built(keras.layers.LSTM, units=5, activation="gelu"),
     ),
     "backwards": (
         "must not have go_backwards, which turns what the next one is given",

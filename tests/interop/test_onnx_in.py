@@ -46,12 +46,41 @@ def problem(op: str, directions: int, *, ragged: bool, state: bool) -> dict[str,
     return arrays
 
 
+def peepholes(directions: int) -> Array:
+    rng = np.random.default_rng(4)
+    return rng.standard_normal((directions, 21)).astype(np.float32)
+
+
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "rnn": ("RNN", {}),
     "rnn, relu": ("RNN", {"activations": ["Relu"]}),
     "gru, before": ("GRU", {}),
     "gru, after": ("GRU", {"linear_before_reset": 1}),
     "lstm": ("LSTM", {}),
+    "lstm, peepholes": ("LSTM", {"P": True}),
+    "lstm, coupled": ("LSTM", {"input_forget": 1}),
+    "lstm, coupled peepholes": ("LSTM", {"P": True, "input_forget": 1, "clip": 0.9}),
+    "lstm, functions": ("LSTM", {"activations": ["HardSigmoid", "Relu", "Softsign"], "clip": 0.5}),
+    "gru, functions": ("GRU", {"activations": ["Tanh", "Sigmoid"], "clip": 0.7}),
+    "gru, numbers": (
+        "GRU",
+        {
+            "activations": ["HardSigmoid", "ScaledTanh"],
+            "activation_alpha": [0.3, 1.5],
+            "activation_beta": [0.4, 0.7],
+            "linear_before_reset": 1,
+        },
+    ),
+    **{
+        f"rnn, {name}": ("RNN", {"activations": [name], **numbers})
+        for name, numbers in {
+            "Affine": {"activation_alpha": [0.8], "activation_beta": [0.1]},
+            "Elu": {"activation_alpha": [0.5]},
+            "ThresholdedRelu": {"activation_alpha": [0.3]},
+            "Softplus": {},
+            "HardSigmoid": {"activation_alpha": [0.3], "activation_beta": [0.4]},
+        }.items()
+    },
 }
 
 
@@ -61,11 +90,13 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_a_node(kind: str, direction: str, extra: str) -> None:
     op, attributes = KINDS[kind]
     directions = 2 if direction == "bidirectional" else 1
-    if "activations" in attributes:
-        attributes = {"activations": attributes["activations"] * directions}
+    each = ("activations", "activation_alpha", "activation_beta")
+    attributes = {k: v * directions if k in each else v for k, v in attributes.items()}
     ragged, state = extra in ("ragged", "both"), extra in ("from a state", "both")
     arrays = problem(op, directions, ragged=ragged, state=state)
-    feeds = {k: v for k, v in arrays.items() if k not in "WRB"}
+    if attributes.pop("P", False):
+        arrays["P"] = peepholes(directions)
+    feeds = {k: v for k, v in arrays.items() if k not in "WRBP"}
     content = node_model(op, arrays, hidden_size=7, direction=direction, **attributes)
     read = agree(content, feeds)
     want = run(content, feeds)
@@ -86,7 +117,9 @@ def test_directions_with_functions_of_their_own() -> None:
         "RNN", arrays, hidden_size=7, direction="bidirectional", activations=["Tanh", "Relu"]
     )
     layers = agree(content, feeds).layers
-    assert list(layers) == ["Y", "Y_reverse"]
+    rnn = layers["Y"]
+    assert isinstance(rnn, rk.RNN)
+    assert rnn.nonlinearity == ("tanh", "relu")
 
 
 def test_a_state_of_one_kind_alone() -> None:
@@ -97,7 +130,7 @@ def test_a_state_of_one_kind_alone() -> None:
 
 
 def test_onnxs_own_node_tests() -> None:
-    passed = refused = 0
+    passed = 0
     for case in node_tests().values():
         ((inputs, outputs),) = case.data_sets
         (node,) = case.model.graph.node
@@ -108,17 +141,12 @@ def test_onnxs_own_node_tests() -> None:
         made.CopyFrom(case.model)
         made.graph.initializer.extend(numpy_helper.from_array(named[n], n) for n in weights)
         content = made.SerializeToString()
-        if "P" in named:
-            with pytest.raises(ValueError, match=r"peepholes \(P\), which are not supported"):
-                rk.from_onnx(content)
-            refused += 1
-            continue
         got = rk.from_onnx(content)({n: a for n, a in named.items() if n not in weights})
         wanted = zip([n for n in node.output if n], outputs, strict=True)
         for name, want in wanted:
             np.testing.assert_allclose(got[name], want, rtol=1e-5, atol=1e-6)
         passed += 1
-    assert (passed, refused) == (17, 1)
+    assert passed == 18
 
 
 TORCH_CELLS = ["RNN", "GRU", "LSTM"]
@@ -278,20 +306,24 @@ def edited(change: Callable[[Any], Any]) -> bytes:
     return content
 
 
-def with_peepholes() -> bytes:
+def with_short_peepholes() -> bytes:
     arrays = problem("LSTM", 1, ragged=False, state=False)
-    return node_model("LSTM", {**arrays, "P": np.ones((1, 21), F)}, hidden_size=7)
+    return node_model("LSTM", {**arrays, "P": np.ones((1, 7), F)}, hidden_size=7)
 
 
 REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
     "no model": ("source is not an ONNX model", lambda: b"PK\x03\x04"),
     "nothing": ("source is not an ONNX model", lambda: b""),
-    "peepholes": (r"node 'Y' \(LSTM\) has peepholes", with_peepholes),
-    "clip": ("has clip=3", lambda: lstm(clip=3.0)),
-    "coupled": ("has input_forget=1", lambda: lstm(input_forget=1)),
+    "peepholes": (r"P of node 'Y' \(LSTM\) must have shape \(1, 21\)", with_short_peepholes),
+    "clip": ("clip must be a finite number of at least 0", lambda: lstm(clip=-3.0)),
     "activation": (
-        r"activations=\['Tanh', 'Tanh', 'Tanh'\], which are not supported: a LSTM has sigmoid",
-        lambda: lstm(activations=["Tanh"] * 3),
+        r"activations=\['Gelu', 'Tanh', 'Tanh'\]: a LSTM here takes 3 in each direction, of S",
+        lambda: lstm(activations=["Gelu", "Tanh", "Tanh"]),
+    ),
+    "activations": ("takes 3 in each direction", lambda: lstm(activations=["Tanh"] * 2)),
+    "number of a function": (
+        "must have an alpha of at least 0",
+        lambda: lstm(activations=["LeakyRelu", "Tanh", "Tanh"], activation_alpha=[-0.1]),
     ),
     "attribute": ("attribute 'output_sequence'", lambda: lstm(output_sequence=1)),
     "direction": ("direction as one of", lambda: lstm(direction="sideways")),

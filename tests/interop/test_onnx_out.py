@@ -57,6 +57,39 @@ def test_onnxruntime_runs_a_layer(cell: str, shape: str, tmp_path: Path) -> None
             assert_close(name, got[name], want, 3e-6)
 
 
+OPTIONS: list[tuple[type[Any], dict[str, Any]]] = [
+    (rk.LSTM, {"peepholes": True}),
+    (rk.LSTM, {"coupled": True, "peepholes": True, "clip": 0.8}),
+    (rk.LSTM, {"activation": ("relu", "softsign"), "output_activation": "scaled_tanh(1.5, 0.7)"}),
+    (rk.GRU, {"recurrent_activation": ("tanh", "hard_sigmoid"), "activation": "leaky_relu(0.2)"}),
+    (rk.GRU, {"reset": "after", "clip": 0.5, "activation": "identity"}),
+    (rk.RNN, {"nonlinearity": ("softplus", "thresholded_relu(0.3)")}),
+    (rk.MGU, {"recurrent_activation": "hard_sigmoid(0.2, 0.5)", "clip": 0.6}),
+    (rk.SimplifiedGRU, {"recurrent_activation": "hard_sigmoid", "activation": "elu(0.5)"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
+def test_options_of_cells(kind: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    layer = kind(5, 6, 2, bidirectional=True, seed=2, **options)
+    layer.to_onnx(tmp_path / "layer.onnx")
+    feeds = {"x": np.random.default_rng(0).standard_normal((7, 4, 5)).astype(np.float32)}
+    y = layer(feeds["x"])[0]
+    assert_close("y", run(tmp_path / "layer.onnx", feeds)["y"], y, 3e-6)
+    read = rk.from_onnx(tmp_path / "layer.onnx")
+    assert_close("y, read", read(feeds)["y"], y, 3e-6)
+
+
+def test_options_that_onnx_lacks(tmp_path: Path) -> None:
+    for layer, word in (
+        (rk.LSTM(2, 3, cell_clip=1.0), "cell_clip=1.0"),
+        (rk.MGU(2, 3, recurrent_activation="tanh"), "recurrent_activation='tanh'"),
+        (rk.SimplifiedGRU(2, 3, clip=1.0), "clip=1.0"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            layer.to_onnx(tmp_path / "layer.onnx")
+
+
 @pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_tokens_and_nothing_else(cell: str, tmp_path: Path) -> None:
     layer = make(cell, 5, 6)

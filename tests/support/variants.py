@@ -24,11 +24,9 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "tanh": torch.tanh,
     "relu": torch.relu,
     "softsign": torch.nn.functional.softsign,
-    "softplus": torch.nn.functional.softplus,
+    "softplus": lambda a: torch.logaddexp(a, torch.zeros_like(a)),  # softplus rounds above 20
     "identity": lambda a: a,
-    "hard_sigmoid": lambda a, *n: (
-        torch.clamp(n[0] * a + n[1], 0, 1) if n else torch.nn.functional.hardsigmoid(a)
-    ),
+    "hard_sigmoid": lambda a, *n: torch.clamp(n[0] * a + n[1] if n else a / 6 + 0.5, 0, 1),
     "affine": lambda a, alpha, beta: alpha * a + beta,
     "scaled_tanh": lambda a, alpha, beta: alpha * torch.tanh(beta * a),
     "leaky_relu": torch.nn.functional.leaky_relu,
@@ -77,6 +75,9 @@ class Direction:
         def squash(a: Tensor) -> Tensor:
             return self.squash(self.clipped(a))
 
+        def update(a: Tensor) -> Tensor:
+            return 1 - gate(-a)
+
         h = state[0]
         units, w_hh = h.shape[1], self.w["weight_hh"]
         a = x @ self.w["weight_ih"].T
@@ -86,12 +87,12 @@ class Direction:
         if self.kind == "RNN":
             return [squash(a[0] + h @ w[0].T)]
         if self.kind == "SimplifiedGRU":
-            u, n = gate(a[0] + h @ w[0].T), squash(a[1] + h @ w[1].T)
+            u, n = update(a[0] + h @ w[0].T), squash(a[1] + h @ w[1].T)
         elif self.kind == "MGU":
             u = gate(a[0] + h @ w[0].T)
             n = squash(a[1] + (u * h) @ w[1].T)
         elif self.kind == "GRU":
-            r, u = gate(a[0] + h @ w[0].T), gate(a[1] + h @ w[1].T)
+            r, u = gate(a[0] + h @ w[0].T), update(a[1] + h @ w[1].T)
             if self.after:
                 own = 0.0 if self.w["bias_hn"] is None else self.w["bias_hn"]
                 n = squash(a[2] + r * (h @ w[2].T + own))
@@ -115,7 +116,7 @@ class Direction:
         if self.cell_clip is not None:
             c = torch.clamp(c, -self.cell_clip, self.cell_clip)
         o = self.gate(self.clipped(o_sum if p is None else o_sum + p[-1] * c))
-        return [o * self.out(self.clipped(c)), c]
+        return [o * self.out(c), c]
 
 
 def run(

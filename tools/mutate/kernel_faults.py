@@ -11,6 +11,7 @@ from fault import Fault
 
 _GRADIENTS = "cells/test_gradients.py::test_finite_differences"
 _REFERENCE = "cells/test_properties.py::test_any_problem"
+_VARIANTS = "cells/test_variants.py::test_values_and_gradients"
 _ACTIVATIONS = "kernels/test_activations.py"
 _PASSES = "kernels/test_training_passes.py::test_agree_with_float64"
 _LONG_SUMS = "cells/test_precision.py"
@@ -25,22 +26,22 @@ _CELLS = [
     _fault(
         "cells/lstm.h",
         "lstm-forgets-where-it-should-take-in",
-        "s.c = fma(s.saved[Gates::forget], s.c, s.saved[input] * s.saved[cell]);",
-        "s.c = fma(s.saved[input], s.c, s.saved[Gates::forget] * s.saved[cell]);",
+        "s.c = f.held(fma(s.saved[Gates::forget], s.c, s.saved[input] * s.saved[cell]));",
+        "s.c = f.held(fma(s.saved[input], s.c, s.saved[Gates::forget] * s.saved[cell]));",
         _REFERENCE,
     ),
     _fault(
         "cells/lstm.h",
         "lstms-output-without-tanh",
-        "s.h = s.saved[output] * tanh(s.c);",
+        "s.h = s.saved[output] * f.output(s.c);",
         "s.h = s.saved[output] * s.c;",
         _REFERENCE,
     ),
     _fault(
         "cells/lstm.h",
         "lstms-forget-gradient-with-the-later-cell",
-        "dc * s.c_previous * f",
-        "dc * s.c * f",
+        "f.gate_chain(s.saved[Gates::forget], dc * s.c_previous)",
+        "f.gate_chain(s.saved[Gates::forget], dc * s.c)",
         _GRADIENTS,
     ),
     _fault(
@@ -53,7 +54,7 @@ _CELLS = [
     _fault(
         "cells/lstm.h",
         "lstms-cell-gradient-is-told-as-the-next-steps",
-        "s.dc_now = dc;",
+        "s.dc_now = whole;",
         "s.dc_now = s.dc;",
         "cells/test_state_gradients.py::test_a_state_gradient_is_that_of_the_rest_of_the_sequence",
     ),
@@ -67,14 +68,14 @@ _CELLS = [
     _fault(
         "cells/gru.h",
         "reset-afters-product-has-no-reset",
-        "tanh(fma(s.saved[r], s.saved[product], s.x[n]))",
-        "tanh(s.saved[product] + s.x[n])",
+        "f.candidate(fma(s.saved[r], s.saved[product], s.x[n]))",
+        "f.candidate(s.saved[product] + s.x[n])",
         _REFERENCE,
     ),
     _fault(
         "cells/gru.h",
         "reset-befores-reset-gradient-is-linear",
-        "s.delta[r] = s.doperand * s.h_previous * reset * (V(1) - reset);",
+        "s.delta[r] = f.gate_chain(reset, s.doperand * s.h_previous);",
         "s.delta[r] = s.doperand * s.h_previous * reset;",
         _GRADIENTS,
     ),
@@ -102,8 +103,8 @@ _CELLS = [
     _fault(
         "cells/minimal_gated.h",
         "the-minimal-gated-unit-keeps-what-it-should-replace",
-        "s.h = fma(s.saved[f], s.saved[n] - s.h, s.h);",
-        "s.h = fma(s.saved[f], s.h - s.saved[n], s.saved[n]);",
+        "s.h = fma(s.saved[forget], s.saved[n] - s.h, s.h);",
+        "s.h = fma(s.saved[forget], s.h - s.saved[n], s.saved[n]);",
         _REFERENCE,
     ),
     _fault(
@@ -114,11 +115,32 @@ _CELLS = [
         _GRADIENTS,
     ),
     _fault(
-        "cells/rnn.h",
+        "core/functions.h",
         "tanhs-derivative-is-linear",
         "return d * (V(1) - result * result);",
         "return d * (V(1) - result);",
         _GRADIENTS,
+    ),
+    _fault(
+        "core/functions.h",
+        "a-gradient-passes-a-bound-of-c",
+        "return positive(V(options_.cell_clip) - abs(c), d);",
+        "return d;",
+        _VARIANTS,
+    ),
+    _fault(
+        "core/functions.h",
+        "a-gradient-passes-a-bound-of-pre-activations",
+        "return positive(abs(result - ends.low), positive(abs(result - ends.high), d));",
+        "return d;",
+        _VARIANTS,
+    ),
+    _fault(
+        "cells/lstm.h",
+        "the-forget-gates-peephole-sends-c-nothing",
+        "s.dc = fma(s.unit[of_forget], s.delta[Gates::forget], s.dc);",
+        ";",
+        _VARIANTS,
     ),
 ]
 

@@ -35,7 +35,8 @@ void exp_negative_array(const typename V::value* in, typename V::value* out, Ind
 
 template <class V, template <class> class... Cells>
 constexpr Equations<typename V::value> make_equations(CellList<Cells...>) {
-  return {{equations<V, Cells<V>>()...}};
+  return {{equations<V, Cells<V>, OwnFunctions<V, Cells<V>>>()...},
+          {equations<V, Cells<V>, GivenFunctions<V, Cells<V>>>()...}};
 }
 template <class V>
 inline constexpr auto equations_of = make_equations<V>(AllCells());

@@ -359,7 +359,8 @@ class Backward {
             .dh_now = scratch_.dh,
             .delta = scratch_.delta_now,
             .state_gradients = problem_.state_gradients ? scratch_.state_gradients : nullptr,
-            .unit_weights = panels_.unit_weights};
+            .unit_weights = panels_.unit_weights,
+            .options = problem_.options};
   }
 
   // What the equations will read of these units and is in no near cache.

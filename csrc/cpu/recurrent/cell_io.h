@@ -42,9 +42,10 @@ struct ForwardPlace {
   const T* unit_weights;
 };
 
-template <int P, class V, class Cell, class Lane>
+template <int P, class V, class Cell, class Lane, class Functions>
 [[gnu::always_inline]] inline void forward_cell(Lane lane,
-                                                const ForwardPlace<typename V::value>& at) {
+                                                const ForwardPlace<typename V::value>& at,
+                                                const Functions& functions) {
   constexpr Range phase = Cell::phases[P], saves = saved_in<Cell>(P);
   ForwardStep<V, Cell> step;
   for (int g = 0; g < phase.count; ++g) {
@@ -58,7 +59,7 @@ template <int P, class V, class Cell, class Lane>
   for (int k = 0; k < Cell::unit_weights; ++k)
     step.unit[k] = lane.load(at.unit_weights + k * at.units);
 
-  Cell::forward(Phase<P>{}, step);
+  Cell::forward(Phase<P>{}, step, functions);
 
   if constexpr (saves.count > 0) {
     if (at.saved) {
@@ -88,9 +89,10 @@ struct BackwardPlace {
 };
 
 // `product` is what the phase's product adds to ∂L/∂h_t or, in phase 1, ∂L/∂operand.
-template <int P, class V, class Cell, class Lane>
+template <int P, class V, class Cell, class Lane, class Functions>
 [[gnu::always_inline]] inline void backward_cell(Lane lane, V product,
-                                                 const BackwardPlace<typename V::value>& at) {
+                                                 const BackwardPlace<typename V::value>& at,
+                                                 const Functions& functions) {
   constexpr Range found = found_in<Cell>(P);
   BackwardStep<V, Cell> step;
   for (int k = 0; k < Cell::saved; ++k) step.saved[k] = lane.load(at.saved + k * at.units);
@@ -118,7 +120,7 @@ template <int P, class V, class Cell, class Lane>
   for (int k = 0; k < Cell::unit_weights; ++k)
     step.unit[k] = lane.load(at.unit_weights + k * at.units);
 
-  Cell::backward(Phase<P>{}, step);
+  Cell::backward(Phase<P>{}, step, functions);
 
   if (at.state_gradients) {
     constexpr int states = has_c<Cell> ? 2 : 1;
@@ -136,9 +138,10 @@ template <int P, class V, class Cell, class Lane>
 }
 
 // The equations of phase P on a tile.
-template <int P, class V, class Cell>
+template <int P, class V, class Cell, class Functions>
 void forward_tile(const ForwardTile<typename V::value>& tile) {
   using T = typename V::value;
+  const Functions functions(tile.options);
   constexpr int first = Cell::phases[P].first;
   const Index units = tile.units, sums_gate = Index{tile.group_blocks} * V::size;
   const auto apply = [&](auto lane, Index unit, Index at_sums) __attribute__((always_inline)) {
@@ -174,7 +177,7 @@ void forward_tile(const ForwardTile<typename V::value>& tile) {
       if constexpr (Cell::sees_h) at.h = tile.h[i] + unit;
       if constexpr (has_c<Cell>) at.c = tile.c[i] + unit;
       if constexpr (Cell::unit_weights > 0) at.unit_weights = tile.unit_weights + unit;
-      forward_cell<P, V, Cell>(lane, at);
+      forward_cell<P, V, Cell>(lane, at, functions);
     }
   };
   Index unit = tile.first_unit;
@@ -190,9 +193,10 @@ void forward_tile(const ForwardTile<typename V::value>& tile) {
   }
 }
 
-template <int P, class V, class Cell>
+template <int P, class V, class Cell, class Functions>
 void backward_tile(const BackwardTile<typename V::value>& tile) {
   using T = typename V::value;
+  const Functions functions(tile.options);
   const Index units = tile.units;
   const auto apply = [&](auto lane, Index unit, const T* sums) __attribute__((always_inline)) {
     for (Index i = tile.begin; i < tile.end; ++i, sums += tile.sums_row) {
@@ -228,7 +232,7 @@ void backward_tile(const BackwardTile<typename V::value>& tile) {
         at.dc = tile.dc + state;
       }
       if constexpr (Cell::unit_weights > 0) at.unit_weights = tile.unit_weights + unit;
-      backward_cell<P, V, Cell>(lane, product, at);
+      backward_cell<P, V, Cell>(lane, product, at, functions);
     }
   };
   for (Index block = 0; block < tile.blocks; ++block) {
@@ -242,14 +246,14 @@ void backward_tile(const BackwardTile<typename V::value>& tile) {
   }
 }
 
-template <class V, class Cell>
+template <class V, class Cell, class Functions>
 constexpr CellEquations<typename V::value> equations() {
   static_assert(phase_count<Cell> <= kMostPhases);
   if constexpr (phase_count<Cell> == 1) {
-    return {{forward_tile<0, V, Cell>}, {backward_tile<0, V, Cell>}};
+    return {{forward_tile<0, V, Cell, Functions>}, {backward_tile<0, V, Cell, Functions>}};
   } else {
-    return {{forward_tile<0, V, Cell>, forward_tile<1, V, Cell>},
-            {backward_tile<0, V, Cell>, backward_tile<1, V, Cell>}};
+    return {{forward_tile<0, V, Cell, Functions>, forward_tile<1, V, Cell, Functions>},
+            {backward_tile<0, V, Cell, Functions>, backward_tile<1, V, Cell, Functions>}};
   }
 }
 

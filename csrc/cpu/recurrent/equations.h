@@ -26,6 +26,7 @@ struct ForwardTile {
   T* operand;                      // (B, H): of the next phase
   T *const *new_h, *const *new_c;  // what the last phase leaves; new_c may be c
   const T* unit_weights;           // (of the cell, H)
+  const CellOptions<T>* options;   // for equations of given functions
 };
 
 // Likewise, for `blocks` lanes of units, whose sums stand side by side. Rows from `live` on have ended: they
@@ -46,6 +47,7 @@ struct BackwardTile {
   T* const* delta;            // out
   T* const* state_gradients;  // out, or null
   const T* unit_weights;      // (of the cell, H)
+  const CellOptions<T>* options;
 };
 
 // By phase.

@@ -398,7 +398,8 @@ class Forward {
             .operand = scratch_.operand,
             .new_h = scratch_.new_h,
             .new_c = scratch_.new_c,
-            .unit_weights = panels_.unit_weights};
+            .unit_weights = panels_.unit_weights,
+            .options = problem_.options};
   }
 
   // What the equations will read of these units and is in no near cache.

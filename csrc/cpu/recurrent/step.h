@@ -197,7 +197,8 @@ class Step {
                         .operand = scratch_.operand + first * units,
                         .new_h = new_h,
                         .new_c = c,
-                        .unit_weights = panels_.unit_weights};
+                        .unit_weights = panels_.unit_weights,
+                        .options = problem_.options};
     const Index most = groups_together(matrix, tiles, rows, matrix.groups());
     sweep(0, matrix.groups(), most, problem_.back, [&](Index p, Index side, Index) {
       const Index panel = p * matrix.panels(), panels = side * matrix.panels();

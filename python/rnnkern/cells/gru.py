@@ -10,6 +10,7 @@ from rnnkern.cells.entry import Cell
 from rnnkern.devices import cell_facts
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.cell import RecurrentCell
+from rnnkern.layers.functions import Functions
 
 
 class GRU(Recurrent):
@@ -18,7 +19,8 @@ class GRU(Recurrent):
     r_t, u_t = σ(W_h h_{t-1} + W_x x_t + b); h_t = u_t·n_t + (1 - u_t)·h_{t-1}, and with
     ``reset="before"`` n_t = tanh(W_hn (r_t·h_{t-1}) + W_xn x_t + b_n), with ``reset="after"``
     n_t = tanh(r_t·(W_hn h_{t-1} + b_hn) + W_xn x_t + b_n). Parameters' rows stack r, u, n. Args as
-    in `Recurrent`.
+    in `Recurrent`. With another ``recurrent_activation`` f the update gate is 1 - f(-a), which for
+    σ is σ(a): so others compute it, whose gate weighs h_{t-1}.
 
     Example:
         >>> gru = rk.GRU(3, 4, seed=0)
@@ -42,6 +44,9 @@ class GRU(Recurrent):
         bidirectional: bool = False,
         reverse: bool = False,
         merge: str = "concat",
+        activation: Functions = "tanh",
+        recurrent_activation: Functions = "sigmoid",
+        clip: float | None = None,
         batch_first: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
@@ -59,6 +64,9 @@ class GRU(Recurrent):
             bidirectional=bidirectional,
             reverse=reverse,
             merge=merge,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            clip=clip,
             batch_first=batch_first,
             bias=bias,
             dropout=dropout,
@@ -99,6 +107,9 @@ class GRUCell(RecurrentCell):
         hidden_size: int,
         *,
         reset: str = "before",
+        activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
+        clip: float | None = None,
         bias: bool = True,
         dtype: DType = "float32",
         compute: str | None = None,
@@ -111,6 +122,9 @@ class GRUCell(RecurrentCell):
                 input_size,
                 hidden_size,
                 reset=reset,
+                activation=activation,
+                recurrent_activation=recurrent_activation,
+                clip=clip,
                 bias=bias,
                 dtype=dtype,
                 compute=compute,

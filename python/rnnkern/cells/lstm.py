@@ -18,9 +18,15 @@ from rnnkern._checks import (
     positive_int,
 )
 from rnnkern.cells.entry import Cell
-from rnnkern.devices import cell_facts
+from rnnkern.devices import CellOptions, cell_facts
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.cell import RecurrentCell
+from rnnkern.layers.functions import (
+    Functions,
+    cell_options,
+    checked,
+    checked_clip,
+)
 
 
 class LSTM(Recurrent):
@@ -43,6 +49,10 @@ class LSTM(Recurrent):
       (3, H), for u, f and o.
     - ``coupled``: whether f_t = 1 - u_t (Greff et al. 2017, arXiv:1503.04069), so that there are
       three gates u, n, o, and two peepholes, of u and o.
+    - ``output_activation``: in place of the tanh in h_t = o_t·tanh(c_t); None for ``activation``,
+      which stands for both.
+    - ``cell_clip``: c_t is held within ±cell_clip, as TensorFlow's and ELMo's LSTMs do; no gradient
+      passes where it is.
 
     Example:
         >>> lstm = rk.LSTM(3, 4, forget_bias=1.0, bidirectional=True, seed=0)
@@ -72,6 +82,11 @@ class LSTM(Recurrent):
         bidirectional: bool = False,
         reverse: bool = False,
         merge: str = "concat",
+        activation: Functions = "tanh",
+        recurrent_activation: Functions = "sigmoid",
+        clip: float | None = None,
+        output_activation: Functions | None = None,
+        cell_clip: float | None = None,
         batch_first: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
@@ -98,6 +113,13 @@ class LSTM(Recurrent):
                 f"proj_size must be below hidden_size = {hidden_size}, or 0 for no projection, "
                 f"got {proj_size}"
             )
+        both = boolean("bidirectional", bidirectional)
+        self.output_activation = (
+            None
+            if output_activation is None
+            else checked("output_activation", output_activation, bidirectional=both)
+        )
+        self.cell_clip = checked_clip("cell_clip", cell_clip)
         super().__init__(
             input_size,
             hidden_size,
@@ -105,6 +127,9 @@ class LSTM(Recurrent):
             bidirectional=bidirectional,
             reverse=reverse,
             merge=merge,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            clip=clip,
             batch_first=batch_first,
             bias=bias,
             dropout=dropout,
@@ -123,6 +148,17 @@ class LSTM(Recurrent):
     def _projection(self) -> int:
         return self.proj_size
 
+    def _options(self) -> tuple[CellOptions, ...] | None:
+        return cell_options(
+            self._cell,
+            self.num_directions,
+            self.recurrent_activation,
+            self.activation,
+            self.output_activation or self.activation,
+            self.clip,
+            self.cell_clip,
+        )
+
     def _initial_values(self) -> Iterator[tuple[str, Array]]:
         for name, array in super()._initial_values():
             if self.forget_bias is not None and name.startswith("bias_"):
@@ -135,15 +171,15 @@ class LSTM(Recurrent):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, from which an equal layer can be built."""
-        own = ("forget_bias", "proj_size", "peepholes", "coupled")
+        own = ["forget_bias", "proj_size", "peepholes", "coupled", "output_activation", "cell_clip"]
         return {**super().config(), **{name: getattr(self, name) for name in own}}
 
 
 class LSTMCell(RecurrentCell):
     """One step of an `LSTM`: ``h, c = cell(x, (h, c))``.
 
-    Args as in `RecurrentCell`, and ``forget_bias``, ``proj_size``, ``peepholes`` and ``coupled``,
-    as of the layer.
+    Args as in `RecurrentCell`, and ``forget_bias``, ``proj_size``, ``peepholes``, ``coupled``,
+    ``output_activation`` and ``cell_clip``, as of the layer.
 
     Example: a loop over time, and its gradients.
         >>> cell = rk.LSTMCell(3, 4, seed=0)
@@ -164,6 +200,8 @@ class LSTMCell(RecurrentCell):
     proj_size: int
     peepholes: bool
     coupled: bool
+    output_activation: str | None
+    cell_clip: float | None
 
     @explains_options
     def __init__(
@@ -175,6 +213,11 @@ class LSTMCell(RecurrentCell):
         proj_size: int = 0,
         peepholes: bool = False,
         coupled: bool = False,
+        activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
+        clip: float | None = None,
+        output_activation: str | None = None,
+        cell_clip: float | None = None,
         bias: bool = True,
         dtype: DType = "float32",
         compute: str | None = None,
@@ -190,6 +233,11 @@ class LSTMCell(RecurrentCell):
                 proj_size=proj_size,
                 peepholes=peepholes,
                 coupled=coupled,
+                activation=activation,
+                recurrent_activation=recurrent_activation,
+                clip=clip,
+                output_activation=output_activation,
+                cell_clip=cell_clip,
                 bias=bias,
                 dtype=dtype,
                 compute=compute,

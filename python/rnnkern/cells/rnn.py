@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from rnnkern._checks import DType, choice, explains_options
+from rnnkern._checks import DType, boolean, explains_options
 from rnnkern.cells.entry import Cell
 from rnnkern.devices import cell_facts
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.cell import RecurrentCell
+from rnnkern.layers.functions import Functions, checked
 
 
 class RNN(Recurrent):
     """The simple recurrent network (Elman 1990): h_t = f(W_hh h_{t-1} + W_xh x_t + b_h).
 
-    Args as in `Recurrent`, and ``nonlinearity``, f: "tanh" or "relu".
+    Args as in `Recurrent`, but for ``activation`` and ``recurrent_activation``, in whose place
+    there is ``nonlinearity``, f: "tanh", "relu" or another function (see `Recurrent`).
 
     Example:
         >>> rnn = rk.RNN(3, 4, nonlinearity="relu", seed=0)
@@ -34,7 +36,8 @@ class RNN(Recurrent):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        nonlinearity: str = "tanh",
+        nonlinearity: Functions = "tanh",
+        clip: float | None = None,
         bidirectional: bool = False,
         reverse: bool = False,
         merge: str = "concat",
@@ -47,7 +50,9 @@ class RNN(Recurrent):
         seed: int | None = None,
         recurrent_init: str = "uniform",
     ) -> None:
-        self.nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self.nonlinearity = checked(
+            "nonlinearity", nonlinearity, bidirectional=boolean("bidirectional", bidirectional)
+        )
         super().__init__(
             input_size,
             hidden_size,
@@ -55,6 +60,8 @@ class RNN(Recurrent):
             bidirectional=bidirectional,
             reverse=reverse,
             merge=merge,
+            activation=self.nonlinearity,
+            clip=clip,
             batch_first=batch_first,
             bias=bias,
             dropout=dropout,
@@ -67,17 +74,19 @@ class RNN(Recurrent):
 
     @property
     def _cell(self) -> str:
-        return f"rnn_{self.nonlinearity}"
+        return "rnn_relu" if self.nonlinearity == "relu" else "rnn_tanh"
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, from which an equal layer can be built."""
-        return {**super().config(), "nonlinearity": self.nonlinearity}
+        config = super().config()
+        del config["activation"], config["recurrent_activation"]
+        return {**config, "nonlinearity": self.nonlinearity}
 
 
 class RNNCell(RecurrentCell):
     """One step of an `RNN`: ``h = cell(x, h)``.
 
-    Args as in `RecurrentCell`, and ``nonlinearity``: "tanh" or "relu".
+    Args as in `RecurrentCell`, with ``nonlinearity`` in place of the activations, as of the layer.
 
     Example:
         >>> cell = rk.RNNCell(3, 4)
@@ -95,6 +104,7 @@ class RNNCell(RecurrentCell):
         hidden_size: int,
         *,
         nonlinearity: str = "tanh",
+        clip: float | None = None,
         bias: bool = True,
         dtype: DType = "float32",
         compute: str | None = None,
@@ -107,6 +117,7 @@ class RNNCell(RecurrentCell):
                 input_size,
                 hidden_size,
                 nonlinearity=nonlinearity,
+                clip=clip,
                 bias=bias,
                 dtype=dtype,
                 compute=compute,

@@ -13,7 +13,8 @@ class SimplifiedGRU(Recurrent):
     """The GRU without a reset gate.
 
     u_t = σ(W_hu h_{t-1} + W_xu x_t + b_u), n_t = tanh(W_hn h_{t-1} + W_xn x_t + b_n),
-    h_t = u_t·n_t + (1 - u_t)·h_{t-1}. Parameters' rows stack u, n. Args as in `Recurrent`.
+    h_t = u_t·n_t + (1 - u_t)·h_{t-1}. Parameters' rows stack u, n. Args as in `Recurrent`; for
+    ``recurrent_activation`` see `GRU`.
 
     Example:
         >>> layer = rk.SimplifiedGRU(3, 4, seed=0)

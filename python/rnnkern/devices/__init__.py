@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 from rnnkern.devices.base import NAMES, Device, device_of, get_device, masked, to_host
 from rnnkern.devices.cpu import Cpu
 from rnnkern.devices.kernels import Gradient, Kept, NetworkKernels
-from rnnkern.devices.spec import MERGES, CellFacts, LayerSpec, Weights, cell_facts
+from rnnkern.devices.spec import (
+    MERGES,
+    CellFacts,
+    CellOptions,
+    Function,
+    LayerSpec,
+    Weights,
+    cell_facts,
+)
 
 if TYPE_CHECKING:
     from rnnkern.devices.cuda import Cuda, cuda_status
@@ -15,9 +23,11 @@ __all__ = [
     "MERGES",
     "NAMES",
     "CellFacts",
+    "CellOptions",
     "Cpu",
     "Cuda",
     "Device",
+    "Function",
     "Gradient",
     "Kept",
     "LayerSpec",

@@ -89,6 +89,12 @@ class Cuda(Device):
             raise ValueError("proj_size needs device='cpu', got device='cuda'")
         if spec.merges:
             raise ValueError(f"merge={spec.merge!r} needs device='cpu', got device='cuda'")
+        if spec.options is not None:
+            raise ValueError(
+                "activations other than the cell's own (activation, recurrent_activation, "
+                "output_activation, nonlinearity), clip and cell_clip need device='cpu', "
+                "got device='cuda'"
+            )
 
     def network(
         self, spec: LayerSpec, weights: Sequence[Weights], *, batch_first: bool

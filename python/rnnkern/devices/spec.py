@@ -70,6 +70,29 @@ class CellFacts(NamedTuple):
     unit_weights_name: str
 
 
+# A name out of ``_core.functions()``, alpha and beta; a function that takes none ignores them.
+Function = tuple[str, float, float]
+
+
+class CellOptions(NamedTuple):
+    """What a layer's equations apply in one direction.
+
+    Attributes:
+        gate: in place of the sigmoid.
+        candidate: in place of the new value's tanh.
+        output: in place of the tanh of c.
+        clip: pre-activations are held within ±clip; inf for no bound.
+        cell_clip: likewise c.
+
+    """
+
+    gate: Function
+    candidate: Function
+    output: Function
+    clip: float
+    cell_clip: float
+
+
 _FACTS = {name: CellFacts(**facts) for name, facts in _core.cells().items()}
 
 
@@ -95,6 +118,7 @@ class LayerSpec:
         merge: what two directions give together: one of `MERGES`.
         projection: P, the width of h where it is a projection W_hr h' of what the cell gives, less
             than H; or 0.
+        options: by direction; None where the cell's own functions run, without bounds.
 
     """
 
@@ -109,6 +133,7 @@ class LayerSpec:
     reverse: bool = False
     merge: str = "concat"
     projection: int = 0
+    options: tuple[CellOptions, ...] | None = None
 
     @cached_property
     def facts(self) -> CellFacts:

@@ -25,6 +25,7 @@ def recurrent(
     *,
     bidirectional: bool = False,
     options: Mapping[str, Any],
+    unit_weights: Sequence[Array] | None = None,
 ) -> Recurrent:
     """A layer of the class `kind` with their arrays.
 
@@ -34,6 +35,7 @@ def recurrent(
         parts: of each layer its one or two directions, in the order of the states.
         bidirectional: whether there are two.
         options: further ones of the constructor; "dtype" is what the arrays become.
+        unit_weights: of each part those that no product multiplies, as ours, where there are any.
 
     Raises:
         ValueError: the shapes of the arrays do not fit each other.
@@ -77,6 +79,8 @@ def recurrent(
         if has_bias and made[2] is None:
             made[2] = np.zeros(rows, spec.dtype)
         ours = order.to_ours(Theirs(*made))  # type: ignore[arg-type]
+        if unit_weights is not None:
+            ours = ours._replace(unit_weights=np.asarray(unit_weights[k], spec.dtype))
         arrays |= {n: a for n, a in zip(names, ours, strict=True) if n and a is not None}
     layer.params.fill(arrays)
     return layer

@@ -55,7 +55,7 @@ class Order:
     """
 
     def __init__(self, whose: str, kind: str, facts: CellFacts) -> None:
-        theirs = ORDERS[whose][kind].split()
+        theirs = [g for g in ORDERS[whose][kind].split() if g.lstrip("-") in facts.gates]
         names = [gate.lstrip("-") for gate in theirs]
         # Of each of our gates, where it is there, and its sign.
         self.places = [names.index(gate) for gate in facts.gates]

@@ -7,6 +7,7 @@ Keras has inputs in columns, so that kernels are turned; which gate stands where
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,21 @@ from rnnkern.layers.linear import Linear
 _KINDS = {"SimpleRNN": "RNN", "GRU": "GRU", "LSTM": "LSTM"}
 _MERGES = {"concat": "concat", "sum": "sum", "ave": "average", "mul": "product"}
 _GATES = {1: "SimpleRNN", 3: "GRU", 4: "LSTM"}
+# Keras' activations as layers are given them; hard_sigmoid was another function before Keras 3.
+_FUNCTIONS = {
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+    "relu": "relu",
+    "hard_sigmoid": "hard_sigmoid",
+    "softsign": "softsign",
+    "softplus": "softplus",
+    "elu": "elu",
+    "leaky_relu": "leaky_relu(0.2)",
+    "linear": "identity",
+}
+_OLD_HARD_SIGMOID = "hard_sigmoid(0.2, 0.5)"
+# Where a configuration is told the version of Keras that it is of.
+_VERSION = "keras_version"
 
 
 class _Found(NamedTuple):
@@ -49,7 +65,8 @@ def from_keras(
 
     One direction or both, as ``Bidirectional`` has them; one, or several on one another.
     Options that change what is computed are looked at, and refused by name where we have no like:
-    activations but tanh (relu of a SimpleRNN) and sigmoid, directions that are not merged
+    activations that `Recurrent` does not know (``hard_sigmoid`` is x/5 + 1/2 of a layer or file
+    from before Keras 3, and else x/6 + 1/2), directions that are not merged
     (``merge_mode=None``), ``go_backwards`` of layers on one another. A layer with ``go_backwards``
     gives its steps in the order of x here, and not as it ran. What only matters in Keras' training,
     as dropout, is left out.
@@ -62,7 +79,7 @@ def from_keras(
         name: of the layer in a file or model; of a ``.weights.h5`` file the name of its group.
         reset_after: of a GRU's weights, which only say so by their biases; None takes it from
             there.
-        activation: of a SimpleRNN's weights: "tanh" or "relu".
+        activation: of a SimpleRNN's weights: "tanh", "relu" or another of Keras'.
         batch_first: of the layer; Keras has the batch first.
         dtype: "float32" or "float64"; None for that of the source.
         device: of the layer.
@@ -158,18 +175,17 @@ def _parts(one: _Found) -> tuple[list[Theirs], dict[str, Any]]:
     """A layer's directions, and what our constructor is to be told."""
     kind, config = one.kind, one.config
     fixed: dict[str, Any] = {}
-    known: dict[str, tuple[Any, ...]] = {"activation": ("tanh",)}
-    known["go_backwards"] = (False,) if one.both else (False, True)
+    _refuse(kind, config, {"go_backwards": (False,) if one.both else (False, True)})
     if one.both:
         fixed["merge"] = one.merge
     elif config.get("go_backwards"):
         fixed["reverse"] = True
     if kind == "SimpleRNN":
-        known["activation"] = ("tanh", "relu")
-        fixed["nonlinearity"] = config.get("activation", "tanh")
+        fixed["nonlinearity"] = _function(kind, config, "activation", "tanh")
     else:
-        known["recurrent_activation"] = ("sigmoid",)
-    _refuse(kind, config, known)
+        fixed["activation"] = _function(kind, config, "activation", "tanh")
+        gates = _function(kind, config, "recurrent_activation", "sigmoid")
+        fixed["recurrent_activation"] = gates
     count = 2 if one.both else 1
     each = len(one.weights) // count
     if each not in (2, 3) or each * count != len(one.weights):
@@ -198,6 +214,21 @@ def _parts(one: _Found) -> tuple[list[Theirs], dict[str, Any]]:
         pair = (None, None) if bias is None else (bias[0], bias[1]) if after else (bias, None)
         parts.append(Theirs(kernel.T, recurrent_kernel.T, *pair))
     return parts, fixed
+
+
+def _function(kind: str, config: Mapping[str, Any], option: str, default: str) -> str:
+    """An activation as layers are given it."""
+    value = config.get(option, default)
+    if isinstance(value, Mapping):  # an object, written down
+        value = value.get("config", value)
+    if value is None:
+        return "identity"
+    if not isinstance(value, str) or value not in _FUNCTIONS:
+        listed = ", ".join(map(repr, _FUNCTIONS))
+        raise ValueError(f"the {kind} has {option}={value!r:.99}: only {listed} are supported")
+    if value == "hard_sigmoid" and str(config.get(_VERSION, 3)).partition(".")[0] in ("1", "2"):
+        return _OLD_HARD_SIGMOID
+    return _FUNCTIONS[value]
 
 
 def _refuse(kind: str, config: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> None:
@@ -234,7 +265,9 @@ def _of_layer(layer: Any) -> _Found:
     if not weights:
         raise ValueError(f"{layer.name!r} has no weights: build it first, by a call")
     kinds = [c.__name__ for c in type(layer).__mro__]
-    return _described(layer.name, kinds, layer.get_config(), weights)
+    package = sys.modules.get(type(layer).__module__.partition(".")[0])
+    version = getattr(package, "__version__", "3")
+    return _described(layer.name, kinds, {**layer.get_config(), _VERSION: version}, weights)
 
 
 def _described(
@@ -261,7 +294,8 @@ def _described(
                 f"{name!r} must have the same {option} in both directions, got "
                 f"{inner.get(option)!r:.99} and {other.get(option)!r:.99}"
             )
-    return _Found(kind, inner, True, weights, _MERGES[merge])
+    version = {_VERSION: config.get(_VERSION, "3")}
+    return _Found(kind, {**inner, **version}, True, weights, _MERGES[merge])
 
 
 def _inside(described: Any) -> tuple[str, Mapping[str, Any]]:

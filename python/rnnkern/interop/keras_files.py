@@ -21,6 +21,7 @@ from rnnkern._checks import Array
 from rnnkern._files import open_regular
 from rnnkern.interop.tensors import bfloat16_as_float32
 
+_LONGEST_NOTE = 1 << 16  # bytes of what an archive says of itself
 _LONGEST = 120.0  # seconds that reading a file may take
 _SHRUNK = 1100  # times: no more do the compressions of HDF5 and of archives take numbers together
 _WORDS = 1000  # letters of a message
@@ -126,6 +127,9 @@ def _of_archive(h5py: Any, file: Any, name: str | None) -> Layer:
         if any(part.file_size > _SHRUNK * part.compress_size for part in parts):
             raise _RefusalError("has members that are larger than they can be")
         config = json.loads(archive.read(parts[0]))
+        about: Any = {}
+        if "metadata.json" in archive.namelist():
+            about = json.loads(archive.open("metadata.json").read(_LONGEST_NOTE))
         content = io.BytesIO(archive.read(parts[1]))
     layers = config["config"]["layers"]
     found = _pick(((layer["config"]["name"], layer) for layer in layers), name)
@@ -138,7 +142,8 @@ def _of_archive(h5py: Any, file: Any, name: str | None) -> Layer:
         if layer is found:
             break
     with h5py.File(content, "r") as weights:
-        return found["class_name"], found["config"], _weights(h5py, _group(h5py, weights, group))
+        arrays = _weights(h5py, _group(h5py, weights, group))
+    return found["class_name"], {**found["config"], **_version(about)}, arrays
 
 
 def _of_legacy(h5py: Any, content: Any, name: str | None) -> Layer:
@@ -154,7 +159,8 @@ def _of_legacy(h5py: Any, content: Any, name: str | None) -> Layer:
     group = _group(h5py, root, chosen)
     weights = [_array(h5py, n, group[n]) for n in map(_text, group.attrs["weight_names"][:_ARRAYS])]
     if chosen in described:
-        return described[chosen]["class_name"], described[chosen]["config"], weights
+        one = described[chosen]
+        return one["class_name"], {**one["config"], **_version(content.attrs)}, weights
     return "", {}, weights
 
 
@@ -212,6 +218,11 @@ def _array(h5py: Any, name: str, dataset: Any) -> Array:
         )
     array: Array = np.asarray(dataset[()])
     return bfloat16_as_float32(array.view(np.uint16)) if bits else array
+
+
+def _version(notes: Mapping[str, Any]) -> dict[str, str]:
+    """That of the Keras that wrote a file, for the configurations of its layers."""
+    return {"keras_version": _text(notes["keras_version"])} if "keras_version" in notes else {}
 
 
 def _text(value: Any) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from rnnkern.devices import Weights, to_host
 from rnnkern.interop.gates import ORDERS, Order, Theirs
@@ -20,14 +21,29 @@ def own_weights(layer: Configured) -> list[Weights]:
 
 
 # What a layer may be beyond its cell, and when it is not; the others mostly lack it.
-_OPTIONS = {"reverse": False, "merge": "concat", "proj_size": 0}
+_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "reverse": (False,),
+    "merge": ("concat",),
+    "proj_size": (0,),
+    "nonlinearity": ("tanh", "relu"),
+    "activation": ("tanh",),
+    "recurrent_activation": ("sigmoid",),
+    "output_activation": (None, "tanh"),
+    "clip": (None,),
+    "cell_clip": (None,),
+    "peepholes": (False,),
+    "coupled": (False,),
+}
+# Those that ONNX's operators have.
+ONNX_OPTIONS = frozenset(_OPTIONS) - {"cell_clip", "proj_size"}
 
 
 def refuse_options(layer: Configured, whose: str, known: Collection[str] = ()) -> None:
     """Refuse options of a layer that change what it computes, but for those that they know too."""
+    config = layer.config()
     for name, plain in _OPTIONS.items():
-        value = getattr(layer, name, plain)
-        if value != plain and name not in known:
+        value = config.get(name, plain[0])
+        if value not in plain and name not in known:
             raise ValueError(f"{whose} has no layer with {name}={value!r}")
 
 
@@ -47,8 +63,5 @@ def parts_of(layer: Configured, whose: str, known: Collection[str] = ()) -> list
     kind = type(layer).__name__
     if kind not in ORDERS[whose]:
         raise ValueError(f"{whose} has no cell like {kind}")
-    facts = spec_of(layer).facts
-    if facts.unit_weights or facts.gates != type(layer).gates:
-        raise ValueError(f"{whose} has no {kind} with these options, got {layer!r}")
-    order = Order(whose, kind, facts)
+    order = Order(whose, kind, spec_of(layer).facts)
     return [order.to_theirs(own) for own in own_weights(layer)]

@@ -40,6 +40,18 @@ class Recurrent(Configured):
             direction, and y stays in the order of x.
         merge: what y is of two directions: "concat", side by side, or their "sum", "average" or
             "product", H wide, which is what the next layer gets too. States stay apart.
+        activation: of the new value (and an LSTM's output): "tanh", or "relu", "hard_sigmoid",
+            "softsign", "softplus", "identity", "affine", "leaky_relu", "elu", "thresholded_relu",
+            "scaled_tanh", "sigmoid". Numbers that a function takes stand in brackets, as
+            "leaky_relu(0.1)": α·x below 0; "elu(1.0)": α(eˣ - 1) below 0; "thresholded_relu(1.0)":
+            0 up to α; "scaled_tanh(1.7159, 0.6667)": α·tanh(βx); "affine(2.0, 1.0)": αx + β;
+            "hard_sigmoid(0.2, 0.5)": αx + β within 0..1, as Keras before 3, TensorFlow 1 and ONNX
+            have it, where "hard_sigmoid" alone is x/6 + 1/2, as PyTorch and Keras 3. With
+            bidirectional=True it may be a pair, one for each direction.
+        recurrent_activation: of the gates, likewise.
+        clip: a bound: pre-activations are held within ±clip, as ONNX's ``clip`` says; no gradient
+            passes where they are. Options that differ from the defaults need
+            ``device="cpu"``.
         batch_first: x and y are (B, T, ·).
         bias: whether there are bias parameters.
         dropout: share of each layer's output, but the last one's, that ``forward`` sets to zero;
@@ -349,6 +361,8 @@ class Recurrent(Configured):
         """One layer and direction as a network of its own, and its parameters by their kinds."""
         spec = self._spec if k == 0 else self._spec.above
         step = replace(spec, layers=1, directions=1, reverse=False, merge="concat")
+        if spec.options is not None:
+            step = replace(step, options=spec.options[int(reverse) : int(reverse) + 1])
         names = parameter_names(self._spec)[k * self.num_directions + reverse]
         kinds = zip(parameter_kinds(self._spec), names, strict=True)
         own = {kind: self._parameters[name] for kind, name in kinds if kind and name}

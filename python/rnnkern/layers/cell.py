@@ -14,6 +14,7 @@ from rnnkern.devices import Weights
 from rnnkern.layers.arguments import Layout, State
 from rnnkern.layers.base import Recurrent, one_step_of
 from rnnkern.layers.fixed import Fixed
+from rnnkern.layers.functions import of_direction
 from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.network import Network, run
 from rnnkern.layers.parameters import Parameters
@@ -33,6 +34,9 @@ class RecurrentCell(Fixed):
     Args:
         input_size: I, features of x, or the number of tokens when x is integer.
         hidden_size: H, units.
+        activation: of the new value, as of the layers.
+        recurrent_activation: of the gates, likewise.
+        clip: a bound of pre-activations, likewise.
         bias: whether there are bias parameters.
         dtype: "float32" or "float64", of parameters, input and state.
         compute: how products are done, as of the layers.
@@ -64,6 +68,9 @@ class RecurrentCell(Fixed):
         input_size: int,
         hidden_size: int,
         *,
+        activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
+        clip: float | None = None,
         bias: bool = True,
         dtype: DType = "float32",
         compute: str | None = None,
@@ -75,6 +82,9 @@ class RecurrentCell(Fixed):
             self.kind(
                 input_size,
                 hidden_size,
+                activation=activation,
+                recurrent_activation=recurrent_activation,
+                clip=clip,
                 bias=bias,
                 dtype=dtype,
                 compute=compute,
@@ -120,9 +130,10 @@ class RecurrentCell(Fixed):
         self.bias, self.dtype, self.compute = self._spec.bias, self._spec.dtype, self._spec.compute
         self.device = self._device.name
         config = {**layer.config(), "input_size": self.input_size}
-        self._config = {name: config[name] for name in signature(type(self)).parameters}
+        names = signature(type(self)).parameters
+        self._config = {name: of_direction(config[name], int(reverse)) for name in names}
         for name in self._config.keys() - vars(self).keys():
-            setattr(self, name, getattr(layer, name))
+            setattr(self, name, of_direction(getattr(layer, name), int(reverse)))
         self._settle()
 
     @property

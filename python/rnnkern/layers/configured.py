@@ -19,8 +19,9 @@ from rnnkern._checks import (
     positive_int,
     warn,
 )
-from rnnkern.devices import MERGES, LayerSpec, get_device
+from rnnkern.devices import MERGES, CellOptions, LayerSpec, get_device
 from rnnkern.layers.fixed import Fixed
+from rnnkern.layers.functions import Functions, cell_options, checked, checked_clip
 from rnnkern.layers.parameter import Parameter
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.weights import check_sizes, initial_values, parameter_shapes
@@ -41,6 +42,9 @@ class Configured(Fixed):
         bidirectional: bool = False,
         reverse: bool = False,
         merge: str = "concat",
+        activation: Functions = "tanh",
+        recurrent_activation: Functions = "sigmoid",
+        clip: float | None = None,
         batch_first: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
@@ -62,6 +66,12 @@ class Configured(Fixed):
             )
         if self.merge != "concat" and not self.bidirectional:
             raise ValueError(f"merge={merge!r} needs bidirectional=True: it joins two directions")
+        both = self.bidirectional
+        self.activation = checked("activation", activation, bidirectional=both)
+        self.recurrent_activation = checked(
+            "recurrent_activation", recurrent_activation, bidirectional=both
+        )
+        self.clip = checked_clip("clip", clip)
         self.batch_first = boolean("batch_first", batch_first)
         self.bias = boolean("bias", bias)
         self.dropout = finite_float("dropout", dropout, minimum=0.0)
@@ -91,7 +101,13 @@ class Configured(Fixed):
             self.reverse,
             self.merge,
             self._projection,
+            self._options(),
         )
+        if self._spec.options is not None and not self._spec.facts.recurrent_product:
+            raise ValueError(
+                "activation, recurrent_activation and clip must be left out for "
+                f"{type(self).__name__}, whose functions are its own"
+            )
         self._device.check(self._spec)
         check_sizes(self._spec)
         self._parameters = {
@@ -124,6 +140,18 @@ class Configured(Fixed):
         """P, of a cell that projects h; else 0."""
         return 0
 
+    def _options(self) -> tuple[CellOptions, ...] | None:
+        """What the kernels are told of the functions; None for the cell's own."""
+        return cell_options(
+            self._cell,
+            self.num_directions,
+            self.recurrent_activation,
+            self.activation,
+            self.activation,
+            self.clip,
+            None,
+        )
+
     def _initial_values(self) -> Iterator[tuple[str, Array]]:
         """For each parameter in turn its name and values, in host memory."""
         return initial_values(self._spec, self.seed, self.recurrent_init)
@@ -137,6 +165,9 @@ class Configured(Fixed):
             "bidirectional": self.bidirectional,
             "reverse": self.reverse,
             "merge": self.merge,
+            "activation": self.activation,
+            "recurrent_activation": self.recurrent_activation,
+            "clip": self.clip,
             "batch_first": self.batch_first,
             "bias": self.bias,
             "dropout": self.dropout,

@@ -14,9 +14,10 @@ import numpy as np
 
 from rnnkern._checks import Array, host_array
 from rnnkern.interop.building import linear
+from rnnkern.interop.onnx.functions import FUNCTIONS
 from rnnkern.interop.onnx.graph import Graph, Input, Node, read
 from rnnkern.interop.onnx.operators import Operator, operators
-from rnnkern.interop.onnx.recurrent import FUNCTIONS, Recurrence
+from rnnkern.interop.onnx.recurrent import Recurrence
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.linear import Linear
 
@@ -67,8 +68,7 @@ class OnnxModel:
                 continue  # a layer's own
             if node.op in FUNCTIONS:
                 recurrence = Recurrence(node, self._constants)
-                for k, layer in enumerate(recurrence.layers):
-                    self._name(node, layer, "_reverse" if k else "")
+                self._name(node, recurrence.layer)
                 self._steps.append(_Step(node, recurrence))
                 continue
             if node.op not in table:
@@ -102,8 +102,8 @@ class OnnxModel:
     def __repr__(self) -> str:
         return f"OnnxModel(inputs={self.inputs}, outputs={self.outputs}, layers={self.layers})"
 
-    def _name(self, node: Node, layer: Recurrent | Linear, ending: str = "") -> None:
-        name = node.name.replace(".", "_") + ending  # as files and optimizers take them
+    def _name(self, node: Node, layer: Recurrent | Linear) -> None:
+        name = node.name.replace(".", "_")  # as files and optimizers take them
         while name in self.layers:
             name += "_"
         self.layers[name] = layer

@@ -6,7 +6,7 @@ https://onnx.ai/onnx/operators/onnx__LSTM.html and its neighbours say what the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,23 +14,28 @@ import numpy as np
 from rnnkern._checks import Array
 from rnnkern.interop.building import recurrent
 from rnnkern.interop.gates import Theirs
+from rnnkern.interop.onnx.functions import read_functions
 from rnnkern.interop.onnx.graph import Node
 from rnnkern.layers.base import Recurrent
 
-# Of each operator, the functions of its gates as it has them when nobody asks for others.
-FUNCTIONS = {"RNN": ("tanh",), "GRU": ("sigmoid", "tanh"), "LSTM": ("sigmoid", "tanh", "tanh")}
 _INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 _ATTRIBUTES = {"direction", "hidden_size", "layout", "activations", "clip"}
 _ATTRIBUTES |= {"activation_alpha", "activation_beta"}
 _OWN_ATTRIBUTES = {"RNN": set(), "GRU": {"linear_before_reset"}, "LSTM": {"input_forget"}}
+# By operator, the arguments that its functions are, in its order.
+_ARGUMENTS = {
+    "RNN": ("nonlinearity",),
+    "GRU": ("recurrent_activation", "activation"),
+    "LSTM": ("recurrent_activation", "activation", "output_activation"),
+}
 _DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 
 class Recurrence:
-    """One node, run by one layer, or by one for each direction where their functions differ.
+    """One node, run by one layer.
 
     Attributes:
-        layers: those layers.
+        layer: that layer.
 
     """
 
@@ -49,12 +54,8 @@ class Recurrence:
         self._layout = _one_of(node, "layout", 0, (0, 1))
         direction = _one_of(node, "direction", "forward", tuple(_DIRECTIONS))
         count = _DIRECTIONS[direction]
-        for name in ("clip", "input_forget"):
-            if attributes.get(name, 0):
-                raise ValueError(f"{node} has {name}={attributes[name]}, which is not supported")
-        if named.get("P") and np.any(_constant(node, constants, named, "P")):
-            raise ValueError(f"{node} has peepholes (P), which are not supported")
         after = _one_of(node, "linear_before_reset", 0, (0, 1))
+        coupled = bool(_one_of(node, "input_forget", 0, (0, 1)))
         weights = [_constant(node, constants, named, key) for key in "WR"]
         bias = _constant(node, constants, named, "B") if named.get("B") else None
         for key, array, axes in zip("WRB", (*weights, bias), (3, 3, 2), strict=True):
@@ -68,25 +69,31 @@ class Recurrence:
             raise ValueError(
                 f"{node} has hidden_size={attributes['hidden_size']}, but R {weights[1].shape}"
             )
-        functions = _functions(node, count)
-        parts = [_part(op, [*weights, bias], d) for d in range(count)]
-        dtype = "float64" if weights[0].dtype == np.float64 else "float32"
-        options: list[dict[str, Any]] = [{"dtype": dtype} for _ in range(count)]
-        for own, function in zip(options, functions, strict=True):
-            if op == "RNN":
-                own["nonlinearity"] = function[0]
-            if op == "GRU":
-                own["reset"] = "after" if after else "before"
-        # Both directions in one layer, or, where their functions differ, one after the other.
-        apart = count == 2 and options[0] != options[1]
-        groups = [parts] if not apart else [parts[:1], parts[1:]]
-        if apart or direction == "reverse":
-            options[-1]["reverse"] = True
+        peepholes = _peepholes(node, constants, named, (count, 3 * units), coupled=coupled)
+        options: dict[str, Any] = {
+            "dtype": "float64" if weights[0].dtype == np.float64 else "float32",
+            "reverse": direction == "reverse",
+            "clip": attributes.get("clip") or None,
+        }
+        functions = read_functions(node, count)
+        for name, own in zip(_ARGUMENTS[op], zip(*functions, strict=True), strict=True):
+            options[name] = own if count == 2 else own[0]
+        if options.get("output_activation") == options.get("activation"):
+            options.pop("output_activation", None)
+        if op == "GRU":
+            options["reset"] = "after" if after else "before"
+        if op == "LSTM":
+            options |= {"coupled": coupled, "peepholes": peepholes is not None}
+        parts = [_part([*weights, bias], d, coupled=coupled) for d in range(count)]
         try:
-            self.layers: list[Recurrent] = [
-                recurrent("ONNX", op, group, bidirectional=len(group) == 2, options=own)
-                for group, own in zip(groups, options, strict=False)
-            ]
+            self.layer: Recurrent = recurrent(
+                "ONNX",
+                op,
+                parts,
+                bidirectional=count == 2,
+                options=options,
+                unit_weights=peepholes,
+            )
         except ValueError as error:
             raise ValueError(f"{node}: {error}") from error
 
@@ -100,16 +107,14 @@ class Recurrence:
         if batch_first:
             x = x.swapaxes(0, 1)
         lengths = given.get("sequence_lens")
-        dtype = self.layers[0].dtype
+        dtype = self.layer.dtype
         x_own = x.astype(dtype, copy=False)
         has_c = self._node.op == "LSTM"
         states = [
             self._state(given.get(key), dtype)
             for key in (("initial_h", "initial_c") if has_c else ("initial_h",))
         ]
-        results = [_run(layer, x_own, states, k, lengths) for k, layer in enumerate(self.layers)]
-        y = np.concatenate([r[0] for r in results], axis=1)  # (T, D, B, H)
-        last = [np.concatenate(parts) for parts in zip(*(r[1] for r in results), strict=True)]
+        y, last = _run(self.layer, x_own, states, lengths)
         if batch_first:
             y = y.transpose(2, 0, 1, 3)
             last = [s.swapaxes(0, 1) for s in last]
@@ -126,49 +131,50 @@ class Recurrence:
 
 
 def _run(
-    layer: Recurrent,
-    x: Array,
-    states: Sequence[Array | None],
-    place: int,
-    lengths: Array | None,
-) -> tuple[Array, tuple[Array, ...]]:
-    """Run the layer that begins at that direction: y (T, D, B, H), last states (D, B, H)."""
-    count = layer.num_directions
-    own = [None if s is None else s[place : place + count] for s in states]
-    state: Any = None if all(s is None for s in own) else own[0] if len(own) == 1 else tuple(own)
+    layer: Recurrent, x: Array, states: Sequence[Array | None], lengths: Array | None
+) -> tuple[Array, list[Array]]:
+    """The layer's y (T, D, B, H) and last states (D, B, H)."""
+    none = all(s is None for s in states)
+    state: Any = None if none else states[0] if len(states) == 1 else tuple(states)
     y, last = layer(x, state, lengths)
     steps, batch, _ = y.shape
-    y = y.reshape(steps, batch, count, layer.hidden_size).transpose(0, 2, 1, 3)
-    return y, last if isinstance(last, tuple) else (last,)
+    y = y.reshape(steps, batch, layer.num_directions, layer.hidden_size).transpose(0, 2, 1, 3)
+    return y, list(last) if isinstance(last, tuple) else [last]
 
 
-def _part(op: str, arrays: Sequence[Array | None], d: int) -> Theirs:
-    """One direction's arrays of W, R and B."""
+def _part(arrays: Sequence[Array | None], d: int, *, coupled: bool) -> Theirs:
+    """One direction's arrays of W, R and B; without a forget gate where 1 - i takes its place."""
     w, r, b = (None if a is None else a[d] for a in arrays)
     assert w is not None
     assert r is not None
-    if b is None:
-        return Theirs(w, r)
-    half = b.shape[0] // 2
-    return Theirs(w, r, b[:half], b[half:])
+    halves = [] if b is None else np.split(b, 2)
+    return Theirs(*(_without_forget(a) if coupled else a for a in (w, r, *halves)))
 
 
-def _functions(node: Node, count: int) -> list[tuple[str, ...]]:
-    """Of each direction, the functions of its gates, if the cells here have them."""
-    default = FUNCTIONS[node.op]
-    given = tuple(str(name).lower() for name in node.attributes.get("activations", default * count))
-    size = len(default)
-    split = [given[d * size : (d + 1) * size] for d in range(count)]
-    known: Callable[[tuple[str, ...]], bool] = lambda f: f == default  # noqa: E731
-    if node.op == "RNN":
-        known = {("tanh",), ("relu",)}.__contains__
-    if len(given) != size * count or not all(map(known, split)):
-        raise ValueError(
-            f"{node} has activations={list(node.attributes['activations'])}, which are not "
-            f"supported: a {node.op} has {', '.join(default)}"
-            f"{' or relu' if node.op == 'RNN' else ''} in each direction"
-        )
-    return split
+def _without_forget(rows: Array) -> Array:
+    """Rows i, o, f, c without those of f."""
+    blocks = np.split(rows, 4)
+    return np.concatenate([blocks[0], blocks[1], blocks[3]])
+
+
+def _peepholes(
+    node: Node,
+    constants: Mapping[str, Array],
+    named: Mapping[str, str],
+    shape: tuple[int, int],
+    *,
+    coupled: bool,
+) -> list[Array] | None:
+    """P, which has i, o, f, by direction as ours: u, f, o, or u, o. None where it is 0."""
+    if not named.get("P"):
+        return None
+    given = _constant(node, constants, named, "P")
+    if given.shape != shape:
+        raise ValueError(f"P of {node} must have shape {shape}, got {given.shape}")
+    if not np.any(given):
+        return None
+    ours = (0, 1) if coupled else (0, 2, 1)
+    return [np.stack([own[k] for k in ours]) for own in given.reshape(len(given), 3, -1)]
 
 
 def _one_of(node: Node, name: str, default: Any, options: tuple[Any, ...]) -> Any:

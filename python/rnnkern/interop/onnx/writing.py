@@ -16,11 +16,12 @@ import numpy as np
 from rnnkern._checks import Array
 from rnnkern._files import replace
 from rnnkern._version import __version__
-from rnnkern.devices import Weights, cell_facts, to_host
+from rnnkern.devices import CellOptions, Weights, cell_facts, to_host
 from rnnkern.interop.gates import ORDERS, Order, Theirs
+from rnnkern.interop.onnx.functions import written_functions
 from rnnkern.interop.onnx.graph import load_onnx
-from rnnkern.interop.parts import own_weights, parts_of
-from rnnkern.layers.configured import Configured, state_names
+from rnnkern.interop.parts import ONNX_OPTIONS, own_weights, parts_of, refuse_options
+from rnnkern.layers.configured import Configured, spec_of, state_names
 from rnnkern.layers.parameters import Parameters
 
 _OPSET, _IR = 17, 8  # of 2022: what runtimes have had since then
@@ -176,7 +177,7 @@ def add_layer(
     layers, directions = layer.num_layers, layer.num_directions
     direction = "bidirectional" if directions == 2 else "reverse" if layer.reverse else "forward"
     split = [_split(writer, s, layers, directions) for s in states]
-    parts = _parts(layer)
+    parts, peepholes = _parts(layer), _peepholes(layer)
     kinds = len(state_names(layer))
     last: list[list[str]] = []
     for k in range(layers):
@@ -191,6 +192,9 @@ def add_layer(
             for letter, a in zip("WRB", arrays, strict=False)
         ]
         given = [x, *weights, *[""] * (4 - 1 - len(weights)), lengths, *(s[k] for s in split)]
+        if peepholes:
+            mine = np.stack(peepholes[k * directions : (k + 1) * directions])
+            given += [""] * (7 - len(given)) + [writer.constant(f"{name}_P{k}", mine)]
         while not given[-1]:
             given.pop()
         y, *ends = writer.node(
@@ -200,7 +204,7 @@ def add_layer(
             count=1 + kinds,
             hidden_size=layer.hidden_size,
             direction=direction,
-            **attributes(directions),
+            **attributes,
         )
         last.append(ends)
         if directions == 1:
@@ -242,28 +246,67 @@ def _split(writer: Writer, state: str, layers: int, directions: int) -> list[str
     return parts
 
 
-def _operator(layer: Configured) -> tuple[str, Any]:
-    """ONNX's operator for the layer, and its attributes by the number of directions."""
-    kind, config = type(layer).__name__, layer.config()
-    if kind in _AS_GRU:
-        return "GRU", lambda directions: {}
-    if kind not in ORDERS["ONNX"]:
+def _operator(layer: Configured) -> tuple[str, dict[str, Any]]:
+    """ONNX's operator for the layer, and its attributes."""
+    kind, config, options = type(layer).__name__, layer.config(), spec_of(layer).options
+    if kind not in ORDERS["ONNX"] and kind not in _AS_GRU:
         raise ValueError(f"ONNX has no operator for a {kind}")
-    if kind == "RNN":
-        name = config["nonlinearity"].capitalize()
-        return kind, lambda directions: {"activations": [name] * directions}
+    refuse_options(layer, "ONNX", known=ONNX_OPTIONS)
+    op = "GRU" if kind in _AS_GRU else kind
+    if options is not None and kind in _AS_GRU:
+        _check_as_gru(layer, kind, options)
+    attributes = {} if options is None else written_functions(op, options)
+    if kind == "RNN" and options is None:
+        attributes["activations"] = [config["nonlinearity"].capitalize()] * layer.num_directions
     if kind == "GRU":
-        return kind, lambda directions: {"linear_before_reset": int(config["reset"] == "after")}
-    return kind, lambda directions: {}
+        attributes["linear_before_reset"] = int(config["reset"] == "after")
+    if config.get("coupled"):
+        attributes["input_forget"] = 1
+    return op, attributes
+
+
+def _check_as_gru(layer: Configured, kind: str, options: Sequence[CellOptions]) -> None:
+    """Whether a GRU computes the same: a gate that is 1 must be, and f(-a) be 1 - f(a)."""
+    for own in options:
+        name, alpha, beta = own.gate
+        symmetric = name == "sigmoid" or (name == "hard_sigmoid" and beta == 0.5 and alpha > 0.02)
+        if not symmetric or (kind == "SimplifiedGRU" and own.clip < _OPEN):
+            raise ValueError(
+                f"ONNX has no operator for a {kind} with recurrent_activation="
+                f"{layer.recurrent_activation!r} and clip={layer.clip!r}"
+            )
 
 
 def _parts(layer: Configured) -> list[Theirs]:
     """The layer's parameters as ONNX has them, by layer and direction."""
     places = _AS_GRU.get(type(layer).__name__)
     if places is None:
-        return parts_of(layer, "ONNX", known=("reverse", "merge"))
+        parts = parts_of(layer, "ONNX", known=ONNX_OPTIONS)
+        return [_with_forget(p) for p in parts] if layer.config().get("coupled") else parts
     order = Order("ONNX", "GRU", cell_facts("gru_before"))
     return [order.to_theirs(_as_gru(w, layer.gates, places)) for w in own_weights(layer)]
+
+
+def _peepholes(layer: Configured) -> list[Array]:
+    """P of each layer and direction, which has i, o, f; none where there are no peepholes."""
+    found = []
+    for own in own_weights(layer):
+        if own.unit_weights is None:
+            return []
+        u, *f, o = own.unit_weights
+        found.append(np.concatenate([u, o, f[0] if f else np.zeros_like(u)]))
+    return found
+
+
+def _with_forget(part: Theirs) -> Theirs:
+    """Rows i, o, c with zeros for those of f, which input_forget leaves unread."""
+    whole = []
+    for rows in part:
+        if rows is not None:
+            i, o, c = np.split(rows, 3)
+            rows = np.concatenate([i, o, np.zeros_like(i), c])
+        whole.append(rows)
+    return Theirs(*whole)  # type: ignore[arg-type]
 
 
 def _as_gru(own: Weights, gates: Sequence[str], places: Sequence[str | None]) -> Weights:
