@@ -23,9 +23,9 @@ from support.layers import (
 from support.reference import Array
 from support.threads import using_teams, using_threads
 
-# steps, batch, inputs, hidden: sizes that are shared by rows, shared by units (the last, also where a
-# step has no product) and not at all; rows and units that tiles divide and do not; rows so many that
-# they are summed part by part.
+# steps, batch, inputs, hidden: sizes that are shared by rows, shared by units (the last, also where
+# a step has no product) and not at all; rows and units that tiles divide and do not; rows so many
+# that they are summed part by part.
 SIZES = [
     (12, 37, 40, 65),
     (8, 15, 10, 129),
