@@ -106,7 +106,7 @@ def test_forget_bias(value: Any) -> None:
 @pytest.mark.parametrize(
     ("cls", "name", "value", "choices"),
     [
-        (rk.RNN, "nonlinearity", "sigmoid", ["tanh", "relu"]),
+        (rk.RNN, "nonlinearity", "sine", ["tanh", "relu"]),
         (rk.GRU, "reset", "never", ["before", "after"]),
         (rk.LSTM, "dtype", "float16", ["float32", "float64"]),
         (rk.LSTM, "dtype", "int32", ["float32", "float64"]),

@@ -49,7 +49,7 @@ def read_functions(node: Node, directions: int) -> list[list[str]]:
     The node's alphas and betas go in turn to those functions that take them.
     """
     default = FUNCTIONS[node.op]
-    names = [str(n) for n in node.attributes.get("activations", default * directions)]
+    names = _listed(node, "activations", str) or list(default) * directions
     size = len(default)
     unknown = [name for name in names if name.lower() not in _OURS]
     if unknown or len(names) != size * directions:
@@ -57,16 +57,21 @@ def read_functions(node: Node, directions: int) -> list[list[str]]:
             f"{node} has activations={names}: a {node.op} here takes {size} in each direction, of "
             f"{', '.join(dict.fromkeys(_THEIRS.values()))}"
         )
-    given = [
-        [float(n) for n in node.attributes.get(f"activation_{greek}", ())]
-        for greek in ("alpha", "beta")
-    ]
+    given = [_listed(node, f"activation_{greek}", float) for greek in ("alpha", "beta")]
     found = []
     for name in names:
         ours, numbers = _OURS[name.lower()]
         own = [own.pop(0) if own else n for n, own in zip(numbers, given, strict=False)]
         found.append(f"{ours}({', '.join(map(repr, own))})" if own else ours)
     return [found[d * size : (d + 1) * size] for d in range(directions)]
+
+
+def _listed(node: Node, name: str, kind: type[Any]) -> list[Any]:
+    """An attribute that is a list of such values; none where there is none."""
+    values = node.attributes.get(name, ())
+    if not isinstance(values, (tuple, list)) or not all(isinstance(v, kind) for v in values):
+        raise ValueError(f"{node} must have a list of {kind.__name__} as {name}, got {values!r}")
+    return list(values)
 
 
 def written_functions(op: str, options: Sequence[CellOptions]) -> dict[str, Any]:

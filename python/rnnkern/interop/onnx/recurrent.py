@@ -73,7 +73,7 @@ class Recurrence:
         options: dict[str, Any] = {
             "dtype": "float64" if weights[0].dtype == np.float64 else "float32",
             "reverse": direction == "reverse",
-            "clip": attributes.get("clip") or None,
+            "clip": _bound(node),
         }
         functions = read_functions(node, count)
         for name, own in zip(_ARGUMENTS[op], zip(*functions, strict=True), strict=True):
@@ -175,6 +175,14 @@ def _peepholes(
         return None
     ours = (0, 1) if coupled else (0, 2, 1)
     return [np.stack([own[k] for k in ours]) for own in given.reshape(len(given), 3, -1)]
+
+
+def _bound(node: Node) -> float | None:
+    """The node's clip; 0 is none."""
+    clip = node.attributes.get("clip", 0.0)
+    if not isinstance(clip, (int, float)):
+        raise ValueError(f"{node} must have a number as clip, got {clip!r}")
+    return clip or None
 
 
 def _one_of(node: Node, name: str, default: Any, options: tuple[Any, ...]) -> Any:
