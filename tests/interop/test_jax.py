@@ -217,7 +217,8 @@ def test_functions_of_equal_layers_are_equal() -> None:
     assert hash(one) == hash(two)
     assert one != functional(rk.GRU(2, 4))[0]
     assert (
-        repr(one) == "Function(gru_before, 2, 3, num_layers=1, bidirectional=False, compute=None)"
+        repr(one) == "Function(gru_before, 2, 3, num_layers=1, bidirectional=False, reverse=False, "
+        "merge='concat', compute=None)"
     )
 
 
