@@ -181,16 +181,17 @@ class NetworkOf {
       const auto out = sizes_.merges()          ? both[layer].view()
                        : layer < between.size() ? between[layer].y.view()
                                                 : given.y;
-      problems.push_back({.schedule = rows.schedule(sizes_.backwards(d)),
-                          .parameters = parameters(at, keep || (given.tokens && layer == 0)),
-                          .x = layer == 0 ? given.x : constant(between[layer - 1].below().view()),
-                          .tokens = layer == 0 ? view_of(given.tokens) : Tokens{},
-                          .h = given.h + i * h_size,
-                          .c = advanced(given.c, i * c_size),
-                          .y = part(out, d * outputs),
-                          .saved = nullptr,
-                          .cells = nullptr,
-                          .options = options_.empty() ? nullptr : &options_[static_cast<std::size_t>(d)]});
+      problems.push_back(
+          {.schedule = rows.schedule(sizes_.backwards(d)),
+           .parameters = parameters(at, keep || (given.tokens && layer == 0)),
+           .x = layer == 0 ? given.x : constant(between[layer - 1].below().view()),
+           .tokens = layer == 0 ? view_of(given.tokens) : Tokens{},
+           .h = given.h + i * h_size,
+           .c = advanced(given.c, i * c_size),
+           .y = part(out, d * outputs),
+           .saved = nullptr,
+           .cells = nullptr,
+           .options = options_.empty() ? nullptr : &options_[static_cast<std::size_t>(d)]});
       if (!keep) continue;
       const Index saved = sizes_.facts().saved;
       if (saved > 0) {
