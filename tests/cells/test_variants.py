@@ -12,6 +12,8 @@ import pytest
 
 import rnnkern as rk
 from rnnkern.cells import CELLS
+from rnnkern.devices import Cuda
+from rnnkern.layers.configured import spec_of
 
 from support import variants
 from support.compare import assert_close, assert_same_bits
@@ -263,3 +265,15 @@ def test_others_have_no_such_layer() -> None:
     for layer in (rk.LSTM(2, 3, peepholes=True), rk.RNN(2, 3, clip=1.0)):
         with pytest.raises(ValueError, match="PyTorch has no layer with"):
             layer.to_torch(arrays=True)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [rk.GRU(2, 3, clip=1.0), rk.RNN(2, 3, nonlinearity="elu"), rk.LSTM(2, 3, peepholes=True)],
+    ids=repr,
+)
+def test_a_gpu_refuses_what_its_kernels_have_not(layer: Any) -> None:
+    device = Cuda(np, None)
+    with pytest.raises(ValueError, match="device='cpu', got device='cuda'"):
+        device.check(spec_of(layer))
+    device.check(spec_of(rk.LSTM(2, 3, coupled=True)))
