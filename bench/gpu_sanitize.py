@@ -26,7 +26,9 @@ COMPUTES = ("float16", "tfloat32", None, "bfloat16")
 _SHARE = 0.7  # of the seconds allowed: a case may be long under a sanitizer
 
 Cell = tuple[Any, dict[str, Any]]
-CELLS: list[Cell] = [(cell.layer, {**cell.options}) for cell in reversed(REGISTRY.values())]
+CELLS: list[Cell] = [
+    (REGISTRY[name].layer, {**REGISTRY[name].options}) for name in reversed(gpu_work.gates())
+]
 
 
 def cases() -> Iterator[tuple[int, Cell, str | None]]:

@@ -24,7 +24,7 @@ from rnnkern.devices import get_device
 
 from support import cuda_kernels as kernels
 from support.cuda_kernels import MODES, Case, Stack
-from support.layers import CELLS
+from support.layers import WITH_PRODUCT
 
 _LONGEST = 25.0  # seconds for a case: a wait in vain ends after some eight
 _TURNS = 20  # of a case that must give the same bits each time
@@ -51,7 +51,7 @@ def checks() -> Iterator[Check]:
     yield "blocks that wait for each other", case(Case("rnn_tanh", 200, batch=7, keep=False))
     yield "two phases", case(Case("gru_before", 200, batch=7, steps=7, keep=False))
     for dtype, compute in MODES:
-        for cell in CELLS:
+        for cell in WITH_PRODUCT:
             for batch in (7, 2):  # the tensor cores' path, and the one for few rows
                 made = Case(cell, 100, batch, steps=9, inputs=5, dtype=dtype, compute=compute)
                 yield (

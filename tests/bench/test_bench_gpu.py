@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkern import cells, devices
+from rnnkern import devices
 
 from support import gpu, needs
 from support.cuda_kernels import Emulation, Spoiled
@@ -66,7 +66,7 @@ def test_the_grid_has_all_that_was_promised() -> None:
     assert {s[2] for s in sizes} == {64, 512, 1024}
     assert min(s[1] for s in sizes) == 1
     assert max(s[1] for s in sizes) == 128
-    assert {w.cell for w in works["grid"]} == set(cells.CELLS)
+    assert {w.cell for w in works["grid"]} == set(gpu_work.gates())
     assert {w.compute for w in works["flashrnn"]} == set(gpu_work.COMPUTES)
     assert {w.inputs for w in works["flashrnn"]} == {gpu_work.FEW_INPUTS, 768}
     assert {(w.layers, w.directions) for w in works["layers"]} == {
@@ -437,7 +437,7 @@ class HostClock:
 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("cell", list(cells.CELLS))
+@pytest.mark.parametrize("cell", list(gpu_work.gates()))
 def test_contenders_agree(
     cell: str, directions: int, ragged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
