@@ -21,7 +21,7 @@ from support import gpu, needs
 from support.cuda_kernels import Emulation, Spoiled
 from support.emulation import EmulatedCuda, StandIn
 from support.gpu import record_failure, the_gpu
-from support.layers import CELLS
+from support.layers import WITH_PRODUCT
 from support.needs import emulated_device
 from support.threads import using_threads
 
@@ -261,7 +261,9 @@ def test_the_smoke_tells_where(tmp_path: Path) -> None:
     checks = list(gpu_smoke.checks())
     names = [name for name, _ in checks]
     assert len(set(names)) == len(names)
-    for cell, compute in itertools.product(CELLS, ("float32", "tfloat32", "bfloat16", "float16")):
+    for cell, compute in itertools.product(
+        WITH_PRODUCT, ("float32", "tfloat32", "bfloat16", "float16")
+    ):
         for way in ("forward", "backward"):
             assert f"{cell} {compute} B7 {way}" in names
     path = tmp_path / "gpu.jsonl"
