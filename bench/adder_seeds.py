@@ -5,7 +5,9 @@
 every pair there is, and writes each run to FILE as it ends. A run that FILE has is not done again,
 so that a killed or longer series goes on; FILE holds a table of them, too.
 ``RNNKERN_ISA`` chooses the instruction set. A run follows from its settings and the instruction set
-alone, whatever the threads and the load; its seconds do not.
+alone, whatever the threads and the load; its seconds do not. So the time of a step is measured by
+itself, for a quiet machine: ``--pace SECONDS`` trains nothing, but takes steps of every model that
+FILE has runs of, in turns, for about so many seconds each.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 import rnnkern as rk
 from rnnkern.adder import Adder, Settings, Training
+from rnnkern.bench.timing import alternate
 from rnnkern.cells import CELLS
 from rnnkern.progress import Progress
 from rnnkern.record import facts
@@ -41,8 +44,9 @@ def measure(settings: Settings) -> dict[str, Any]:
         trained, held_out = training.adder.evaluate_all(progress)
     good = [point for point in training.history if point[3] >= _GOOD]
     return {
-        "cell": _name(settings.cell, settings.attention),
+        "cell": _name(settings),
         "seed": settings.seed,
+        "layers": settings.layers,
         "parameters": sum(p.size for p in training.adder.model.params.values()),
         "steps": training.step,
         "batch": settings.batch,
@@ -54,34 +58,57 @@ def measure(settings: Settings) -> dict[str, Any]:
     }
 
 
-def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """A line for each cell, as `rnnkern bench report` puts it into documents."""
+def pace(models: list[Settings], seconds: float) -> dict[str, dict[str, float]]:
+    """What a step of training takes, by name, all alternating; leaves one thread set."""
+    rk.set_num_threads(1)
+    steps = {_name(settings): Training(Adder(settings)).advance for settings in models}
+    return {name: spread.describe() for name, spread in alternate(steps, seconds).items()}
+
+
+def summary(record: dict[str, Any]) -> dict[str, Any]:
+    """A line for each model, as `rnnkern bench report` puts it into documents."""
+    runs, paces = record["runs"], record.get("pace", {})
     header = ["cell", "parameters", "steps to 99%, by seed", "wrong of all", "without a mistake"]
+    if paces:
+        header.insert(2, "ms of a step")
     lines = []
-    for cell in [_name(cell, attention) for cell in CELLS for attention in (False, True)]:
-        of_cell = [run for run in runs if run["cell"] == cell]
-        if not of_cell:
-            continue
+    for name in map(_name, _models(runs)):
+        of_model = [run for run in runs if run["cell"] == name]
         wrong = [
             sum(run[part]["total"] - run[part]["right"] for part in ("trained", "held_out"))
-            for run in of_cell
+            for run in of_model
         ]
-        steps = (f"{run['good']['steps']:.0f}" if run["good"] else "–" for run in of_cell)
-        lines.append(
-            [
-                cell,
-                f"{of_cell[0]['parameters']:,}",
-                ", ".join(steps),
-                ", ".join(map(str, wrong)),
-                f"{wrong.count(0)} of {len(of_cell)} seeds",
-            ]
-        )
+        steps = (f"{run['good']['steps']:.0f}" if run["good"] else "–" for run in of_model)
+        line = [
+            name,
+            f"{of_model[0]['parameters']:,}",
+            ", ".join(steps),
+            ", ".join(map(str, wrong)),
+            f"{wrong.count(0)} of {len(wrong)} seed{'s' if len(wrong) > 1 else ''}",
+        ]
+        if paces:
+            line.insert(2, f"{paces[name]['ms']:.1f}" if name in paces else "–")
+        lines.append(line)
     return {"header": header, "rows": lines}
 
 
-def _name(cell: str, attention: bool) -> str:
+def _models(runs: list[dict[str, Any]]) -> list[Settings]:
+    """Those that there are runs of, in the order of their cells."""
+    layers = {run.get("layers", 1) for run in runs}
+    every = [
+        Settings(cell=cell, layers=count, attention=attention)
+        for cell in CELLS
+        for count in sorted(layers)
+        for attention in (False, True)
+    ]
+    names = {run["cell"] for run in runs}
+    return [settings for settings in every if _name(settings) in names]
+
+
+def _name(settings: Settings) -> str:
     """Of a row of the table."""
-    return f"{cell}, attention" if attention else cell
+    stacked = f", {settings.layers} layers" if settings.layers > 1 else ""
+    return f"{settings.cell}{stacked}{', attention' if settings.attention else ''}"
 
 
 def main() -> None:
@@ -90,6 +117,8 @@ def main() -> None:
     )
     parser.add_argument("--cell", action="append", choices=list(CELLS), help="all, unless given")
     parser.add_argument("--attention", action="store_true", help="let the decoder see it all")
+    parser.add_argument("--layers", type=int, default=1, help="of the encoder, and the decoder")
+    parser.add_argument("--pace", type=float, metavar="SECONDS", help="measure steps alone")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE", required=True)
@@ -98,21 +127,34 @@ def main() -> None:
     record: dict[str, Any] = {"facts": facts(), "runs": []}
     if options.json.exists():
         record = json.loads(options.json.read_text(encoding="utf-8"))
+    if options.pace is not None:
+        record["pace"] = pace(_models(record["runs"]), options.pace)
+        record["pace facts"] = facts()
+        _write(options.json, record)
+        return
     done = {(run["cell"], run["seed"]) for run in record["runs"]}
     for cell in options.cell or CELLS:
         for seed in range(options.seeds):
-            if (_name(cell, options.attention), seed) in done:
+            settings = Settings(
+                cell=cell, layers=options.layers, seed=seed, attention=options.attention
+            )
+            if (_name(settings), seed) in done:
                 continue
-            run = measure(Settings(cell=cell, seed=seed, attention=options.attention))
+            run = measure(settings)
             record["runs"].append(run)
-            record["table"] = summary(record["runs"])
-            options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            _write(options.json, record)
             total = run["trained"]["total"] + run["held_out"]["total"]
             right = run["trained"]["right"] + run["held_out"]["right"]
             print(
                 f"{run['cell']}, seed {seed}: {right:,} of {total:,}, {run['seconds']:.0f} s",
                 flush=True,
             )
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    """With its table."""
+    record["table"] = summary(record)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
