@@ -13,6 +13,7 @@
 #include "bind/device_arrays.h"
 #include "bind/gil.h"
 #include "core/cells.h"
+#include "core/schedule.h"
 #include "cuda/engine.h"
 #include "cuda/kernels.h"
 
@@ -51,12 +52,7 @@ std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index 
     throw std::invalid_argument("lengths must have " + std::to_string(batch) + " entries, got " +
                                 std::to_string(values.size()));
   }
-  for (const Index length : values) {
-    if (length < 0 || length > steps) {
-      throw std::invalid_argument("lengths must lie in 0.." + std::to_string(steps) + ", got " +
-                                  std::to_string(length));
-    }
-  }
+  check_lengths(values, steps);
   return values;
 }
 

@@ -113,10 +113,7 @@ class NetworkOf {
         !(lengths.is_none() || plain<std::int64_t>(lengths, {batch})))
       return py::none();
     auto rows = read_lengths(lengths, batch);
-    for (Index b = 0; rows && b < batch; ++b) {
-      const Index length = (*rows)[static_cast<std::size_t>(b)];
-      if (length < 0 || length > axes.steps) return py::none();
-    }
+    if (rows && wrong_length(*rows, axes.steps) >= 0) return py::none();
     Given given{.schedule = {axes.steps, batch, std::move(rows)}};
     if (tokens) {
       given.set_tokens(axes.template view<const std::int64_t>(x, 1), sizes_.inputs);
@@ -337,11 +334,12 @@ class Network {
 py::tuple find_stretches(Index steps, Index batch, const py::object& lengths,
                          const py::object& resets, const py::object& mask, bool to_initial) {
   if (steps < 1 || batch < 1) throw std::invalid_argument("steps and batch must be at least 1");
-  auto given = read_lengths(lengths, batch);
-  for (Index b = 0; given && b < batch; ++b) {
-    auto& length = (*given)[static_cast<std::size_t>(b)];
-    length = std::clamp<Index>(length, 0, steps);
+  if (resets.is_none() && mask.is_none()) {
+    throw std::invalid_argument(
+        "resets or mask must be given, got None for both: without them lengths say all of it");
   }
+  const auto given = read_lengths(lengths, batch);
+  if (given) check_lengths(*given, steps);
   const Stretches stretches(steps, batch, given,
                             {.resets = read_marks(resets, "resets", steps, batch),
                              .mask = read_marks(mask, "mask", steps, batch),

@@ -11,12 +11,7 @@ namespace rnnkern {
 ScheduleStorage::ScheduleStorage(Index steps, Index batch,
                                  std::optional<std::vector<Index>> lengths, const RowMarks& marks)
     : steps_(steps), batch_(batch) {
-  for (std::size_t b = 0; lengths && b < lengths->size(); ++b) {
-    if (const Index length = (*lengths)[b]; length < 0 || length > steps) {
-      throw std::invalid_argument("lengths must lie in 0.." + std::to_string(steps) + ", got " +
-                                  std::to_string(length) + " for row " + std::to_string(b));
-    }
-  }
+  if (lengths) check_lengths(*lengths, steps);
   if (marks.any()) {
     constexpr Index kPartRows = 256;  // enough for the products over a step
     stretches_.emplace(steps, batch, lengths, marks, std::max(kPartRows, batch));

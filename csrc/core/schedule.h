@@ -5,12 +5,30 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "core/problem.h"
 #include "core/stretches.h"
 
 namespace rnnkern {
+
+// The first row whose length is not in [0, steps], or -1.
+inline Index wrong_length(const std::vector<Index>& lengths, Index steps) {
+  const auto wrong =
+      std::ranges::find_if(lengths, [steps](Index length) { return length < 0 || length > steps; });
+  return wrong == lengths.end() ? Index{-1} : static_cast<Index>(wrong - lengths.begin());
+}
+
+// A std::invalid_argument where there is one.
+inline void check_lengths(const std::vector<Index>& lengths, Index steps) {
+  if (const Index b = wrong_length(lengths, steps); b >= 0) {
+    throw std::invalid_argument("lengths must lie in 0.." + std::to_string(steps) + ", got " +
+                                std::to_string(lengths[static_cast<std::size_t>(b)]) + " for row " +
+                                std::to_string(b));
+  }
+}
 
 class ScheduleStorage {
  public:

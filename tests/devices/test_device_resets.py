@@ -31,17 +31,17 @@ MARKS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("marks", MARKS.values(), ids=MARKS)
-@pytest.mark.parametrize("cell", WITH_PRODUCT)
-def test_layers_agree_with_the_cpu(cuda: devices.Cuda, cell: str, marks: dict[str, Any]) -> None:
-    layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 2, bidirectional=True, seed=1, dropout=0.3)
+def check(cuda: devices.Cuda, cell: str, ways: dict[str, Any], given: dict[str, Any]) -> None:
+    """Both passes of a layer of two on the device give what they give on the CPU."""
+    layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 2, **ways, seed=1, dropout=0.3)
     random, tolerance = np.random.default_rng(0), TOLERANCE["float32"]
     x = random.standard_normal((STEPS, BATCH, INPUTS)).astype(np.float32)
-    first = tuple(s.astype(np.float32) for s in random_state(cell, (4, BATCH, HIDDEN)))
-    dy = random.standard_normal((STEPS, BATCH, 2 * HIDDEN)).astype(np.float32)
-    y, last, tape = layer.forward(x, as_layer_state(first), **marks, dropout_key=1)
+    states = (2 * layer.num_directions, BATCH, HIDDEN)
+    first = tuple(s.astype(np.float32) for s in random_state(cell, states))
+    dy = random.standard_normal((STEPS, BATCH, layer.output_size)).astype(np.float32)
+    y, last, tape = layer.forward(x, as_layer_state(first), **given, dropout_key=1)
     there = as_layer_state(tuple(put(cuda, s) for s in first))
-    own_y, own_last, own_tape = twin.forward(put(cuda, x), there, **marks, dropout_key=1)
+    own_y, own_last, own_tape = twin.forward(put(cuda, x), there, **given, dropout_key=1)
     agree(cuda, "y", own_y, y, tolerance)
     for mine, theirs in zip(as_tuple(own_last), as_tuple(last), strict=True):
         agree(cuda, "last", mine, theirs, tolerance)
@@ -54,13 +54,43 @@ def test_layers_agree_with_the_cpu(cuda: devices.Cuda, cell: str, marks: dict[st
         agree(cuda, name, got.params[name], array, tolerance)
 
 
-def test_tokens_and_gates(cuda: devices.Cuda) -> None:
-    layer, twin = twins(cuda, "lstm", INPUTS, HIDDEN, seed=1)
+@pytest.mark.parametrize("way", ["bidirectional", "reverse"])
+@pytest.mark.parametrize("marks", MARKS.values(), ids=MARKS)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
+def test_layers_agree_with_the_cpu(
+    cuda: devices.Cuda, cell: str, marks: dict[str, Any], way: str
+) -> None:
+    check(cuda, cell, {way: True}, marks)
+
+
+@pytest.mark.parametrize("way", ["bidirectional", "reverse"])
+def test_pieces_agree_with_the_cpu(cuda: devices.Cuda, way: str) -> None:
+    for name in ("resets", "mask", "nothing is live"):
+        check(cuda, "lstm", {way: True}, {**MARKS[name], "recompute": 2})
+        if way == "reverse":
+            check(cuda, "lstm", {way: True}, {**MARKS[name], "tbptt": 2})
+
+
+@pytest.mark.parametrize("cell", ["lstm", "rnn_tanh"])
+@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"bidirectional": True}], ids=str)
+def test_tokens_and_gates(cuda: devices.Cuda, options: dict[str, Any], cell: str) -> None:
+    layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 2, **options, seed=1)
     x = RANDOM.integers(0, INPUTS, (STEPS, BATCH))
     for marks in MARKS.values():
         y, _, tape = layer.forward(x, **marks)
         own_y, _, own_tape = twin.forward(put(cuda, x), **marks)
         agree(cuda, "y", own_y, y, TOLERANCE["float32"])
-        if marks is not MARKS["nothing is live"]:
-            for name, gate in tape.gates()[0].items():
-                agree(cuda, name, own_tape.gates()[0][name], gate, TOLERANCE["float32"])
+        for mine, theirs in zip(own_tape.gates(), tape.gates(), strict=True):
+            for name, gate in theirs.items():
+                agree(cuda, name, mine[name], gate, TOLERANCE["float32"])
+
+
+def test_gates_of_pieces_without_a_live_step(cuda: devices.Cuda) -> None:
+    layer, twin = twins(cuda, "gru_after", INPUTS, HIDDEN, 2, seed=1)
+    x = RANDOM.standard_normal((STEPS, BATCH, INPUTS)).astype(np.float32)
+    mask = np.repeat(np.arange(STEPS)[:, None] >= 3, BATCH, axis=1)
+    want = layer.forward(x, mask=mask, tbptt=2)[2].gates()
+    got = twin.forward(put(cuda, x), mask=mask, tbptt=2)[2].gates()
+    for mine, theirs in zip(got, want, strict=True):
+        for name, gate in theirs.items():
+            agree(cuda, name, mine[name], gate, TOLERANCE["float32"])

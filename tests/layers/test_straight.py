@@ -162,3 +162,23 @@ def test_what_is_left_to_python() -> None:
         assert kept.direct(x, y, dy, dstate, False) is None
     with pytest.raises(ValueError, match="x must hold tokens"):
         network.direct(np.full((T, B), F), None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"resets": None}, "resets or mask must be given, got None for both"),
+        ({"resets": None, "steps": 2**62, "batch": 4}, "resets or mask must be given"),
+        ({"lengths": LENGTHS + 1}, r"lengths must lie in 0\.\.4, got 5 for row 0"),
+        ({"lengths": LENGTHS - 1}, r"lengths must lie in 0\.\.4, got -1 for row 1"),
+        (
+            {"steps": T + 1},
+            r"resets must be a bool array of shape \(5, 3\), got bool of shape \(4,",
+        ),
+        ({"batch": 0}, "steps and batch must be at least 1"),
+    ],
+)
+def test_stretches_of_what_cannot_be(wrong: dict[str, Any], message: str) -> None:
+    given = {"steps": T, "batch": B, "lengths": LENGTHS, "resets": np.zeros((T, B), bool)}
+    with pytest.raises(ValueError, match=message):
+        _core.stretches(**{**given, "mask": None, "to_initial": False, **wrong})

@@ -214,7 +214,7 @@ def play_others(s: Sizes) -> None:
     """The small functions."""
     case, rows, classes = s.case, s.batch, s.inputs
     given: Arguments
-    which = case.one("loss", "adam", "sum", "tokens", "activation", "plan", "names")
+    which = case.one("loss", "adam", "sum", "tokens", "activation", "plan", "stretches", "names")
     if which == "loss":
         counts = case.array("mask", case.numbers.random(rows) < 0.5)
         given = {
@@ -252,6 +252,19 @@ def play_others(s: Sizes) -> None:
     elif which == "plan":
         given = mutated(case, {"spec": s.spec(), "steps": s.steps, "batch": s.batch})
         case.call(which, lambda: _core.plan(**given))
+    elif which == "stretches":
+        steps = case.numbers.integers(0, s.steps + 1, rows)
+        marks = (case.numbers.random((s.steps, rows)) < 0.4 for _ in range(2))
+        given = {
+            "steps": s.steps,
+            "batch": rows,
+            "lengths": case.array("lengths", steps) if case.chance(0.5) else None,
+            "resets": case.array("resets", next(marks), layouts=STRIDED),
+            "mask": case.array("mask", next(marks), layouts=STRIDED) if case.chance(0.5) else None,
+            "to_initial": case.chance(0.5),
+        }
+        given = mutated(case, given)
+        case.call(which, lambda: _core.stretches(**given))
     else:
         name = case.one("isa", "isa_reason", "bfloat16_product", "supported_isas", "thread_limit")
         case.call(name, lambda: getattr(_core, name)())

@@ -140,9 +140,7 @@ class LaunchedNetwork:
         """See `NetworkKernels`."""
         spec, device = self._spec, self._device
         if resets is not None or mask is not None:
-            stretches = Stretches(
-                device, x.shape[:2], spec.directions, lengths, resets, mask, to_initial
-            )
+            stretches = Stretches(device, x.shape[:2], spec.ways, lengths, resets, mask, to_initial)
             return self._forward_stretches(stretches, x, h, c, y, masks, keep=keep)
         steps, batch = x.shape[:2]
         schedule = Schedule(steps, batch, lengths)
@@ -188,14 +186,14 @@ class LaunchedNetwork:
         own_c = None if c is None else stretches.begin(c)
         own_y = self._device.xp.empty((*own_x.shape[:2], y.shape[2]), y.dtype)
         own_masks = [stretches.taken(mask) for mask in masks]
-        kept = None
-        if len(stretches.places):
-            kept = self.forward(own_x, stretches.lengths, own_h, own_c, own_y, own_masks, keep)
+        kept = self.forward(own_x, stretches.lengths, own_h, own_c, own_y, own_masks, keep)
         stretches.give(own_y, y)
         stretches.end(own_h, h)
         if c is not None and own_c is not None:
             stretches.end(own_c, c)
-        return StretchedKept(self._device, stretches, kept, own_x, own_y) if keep else None
+        if kept is None:
+            return None
+        return StretchedKept(self._device, stretches, kept, own_x, own_y)
 
 
 class LaunchedKept:

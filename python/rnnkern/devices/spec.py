@@ -170,6 +170,11 @@ class LayerSpec:
         return self.reverse or direction == 1
 
     @property
+    def ways(self) -> tuple[bool, ...]:
+        """Of each direction whether it is that from the last step to the first."""
+        return tuple(self.backwards(d) for d in range(self.directions))
+
+    @property
     def states(self) -> int:
         """L·D, arrays (B, H) of each kind of state."""
         return self.layers * self.directions
@@ -178,3 +183,14 @@ class LayerSpec:
     def above(self) -> LayerSpec:
         """The same with the inputs of every layer but the first."""
         return replace(self, inputs=self.features)
+
+    def alone(self, layer: int, direction: int) -> LayerSpec:
+        """Of one of the layers in one of its directions, as a network of its own."""
+        return replace(
+            self if layer == 0 else self.above,
+            layers=1,
+            directions=1,
+            reverse=self.backwards(direction),
+            merge="concat",
+            options=None if self.options is None else (self.options[direction],),
+        )

@@ -35,7 +35,7 @@ class Stretches:
     """The stretches of a call, longest first.
 
     Attributes:
-        lengths: (rows,), in host memory.
+        lengths: (rows,), in host memory; where no step is live there is one row, of length 0.
         places: t·B + b of each live step, by step and stretch, in host memory.
 
     """
@@ -44,19 +44,27 @@ class Stretches:
         self,
         device: Copier,
         shape: tuple[int, ...],
-        directions: int,
+        backwards: Sequence[bool],
         lengths: Array | None,
         resets: Array | None,
         mask: Array | None,
         to_initial: bool,
     ) -> None:
-        """Of a call of T steps and B rows, its ``shape``."""
+        """Of a call of T steps and B rows, its ``shape``.
+
+        `backwards` says of each direction whether it is that from the last step to the first.
+        """
         steps, batch = shape
-        self._device, self._directions, self._shape = device, directions, shape
-        self.places, self.lengths, self._sources, self._leaving = _core.stretches(
+        self._device, self._shape = device, shape
+        self.places, self.lengths, sources, leaving = _core.stretches(
             steps, batch, lengths, resets, mask, to_initial
         )
-        longest = int(self.lengths.max(initial=0))
+        if not len(self.lengths):  # kernels are given a row without steps, which is nobody's
+            self.lengths, sources = np.zeros(1, np.int64), (np.full(1, -1),) * 2
+        self._directions = len(backwards)
+        self._sources = [sources[back] for back in backwards]
+        self._leaving = [leaving[back] for back in backwards]
+        longest = int(self.lengths.max(initial=1))
         s, v = np.nonzero(np.arange(longest)[:, None] < self.lengths)
         t, b = np.divmod(self.places, batch)
         grid = np.zeros((2, longest, len(self.lengths)), np.int64)
@@ -128,9 +136,6 @@ class Stretches:
     def _chosen(self, states: Array, rows: NDArray[np.int64]) -> Array:
         """Those of some rows; zeros where the number is negative."""
         (at,) = self._put(np.maximum(rows, 0))
-        if not len(states):
-            none: Array = self._device.xp.zeros((len(rows), states.shape[1]), states.dtype)
-            return none
         return self._where(rows >= 0, states[at])
 
     def _where(self, rows: NDArray[np.bool_], states: Array, others: Array | None = None) -> Array:
@@ -144,9 +149,9 @@ class StretchedKept(Kept):
     """What a forward pass over stretches kept."""
 
     def __init__(
-        self, device: Copier, stretches: Stretches, kept: Kept | None, x: Array, y: Array
+        self, device: Copier, stretches: Stretches, kept: Kept, x: Array, y: Array
     ) -> None:
-        """Of its x and y, of the stretches; `kept` is None where no step was live."""
+        """Of its x and y, of the stretches."""
         self._device = device
         self._stretches = stretches
         self._kept = kept
@@ -160,20 +165,17 @@ class StretchedKept(Kept):
     @property
     def saved(self) -> Sequence[Array | None]:
         """Likewise."""
-        return [] if self._kept is None else self._kept.saved
+        return self._kept.saved
 
     @property
     def between(self) -> list[Array]:
         """Likewise."""
-        return [] if self._kept is None else [self._whole(y) for y in self._kept.between]
+        return [self._stretches.given(y) for y in self._kept.between]
 
     @property
     def masks(self) -> list[Array]:
         """Likewise."""
-        return [] if self._kept is None else [self._whole(mask) for mask in self._kept.masks]
-
-    def _whole(self, rows: Array) -> Array:
-        return self._stretches.given(rows)
+        return [self._stretches.given(mask) for mask in self._kept.masks]
 
     def direct(
         self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool, with_dx: bool = True
@@ -196,20 +198,19 @@ class StretchedKept(Kept):
         stretches = self._stretches
         own_dh = stretches.begin_backward(dh)
         own_dc = None if dc is None else stretches.begin_backward(dc)
-        if self._kept is not None:
-            own_dx = None if dx is None else self._device.xp.zeros(self._x.shape, dx.dtype)
-            self._kept.backward(
-                self._x,
-                self._y,
-                None if dy is None else stretches.taken(dy),
-                own_dh,
-                own_dc,
-                own_dx,
-                gradients,
-                state_gradients,
-            )
-            if dx is not None and own_dx is not None:
-                stretches.add(own_dx, dx)
+        own_dx = None if dx is None else self._device.xp.zeros(self._x.shape, dx.dtype)
+        self._kept.backward(
+            self._x,
+            self._y,
+            None if dy is None else stretches.taken(dy),
+            own_dh,
+            own_dc,
+            own_dx,
+            gradients,
+            state_gradients,
+        )
+        if dx is not None and own_dx is not None:
+            stretches.add(own_dx, dx)
         stretches.end_backward(own_dh, dh)
         if dc is not None and own_dc is not None:
             stretches.end_backward(own_dc, dc)

@@ -359,10 +359,7 @@ class Recurrent(Configured):
 
     def _one_step(self, k: int, *, reverse: bool) -> tuple[LayerSpec, Device, dict[str, Parameter]]:
         """One layer and direction as a network of its own, and its parameters by their kinds."""
-        spec = self._spec if k == 0 else self._spec.above
-        step = replace(spec, layers=1, directions=1, reverse=False, merge="concat")
-        if spec.options is not None:
-            step = replace(step, options=spec.options[int(reverse) : int(reverse) + 1])
+        step = replace(self._spec.alone(k, int(reverse)), reverse=False)
         names = parameter_names(self._spec)[k * self.num_directions + reverse]
         kinds = zip(parameter_kinds(self._spec), names, strict=True)
         own = {kind: self._parameters[name] for kind, name in kinds if kind and name}

@@ -118,9 +118,7 @@ def repeated(network: Network, given: Input) -> Repeated | None:
     marks = given.marks
     if marks is None or marks.mask is None or not marks.repeats or given.is_empty:
         return None
-    spec = network.spec
-    backwards = [spec.backwards(d) for d in range(spec.directions)]
-    return Repeated(network.device, marks.mask, given.lengths, backwards)
+    return Repeated(network.device, marks.mask, given.lengths, network.spec.ways)
 
 
 def repeat_outputs(network: Network, given: Input, y: Array) -> None:

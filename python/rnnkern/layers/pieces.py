@@ -47,6 +47,24 @@ class Pieces:
             lengths = (lengths - span.start).clip(0, span.stop - span.start)
         return Input(x[span], lengths, unbatched, None if marks is None else marks.part(span))
 
+    def begin_anew(self, k: int, *states: Array | None) -> None:
+        """What rows hand to piece k, (L·D, B, ·), is made 0 where they begin anew before it.
+
+        A reset lies before its step, so that on the way back it is none of that step's piece but
+        lies between it and the next one. Going forward it is the piece's own.
+        """
+        marks = self._given.marks
+        if k == 0 or not self._network.spec.reverse or marks is None or marks.resets is None:
+            return
+        edge = self.spans[k].stop
+        anew = marks.resets[edge]
+        if self._given.lengths is not None:
+            anew = anew & (edge < self._given.lengths)
+        rows = self._network.device.put(np.flatnonzero(anew))
+        for state in states:
+            if state is not None:
+                state[:, rows] = 0
+
     def masks(self, span: slice) -> list[Array]:
         """The dropout masks that the whole call has there."""
         if self._dropout == 0.0:

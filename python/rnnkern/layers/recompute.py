@@ -94,6 +94,7 @@ class _OneWay(_Sparse):
         self._h = empty((count, *h.shape), h.dtype)
         self._c = None if c is None else empty((count, *c.shape), c.dtype)
         for k, span in enumerate(spans):
+            self._pieces.begin_anew(k, h, c)
             self._h[k] = h
             if self._c is not None:
                 self._c[k] = c
@@ -126,6 +127,7 @@ class _OneWay(_Sparse):
             of_x = None if dx is None else dx[span]
             of_y = None if dy is None else dy[span]
             kept.backward(piece.x, own, of_y, dh, dc, of_x, sums.recent)
+            self._pieces.begin_anew(k, dh, dc)
             sums.added(piece, last=k == 0)
 
 
@@ -202,9 +204,8 @@ class _BothWays(_Sparse):
     def _one_way(self, k: int, d: int) -> Network:
         """Layer k in direction d as a network of its own."""
         network = self._network
-        spec = network.spec if k == 0 else network.spec.above
-        alone = replace(spec, layers=1, directions=1, reverse=d == 1, merge="concat")
-        return Network(replace(network.layout, spec=alone), [network.weights[2 * k + d]])
+        layout = replace(network.layout, spec=network.spec.alone(k, d))
+        return Network(layout, [network.weights[2 * k + d]])
 
 
 def _refuse(what: str) -> NoReturn:

@@ -339,14 +339,13 @@ class Stack(Fixed):
         check_apart(device, out, (("x", x), *of_states, *params))
 
     def _steps(self, y: Array, lengths: Any, marks: Asked | None) -> Steps:
-        spec = spec_of(self.layers[-1])
         return Steps(
             self._device,
             y,
             lengths,
             marks,
             batch_first=self.batch_first,
-            backwards=[spec.backwards(d) for d in range(spec.directions)],
+            backwards=spec_of(self.layers[-1]).ways,
         )
 
 

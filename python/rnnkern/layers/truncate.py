@@ -35,7 +35,8 @@ class Truncated(Kept):
         self._network = network = network.snapshot(network.layout).packed()
         self._pieces = pieces
         self._kept: list[Kept] = []
-        for span in pieces.spans:
+        for k, span in enumerate(pieces.spans):
+            pieces.begin_anew(k, h, c)
             masks = pieces.masks(span)
             kept = forward(network, pieces.input(span), h, c, y[span], masks, keep=True)
             assert kept is not None
@@ -73,6 +74,7 @@ class Truncated(Kept):
                 told,
             )
             sums.added(given, last=k == 0)
+            self._pieces.begin_anew(k, dh, dc)
             if k > 0:
                 cut = self._network.device.put(_live_rows(given))
                 dh[:, cut] = 0
