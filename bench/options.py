@@ -28,6 +28,9 @@ WORKS = ("infer", "train")
 _SECONDS = 0.3  # of every contender
 
 
+_KEY = {"dropout_key": 0}
+
+
 def _nothing(random: np.random.Generator, batch: int) -> dict[str, Any]:
     return {}
 
@@ -83,6 +86,7 @@ OPTIONS = {
     "hard_sigmoid gates": Option({"recurrent_activation": "hard_sigmoid"}),
     "softsign in place of tanh": Option({"activation": "softsign"}),
     "relu in place of tanh": Option({"activation": "relu", "output_activation": "tanh"}),
+    "weight_drop=0.3": Option({"weight_drop": 0.3}, forward=_KEY),
 }
 
 

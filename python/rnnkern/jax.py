@@ -217,10 +217,10 @@ def functional(layer: Recurrent) -> tuple[Function, dict[str, Array]]:
 
         gradients = jax.grad(loss)(params, x, target)
 
-    The layer gives the cell, sizes, directions, ``batch_first`` and ``compute``; its dropout is
-    no part of the function. Under ``vmap`` over x and the state a call for inference is one call
-    of the kernels with all of the batch, but gradients are taken one example after the other:
-    where a batch can be given as x, that is faster.
+    The layer gives the cell, sizes, directions, ``batch_first`` and ``compute``; what it drops in
+    training is no part of the function. Under ``vmap`` over x and the state a call for inference
+    is one call of the kernels with all of the batch, but gradients are taken one example after the
+    other: where a batch can be given as x, that is faster.
 
     Args:
         layer: Of any cell, on the CPU.

@@ -22,6 +22,7 @@ OWN: dict[Any, dict[str, tuple[Any, ...]]] = {
     rk.RNN: {"nonlinearity": ("tanh", "relu")},
     rk.GRU: {"reset": ("before", "after")},
 }
+WITHOUT_PRODUCT = (rk.MinGRU, rk.MinLSTM, rk.IndRNN)
 LAYERS = [(cls, OWN.get(cls, {})) for cls in layer_classes().values()]
 
 
@@ -39,6 +40,7 @@ class Play:
             "batch_first": case.chance(0.3),
             "bias": case.chance(0.8),
             "dropout": case.one(0.0, 0.0, 0.5),
+            "weight_drop": case.one(0.0, 0.0, 0.0, 0.5),
             "dtype": case.one("float32", "float64"),
             "seed": 1,
             "recurrent_init": case.one("uniform", "orthogonal"),
@@ -46,6 +48,8 @@ class Play:
         }
         if options["num_layers"] == 1:
             options["dropout"] = 0.0
+        if self.cls in WITHOUT_PRODUCT:
+            options["weight_drop"] = 0.0
         if options["dtype"] == "float32":
             options["compute"] = case.one(None, None, "bfloat16")
         self.options = options

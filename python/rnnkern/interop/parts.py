@@ -20,6 +20,9 @@ def own_weights(layer: Configured) -> list[Weights]:
     ]
 
 
+# What a layer drops in training beside `dropout`, which matters to no other call.
+DROPPED = ("weight_drop",)
+
 # What a layer may be beyond its cell, and when it is not; the others mostly lack it.
 _OPTIONS: dict[str, tuple[Any, ...]] = {
     "reverse": (False,),
@@ -33,6 +36,7 @@ _OPTIONS: dict[str, tuple[Any, ...]] = {
     "cell_clip": (None,),
     "peepholes": (False,),
     "coupled": (False,),
+    **dict.fromkeys(DROPPED, (0.0,)),
 }
 # Those that ONNX's operators have.
 ONNX_OPTIONS = frozenset(_OPTIONS) - {"cell_clip", "proj_size"}

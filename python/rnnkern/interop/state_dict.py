@@ -10,7 +10,7 @@ import numpy as np
 from rnnkern._checks import Array
 from rnnkern.devices import to_host
 from rnnkern.interop.gates import ORDERS, Theirs
-from rnnkern.interop.parts import parts_of
+from rnnkern.interop.parts import DROPPED, parts_of
 from rnnkern.layers.configured import Configured
 from rnnkern.layers.parameters import Parameters
 
@@ -31,7 +31,7 @@ def state_dict_of(layer: Configured) -> dict[str, Array]:
     directions = layer.num_directions
     return {
         f"{name}_l{k // directions}{'_reverse' if k % directions else ''}": array
-        for k, part in enumerate(parts_of(layer, "PyTorch", known=("proj_size",)))
+        for k, part in enumerate(parts_of(layer, "PyTorch", known=("proj_size", *DROPPED)))
         for name, array in zip(Theirs._fields, part, strict=True)
         if array is not None
     }

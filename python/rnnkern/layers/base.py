@@ -18,6 +18,7 @@ from rnnkern._checks import Array, positive_int
 from rnnkern.devices import Device, LayerSpec, Weights
 from rnnkern.layers.arguments import Layout, State, check_dropout_key
 from rnnkern.layers.configured import Configured
+from rnnkern.layers.drops import NOTHING, Drops
 from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.marks import asked
 from rnnkern.layers.merging import merged
@@ -56,6 +57,9 @@ class Recurrent(Configured):
         bias: whether there are bias parameters.
         dropout: share of each layer's output, but the last one's, that ``forward`` sets to zero;
             with one layer it does nothing, of which there is a warning.
+        weight_drop: share of every ``weight_hh`` that ``forward`` sets to zero, the same for all
+            its steps and rows; the others count 1/(1 - weight_drop) times (Merity et al. 2018,
+            arXiv:1708.02182). 0 where the cell has no such matrix.
         dtype: "float32" or "float64", of parameters, input and output.
         compute: how products are done; None is exactly the dtype. "bfloat16", for float32 layers,
             rounds the operands of every matrix product (x, h, weights, the gradients of gates) to 8
@@ -174,8 +178,9 @@ class Recurrent(Configured):
         """Run and keep what a backward pass needs; arguments and results as in a plain call.
 
         Args:
-            dropout_key: an integer in 0..2**64-1 that picks the dropout masks, needed when dropout
-                is not 0. The same key gives the same masks, so give every step of training its own.
+            dropout_key: an integer in 0..2**64-1 that picks the masks, needed when dropout or
+                weight_drop is not 0. The same key gives the same masks, so give every step of
+                training its own.
             recompute: k, for sequences whose tape would not fit in memory: of what is computed
                 the state before every k-th step alone is kept, and ``tape.backward`` runs the
                 steps between once more, k at a time, to the same bits. It takes about a third
@@ -196,13 +201,7 @@ class Recurrent(Configured):
             the initial state are kept as they are: leave them unchanged until ``tape.backward``.
 
         """
-        if dropout_key is not None:
-            dropout_key = check_dropout_key(dropout_key, 64)
-        elif self.dropout > 0.0 and self.num_layers > 1:
-            raise ValueError(
-                f"dropout_key must be given when dropout is {self.dropout:g}, got None"
-            )
-        dropout = self.dropout if self.num_layers > 1 else 0.0
+        drops = self._drops(dropout_key)
         marks = asked(resets, reset_to, segments, mask, masked_output)
         every = _piece("recompute", recompute, reset_to)
         truncated = _piece("tbptt", tbptt, reset_to)
@@ -216,9 +215,7 @@ class Recurrent(Configured):
                 f"tbptt needs a layer with bidirectional=False, got tbptt={truncated}: what "
                 "comes from the end has no piece before it"
             )
-        return run_taped(
-            self._network, x, state, lengths, out, dropout, dropout_key, every, truncated, marks
-        )
+        return run_taped(self._network, x, state, lengths, out, drops, every, truncated, marks)
 
     def freeze(self) -> Frozen:
         """A packed snapshot of the parameters as they are now, to be called as the layer is.
@@ -356,6 +353,22 @@ class Recurrent(Configured):
         from rnnkern.interop.onnx.writing import write_layer
 
         write_layer(self, path, state=state, lengths=lengths, tokens=tokens)
+
+    def _drops(self, given: SupportsIndex | None) -> Drops:
+        """What a call of ``forward`` with that ``dropout_key`` drops."""
+        shares = {
+            "dropout": self.dropout if self.num_layers > 1 else 0.0,
+            "weight_drop": self.weight_drop,
+        }
+        if given is None:
+            for name, share in shares.items():
+                if share > 0.0:
+                    raise ValueError(
+                        f"dropout_key must be given when {name} is {share:g}, got None"
+                    )
+            return NOTHING
+        key = check_dropout_key(given, 64)
+        return Drops(shares["dropout"], shares["weight_drop"], key)
 
     def _one_step(self, k: int, *, reverse: bool) -> tuple[LayerSpec, Device, dict[str, Parameter]]:
         """One layer and direction as a network of its own, and its parameters by their kinds."""

@@ -16,6 +16,7 @@ from rnnkern._checks import (
     explains_options,
     finite_float,
     float_dtype,
+    fraction,
     positive_int,
     warn,
 )
@@ -48,6 +49,7 @@ class Configured(Fixed):
         batch_first: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
+        weight_drop: float = 0.0,
         dtype: DType = "float32",
         compute: str | None = None,
         device: str = "cpu",
@@ -79,6 +81,7 @@ class Configured(Fixed):
             raise ValueError(f"dropout must be below 1, got {dropout!r}")
         if self.dropout > 0.0 and self.num_layers == 1:
             warn(f"dropout={dropout!r} does nothing with num_layers=1: it lies between layers")
+        self.weight_drop = fraction("weight_drop", weight_drop)
         self.dtype = float_dtype("dtype", dtype)
         self._device = get_device(device)
         self.device = self._device.name
@@ -108,6 +111,7 @@ class Configured(Fixed):
                 "activation, recurrent_activation and clip must be left out for "
                 f"{type(self).__name__}, whose functions are its own"
             )
+        self._check_recurrent_product("weight_drop", self.weight_drop)
         self._device.check(self._spec)
         check_sizes(self._spec)
         self._parameters = {
@@ -129,6 +133,14 @@ class Configured(Fixed):
         With a projection h has P numbers in the place of H.
         """
         return self._spec.features
+
+    def _check_recurrent_product(self, name: str, share: float) -> None:
+        """Refuse a share of what a cell has not."""
+        if share > 0.0 and not self._spec.facts.recurrent_product:
+            raise ValueError(
+                f"{name} must be 0 for {type(self).__name__}, which has no recurrent matrix, "
+                f"got {share:g}"
+            )
 
     @property
     def _cell(self) -> str:
@@ -171,6 +183,7 @@ class Configured(Fixed):
             "batch_first": self.batch_first,
             "bias": self.bias,
             "dropout": self.dropout,
+            "weight_drop": self.weight_drop,
             "dtype": self.dtype.name,
             "compute": self.compute,
             "device": self.device,

@@ -10,6 +10,7 @@ import numpy as np
 from rnnkern._checks import Array
 from rnnkern.devices import Gradient
 from rnnkern.layers.arguments import Input
+from rnnkern.layers.drops import Drops
 from rnnkern.layers.network import Network, dropout_masks, zeros_like
 
 _SUMMED_ROWS = 1 << 14  # of a gradient, by themselves: long sums of float32 lose digits
@@ -22,19 +23,16 @@ class Pieces:
         network: the layers.
         given: the call's arguments.
         every: k, steps of a piece; the last in time may have fewer.
-        dropout: share of what one layer hands to the next.
-        key: of its masks.
+        drops: what of it is dropped.
 
     Attributes:
         spans: the pieces' steps, in the order in which the pieces run.
 
     """
 
-    def __init__(
-        self, network: Network, given: Input, every: int, dropout: float, key: int
-    ) -> None:
+    def __init__(self, network: Network, given: Input, every: int, drops: Drops) -> None:
         self._network, self._given = network, given
-        self._dropout, self._key = dropout, key
+        self._drops = drops
         steps = given.steps
         self.spans = [slice(t, min(t + every, steps)) for t in range(0, steps, every)]
         if network.spec.reverse:
@@ -67,10 +65,10 @@ class Pieces:
 
     def masks(self, span: slice) -> list[Array]:
         """The dropout masks that the whole call has there."""
-        if self._dropout == 0.0:
+        drops = self._drops
+        if drops.between == 0.0:
             return []
-        piece = self.input(span)
-        return dropout_masks(self._network, piece, self._dropout, self._key, span.start)
+        return dropout_masks(self._network, self.input(span), drops.between, drops.key, span.start)
 
 
 class Sums:

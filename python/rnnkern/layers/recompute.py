@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from rnnkern._checks import Array
 from rnnkern.devices import Gradient, Kept, masked
 from rnnkern.layers.arguments import Input
+from rnnkern.layers.drops import NOTHING, Drops
 from rnnkern.layers.merging import merged, split_gradient
 from rnnkern.layers.network import Network, dropout_masks, forward
 from rnnkern.layers.pieces import Pieces, Sums
@@ -26,16 +27,14 @@ def run_sparsely(
     c: Array | None,
     y: Array,
     every: int,
-    dropout: float,
-    key: int | None,
+    drops: Drops,
 ) -> Kept:
     """As ``forward`` with `keep`, but of every k-th step: h and c change in place, y is written."""
     # As the tape of a plain pass, what is kept must not see what is later written to the weights.
     network = network.snapshot(network.layout)
-    dropped = 0.0 if key is None else dropout
     if network.spec.directions == 1:
-        return _OneWay(network, given, h, c, y, every, dropped, key or 0)
-    return _BothWays(network, given, h, c, y, every, dropped, key or 0)
+        return _OneWay(network, given, h, c, y, every, drops)
+    return _BothWays(network, given, h, c, y, every, drops)
 
 
 class _Sparse:
@@ -83,12 +82,11 @@ class _OneWay(_Sparse):
         c: Array | None,
         y: Array,
         every: int,
-        dropout: float,
-        key: int,
+        drops: Drops,
     ) -> None:
         """Forward; the weights are the pass's own."""
         self._network = network.packed()
-        self._pieces = Pieces(network, given, every, dropout, key)
+        self._pieces = Pieces(network, given, every, drops)
         spans = self._pieces.spans
         count, empty = len(spans), network.device.xp.empty
         self._h = empty((count, *h.shape), h.dtype)
@@ -142,12 +140,12 @@ class _BothWays(_Sparse):
         c: Array | None,
         y: Array,
         every: int,
-        dropout: float,
-        key: int,
+        drops: Drops,
     ) -> None:
         """As `_OneWay`."""
         self._network = network
-        self._masked = dropout_masks(network, given, dropout, key) if dropout > 0.0 else []
+        share = drops.between
+        self._masked = dropout_masks(network, given, share, drops.key) if share > 0.0 else []
         self._given: list[Array] = []  # x of each layer
         self._gave: list[list[Array]] = []  # what its directions gave, where they are multiplied
         self._ways: list[list[_OneWay]] = []
@@ -162,7 +160,7 @@ class _BothWays(_Sparse):
                 part = xp.empty((given.steps, given.batch, spec.outputs), spec.dtype)
                 own_c = None if c is None else c[i : i + 1]
                 of_layer, own = given._replace(x=x), self._one_way(k, d)
-                way = _OneWay(own, of_layer, h[i : i + 1], own_c, part, every, 0.0, 0)
+                way = _OneWay(own, of_layer, h[i : i + 1], own_c, part, every, NOTHING)
                 self._ways[k].append(way)
                 gave.append(part)
             x = merged(xp, spec, gave)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy, deepcopy
 from typing import Any, NoReturn
 
 from rnnkern._checks import Array
-from rnnkern.devices import Kept, LayerSpec
+from rnnkern.devices import Kept, LayerSpec, masked
 from rnnkern.layers.arguments import Input, State
+from rnnkern.layers.drops import NOTHING, Drops, drop_weights
 from rnnkern.layers.gradients import Gradients, StateGradients
 from rnnkern.layers.marks import Asked
 from rnnkern.layers.merging import split_gradient
@@ -41,16 +43,24 @@ class Tape:
     """
 
     def __init__(
-        self, network: Network, given: Input, y: Array, kept: Kept | None, last: State
+        self,
+        network: Network,
+        given: Input,
+        y: Array,
+        kept: Kept | None,
+        last: State,
+        dropped: Mapping[str, Array],
     ) -> None:
         """Of a call that gave y (T, B, features) and those last states.
 
-        `kept` is None where there was nothing to compute.
+        `kept` is None where there was nothing to compute; `dropped` are the factors of
+        weights that had some set to 0, by their names.
         """
         self._network = network
         self._given = given
         self._y = y
         self._kept = kept
+        self._dropped = dropped
         # The factors of what both directions give last; the caller may write to the states.
         factors = network.spec.merges and network.spec.merge == "product"
         self._top = _top(last, network.spec).copy() if factors else None
@@ -146,7 +156,7 @@ class Tape:
             done = kept.direct(given.x, self._y, dy, dstate, given.unbatched, x_gradient)
             if done is not None:  # else something has to be converted, or is wrong
                 dx, state, arrays = done
-                return Gradients(by_name(network, arrays), dx, state)
+                return Gradients(self._of_kept(by_name(network, arrays)), dx, state)
         layout = network.layout
         dh, dc = layout.own_state("dstate", dstate, given.batch, unbatched=given.unbatched)
         if dlast is not None:
@@ -159,11 +169,15 @@ class Tape:
             network, given, self._y, kept, upstream, dh, dc, traces, with_dx=x_gradient
         )
         return Gradients(
-            params=grads,
+            params=self._of_kept(grads),
             x=None if dx is None else layout.as_given(dx, given),
             state=layout.state_as_given(dh, dc, given),
             steps=None if traces is None else self._as_steps(traces),
         )
+
+    def _of_kept(self, grads: dict[str, Array]) -> dict[str, Array]:
+        """The gradients, of weights that were dropped 0."""
+        return grads | {name: masked(grads[name], mask) for name, mask in self._dropped.items()}
 
     def _by_direction(self, dlast: Any) -> Array:
         """A gradient (B, features), or unbatched (features,), as (D, B, P)."""
@@ -238,41 +252,46 @@ def run_taped(
     state: State | None = None,
     lengths: Any = None,
     out: Array | None = None,
-    dropout: float = 0.0,
-    dropout_key: int | None = None,
+    drops: Drops = NOTHING,
     recompute: int | None = None,
     tbptt: int | None = None,
     asked: Asked | None = None,
 ) -> tuple[Array, State, Tape]:
-    """A call that can be gone back: y, the last state and a tape. With dropout there is a key."""
-    layout = network.layout
+    """A call that can be gone back: y, the last state and a tape."""
+    layout, own_weights = network.layout, () if out is None else network.named_weights()
     whole = recompute is None and tbptt is None
-    if out is None and dropout == 0.0 and whole and asked is None:
+    factors: dict[str, Array] = {}
+    if drops.weights > 0.0:
+        network, factors = drop_weights(network, drops)
+    if out is None and drops.between == 0.0 and whole and asked is None:
         done = network.kernels.direct(x, state, lengths, True)
         if done is not None:  # else something has to be converted, or is wrong
             y, last, kernels_own = done
             given = layout.taken(x, lengths)
-            return y, last, Tape(network, given, layout.time_first(y, given), kernels_own, last)
+            return (
+                y,
+                last,
+                Tape(network, given, layout.time_first(y, given), kernels_own, last, factors),
+            )
     given, h, c = layout.input(x, state, lengths, asked)
-    result = layout.output(out, given, h, c, () if out is None else network.named_weights())
+    result = layout.output(out, given, h, c, own_weights)
     if state is not None:  # the kernels work in place, and these are the caller's
         h, c = h.copy(), None if c is None else c.copy()
     kept: Kept | None = None
     if whole:
         masks: list[Array] = []
-        if dropout > 0.0:
-            assert dropout_key is not None
-            masks = dropout_masks(network, given, dropout, dropout_key)
+        if drops.between > 0.0:
+            masks = dropout_masks(network, given, drops.between, drops.key)
         kept = forward(network, given, h, c, result, masks, keep=True)
     elif recompute is not None and not given.is_empty:
-        kept = run_sparsely(network, given, h, c, result, recompute, dropout, dropout_key)
+        kept = run_sparsely(network, given, h, c, result, recompute, drops)
     elif tbptt is not None and not given.is_empty:
-        pieces = Pieces(network, given, tbptt, dropout, dropout_key or 0)
+        pieces = Pieces(network, given, tbptt, drops)
         kept = Truncated(network, pieces, h, c, result)
     repeat_outputs(network, given, result)
     y = layout.as_given(result, given) if out is None else out
     last = layout.state_as_given(h, c, given)
-    return y, last, Tape(network, given, result, kept, last)
+    return y, last, Tape(network, given, result, kept, last, factors)
 
 
 def _top(state: State, spec: LayerSpec) -> Array:

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training sets to zero at random, and the masks that say where.
+
+Masks are counter-based: they follow from a call's key, from what they are of and from the layer and
+direction, so that they can be drawn again, in parts too, and threads have no part in them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rnnkern._checks import Array
+from rnnkern.devices import masked
+from rnnkern.layers.network import Network, dropout_mask
+from rnnkern.layers.weights import parameter_names
+
+# Streams of random numbers begin here, one a layer and direction; those of what lies between
+# layers begin at 0, and `Dropout` has 2**32.
+_OF_WEIGHTS = 2**33
+
+
+class Drops(NamedTuple):
+    """What a call of ``forward`` drops.
+
+    Attributes:
+        between: share of what each layer hands to the next.
+        weights: share of the recurrent matrices.
+        key: of all masks.
+
+    """
+
+    between: float = 0.0
+    weights: float = 0.0
+    key: int = 0
+
+
+NOTHING = Drops()
+
+
+def drop_weights(network: Network, drops: Drops) -> tuple[Network, dict[str, Array]]:
+    """A twin whose recurrent matrices have lost some weights, and the factors, by their names.
+
+    DropConnect of W_hh, as in Merity, Keskar and Socher 2018, "Regularizing and optimizing LSTM
+    language models", arXiv:1708.02182: one mask for all steps and rows of a call.
+    """
+    device, dtype = network.device, network.spec.dtype
+    weights, factors = [], {}
+    for k, (own, names) in enumerate(
+        zip(network.weights, parameter_names(network.spec), strict=True)
+    ):
+        matrix, name = own.recurrent, names[own._fields.index("weight_hh")]
+        assert name is not None
+        factors[name] = dropout_mask(
+            device, matrix.shape, dtype, drops.weights, drops.key, _OF_WEIGHTS + k
+        )
+        weights.append(own._replace(weight_hh=masked(matrix, factors[name])))
+    return Network(network.layout, weights), factors
