@@ -224,10 +224,24 @@ _LAYERS = [
         "layers/test_dropout.py::test_no_two_steps_rows_units_layers_or_keys_share_a_mask",
     ),
     fault(
+        f"{_PACKAGE}/layers/drops.py",
+        "one-mask-of-weights-for-all-layers",
+        "drops.key, _OF_WEIGHTS + k",
+        "drops.key, _OF_WEIGHTS",
+        "layers/test_weight_drop.py::test_masks_are_of_their_share_and_of_nothing_else",
+    ),
+    fault(
+        f"{_PACKAGE}/layers/tape.py",
+        "weights-that-were-dropped-have-gradients",
+        "return grads | {name: masked(grads[name], mask) for name, mask in self._dropped.items()}",
+        "return grads",
+        "layers/test_weight_drop.py::test_against_the_reference_with_those_weights",
+    ),
+    fault(
         f"{_PACKAGE}/layers/pieces.py",
         "masks-of-every-piece-are-the-first-ones",
-        "self._dropout, self._key, span.start)",
-        "self._dropout, self._key, 0)",
+        "drops.between, drops.key, span.start)",
+        "drops.between, drops.key, 0)",
         "layers/test_recompute.py::test_of_any_k_and_lengths_in_a_stack_with_dropout",
     ),
     fault(
