@@ -27,6 +27,7 @@ from rnnkern.bench.torch_peer import set_peer_threads
 from rnnkern.cells import CELLS
 from rnnkern.cli import main
 
+from support.processes import run_python
 from support.threads import using_threads
 
 SMALL = Problem("lstm", 3, 5, 8, training=False)
@@ -176,6 +177,25 @@ def test_a_call_does_its_work_once_and_nothing_else(
         assert names[works[contender.name]] == 1, names
         if contender.name == "torch":
             assert not any(tensor.requires_grad for tensor in kept)  # type: ignore[attr-defined]
+
+
+def test_openvino_reports_nothing_home() -> None:
+    """Its package for that would start a process, beside the threads of what else is compared."""
+    pytest.importorskip("openvino")
+    done = run_python(
+        """if True:
+        import sys
+        from rnnkern.bench.case import make_case
+        from rnnkern.bench.openvino_peer import openvino_contender
+        from rnnkern.bench.problems import Problem
+
+        case = make_case(Problem("rnn", 1, 3, 8, training=False))
+        assert not isinstance(openvino_contender(case, 1), str)
+        loaded = [name for name, module in sys.modules.items() if module is not None]
+        print([name for name in loaded if name.startswith("openvino_telemetry")])
+        """
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 @pytest.mark.parametrize("cell", CELLS)
