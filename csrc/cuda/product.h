@@ -35,13 +35,12 @@ struct Rows {
 // what one instruction takes. sums.v[i][j] gets (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
 #ifdef __CUDACC__
 
-#define RNNKERN_MMA(shape, type)                                                  \
-  asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type            \
-               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"       \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                   \
-               : "r"(low[0].word[2 * half]), "r"(high[0].word[2 * half]),         \
-                 "r"(low[0].word[2 * half + 1]), "r"(high[0].word[2 * half + 1]), \
-                 "r"(b[0].word[2 * half]), "r"(b[0].word[2 * half + 1]))
+#define RNNKERN_MMA(shape, type)                                                                 \
+  asm("mma.sync.aligned." shape ".row.col.f32." type "." type                                    \
+      ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                               \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                           \
+      : "r"(low[0].word[2 * half]), "r"(high[0].word[2 * half]), "r"(low[0].word[2 * half + 1]), \
+        "r"(high[0].word[2 * half + 1]), "r"(b[0].word[2 * half]), "r"(b[0].word[2 * half + 1]))
 
 template <class E, class Sums>
 RNNKERN_KERNEL void mma(Lanes<Sums>& sums, int i, int j, const Lanes<Vector>& low,
@@ -130,26 +129,12 @@ struct TensorProduct {
 
   RNNKERN_KERNEL static void multiply(Lanes<Sums>& sums, const Rows& a, const Rows& b, int begin,
                                       int end) {
-    for (int step = begin; step < end; ++step) {
-      Lanes<Vector> low[M], high[M];
-#pragma unroll
-      for (int i = 0; i < M; ++i) {
-        each_lane([&](int lane) {
-          low[i][lane] = a.vector(i * 16 + lane / 4, step, lane % 4);
-          high[i][lane] = a.vector(i * 16 + 8 + lane / 4, step, lane % 4);
-        });
-      }
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-        if (j * 8 >= b.count) continue;
-        Lanes<Vector> right;
-        each_lane([&](int lane) { right[lane] = b.vector(j * 8 + lane / 4, step, lane % 4); });
-#pragma unroll
-        for (int i = 0; i < M; ++i) {
-          mma<E>(sums, i, j, low[i], high[i], right, 0);
-          mma<E>(sums, i, j, low[i], high[i], right, 1);
-        }
-      }
+    if (b.count <= 8) {
+      multiply_columns<1>(sums, a, b, begin, end);
+    } else if (b.count <= 16 && N > 2) {
+      multiply_columns<2>(sums, a, b, begin, end);
+    } else {
+      multiply_columns<N>(sums, a, b, begin, end);
     }
   }
 
@@ -166,6 +151,61 @@ struct TensorProduct {
         for (int r = 0; r < 4; ++r)
           visit(i * 16 + lane / 4 + r / 2 * 8, j * 8 + lane % 4 * 2 + r % 2, sums.v[i][j][r]);
       }
+    }
+  }
+
+ private:
+  // The first 8·J rows of b, known to the compiler: an instruction that is left out while the kernel
+  // runs keeps its place in the row. An instruction takes its sums from the one before, so where
+  // there are few of them several chains of sums run side by side.
+  template <int J>
+  RNNKERN_KERNEL static void multiply_columns(Lanes<Sums>& sums, const Rows& a, const Rows& b,
+                                              int begin, int end) {
+    constexpr int chains = M * J >= 4 ? 1 : 4 / (M * J), at_once = J > 2 ? 2 : 4;
+    Lanes<Sums> others[chains > 1 ? chains - 1 : 1]{};
+    const auto chain = [&](int c) -> Lanes<Sums>& { return c == 0 ? sums : others[c - 1]; };
+    const auto multiply_step = [&](int step, int first_chain) {
+      Lanes<Vector> low[M], high[M];
+#pragma unroll
+      for (int i = 0; i < M; ++i) {
+        each_lane([&](int lane) {
+          low[i][lane] = a.vector(i * 16 + lane / 4, step, lane % 4);
+          high[i][lane] = a.vector(i * 16 + 8 + lane / 4, step, lane % 4);
+        });
+      }
+#pragma unroll
+      for (int j = 0; j < J; ++j) {
+        Lanes<Vector> right;
+        each_lane([&](int lane) { right[lane] = b.vector(j * 8 + lane / 4, step, lane % 4); });
+#pragma unroll
+        for (int i = 0; i < M; ++i) {
+          mma<E>(chain(first_chain), i, j, low[i], high[i], right, 0);
+          mma<E>(chain(first_chain + (chains > 1)), i, j, low[i], high[i], right, 1);
+        }
+      }
+    };
+    // Several steps at once, so that the later ones' loads are on their way.
+    int step = begin;
+    for (; step + at_once <= end; step += at_once) {
+#pragma unroll
+      for (int k = 0; k < at_once; ++k) multiply_step(step + k, 2 * k % chains);
+    }
+    for (; step < end; ++step) multiply_step(step, 0);
+    if constexpr (chains > 1) {
+      each_lane([&](int lane) {
+#pragma unroll
+        for (int i = 0; i < M; ++i) {
+#pragma unroll
+          for (int j = 0; j < J; ++j) {
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+              float& sum = sums[lane].v[i][j][r];
+#pragma unroll
+              for (int c = 0; c < chains - 1; ++c) sum += others[c][lane].v[i][j][r];
+            }
+          }
+        }
+      });
     }
   }
 };
