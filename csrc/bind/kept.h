@@ -23,14 +23,6 @@ inline Tokens view_of(const std::shared_ptr<const TokenStorage>& tokens) {
   return tokens ? tokens->tokens() : Tokens{};
 }
 
-// Of a pass of one layer in one direction over so many live steps.
-inline double flops_of(const CellFacts& facts, Index live, Index inputs, Index units,
-                       Index outputs) {
-  const auto columns = static_cast<double>(inputs + facts.recurrent_columns(outputs));
-  return 2.0 * static_cast<double>(live) * static_cast<double>(facts.gates) *
-         static_cast<double>(units) * columns;
-}
-
 // One direction's part of a (T, B, D·P) array.
 template <class T>
 Sequence<T> part(const Sequence<T>& whole, Index first) {
@@ -63,12 +55,13 @@ struct NetworkSizes {
   Index features() const { return merges() ? outputs : unmerged(); }  // of y
   bool backwards(Index direction) const { return reverse || direction == 1; }
   Index inputs_of(Index layer) const { return layer == 0 ? inputs : features(); }
-  double flops(Index live) const {
+  double flops(Index live) const {  // of a pass forward; those of every dtype are the same
     double sum = 0;
     for (Index k = 0; k < layers; ++k)
-      sum +=
-          static_cast<double>(directions) * flops_of(facts(), live, inputs_of(k), units, outputs);
-    return sum;
+      sum += work_of<float>(cell, 1, 1, static_cast<double>(live), inputs_of(k), units, outputs,
+                            compute)
+                 .total_flops;
+    return static_cast<double>(directions) * sum;
   }
 };
 
@@ -376,15 +369,6 @@ class Kept {
       auto* out = static_cast<std::int64_t*>(data_of(array));
       for_places(rows, [&](Place place) { *out++ = place.t * rows.batch() + place.b; });
       return array;
-    });
-  }
-
-  py::tuple masks() const {
-    return visit([](const auto& kept) {
-      py::list list;
-      for (const auto& layer : kept.between)
-        if (!layer.mask.is_none()) list.append(layer.mask);
-      return py::tuple(list);
     });
   }
 

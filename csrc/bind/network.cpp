@@ -392,9 +392,6 @@ void bind_network(py::module_& m) {
           "between", [](const py::handle& self) { return built<Kept>(self, "self").between(); },
           "Copies of y (T, B, D·P) of every layer but the last; where directions are merged, of "
           "what they gave before, of all layers.")
-      .def_property_readonly(
-          "masks", [](const py::handle& self) { return built<Kept>(self, "self").masks(); },
-          "Those that forward() was given.")
       .def(
           "backward",
           [](const py::handle& self, const py::object& x, const py::object& y, const py::object& dy,

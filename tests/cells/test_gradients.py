@@ -12,11 +12,12 @@ import pytest
 
 from support import reference
 from support.compare import assert_close, assert_same_bits
+from support.differences import differences
 from support.layers import CELLS, as_layer_state, as_tuple, cast, make, random_state
+from support.marks import live_steps
 from support.reference import Array, State
 
 STEPS, BATCH, INPUTS, HIDDEN = 4, 3, 2, 3
-STEP = 1e-5  # of the differences: their error is about its square
 TOLERANCE = 1e-6
 
 
@@ -85,20 +86,6 @@ PROBLEMS = {
     "stacked-bidirectional-dropout": Problem(layers=3, bidirectional=True, dropout=0.4),
     "stacked-dropout-ragged-no-bias": Problem(layers=2, dropout=0.5, lengths=(2, 4, 1), bias=False),
 }
-
-
-def differences(loss: Callable[[], float], at: Array) -> Array:
-    """The central difference of ``loss`` in every number of ``at``, which it reads afresh."""
-    result = np.zeros(at.shape)
-    for i in np.ndindex(at.shape):
-        value = at[i]
-        at[i] = value + STEP
-        above = loss()
-        at[i] = value - STEP
-        below = loss()
-        at[i] = value
-        result[i] = (above - below) / (2.0 * STEP)
-    return result
 
 
 def weighted(y: Array, state: State, dy: Array | None, dstate: State | None) -> float:
@@ -211,7 +198,7 @@ def test_no_gradient_flows_past_a_length(cell: str, dtype: str) -> None:
         assert_same_bits("the state's gradient of an empty row", got[:, 1], want[:, 1])
 
     # What stands past a length, in x or in the gradient of y, is not looked at.
-    past = np.arange(6)[:, None] >= lengths
+    past = ~live_steps(6, lengths)
     x[past] = np.nan
     dy[past] = np.nan
     y, _, tape = layer.forward(x, None, lengths)

@@ -17,6 +17,8 @@ from rnnkern import _core
 from rnnkern.devices import LayerSpec, Weights
 
 from support.compare import assert_close, assert_same_bits
+from support.differences import differences
+from support.marks import live_steps
 from support.reference import Array
 from support.threads import using_teams
 
@@ -138,15 +140,7 @@ def test_differences() -> None:
     claimed = {"x": (x, dx), "h": (state[0], dstate[0]), "c": (state[1], dstate[1])}
     claimed |= {name: (layer.params[name], grads[name]) for name in grads}
     for name, (at, gradient) in claimed.items():
-        found = np.zeros(at.shape)
-        for i in np.ndindex(at.shape):
-            value = at[i]
-            at[i] = value + 1e-5
-            above = loss()
-            at[i] = value - 1e-5
-            found[i] = (above - loss()) / 2e-5
-            at[i] = value
-        assert_close(name, gradient, found, 1e-6)
+        assert_close(name, gradient, differences(loss, at), 1e-6)
 
 
 def results_of(layer: rk.LSTM, *given: Any) -> list[Array]:
@@ -422,7 +416,7 @@ def test_what_a_tape_tells() -> None:
     (steps,) = told
     gates = np.concatenate(list(steps.gates.values()), axis=-1)
     after = np.concatenate([gates[1:], np.zeros((1, 2, 48))])
-    live = (np.arange(6)[:, None] < [6, 4])[..., None]
+    live = live_steps(6, [6, 4])[..., None]
     assert_close("h", steps.h, (dy + after @ layer.params["weight_hh_l0"]) * live, 1e-12)
     assert steps.c is not None
     assert steps.c.shape == (6, 2, 12)

@@ -21,6 +21,8 @@ from rnnkern.explore.result import spread
 from rnnkern.explore.run import Run
 from rnnkern.progress import Progress
 
+from support.differences import slope
+
 Command = Callable[..., None]
 
 
@@ -58,14 +60,10 @@ def test_gradients_of_a_model_are_those_of_its_loss(
     assert before == pytest.approx(model.loss_of(batch), abs=1e-12)
     assert grads.keys() == model.params.keys()
     rng = np.random.default_rng(0)
-    direction = {name: rng.standard_normal(p.shape) for name, p in model.params.items()}
-    losses = []
-    for step in (1e-6, -2e-6):
-        for name, p in model.params.items():
-            p += step * direction[name]
-        losses.append(model.loss_of(batch))
-    slope = (losses[0] - losses[1]) / 2e-6
-    assert slope == pytest.approx(sum((grads[n] * direction[n]).sum() for n in grads), rel=1e-6)
+    ways = [rng.standard_normal(p.shape) for p in model.params.values()]
+    expected = sum((g * way).sum() for g, way in zip(grads.values(), ways, strict=True))
+    found = slope(lambda: model.loss_of(batch), list(model.params.values()), ways)
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_without_a_mask_the_live_steps_count() -> None:

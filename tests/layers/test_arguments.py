@@ -26,6 +26,7 @@ from support.arguments import (
 )
 from support.compare import assert_same_bits
 from support.layers import make
+from support.marks import live_steps
 
 # --- Dropout --------------------------------------------------------------------------------------
 
@@ -89,7 +90,7 @@ def test_dropout_of_one_layer_is_warned_of(make: Callable[[], Any]) -> None:
 @pytest.mark.parametrize("options", [{}, {"batch_first": True, "bidirectional": True}])
 def test_padding_of_tokens_past_the_lengths(dtype: Any, options: dict[str, Any]) -> None:
     layer = rk.LSTM(INPUTS, HIDDEN, seed=0, **options)
-    past = np.arange(STEPS)[:, None] >= LENGTHS
+    past = ~live_steps(STEPS, LENGTHS)
     tokens = TOKENS.astype(dtype)
     tokens[past] = np.iinfo(dtype).max
     got, want = (
@@ -100,7 +101,7 @@ def test_padding_of_tokens_past_the_lengths(dtype: Any, options: dict[str, Any])
 
 def test_padding_of_a_models_tokens() -> None:
     seq, padded = model(), TOKENS.astype(np.uint64)
-    padded[np.arange(STEPS)[:, None] >= LENGTHS] = 2**64 - 1
+    padded[~live_steps(STEPS, LENGTHS)] = 2**64 - 1
     got, _ = seq.forward(padded, LENGTHS, padded, LENGTHS)
     want, _ = seq.forward(TOKENS, LENGTHS, TOKENS, LENGTHS)
     assert_same_bits("logits", got, want)

@@ -12,7 +12,9 @@ import pytest
 import rnnkern as rk
 
 from support.compare import assert_close, assert_same_bits
+from support.differences import slope
 from support.layers import CELLS, CLASSES, as_layer_state, as_tuple, make, random_state
+from support.marks import live_steps
 from support.threads import using_threads
 
 STEPS, BATCH, INPUTS, HIDDEN = 13, 4, 3, 5
@@ -110,22 +112,17 @@ def test_gradients_by_finite_differences(cell: str, bidirectional: bool) -> None
     y, _, tape = layer.forward(case.x, as_layer_state(first), **given)
     dy, dlast = case.normal(*y.shape), random_state(cell, first[0].shape, 1)
     gradients = tape.backward(dy, as_layer_state(dlast))
-    ways = [case.normal(*a.shape) for a in (case.x, *first)]
-    params = {name: (p.copy(), case.normal(*p.shape)) for name, p in layer.params.items()}
+    moved = [case.x, *first, *layer.params.values()]
+    ways = [case.normal(*a.shape) for a in moved]
 
-    def loss(step: float) -> float:
-        x, *state = (a + step * way for a, way in zip((case.x, *first), ways, strict=True))
-        for name, (value, way) in params.items():
-            layer.params[name] = value + step * way
-        y, last = layer(x, as_layer_state(tuple(state)), **given)
+    def loss() -> float:
+        y, last = layer(case.x, as_layer_state(first), **given)
         of_last = zip(as_tuple(last), dlast, strict=True)
         return float((y * dy).sum() + sum((a * d).sum() for a, d in of_last))
 
-    expected = sum((gradients.params[name] * way).sum() for name, (_, way) in params.items())
-    of_inputs = (gradients.x, *as_tuple(gradients.state))
-    expected += sum((g * way).sum() for g, way in zip(of_inputs, ways, strict=True))
-    slope = (loss(1e-6) - loss(-1e-6)) / 2e-6
-    assert abs(slope - expected) < 1e-6 * max(1.0, abs(expected))
+    found = (gradients.x, *as_tuple(gradients.state), *gradients.params.values())
+    expected = sum((g * way).sum() for g, way in zip(found, ways, strict=True))
+    assert abs(slope(loss, moved, ways) - expected) < 1e-6 * max(1.0, abs(expected))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +222,7 @@ def test_what_is_told_of_a_tape_is_where_it_belongs() -> None:
     _, _, tape = layer.forward(case.x, **given)
     dy = np.ones((STEPS, BATCH, layer.output_size))
     told = tape.backward(dy, state_gradients=True).steps
-    live = case.mask & (np.arange(STEPS)[:, None] < LENGTHS)
+    live = live_steps(STEPS, LENGTHS, case.mask)
     alone = [np.flatnonzero(live[:, b]) for b in range(BATCH)]
     for b, steps in enumerate(alone):
         _, _, own = layer.forward(case.x[steps, b : b + 1])
@@ -304,7 +301,7 @@ def test_a_stack_hands_them_to_its_layers(residual: Any) -> None:
     layers = [make(cell, HIDDEN, HIDDEN, dtype="float64") for cell in ("gru_after", "lstm")]
     stack = rk.Stack(layers, residual=residual)
     given = arguments(case, "resets", "mask", "lengths")
-    live = case.mask & (np.arange(STEPS)[:, None] < LENGTHS)
+    live = live_steps(STEPS, LENGTHS, case.mask)
     first, state, tape = stack.forward(case.x, **given, masked_output="last")
     below = layers[0](case.x, **given)[0] + (case.x * live[..., None] if residual else 0)
     y = layers[1](below, **given)[0] + (below if residual else 0)
@@ -316,12 +313,13 @@ def test_a_stack_hands_them_to_its_layers(residual: Any) -> None:
         if residual and end.size:
             assert_close("last output", last[b], y[end[0], b], 1e-12)
     dy = case.normal(*y.shape)
-    way, step = case.normal(*case.x.shape), 1e-6
-    ahead, behind = (
-        (stack(case.x + s * way, **given, masked_output="last")[0] * dy).sum()
-        for s in (step, -step)
-    )
-    assert_close("dx", (tape.backward(dy).x * way).sum(), (ahead - behind) / (2 * step), 1e-7)
+    got, way = tape.backward(dy).x, case.normal(*case.x.shape)
+
+    def loss() -> float:
+        return float((stack(case.x, **given, masked_output="last")[0] * dy).sum())
+
+    want = np.float64(slope(loss, [case.x], [way]))
+    assert_close("dx along a way", (got * way).sum(), want, 1e-7)
 
 
 @pytest.mark.parametrize("cell", CLASSES)

@@ -15,7 +15,9 @@ import pytest
 import rnnkern as rk
 
 from support.compare import assert_close, assert_same_bits
+from support.differences import slope
 from support.layers import CELLS, as_tuple, make
+from support.marks import live_steps
 
 VOCABULARY, FEATURES, HIDDEN, OUTPUTS = 6, 4, 3, 5
 STEPS, LENGTHS = 6, np.array([6, 0, 3, 1])
@@ -58,17 +60,10 @@ def assert_slope(model: rk.Model, grads: rk.Gradients, loss: Any) -> None:
     """The gradients are the slope of the loss in a random direction."""
     assert list(grads.params) == list(model.params)
     rng = np.random.default_rng(0)
-    direction = {name: rng.standard_normal(p.shape) for name, p in model.params.items()}
-    losses = []
-    for step in (1e-6, -2e-6):
-        for name, p in model.params.items():
-            p += step * direction[name]
-        losses.append(loss())
-    for name, p in model.params.items():
-        p += 1e-6 * direction[name]
-    slope = (losses[0] - losses[1]) / 2e-6
-    expected = sum((grads.params[name] * direction[name]).sum() for name in direction)
-    assert slope == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    ways = [rng.standard_normal(p.shape) for p in model.params.values()]
+    expected = sum((g * way).sum() for g, way in zip(grads.params.values(), ways, strict=True))
+    found = slope(loss, list(model.params.values()), ways)
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -96,16 +91,14 @@ def test_gradients_of_x_and_states(readout: str) -> None:
     outputs, last, tape = model.forward(x, state, LENGTHS)
     weights = [rng.standard_normal(a.shape) for a in (outputs, *last)]
     grads = tape.backward(weights[0], tuple(weights[1:]))
+
+    def loss() -> float:
+        again, after = model(x, state, LENGTHS)
+        return sum(float((a * w).sum()) for a, w in zip((again, *after), weights, strict=True))
+
     for given, gradient in zip((x, *state), (grads.x, *as_tuple(grads.state)), strict=True):
-        direction, values = rng.standard_normal(given.shape), []
-        for step in (1e-6, -2e-6):
-            given += step * direction
-            again, after = model(x, state, LENGTHS)
-            parts = zip((again, *after), weights, strict=True)
-            values.append(sum((a * w).sum() for a, w in parts))
-        given += 1e-6 * direction
-        slope = (values[0] - values[1]) / 2e-6
-        assert slope == pytest.approx((gradient * direction).sum(), rel=1e-6)
+        way = rng.standard_normal(given.shape)
+        assert slope(loss, [given], [way]) == pytest.approx((gradient * way).sum(), rel=1e-6)
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -204,7 +197,7 @@ def test_a_tape_has_its_own_lengths(readout: str) -> None:
 def test_the_loss_is_over_the_live_steps() -> None:
     x, targets = data("all", True)
     model = build()
-    live = np.arange(STEPS)[:, None] < LENGTHS
+    live = live_steps(STEPS, LENGTHS)
     want, _ = rk.softmax_cross_entropy(model.predict(x, LENGTHS), targets, live)
     assert model.evaluate(x, targets, LENGTHS) == want
     assert model.places(x, targets, LENGTHS) == live.sum() == 10
@@ -282,7 +275,7 @@ def test_losses_of_numbers(readout: str, loss: str) -> None:
     )
     value, grads = model.loss_and_grads(x, targets, LENGTHS)
     outputs = model.predict(x, LENGTHS)
-    live = np.arange(STEPS)[:, None] < LENGTHS if readout == "all" else None
+    live = live_steps(STEPS, LENGTHS) if readout == "all" else None
     assert value == getattr(rk, loss)(outputs, targets, live)[0]
     assert_slope(model, grads, lambda: model.evaluate(x, targets, LENGTHS))
 

@@ -14,6 +14,7 @@ import rnnkern as rk
 from rnnkern import _core
 from rnnkern.cells import layer_classes
 
+from support.differences import differences
 from support.threads import using_threads
 
 BOS, EOS, SOURCE, TARGET = 0, 1, 5, 4
@@ -70,18 +71,13 @@ def test_gradients_agree_with_finite_differences(name: str) -> None:
     assert list(grads) == list(model.params)
     with pytest.raises(TypeError, match=r"'output.bias': .params has the names"):
         found["output.bias"]  # type: ignore[index]
+
+    def loss() -> float:
+        return float(np.sum(model.forward(*arguments)[0] * weights))
+
     for key, p in model.params.items():
-        differences = np.empty_like(p)
-        for place in np.ndindex(p.shape):
-            kept = p[place]
-            losses = []
-            for shift in (1e-5, -1e-5):
-                p[place] = kept + shift
-                losses.append(np.sum(model.forward(*arguments)[0] * weights))
-            p[place] = kept
-            differences[place] = (losses[0] - losses[1]) / 2e-5
-        error = np.linalg.norm(grads[key] - differences)
-        assert error <= 1e-6 * np.linalg.norm(differences) + 1e-9, key
+        want = differences(loss, p)
+        assert np.linalg.norm(grads[key] - want) <= 1e-6 * np.linalg.norm(want) + 1e-9, key
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -27,10 +27,6 @@ class Kept(Protocol):
     def between(self) -> Sequence[Array]:
         """Of every layer but the last y (T, B, D·H)."""
 
-    @property
-    def masks(self) -> Sequence[Array]:
-        """Those that ``forward`` was given."""
-
     def backward(
         self,
         x: Array,
@@ -62,8 +58,10 @@ class Kept(Protocol):
     ) -> Any:
         """The same for what a caller gives: dx, dstate and the gradients of parameters, all new.
 
-        None where that has to be converted or explained first; and for dx without `with_dx`.
+        None where that has to be converted or explained first, which is everywhere unless the
+        kernels look at what a caller gives themselves; and for dx without `with_dx`.
         """
+        return None
 
 
 class NetworkKernels(Protocol):

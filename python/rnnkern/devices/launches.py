@@ -196,7 +196,7 @@ class LaunchedNetwork:
         return StretchedKept(self._device, stretches, kept, own_x, own_y)
 
 
-class LaunchedKept:
+class LaunchedKept(Kept):
     """What a forward pass kept, layer by layer."""
 
     def __init__(
@@ -205,7 +205,7 @@ class LaunchedKept:
         self._device = device
         self._spec = spec
         self._passes = passes
-        self.masks = masks
+        self._masks = masks
 
     @property
     def saved(self) -> list[Array | None]:
@@ -227,12 +227,6 @@ class LaunchedKept:
         """Of every layer but the last y."""
         return [p.y for p in self._passes[:-1]]
 
-    def direct(
-        self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool, with_dx: bool = True
-    ) -> None:
-        """Nothing, as in `LaunchedNetwork`."""
-        return
-
     def backward(
         self,
         x: Array,
@@ -250,7 +244,7 @@ class LaunchedKept:
                 "state_gradients needs device='cpu', got a layer with device='cuda': rnnkern.save "
                 "it and load it with device='cpu'"
             )
-        spec, device, masks = self._spec, self._device, self.masks
+        spec, device, masks = self._spec, self._device, self._masks
         passes = list(self._passes)
         passes[0] = passes[0]._replace(x=x)
         passes[-1] = passes[-1]._replace(y=y)

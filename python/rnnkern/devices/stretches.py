@@ -172,17 +172,6 @@ class StretchedKept(Kept):
         """Likewise."""
         return [self._stretches.given(y) for y in self._kept.between]
 
-    @property
-    def masks(self) -> list[Array]:
-        """Likewise."""
-        return [self._stretches.given(mask) for mask in self._kept.masks]
-
-    def direct(
-        self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool, with_dx: bool = True
-    ) -> None:
-        """Nothing: the arguments are looked at first."""
-        return
-
     def backward(
         self,
         x: Array,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rnnkern._checks import Array
 from rnnkern.devices import Gradient, Kept, masked
@@ -37,14 +37,8 @@ def run_sparsely(
     return _BothWays(network, given, h, c, y, every, drops)
 
 
-class _Sparse:
+class _Sparse(Kept):
     """What both kinds are asked for, and refuse."""
-
-    def direct(
-        self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool, with_dx: bool = True
-    ) -> None:
-        """Nothing: the arguments are looked at first."""
-        return
 
     @property
     def saved(self) -> NoReturn:
@@ -60,11 +54,6 @@ class _Sparse:
     def between(self) -> NoReturn:
         """Likewise."""
         _refuse("gates()")
-
-    @property
-    def masks(self) -> NoReturn:
-        """Likewise."""
-        _refuse("masks")
 
 
 class _OneWay(_Sparse):

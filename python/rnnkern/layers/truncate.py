@@ -8,7 +8,6 @@ recurrent network trajectories": BPTT(k; k), whose pieces do not overlap.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,12 +80,6 @@ class Truncated(Kept):
                 if dc is not None:
                     dc[:, cut] = 0
 
-    def direct(
-        self, x: Array, y: Array, dy: Any, dstate: Any, unbatched: bool, with_dx: bool = True
-    ) -> None:
-        """Nothing: the arguments are looked at first."""
-        return
-
     @property
     def places(self) -> Array:
         """See `Kept`, as the others: of the pieces in turn."""
@@ -106,11 +99,6 @@ class Truncated(Kept):
     def between(self) -> list[Array]:
         """Likewise."""
         return self._in_time([kept.between for kept in self._kept])
-
-    @property
-    def masks(self) -> list[Array]:
-        """Likewise."""
-        return self._in_time([kept.masks for kept in self._kept])
 
     def _in_time(self, of_pieces: Sequence[Sequence[Array]]) -> list[Array]:
         """Arrays (T, B, ·) of those of the pieces."""
