@@ -61,6 +61,9 @@ def test_flops_count_every_product() -> None:
     assert replace(SMALL, training=False).flops == one
     assert SMALL.flops == 3 * one
     assert replace(SMALL, cell="rnn").flops == SMALL.flops / 4
+    without = replace(SMALL, cell="mingru")  # two gates, and no recurrent matrix
+    assert without.flops == SMALL.flops / 4
+    assert without.recurrent_bytes == 0
     assert replace(SMALL, layers=2).flops == 2 * SMALL.flops
     assert replace(SMALL, bidirectional=True).flops == 2 * SMALL.flops
     # The second layer reads both directions: I = 2H there.

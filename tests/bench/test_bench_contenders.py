@@ -389,6 +389,10 @@ def test_a_line_is_of_medians(monkeypatch: pytest.MonkeyPatch, training: bool) -
     assert line["results"]["rnnkern"]["ms"] == 2000.0
     reads = problem.steps * (2 if training else 1)
     assert line["intensity"] == pytest.approx(problem.flops / (reads * problem.recurrent_bytes))
+    assert (
+        layers.measure(replace(problem, cell="mingru"), layers.Machine(0.001), 0.001)["intensity"]
+        is None
+    )
 
 
 def test_steps_and_blocks_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,8 @@ def play_network(s: Sizes) -> None:
         return True
 
     if case.call("backward", run):
-        finite("a gradient", backward["dh"], backward["gradients"][0][0], backward["dx"])
+        every = [w for own in backward["gradients"] for w in own]
+        finite("a gradient", backward["dh"], backward["dx"], *every)
 
 
 def play_stepper(s: Sizes) -> None:

@@ -62,7 +62,7 @@ def measure(problem: Problem, machine: Machine, seconds: float) -> dict[str, Any
         **problem.describe(),
         "work": problem.work,
         "flops": problem.flops,
-        "intensity": problem.flops / (_weight_reads(problem) * problem.recurrent_bytes),
+        "intensity": _intensity(problem),
         "results": {
             name: {
                 **spread.describe(),
@@ -97,6 +97,12 @@ def refusal(problem: Problem) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def _intensity(problem: Problem) -> float | None:
+    """Flops for each byte of recurrent weights; None where a cell has no such matrix."""
+    size = problem.recurrent_bytes
+    return problem.flops / (_weight_reads(problem) * size) if size else None
 
 
 def _weight_reads(problem: Problem) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from rnnkern._checks import Array
 from rnnkern.cells import CELLS
+from rnnkern.layers.configured import spec_of
 
 # (B, T, H), from one row of a small network to a batch that fills any core; I = H.
 SIZES = (
@@ -60,7 +61,12 @@ class Problem:
     @property
     def recurrent_bytes(self) -> int:
         """Bytes of the weights that every step of one layer and direction reads."""
-        return self.gates * self.hidden**2 * self.item_bytes
+        return self.gates * self.hidden * self.recurrent_columns * self.item_bytes
+
+    @property
+    def recurrent_columns(self) -> int:
+        """Of the recurrent matrix: H, or 0 for a cell that has none."""
+        return self.hidden if spec_of(CELLS[self.cell].build(1, 1)).facts.recurrent_product else 0
 
     def lengths(self) -> Array | None:
         """Of a ragged batch: uniform in 1..T, always the same."""
@@ -74,7 +80,7 @@ class Problem:
         lengths = self.lengths()
         live = self.batch * self.steps if lengths is None else int(lengths.sum())
         inputs = self.hidden * (1 + self.directions * (self.layers - 1))
-        columns = inputs + self.hidden * self.layers
+        columns = inputs + self.recurrent_columns * self.layers
         forward = 2.0 * self.gates * self.hidden * columns * self.directions * live
         return 3.0 * forward if self.training else forward
 

@@ -163,14 +163,14 @@ def roofline_figure(lines: Sequence[Line], peak: float, bandwidth: Callable[[int
     """Speed over the flops that a step has for each byte of recurrent weights, with the roofs.
 
     Args:
-        lines: The layers' measurements; the plain ones are drawn.
+        lines: The layers' measurements; the plain ones of cells with a recurrent matrix are drawn.
         peak: Flops a second of the product.
         bandwidth: Bytes a second by the size of the set that is read.
 
     """
     from matplotlib.figure import Figure
 
-    plain = [line for line in lines if line["work"] in ("infer", "train")]
+    plain = [line for line in lines if line["work"] in ("infer", "train") and line["intensity"]]
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     for training, marker in ((False, "o"), (True, "^")):
