@@ -280,3 +280,34 @@ def test_lists_that_are_no_arrays(name: str) -> None:
 def test_a_matrix_is_an_array() -> None:
     layer = rk.LSTM(INPUTS, HIDDEN, seed=0)
     assert_same_bits("y", layer(np.asmatrix(FLOATS[:, 0]))[0], layer(FLOATS[:, 0])[0])
+
+
+def _written(**options: Any) -> Callable[[], Any]:
+    def write() -> None:
+        pytest.importorskip("onnx")
+        rk.GRU(2, 3).to_onnx("nowhere.onnx", **options)
+
+    return write
+
+
+def _gradients(**options: Any) -> Callable[[], Any]:
+    y, _, tape = rk.GRU(INPUTS, HIDDEN).forward(FLOATS)
+    return lambda: tape.backward(y, **options)
+
+
+SWITCHES: dict[str, Callable[[], Any]] = {
+    "x_gradient": _gradients(x_gradient="no"),
+    "state_gradients": _gradients(state_gradients="no"),
+    "training": lambda: rk.GRU(2, 3).plan(4, 5, training="no"),  # type: ignore[arg-type]
+    "arrays": lambda: rk.Linear(2, 3).to_torch(arrays="no"),  # type: ignore[arg-type]
+    "state": _written(state="no"),
+    "lengths": _written(lengths="no"),
+    "tokens": _written(tokens="no"),
+    "batch_first": lambda: rk.pad([[1, 2]], batch_first="no"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches_of_calls_are_true_or_false(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
+        SWITCHES[name]()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnkern._checks import Array
+from rnnkern._checks import Array, boolean
 from rnnkern.devices import to_host
 from rnnkern.interop.gates import ORDERS, Theirs
 from rnnkern.interop.parts import DROPPED, parts_of
@@ -38,7 +38,7 @@ def state_dict_of(layer: Configured) -> dict[str, Array]:
 
 
 def _wanted(made: dict[str, Array], *, arrays: bool) -> dict[str, Any]:
-    if arrays:
+    if boolean("arrays", arrays):
         return made
     import torch
 

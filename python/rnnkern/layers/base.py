@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, SupportsIndex
 
-from rnnkern._checks import Array, positive_int
+from rnnkern._checks import Array, boolean, positive_int
 from rnnkern.devices import Device, LayerSpec, Weights
 from rnnkern.layers.arguments import Layout, State, check_dropout_key
 from rnnkern.layers.configured import Configured
@@ -265,7 +265,7 @@ class Recurrent(Configured):
             self._spec,
             positive_int("steps", steps),
             positive_int("batch", batch),
-            training=training,
+            training=boolean("training", training),
         )
 
     def to_torch(self, *, arrays: bool = False) -> dict[str, Any]:

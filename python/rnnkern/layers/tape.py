@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from copy import copy, deepcopy
 from typing import Any, NoReturn
 
-from rnnkern._checks import Array
+from rnnkern._checks import Array, boolean
 from rnnkern.devices import Kept, LayerSpec, masked
 from rnnkern.layers.arguments import Input, State
 from rnnkern.layers.drops import NOTHING, Drops, drop_weights
@@ -150,6 +150,9 @@ class Tape:
             TypeError, ValueError: dy, dstate or dlast has the wrong dtype or shape.
 
         """
+        if state_gradients is not False or x_gradient is not True:
+            state_gradients = boolean("state_gradients", state_gradients)
+            x_gradient = boolean("x_gradient", x_gradient)
         network, given, kept = self._network, self._given, self._kept
         repeats = repeated(network, given)
         if kept is not None and dlast is None and not state_gradients and repeats is None:

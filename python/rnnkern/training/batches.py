@@ -252,6 +252,7 @@ def pad(
     if not rows or rows[0].ndim == 0:
         raise ValueError("sequences must hold arrays with an axis of steps, and at least one")
     lengths = np.array([len(row) for row in rows], np.int64)
+    batch_first = boolean("batch_first", batch_first)
     padded = chosen_rows(rows, np.arange(len(rows)), int(lengths.max()), value)
     return time_first(padded, batch_first), lengths
 

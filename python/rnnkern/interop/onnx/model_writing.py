@@ -8,9 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rnnkern._checks import Array
+from rnnkern._checks import Array, boolean
 from rnnkern.devices import to_host
-from rnnkern.interop.onnx.writing import Writer, add_layer, add_linear, add_merge, input_of
+from rnnkern.interop.onnx.writing import (
+    Writer,
+    add_layer,
+    add_linear,
+    add_merge,
+    input_of,
+    lengths_of,
+)
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.linear import Linear
 
@@ -31,7 +38,7 @@ def write_model(
     `residual` says of each layer whether its input is added to its output; `embedding` is the
     matrix of one, if there is one.
     """
-    bottom, top = layers[0], layers[-1]
+    bottom, top, tokens = layers[0], layers[-1], boolean("tokens", tokens)
     writer = Writer("to_onnx", bottom.dtype)
     axes = ["batch", "steps"] if bottom.batch_first else ["steps", "batch"]
     if embedding is None:
@@ -39,7 +46,7 @@ def write_model(
     else:
         table = writer.constant("embedding_weight", to_host(embedding))
         x = writer.node("Gather", table, writer.input("x", np.int64, axes), name="embedding")
-    ends = writer.input("lengths", np.int32, ["batch"]) if lengths else ""
+    ends = lengths_of(writer, lengths=lengths)
     if bottom.batch_first:
         x = writer.node("Transpose", x, name="time_first", perm=[1, 0, 2])
     live = _live(writer, x, ends) if ends else ""

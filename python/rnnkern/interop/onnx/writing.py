@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from rnnkern._checks import Array
+from rnnkern._checks import Array, boolean
 from rnnkern._files import replace
 from rnnkern._version import __version__
 from rnnkern.devices import CellOptions, Weights, cell_facts, to_host
@@ -115,9 +115,9 @@ def write_layer(
     count = layer.num_layers * layer.num_directions
     sizes = [count, "batch", layer.hidden_size]
     x = input_of(writer, layer, "x", axes, tokens=tokens)
-    names = state_names(layer)
+    names, state = state_names(layer), boolean("state", state)
     states = [writer.input(f"{n}_0", layer.dtype, sizes) for n in names] if state else []
-    ends = writer.input("lengths", np.int32, ["batch"]) if lengths else ""
+    ends = lengths_of(writer, lengths=lengths)
     if layer.batch_first:
         x = writer.node("Transpose", x, name="time_first", perm=[1, 0, 2])
     y, last = add_layer(writer, layer, x, states, ends)
@@ -137,11 +137,16 @@ def write_linear(params: Parameters, dtype: np.dtype[Any], path: str | os.PathLi
     writer.write(path)
 
 
+def lengths_of(writer: Writer, *, lengths: bool) -> str:
+    """The rows' lengths as an input of the graph, where they are wanted."""
+    return writer.input("lengths", np.int32, ["batch"]) if boolean("lengths", lengths) else ""
+
+
 def input_of(
     writer: Writer, layer: Configured, name: str, axes: Sequence[str], *, tokens: bool
 ) -> str:
     """A layer's x as an input of the graph; tokens become one-hot rows."""
-    if not tokens:
+    if not boolean("tokens", tokens):
         return writer.input(name, layer.dtype, [*axes, layer.input_size])
     given = writer.input(name, np.int64, axes)
     depth = writer.constant(f"{name}_depth", np.int64(layer.input_size))
