@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JAX as a peer: every cell as the loop that JAX's users write, ``lax.scan`` under ``jit``."""
+"""JAX as a peer: cells as the loop that JAX's users write, ``lax.scan`` under ``jit``."""
 
 from __future__ import annotations
 
