@@ -100,6 +100,27 @@ def agree(gpu: devices.Cuda, layer: Any, got: Any, want: Any, tolerance: float) 
     )
 
 
+def check_a_step(
+    gpu: devices.Cuda,
+    cell: str,
+    source: Any,
+    layer: Any,
+    batch: int,
+    *,
+    ragged: bool,
+    tolerance: float,
+) -> None:
+    """20 steps of a layer of 50 inputs against the reference with the parameters of `source`."""
+    x, dy = numbers(20, batch, 50), numbers(20, batch, layer.hidden_size, seed=1)
+    lengths = np.arange(batch) * 7 % 21 if ragged else None
+    y, _, tape = layer.forward(gpu.put(x), None, lengths)
+    dx, _, grads = tape.backward(gpu.put(dy))
+    oracle = reference.Tape(cell, source.params, x, None, lengths)
+    want_dx, _, want_grads = oracle.backward(dy)
+    assert want_dx is not None
+    agree(gpu, layer, (y, dx, grads), (oracle.y, want_dx, want_grads), tolerance)
+
+
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("compute", COMPUTES)
@@ -111,14 +132,8 @@ def test_odd_sizes(
     if cell == "rnn_relu" and compute is not None:
         pytest.skip("a relu that is rounded to the other side of 0 has another derivative")
     source, layer = twins(gpu, compute, cell, 50, hidden, seed=1)
-    x, dy = numbers(20, batch, 50), numbers(20, batch, hidden, seed=1)
-    lengths = np.arange(batch) * 7 % 21 if ragged else None
-    y, _, tape = layer.forward(gpu.put(x), None, lengths)
-    dx, _, grads = tape.backward(gpu.put(dy))
-    oracle = reference.Tape(cell, source.params, x, None, lengths)
-    want_dx, _, want_grads = oracle.backward(dy)
-    assert want_dx is not None
-    agree(gpu, layer, (y, dx, grads), (oracle.y, want_dx, want_grads), TOLERANCE[compute])
+    tolerance = TOLERANCE[compute]
+    check_a_step(gpu, cell, source, layer, batch, ragged=ragged, tolerance=tolerance)
 
 
 @pytest.mark.usefixtures("poison")
@@ -140,16 +155,9 @@ def test_stacked_layers(
         pytest.skip("a relu that is rounded to the other side of 0 has another derivative")
     source, layer = twins(gpu, compute, cell, 50, hidden, layers, seed=1)
     assert max(layer.plan(20, batch)["layers_per_launch"]) > 1
-    x, dy = numbers(20, batch, 50), numbers(20, batch, hidden, seed=1)
-    lengths = np.arange(batch) * 7 % 21 if ragged else None
-    y, _, tape = layer.forward(gpu.put(x), None, lengths)
-    dx, _, grads = tape.backward(gpu.put(dy))
-    oracle = reference.Tape(cell, source.params, x, None, lengths)
-    want_dx, _, want_grads = oracle.backward(dy)
-    assert want_dx is not None
     # Each layer rounds what it hands on.
     tolerance = TOLERANCE[compute] * (1 if compute is None else layers)
-    agree(gpu, layer, (y, dx, grads), (oracle.y, want_dx, want_grads), tolerance)
+    check_a_step(gpu, cell, source, layer, batch, ragged=ragged, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 4}])

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rnnkern.explore import EXPERIMENTS, agreement
+from rnnkern.explore import agreement
 from rnnkern.explore.agreement import VOCABULARY, Sentence, asked, batch_of, trained_on
-from rnnkern.explore.pictures import save_figure
 from rnnkern.explore.result import Result
+
+from support.experiments import check_picture, check_refusals, written
 
 # Of the grammar's words these alone end in s without being a plural.
 NOUN_BEFORE = {"near", "behind", "beside", "above", "under"}
@@ -97,21 +97,14 @@ def test_the_simple_rnn_trips_over_a_noun_before_the_subject(result: Result) -> 
 
 
 def test_numbers_table_and_picture(result: Result, tmp_path: Path) -> None:
-    result.to_json(tmp_path / "numbers.json")
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert numbers["program"] == "agreement"
+    numbers = written(result, "agreement", tmp_path)
     assert [row["cell"] for row in numbers["rows"]] == ["rnn", "gru", "nearest noun"]
     assert all(0.0 <= row[m] <= 100.0 for row in result.rows for m in result.measures)
     assert "5 of 5" in result.table()
-    pytest.importorskip("matplotlib")
-    save_figure(EXPERIMENTS["agreement"].figure(result), tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    check_picture(result, tmp_path)
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match=r"cells must be one of .*'lstm'.* got 'elman'"):
-        agreement(cells=("elman",))
-    with pytest.raises(ValueError, match="seeds must be a positive integer, got 0"):
-        agreement(seeds=0)
+    check_refusals(agreement)
     with pytest.raises(TypeError, match="quick must be True or False"):
         agreement(quick=np.int64(1))

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rnnkern.cells import CELLS
-from rnnkern.explore import EXPERIMENTS, depth
+from rnnkern.explore import depth
 from rnnkern.explore.budget import equal_units
 from rnnkern.explore.depth import (
     CLOSING,
@@ -24,10 +23,11 @@ from rnnkern.explore.depth import (
     units_of,
 )
 from rnnkern.explore.model import Model
-from rnnkern.explore.pictures import save_figure
 from rnnkern.explore.result import Result
 from rnnkern.explore.run import Run
 from rnnkern.models.summary import num_parameters
+
+from support.experiments import check_picture, check_refusals, written
 
 RUN = Run(cells=["rnn"])
 
@@ -124,20 +124,13 @@ def test_what_comes_after_is_told_both_ways_alone() -> None:
 
 
 def test_numbers_table_and_picture(result: Result, tmp_path: Path) -> None:
-    result.to_json(tmp_path / "numbers.json")
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert numbers["program"] == "depth"
+    numbers = written(result, "depth", tmp_path)
     assert [(row["reads"], row["layers"]) for row in numbers["rows"]] == [
         (reads, layers) for reads in ("forward", "both ways") for layers in (1, 2, 3)
     ]
     assert "closing" in result.table()
-    pytest.importorskip("matplotlib")
-    save_figure(EXPERIMENTS["depth"].figure(result), tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    check_picture(result, tmp_path)
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match=r"cells must be one of .*'lstm'.* got 'elman'"):
-        depth(cells=("elman",))
-    with pytest.raises(ValueError, match="seeds must be a positive integer, got 0"):
-        depth(seeds=0)
+    check_refusals(depth)

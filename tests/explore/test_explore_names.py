@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rnnkern.explore import EXPERIMENTS, names
+from rnnkern.explore import names
 from rnnkern.explore.names import VOCABULARY, Sentence, asked, batch_of, trained_on
-from rnnkern.explore.pictures import save_figure
 from rnnkern.explore.result import Result
+
+from support.experiments import check_picture, check_refusals, written
 
 PERSONS = {"uncle", "doctor", "captain", "visitor", "guest", "singer"}
 PERSONS |= {"roosevelt", "smiled", "sang", "married", "laughed", "answered"}
@@ -88,21 +88,14 @@ def test_parameters_are_alike(result: Result) -> None:
 
 
 def test_numbers_table_and_picture(result: Result, tmp_path: Path) -> None:
-    result.to_json(tmp_path / "numbers.json")
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert numbers["program"] == "names"
+    numbers = written(result, "names", tmp_path)
     assert [(row["cell"], row["reads"]) for row in numbers["rows"]] == [
         ("gru", "forward"),
         ("gru", "both ways"),
     ]
     assert "after" in result.table()
-    pytest.importorskip("matplotlib")
-    save_figure(EXPERIMENTS["names"].figure(result), tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    check_picture(result, tmp_path)
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match=r"cells must be one of .*'lstm'.* got 'elman'"):
-        names(cells=("elman",))
-    with pytest.raises(ValueError, match="seeds must be a positive integer, got 0"):
-        names(seeds=0)
+    check_refusals(names)

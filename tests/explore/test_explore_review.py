@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rnnkern.explore import EXPERIMENTS, review
+from rnnkern.explore import review
 from rnnkern.explore.model import Model
-from rnnkern.explore.pictures import save_figure
 from rnnkern.explore.result import Result
 from rnnkern.explore.review import (
     VOCABULARY,
@@ -23,6 +21,8 @@ from rnnkern.explore.review import (
     shown,
     trained_on,
 )
+
+from support.experiments import check_picture, check_refusals, written
 
 PRAISE = {"superb", "gripping", "lovely", "brilliant", "charming", "moving"}
 BLAME = {"dull", "awful", "clumsy", "boring", "tedious", "shallow"}
@@ -118,21 +118,14 @@ def test_words_that_decide_move_the_gru_and_open_its_gate(result: Result) -> Non
 
 
 def test_numbers_table_and_picture(result: Result, tmp_path: Path) -> None:
-    result.to_json(tmp_path / "numbers.json")
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert numbers["program"] == "review"
+    numbers = written(result, "review", tmp_path)
     assert [row["cell"] for row in numbers["rows"]] == ["rnn"] * 3 + ["gru"] * 3
     rnn, gru = numbers["curves"]
     assert len(gru["words"]) == len(gru["moved"]) == len(gru["gate"]) == len(gru["deciding"])
     assert rnn["gate"] == []
     assert "gate ratio" in result.table()
-    pytest.importorskip("matplotlib")
-    save_figure(EXPERIMENTS["review"].figure(result), tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    check_picture(result, tmp_path)
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match=r"cells must be one of .*'lstm'.* got 'elman'"):
-        review(cells=("elman",))
-    with pytest.raises(ValueError, match="seeds must be a positive integer, got 0"):
-        review(seeds=0)
+    check_refusals(review)

@@ -12,11 +12,12 @@ import pytest
 
 import rnnkern as rk
 from rnnkern import _core
-from rnnkern.adder import Adder, Settings, Training
+from rnnkern.adder import Settings
 from rnnkern.devices import LayerSpec
 from rnnkern.layers.stream import _SHARED_STEP_FLOPS
 
 from support import reference
+from support.adding import share_learnt
 from support.compare import assert_close, assert_same_bits, rounded
 from support.layers import (
     CELLS,
@@ -249,9 +250,4 @@ def test_the_adder_learns() -> None:
     settings = Settings(
         digits=1, hidden=32, batch=64, steps=1500, share=0.9, lr=5e-3, compute="bfloat16"
     )
-    training = Training(Adder(settings))
-    while training.fraction < 1.0:
-        training.advance()
-    pairs = training.adder.pairs
-    score = training.adder.evaluate(*pairs.at(np.arange(pairs.trained)))
-    assert score.right / score.total > 0.9
+    assert share_learnt(settings) > 0.9

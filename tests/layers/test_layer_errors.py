@@ -14,6 +14,7 @@ import rnnkern as rk
 from rnnkern.cells import layer_classes
 
 from support import reference
+from support.arguments import unaligned
 from support.layers import CELLS, as_layer_state, make
 from support.processes import run_python
 
@@ -463,27 +464,18 @@ def test_states_may_be_none_or_given_by_name() -> None:
     np.testing.assert_array_equal(layer(x(), state=zeros, lengths=[7, 7, 7])[0], want)
 
 
-def misaligned(array: Any) -> Any:
-    """The same numbers one byte off their boundaries."""
-    raw = np.empty(array.nbytes + 1, np.uint8)
-    moved = raw[1:].view(array.dtype).reshape(array.shape)
-    moved[...] = array
-    assert not moved.flags.aligned
-    return moved
-
-
 def test_misaligned_arrays_are_copied() -> None:
     layer = rk.LSTM(5, 8, seed=0)
     x = np.random.default_rng(0).standard_normal((7, 3, 5)).astype(np.float32)
     state = (np.ones((1, 3, 8), np.float32), np.ones((1, 3, 8), np.float32))
     want = layer(x, state)[0]
-    layer.params.update({name: misaligned(array) for name, array in layer.params.items()})
-    got = layer(misaligned(x), (misaligned(state[0]), misaligned(state[1])))[0]
+    layer.params.update({name: unaligned(array) for name, array in layer.params.items()})
+    got = layer(unaligned(x), (unaligned(state[0]), unaligned(state[1])))[0]
     assert np.array_equal(got, want)
 
 
 def test_misaligned_out_is_refused() -> None:
     layer = rk.LSTM(5, 8)
-    out = misaligned(np.zeros((7, 3, 8), np.float32))
+    out = unaligned(np.zeros((7, 3, 8), np.float32))
     with pytest.raises(ValueError, match="out must be aligned, got"):
         layer(np.zeros((7, 3, 5), np.float32), out=out)

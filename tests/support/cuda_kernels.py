@@ -235,19 +235,32 @@ def run(side: Any, case: Case) -> tuple[Results, Results]:
         want |= {f"d{name} {k}": a for name, a in named if name in own}
 
     call = side.module.Call(case.spec(), steps, batch, host_lengths, tokens=case.tokens)
-    call.forward(forward, side.workspace(call.forward_workspace), side.stream)
-    got: Results = {}
-    for k, p in enumerate(forward):
-        got[f"y {k}"] = side.get(p["y"])
-        got |= {f"{s}_n {k}": side.get(p[s]) for s in states}
+    got = _gone_forward(side, call, case, forward)
     if case.keep:
-        call.backward(backward, side.workspace(call.backward_workspace), side.stream)
+        got |= _gone_back(side, call, case, backward)
         if dx is not None:
             got["dx"] = side.get(dx) - dx_before
-        for k, p in enumerate(backward):
-            got |= {f"d{s}_0 {k}": side.get(p[f"d{s}"]) for s in states}
-            got |= {f"d{n} {k}": side.get(p[f"d{n}"]) - 0.5 for n in case.params(seed=0)}
     return got, want
+
+
+def _gone_forward(side: Any, call: Any, case: Case, passes: list[Any]) -> Results:
+    """What a pass forward gives, by name and place."""
+    call.forward(passes, side.workspace(call.forward_workspace), side.stream)
+    got: Results = {}
+    for k, p in enumerate(passes):
+        got[f"y {k}"] = side.get(p["y"])
+        got |= {f"{s}_n {k}": side.get(p[s]) for s in cell_facts(case.cell).states}
+    return got
+
+
+def _gone_back(side: Any, call: Any, case: Case, passes: list[Any]) -> Results:
+    """Likewise of a pass back, without dx: gradients of the states and of the parameters."""
+    call.backward(passes, side.workspace(call.backward_workspace), side.stream)
+    got: Results = {}
+    for k, p in enumerate(passes):
+        got |= {f"d{s}_0 {k}": side.get(p[f"d{s}"]) for s in cell_facts(case.cell).states}
+        got |= {f"d{n} {k}": side.get(p[f"d{n}"]) - 0.5 for n in case.params(seed=0)}
+    return got
 
 
 def check(side: Any, case: Case) -> Results:
@@ -358,21 +371,14 @@ def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
 
     tokens, layers = case.tokens, case.layers
     call = side.module.Call(case.spec(), steps, batch, host_lengths, tokens=tokens, layers=layers)
-    call.forward(forward, side.workspace(call.forward_workspace), side.stream)
-    got: Results = {}
-    for k, p in enumerate(forward):
-        got[f"y {k}"] = side.get(p["y"])
-        got |= {f"{s}_n {k}": side.get(p[s]) for s in states}
+    got = _gone_forward(side, call, case, forward)
     if case.keep:
         backward[0]["x"] = side.put(x)
         for lower, upper in itertools.pairwise(backward):
             upper["x"] = lower["y"] if lower["mask"] is None else lower["y"] * lower["mask"]
-        call.backward(backward, side.workspace(call.backward_workspace), side.stream)
+        got |= _gone_back(side, call, case, backward)
         if dx is not None:
             got["dx"] = side.get(dx) - dx_before
-        for k, p in enumerate(backward):
-            got |= {f"d{s}_0 {k}": side.get(p[f"d{s}"]) for s in states}
-            got |= {f"d{n} {k}": side.get(p[f"d{n}"]) - 0.5 for n in case.params(seed=0)}
     return got, want
 
 

@@ -18,9 +18,25 @@ from support.fuzzing import LAYOUTS, Case, finite
 from support.reference import Array
 
 # Each class with the options that are its own.
+FUNCTIONS = ("tanh", "sigmoid", "relu", "hard_sigmoid", "softsign", "leaky_relu(0.1)", "elu")
+OF_GATES: dict[str, tuple[Any, ...]] = {
+    "activation": ("tanh", "tanh", *FUNCTIONS),
+    "recurrent_activation": ("sigmoid", "sigmoid", *FUNCTIONS),
+    "clip": (None, None, 0.3),
+}
 OWN: dict[Any, dict[str, tuple[Any, ...]]] = {
-    rk.RNN: {"nonlinearity": ("tanh", "relu")},
-    rk.GRU: {"reset": ("before", "after")},
+    rk.RNN: {"nonlinearity": ("tanh", "relu", *FUNCTIONS), "clip": (None, None, 0.3)},
+    rk.SimplifiedGRU: OF_GATES,
+    rk.MGU: OF_GATES,
+    rk.GRU: {"reset": ("before", "after"), **OF_GATES},
+    rk.LSTM: {
+        "peepholes": (False, False, True),
+        "coupled": (False, False, True),
+        "proj_size": (0, 0, 1, 4),
+        "output_activation": (None, None, *FUNCTIONS),
+        "cell_clip": (None, None, 0.3),
+        **OF_GATES,
+    },
 }
 WITHOUT_PRODUCT = (rk.MinGRU, rk.MinLSTM, rk.IndRNN)
 LAYERS = [(cls, OWN.get(cls, {})) for cls in layer_classes().values()]
@@ -48,6 +64,11 @@ class Play:
         }
         if options["num_layers"] == 1:
             options["dropout"] = 0.0
+        if options["bidirectional"]:
+            options["merge"] = case.one("concat", "concat", "sum", "average", "product")
+        options["reverse"] = not options["bidirectional"] and case.chance(0.2)
+        if options.get("proj_size", 0) >= options["hidden_size"]:
+            options["proj_size"] = 0
         if self.cls in WITHOUT_PRODUCT:
             options["weight_drop"] = 0.0
         if options["dtype"] == "float32":
@@ -84,14 +105,15 @@ class Play:
         if self.case.chance(0.4):
             return None
         count = self.options["num_layers"] * self.directions
-        shape = (count, self.batch, self.options["hidden_size"])
+        units = self.options["hidden_size"]
+        h = self.numbers(f"{name} h", count, self.batch, self.options.get("proj_size") or units)
         if "c" in state_names(self.layer):
-            return self.numbers(f"{name} h", *shape), self.numbers(f"{name} c", *shape)
-        return self.numbers(name, *shape)
+            return h, self.numbers(f"{name} c", count, self.batch, units)
+        return h
 
     def features(self) -> int:
         """Of y."""
-        return int(self.options["hidden_size"]) * self.directions
+        return int(self.layer.output_size)
 
     def arguments(self) -> dict[str, Any]:
         """Of a call of the layer."""
@@ -249,7 +271,7 @@ def play_stream(play: Play) -> None:
     stream = case.call(f"{layer}.stream", lambda: layer.stream(**given))
     if stream is None or stream.batch > 99:
         return
-    hidden, inputs = play.options["hidden_size"], play.options["input_size"]
+    hidden, inputs = play.features(), play.options["input_size"]
     for _ in range(4):
         what = case.one("step", "step", "block", "state", "reset", "rows")
         batch = stream.batch

@@ -88,7 +88,7 @@ def play_stack(play: Play) -> None:
     stack = case.call(f"Stack of {top}, {made}", lambda: rk.Stack([play.layer, top], **made))
     if stack is None:
         return
-    play.options = {**options, "hidden_size": top.hidden_size}
+    play.options = {**options, "hidden_size": top.hidden_size, "proj_size": 0}
     play.directions = 1
     given = play.arguments()
     given["state"] = case.one(None, (None, None), [None, given["state"]])
@@ -108,7 +108,7 @@ def play_stack(play: Play) -> None:
     gradients = case.call("StackTape.backward", partial(result[2].backward, **back))
     if gradients is not None:
         results({**given, **back}, gradients.x, *gradients.params.values())
-    if options["bidirectional"]:
+    if options["bidirectional"] or options["reverse"]:
         return
     stream = stack.stream(2)
     x = play.numbers("step", 2, stack.input_size)
