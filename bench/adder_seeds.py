@@ -7,7 +7,7 @@ so that a killed or longer series goes on; FILE holds a table of them, too.
 ``RNNKERN_ISA`` chooses the instruction set. A run follows from its settings and the instruction set
 alone, whatever the threads and the load; its seconds do not. So the time of a step is measured by
 itself, for a quiet machine: ``--pace SECONDS`` trains nothing, but takes steps of every model that
-FILE has runs of, in turns, for about so many seconds each.
+FILE has runs of, and of those that are asked for, in turns, for about so many seconds each.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rnnkern.progress import Progress
 from rnnkern.record import facts
 
 _REPORT_EVERY = 100  # steps
+_MOST_LAYERS = 4
 _GOOD = 0.99  # of the held-out pairs that a report asks
 
 
@@ -72,7 +73,8 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
     if paces:
         header.insert(2, "ms of a step")
     lines = []
-    for name in map(_name, _models(runs)):
+    for settings in _models({run["cell"] for run in runs} | paces.keys()):
+        name = _name(settings)
         of_model = [run for run in runs if run["cell"] == name]
         wrong = [
             sum(run[part]["total"] - run[part]["right"] for part in ("trained", "held_out"))
@@ -81,10 +83,10 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         steps = (f"{run['good']['steps']:.0f}" if run["good"] else "–" for run in of_model)
         line = [
             name,
-            f"{of_model[0]['parameters']:,}",
+            f"{rk.num_parameters(Adder(settings).model):,}",
             ", ".join(steps),
-            ", ".join(map(str, wrong)),
-            f"{wrong.count(0)} of {len(wrong)} seed{'s' if len(wrong) > 1 else ''}",
+            ", ".join(f"{count:,}" for count in wrong),
+            f"{wrong.count(0)} of {len(wrong)} seed{'s' * (len(wrong) > 1)}" if wrong else "",
         ]
         if paces:
             line.insert(2, f"{paces[name]['ms']:.1f}" if name in paces else "–")
@@ -92,16 +94,14 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
     return {"header": header, "rows": lines}
 
 
-def _models(runs: list[dict[str, Any]]) -> list[Settings]:
-    """Those that there are runs of, in the order of their cells."""
-    layers = {run.get("layers", 1) for run in runs}
+def _models(names: set[str]) -> list[Settings]:
+    """Those of the names, in the order of their cells."""
     every = [
-        Settings(cell=cell, layers=count, attention=attention)
+        Settings(cell=cell, layers=layers, attention=attention)
         for cell in CELLS
-        for count in sorted(layers)
+        for layers in range(1, _MOST_LAYERS + 1)
         for attention in (False, True)
     ]
-    names = {run["cell"] for run in runs}
     return [settings for settings in every if _name(settings) in names]
 
 
@@ -117,7 +117,10 @@ def main() -> None:
     )
     parser.add_argument("--cell", action="append", choices=list(CELLS), help="all, unless given")
     parser.add_argument("--attention", action="store_true", help="let the decoder see it all")
-    parser.add_argument("--layers", type=int, default=1, help="of the encoder, and the decoder")
+    layers = range(1, _MOST_LAYERS + 1)
+    parser.add_argument(
+        "--layers", type=int, default=1, choices=layers, help="of the encoder, and the decoder"
+    )
     parser.add_argument("--pace", type=float, metavar="SECONDS", help="measure steps alone")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -128,7 +131,9 @@ def main() -> None:
     if options.json.exists():
         record = json.loads(options.json.read_text(encoding="utf-8"))
     if options.pace is not None:
-        record["pace"] = pace(_models(record["runs"]), options.pace)
+        asked = [Settings(cell=cell, layers=options.layers) for cell in options.cell or ()]
+        names = {run["cell"] for run in record["runs"]} | set(map(_name, asked))
+        record["pace"] = pace(_models(names), options.pace)
         record["pace facts"] = facts()
         _write(options.json, record)
         return

@@ -19,7 +19,6 @@ def run(cell: str, seed: int, right: int, *, layers: int = 1) -> dict[str, Any]:
         "cell": cell,
         "seed": seed,
         "layers": layers,
-        "parameters": 1000 * layers,
         "good": {"steps": 300 + seed} if right == 10 else None,
         "trained": {"right": 4, "total": 4},
         "held_out": {"right": right - 4, "total": 6},
@@ -35,9 +34,9 @@ def test_a_model_has_a_line_with_all_its_seeds_in_the_order_of_cells_and_layers(
     ]
     table = adder_seeds.summary({"runs": runs})
     assert table["rows"] == [
-        ["lstm", "1,000", "300", "0", "1 of 1 seed"],
-        ["mingru", "1,000", "–", "3", "0 of 1 seed"],
-        ["mingru, 2 layers", "2,000", "300, –", "0, 1", "1 of 2 seeds"],
+        ["lstm", "144,779", "300", "0", "1 of 1 seed"],
+        ["mingru", "7,563", "–", "3", "0 of 1 seed"],
+        ["mingru, 2 layers", "73,611", "300, –", "0, 1", "1 of 2 seeds"],
     ]
 
 
@@ -47,12 +46,13 @@ def test_the_pace_is_measured_of_what_there_are_runs_of(
     path = tmp_path / "record.json"
     runs = [run("mingru, 2 layers", 0, 10, layers=2), run("indrnn", 0, 10)]
     path.write_text(json.dumps({"facts": {}, "runs": runs}), encoding="utf-8")
-    monkeypatch.setattr("sys.argv", ["adder_seeds.py", "--json", str(path), "--pace", "0.001"])
+    options = ["--json", str(path), "--pace", "0.001", "--cell", "lstm"]
+    monkeypatch.setattr("sys.argv", ["adder_seeds.py", *options])
     with using_threads(1):
         adder_seeds.main()
     record = json.loads(path.read_text(encoding="utf-8"))
     assert record["runs"] == runs
-    assert record["pace"].keys() == {"mingru, 2 layers", "indrnn"}
+    assert record["pace"].keys() == {"lstm", "mingru, 2 layers", "indrnn"}
     assert record["pace facts"]["threads"] == 1
     assert record["table"]["header"][2] == "ms of a step"
     for name, _, pace, *_ in record["table"]["rows"]:
