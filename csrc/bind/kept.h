@@ -94,7 +94,7 @@ template <class T>
 struct KeptOf {
   struct Direction {
     py::object saved = py::none(), cells = py::none(), inner = py::none();
-    std::optional<PackedWeights<T>> weights;
+    std::shared_ptr<const PackedWeights<T>> weights;
   };
   // Of every layer but the last: y, and what the next one got where there are masks.
   struct Between {

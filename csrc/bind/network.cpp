@@ -47,13 +47,18 @@ class NetworkOf {
     }
   }
 
-  // The same, with panels of the weights as they are now.
-  NetworkOf packed(bool with_input) const {
+  // The same, with panels of the weights as they are now; `with_backward` also for the way back, which
+  // all that calls keep then shares.
+  NetworkOf packed(bool with_input, bool with_backward) const {
     NetworkOf twin(sizes_, options_, weights_);
     for (Index i = 0; i < count(); ++i) {
-      twin.panels_.emplace_back(
-          sizes_.cell, weights_[static_cast<std::size_t>(i)].template parameters<T>(),
-          Pass::forward, with_input || i >= sizes_.directions, sizes_.compute);
+      const auto at = static_cast<std::size_t>(i);
+      const bool whole = with_input || i >= sizes_.directions;
+      twin.panels_.emplace_back(sizes_.cell, weights_[at].template parameters<T>(), Pass::forward,
+                                whole, sizes_.compute);
+      if (with_backward)
+        twin.backward_panels_.push_back(
+            backward_panels(weights_[at].template parameters<T>(), whole));
     }
     return twin;
   }
@@ -223,8 +228,9 @@ class NetworkOf {
             rnnkern::forward(sizes_.cell, part, sizes_.compute, panels);
           });
           if (keep) {
-            kept[i].weights.emplace(sizes_.cell, problems[i].parameters, Pass::backward,
-                                    !problems[i].tokens.slot, sizes_.compute);
+            kept[i].weights = backward_panels_.empty() ? backward_panels(problems[i].parameters,
+                                                                         !problems[i].tokens.slot)
+                                                       : backward_panels_[i];
           }
         }
         if (sizes_.merges())
@@ -258,6 +264,12 @@ class NetworkOf {
             .unit_weights = nullptr};
   }
 
+  std::shared_ptr<const PackedWeights<T>> backward_panels(const Parameters<T>& parameters,
+                                                          bool with_input) const {
+    return std::make_shared<const PackedWeights<T>>(sizes_.cell, parameters, Pass::backward,
+                                                    with_input, sizes_.compute);
+  }
+
   AlignedBytes copy_of_states(const Given& given, Index batch) const {
     const Index rows = count() * batch, of_h = rows * sizes_.outputs;
     const Index of_c = given.c ? rows * sizes_.units : 0;
@@ -272,7 +284,8 @@ class NetworkOf {
   std::vector<CellOptions<T>> options_;  // one a direction, or none
   std::vector<HeldWeights> weights_;     // by layer and direction
   std::vector<std::pair<bool, bool>> biases_;
-  std::vector<PackedWeights<T>> panels_;  // likewise, or none
+  std::vector<PackedWeights<T>> panels_;                                  // likewise, or none
+  std::vector<std::shared_ptr<const PackedWeights<T>>> backward_panels_;  // likewise
 };
 
 // Its class in Python.
@@ -288,8 +301,10 @@ class Network {
     return std::visit(f, network_);
   }
 
-  Network packed(bool with_input) const {
-    return visit([&](const auto& network) { return Network(Any(network.packed(with_input))); });
+  Network packed(bool with_input, bool with_backward) const {
+    return visit([&](const auto& network) {
+      return Network(Any(network.packed(with_input, with_backward)));
+    });
   }
 
  private:
@@ -431,12 +446,13 @@ void bind_network(py::module_& m) {
            "sizes are theirs; spec says the cell, the compute and how many there are.")
       .def(
           "packed",
-          [](const py::handle& self, bool with_input) {
-            return built<Network>(self, "self").packed(with_input);
+          [](const py::handle& self, bool with_input, bool with_backward) {
+            return built<Network>(self, "self").packed(with_input, with_backward);
           },
-          py::kw_only(), py::arg("with_input") = true,
+          py::kw_only(), py::arg("with_input") = true, py::arg("with_backward") = false,
           "A network of these weights as they are now, packed for many calls: they must stay so. "
-          "Without the first weight_ih where x will be tokens.")
+          "Without the first weight_ih where x will be tokens; with_backward also for what calls "
+          "keep, which then share the weights.")
       .def(
           "forward",
           [](const py::handle& self, const py::object& x, const py::object& lengths,

@@ -115,10 +115,32 @@ def test_stream_of_a_stack(cuda: devices.Cuda, no_looks: None) -> None:
     for device in ("cpu", "cuda"):
         layers = [rk.GRU(4, 4, seed=1, device=device), rk.LSTM(4, 4, seed=2, device=device)]
         stream = rk.Stack(layers, residual=[True, True]).stream(3)
-        own = [cuda.put(x_t) if device == "cuda" else x_t for x_t in x]
-        got.append((stream.step(own[0]), stream.step(own[1], mask=mask)))
+        own = cuda.put(x) if device == "cuda" else x
+        steps = stream.step(own[0]), stream.step(own[1], mask=mask)
+        marks = {"mask": np.stack([mask, ~mask]), "resets": np.stack([~mask, mask])}
+        got.append((*steps, stream.block(own, **marks)))
     for on_device, on_host in zip(got[1], got[0], strict=True):
         agree(cuda, "y", on_device, on_host, 1e-5)
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+def test_stream_of_a_model(cuda: devices.Cuda, no_looks: None, embedding: bool) -> None:
+    rng = np.random.default_rng(0)
+    x: Any = rng.standard_normal((2, 3, 4)).astype(np.float32)
+    if embedding:
+        x = rng.integers(0, 9, (2, 3))
+    mask = np.array([[True, False, True], [False, True, True]])
+    got = []
+    for device in ("cpu", "cuda"):
+        words = rk.Embedding(9, 4, seed=1, device=device) if embedding else None
+        gru = rk.GRU(4, 5, seed=2, device=device)
+        head = rk.Linear(5, 2, seed=3, device=device)
+        stream = rk.Model(gru, head, embedding=words).stream(3)
+        own = cuda.put(x) if device == "cuda" else x
+        step = stream.step(own[0], mask=mask[0])
+        got.append((step, stream.block(own, mask=mask, resets=~mask), stream.block(own)))
+    for on_device, on_host in zip(got[1], got[0], strict=True):
+        agree(cuda, "outputs", on_device, on_host, 1e-5)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -94,3 +95,20 @@ def test_gates_of_pieces_without_a_live_step(cuda: devices.Cuda) -> None:
     for mine, theirs in zip(got, want, strict=True):
         for name, gate in theirs.items():
             agree(cuda, name, mine[name], gate, TOLERANCE["float32"])
+
+
+def test_pieces_share_the_weights(cuda: devices.Cuda) -> None:
+    _, twin = twins(cuda, "gru_after", INPUTS, 64)
+    x = put(cuda, np.ones((24, 1, INPUTS), np.float32))
+
+    def kept(steps: int) -> int:
+        """Bytes, of the emulated device's memory too, that a tape of so many pieces holds."""
+        tracemalloc.start()
+        tape = twin.forward(x[:steps], tbptt=1)[2]
+        size = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert tape is not None
+        return size
+
+    kept(1)
+    assert kept(24) < kept(1) + 3 * sum(p.nbytes for p in twin.params.values())

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,33 @@ def test_without_that_of_x_all_else_is_the_same(cell: str, kind: str) -> None:
         assert_same_bits("the state's", np.stack(got.state), np.stack(want.state))
         for name, gradient in want.params.items():
             assert_same_bits(name, got.params[name], gradient)
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+@pytest.mark.parametrize("residual", [False, [True, True]])
+def test_stacks_and_models_leave_that_of_x_out(residual: Any, embedding: bool) -> None:
+    words = rk.Embedding(9, 3, seed=2) if embedding else None
+    layers = [rk.GRU(3, 3, seed=0), rk.LSTM(3, 3, seed=1)]
+    model = rk.Model(rk.Stack(layers, residual=residual), rk.Linear(3, 2), embedding=words)
+    x: Any = np.zeros((4, 2), np.int64) if embedding else X
+    targets = np.zeros((4, 2), np.int64)
+    _, want = model.loss_and_grads(x, targets)
+    _, got = model.loss_and_grads(x, targets, x_gradient=False)
+    outputs, _, tape = model.forward(x)
+    y, _, own = model.recurrent.forward(X)
+    of_stack = own.backward(y, dlast=y[-1]), own.backward(y, dlast=y[-1], x_gradient=False)
+    pairs = [(want, got), (tape.backward(outputs), tape.backward(outputs, x_gradient=False))]
+    for whole, part in (*pairs, of_stack):
+        assert part.x is None
+        for name, gradient in whole.params.items():
+            assert_same_bits(name, part.params[name], gradient)
+        for mine, theirs in zip(part.state, whole.state, strict=True):
+            assert_same_bits("state", np.stack(mine), np.stack(theirs))
+    assert of_stack[0].x is not None
+    ways: list[Any] = [partial(own.backward, y), partial(tape.backward, outputs)]
+    for refused in ways:
+        with pytest.raises(TypeError, match="x_gradient must be True or False, got 0"):
+            refused(x_gradient=0)
 
 
 def test_a_linear_map_has_no_state() -> None:

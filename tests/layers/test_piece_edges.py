@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import rnnkern as rk
 
 from support.compare import assert_close, assert_same_bits
 from support.layers import as_layer_state, as_tuple, random_state
+from support.processes import run_python
 
 STEPS, BATCH, INPUTS, HIDDEN = 11, 3, 4, 5
 
@@ -115,7 +117,7 @@ def test_tbptt_of_a_layer_that_runs_back_with_a_reset(step: int, every: int, mas
     layer = made((rk.LSTM, {}), reverse=True)
     twin = made((rk.LSTM, {}))
     for name, p in layer.params.items():
-        twin.params[name.removesuffix("_reverse")] = p
+        twin.params[name] = p
     random = np.random.default_rng(0)
     x, resets = random.standard_normal((10, BATCH, INPUTS)), resets_at(step)[:10]
     turned = np.zeros_like(resets)  # a reset lies between two steps
@@ -136,3 +138,43 @@ def test_tbptt_of_a_layer_that_runs_back_with_a_reset(step: int, every: int, mas
     assert_close("dx", got.x, want.x[::-1], 1e-13)
     for name, array in want.params.items():
         assert_close(name, got.params[name], array, 1e-13)
+
+
+_SHARED = """
+import resource
+import numpy as np
+import rnnkern as rk
+
+def most():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+lstm, x = rk.LSTM(8, 512, seed=0), np.ones((64, 1, 8), np.float32)
+lstm.forward(x[:2], {options})
+size, before = sum(p.nbytes for p in lstm.params.values()), most()
+tape = lstm.forward(x, {options})[2]
+print((most() - before) / size)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is another elsewhere")
+@pytest.mark.parametrize("options", ["tbptt=1", "recompute=1"])
+def test_pieces_share_the_weights(options: str) -> None:
+    done = run_python(_SHARED.format(options=options))
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 8  # of 64 pieces
+
+
+@pytest.mark.parametrize("options", [{"tbptt": 2}, {"recompute": 2}], ids=str)
+def test_pieces_of_tokens_and_weights_that_change_meanwhile(options: dict[str, int]) -> None:
+    layer = made((rk.GRU, {"reset": "after"}))
+    tokens = np.random.default_rng(0).integers(0, INPUTS, (STEPS, BATCH))
+    y, _, tape = layer.forward(tokens, **options)
+    before = tape.backward(y).params
+    for p in layer.params.values():
+        p += 1.0
+    for name, array in tape.backward(y).params.items():
+        assert_same_bits(name, array, before[name])
+    one_hot = layer.forward(np.eye(INPUTS)[tokens], **options)[2].backward(y).params
+    again = layer.forward(tokens, **options)[2].backward(y).params
+    for name, array in again.items():
+        assert_close(name, array, one_hot[name], 1e-12)

@@ -87,6 +87,23 @@ def test_it_is_the_loop_that_one_would_write(clip: float | None) -> None:
     assert history["lr"][-1] == rate(8)
 
 
+def test_no_step_computes_the_gradient_of_the_data() -> None:
+    class Watched(rk.Model):
+        """Notes what its gradients are."""
+
+        def loss_and_grads(self, *arguments: Any, **options: Any) -> Any:
+            value, grads = super().loss_and_grads(*arguments, **options)
+            found.append(grads)
+            return value, grads
+
+    found: list[rk.Gradients] = []
+    model = Watched(rk.GRU(3, 4, seed=0), rk.Linear(4, 2, seed=1), readout="last")
+    x = np.random.default_rng(0).standard_normal((5, 6, 3)).astype(np.float32)
+    rk.fit(model, [(x, None, np.zeros(6, np.int64))], epochs=2)
+    assert len(found) == 2
+    assert all(grads.x is None for grads in found)
+
+
 def test_data_may_be_a_list_or_a_function() -> None:
     batches = [tuple(batch) for batch in data().epoch(0)]
     one, two, three = build(), build(), build()

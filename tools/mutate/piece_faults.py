@@ -90,9 +90,16 @@ _PIECES = [
     fault(
         f"{_LAYERS}/stack_stream.py",
         "a-held-row-of-a-stack-gets-its-x",
-        "if k == 0 and mask is not None:",
-        "if k < 0 and mask is not None:",
+        "if k > 0 or mask is None:",
+        "if k >= 0 or mask is None:",
         "layers/test_stack.py::test_rows_of_a_stream_idle_come_and_go",
+    ),
+    fault(
+        f"{_LAYERS}/pieces.py",
+        "a-reset-between-pieces-is-lost-on-the-way-back",
+        "anew = marks.resets[edge]\n",
+        "anew = marks.resets[edge] & False\n",
+        "layers/test_piece_edges.py::test_tbptt_of_a_layer_that_runs_back_with_a_reset",
     ),
     fault(
         f"{_LAYERS}/stack_stream.py",

@@ -123,6 +123,7 @@ class Cuda(Device):
         masks: Sequence[Array],
         *,
         keep: bool,
+        fixed: bool,
     ) -> list[KeptLayer]:
         """See `Launcher`."""
         xp, facts, units = self.xp, spec.facts, spec.units
@@ -163,7 +164,7 @@ class Cuda(Device):
                         None if c_0 is None else c_0[first : len(strands)],
                         tuple(saved for saved, _ in rooms),
                         tuple(cells for _, cells in rooms),
-                        [(own.weight_ih.copy(), own.recurrent.copy()) for own in weights],
+                        [_matrices(own, fixed=fixed) for own in weights],
                     )
                 )
         call.forward(strands, self._workspace(call.forward_workspace), self._stream())
@@ -302,6 +303,13 @@ class Cuda(Device):
     def _stream(self) -> int:
         pointer: int = self.xp.cuda.get_current_stream().ptr
         return pointer
+
+
+def _matrices(own: Weights, *, fixed: bool) -> tuple[Array, Array]:
+    """What a backward pass reads of the weights: copies, unless they stay as they are."""
+    if fixed:
+        return own.weight_ih, own.recurrent
+    return own.weight_ih.copy(), own.recurrent.copy()
 
 
 def _direction(array: Array, direction: int, units: int) -> Array:

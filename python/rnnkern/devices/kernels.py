@@ -67,10 +67,11 @@ class Kept(Protocol):
 class NetworkKernels(Protocol):
     """A network's weights as the kernels hold them."""
 
-    def packed(self, *, with_input: bool = True) -> NetworkKernels:
+    def packed(self, *, with_input: bool = True, with_backward: bool = False) -> NetworkKernels:
         """The same, with what helps many calls; the weights must stay as they are.
 
-        Without `with_input` the first layer's x must be tokens.
+        Without `with_input` the first layer's x must be tokens. `with_backward` also for backward
+        passes: all that is kept of calls then shares the weights.
         """
 
     def forward(

@@ -33,7 +33,7 @@ class KeptLayer:
     c_0: Array | None
     saved: tuple[Array | None, ...]
     cells: tuple[Array | None, ...]
-    # A snapshot, so that a later step of training does not change them.
+    # A snapshot, so that a later step of training does not change them, unless they are fixed.
     weights: list[tuple[Array, Array]]
 
 
@@ -65,6 +65,7 @@ class Launcher(Copier, Protocol):
         masks: Sequence[Array],
         *,
         keep: bool,
+        fixed: bool,
     ) -> list[KeptLayer]:
         """One launch.
 
@@ -78,6 +79,7 @@ class Launcher(Copier, Protocol):
             ys: (T, B, D·H), written, of each layer. It is the x of the next.
             masks: factors, (T, B, D·H), of the y's on the way to the next layer, or none.
             keep: whether a backward pass follows: then what it needs is given for each layer.
+            fixed: whether nobody writes to the weights, so that no copies need be kept.
 
         """
 
@@ -110,15 +112,25 @@ class Launcher(Copier, Protocol):
 class LaunchedNetwork:
     """Weights by layer and direction: what `_core.Network` is on a CPU."""
 
-    def __init__(self, device: Launcher, spec: LayerSpec, weights: Sequence[Weights]) -> None:
+    def __init__(
+        self,
+        device: Launcher,
+        spec: LayerSpec,
+        weights: Sequence[Weights],
+        *,
+        fixed: bool = False,
+    ) -> None:
+        """Of weights that nobody will write to, where they are `fixed`."""
         n = spec.directions
         self._device = device
         self._spec = spec
+        self._weights = weights
         self._layers = [weights[i : i + n] for i in range(0, len(weights), n)]
+        self._fixed = fixed
 
-    def packed(self, *, with_input: bool = True) -> LaunchedNetwork:
+    def packed(self, *, with_input: bool = True, with_backward: bool = False) -> LaunchedNetwork:
         """The same: kernels read the weights as they are."""
-        return self
+        return LaunchedNetwork(self._device, self._spec, self._weights, fixed=True)
 
     def direct(self, x: Any, state: Any, lengths: Any, keep: bool) -> None:
         """Nothing: a launch takes longer than to look at the arguments."""
@@ -162,6 +174,7 @@ class LaunchedNetwork:
                 ys,
                 masks[first : end - 1],
                 keep=keep,
+                fixed=self._fixed,
             )
             for layer, own in enumerate(ys, first):
                 if keep:

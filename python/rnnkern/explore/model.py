@@ -118,7 +118,9 @@ class Model(RecurrentModel):
 
     def loss_and_gradients(self, batch: Batch) -> tuple[float, dict[str, Array]]:
         """The loss, and its gradients by the names in ``params``."""
-        loss, grads = self.loss_and_grads(batch.x, batch.targets, batch.lengths, mask=batch.mask)
+        loss, grads = self.loss_and_grads(
+            batch.x, batch.targets, batch.lengths, mask=batch.mask, x_gradient=False
+        )
         return loss, grads.params
 
     def trace(self, batch: Batch) -> tuple[Tape, list[StateGradients]]:
@@ -126,7 +128,7 @@ class Model(RecurrentModel):
         outputs, _, tape = self.forward(batch.x, None, batch.lengths)
         counted = self._counted(outputs, batch.lengths, batch.mask)
         _, doutputs = loss_named(self.loss)(outputs, batch.targets, counted)
-        traced = tape.backward(doutputs, state_gradients=True).steps
+        traced = tape.backward(doutputs, state_gradients=True, x_gradient=False).steps
         assert traced is not None
         return tape.recurrent, traced
 

@@ -160,13 +160,14 @@ class Repeated:
     def backward(self, dy: Array) -> Array:
         """∂L/∂y of the steps gone through, of the gradient in all of them."""
         total: Array = dy.copy()
-        steps, units = len(dy), dy.shape[-1] // len(self._backwards)
-        for d, back in enumerate(self._backwards):
-            own = total[..., d * units : (d + 1) * units]
-            before, order = (1, range(steps - 1)) if back else (-1, range(steps - 1, 0, -1))
-            for t in order:
-                rows = np.flatnonzero(self._holes[t])
-                if rows.size:
-                    at = self._device.put(rows)
-                    own[t + before, at] += own[t, at]
+        put, batch = self._device.put, dy.shape[1]
+        units = dy.shape[2] // len(self._backwards)
+        for d, source in enumerate(self._sources):
+            t, b = np.nonzero(self._holes & (source >= 0))
+            places, token = np.unique(source[t, b] * batch + b, return_inverse=True)
+            if places.size:
+                own = total[..., d * units : (d + 1) * units]
+                rows = own[put(t), put(b)]
+                sums = self._device.sums_by_token(put(token), rows, len(places))
+                own[put(places // batch), put(places % batch)] += sums
         return total

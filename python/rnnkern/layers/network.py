@@ -55,9 +55,10 @@ class Network:
         copies = [Weights.of(None if a is None else a.copy() for a in w) for w in self.weights]
         return Network(layout, copies)
 
-    def packed(self, *, by_token: bool = False) -> Network:
-        """The same for many calls, while the weights stay as they are."""
-        return Network(self.layout, self.weights, self.kernels.packed(with_input=not by_token))
+    def packed(self, *, by_token: bool = False, with_backward: bool = False) -> Network:
+        """The same for many calls, while the weights stay as they are; see `NetworkKernels`."""
+        kernels = self.kernels.packed(with_input=not by_token, with_backward=with_backward)
+        return Network(self.layout, self.weights, kernels)
 
     def named_weights(self) -> list[tuple[str, Array | None]]:
         """The weights by the names that errors use."""

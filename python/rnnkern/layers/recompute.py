@@ -74,7 +74,7 @@ class _OneWay(_Sparse):
         drops: Drops,
     ) -> None:
         """Forward; the weights are the pass's own."""
-        self._network = network.packed()
+        self._network = network.packed(by_token=given.x.ndim == 2, with_backward=True)
         self._pieces = Pieces(network, given, every, drops)
         spans = self._pieces.spans
         count, empty = len(spans), network.device.xp.empty

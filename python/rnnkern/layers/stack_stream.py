@@ -53,25 +53,40 @@ class StackStream:
                 given = self._kept(k, y, out)
                 y = stream.step(y, out if self._is_top(k) else None, mask=mask)
                 if given is not None:
-                    if k == 0 and mask is not None:  # further up it is 0 where rows are held
-                        live = self._device.put(np.asarray(mask)[:, None])
-                        given = self._device.xp.where(live, given, given.dtype.type(0))
-                    y += given
+                    y += self._held(k, given, mask)
         return y
 
-    def block(self, x: Any, out: Array | None = None) -> Array:
+    def block(
+        self, x: Any, out: Array | None = None, *, resets: Any = None, mask: Any = None
+    ) -> Array:
         """Several steps: x (T, B, I), or tokens (T, B); returns y (T, B, H), in `out` if given.
 
         One that is interrupted (KeyboardInterrupt) leaves the states as they were before the block.
+
+        Args:
+            x: the steps of every row.
+            out: where y goes.
+            resets: (T, B) bool: before these steps the row's states are zero again.
+            mask: (T, B) bool: where it is False the row skips the step; its y is 0 there.
+
         """
         with self._all_or_nothing():
             y: Array = x
             for k, stream in enumerate(self._streams):
                 given = self._kept(k, y, out)
-                y = stream.block(y, out if self._is_top(k) else None)
+                to = out if self._is_top(k) else None
+                y = stream.block(y, to, resets=resets, mask=mask)
                 if given is not None:
-                    y += given
+                    y += self._held(k, given, mask)
         return y
+
+    def _held(self, k: int, given: Array, mask: Any) -> Array:
+        """A layer's input without what it has for rows that are held: further up that is 0."""
+        if k > 0 or mask is None:
+            return given
+        live = self._device.put(np.asarray(mask)[..., None])
+        held: Array = self._device.xp.where(live, given, given.dtype.type(0))
+        return held
 
     def _is_top(self, k: int) -> bool:
         return k == len(self._streams) - 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnkern._checks import Array
+from rnnkern._checks import Array, boolean
 from rnnkern.devices import masked
 from rnnkern.layers.arguments import StackState, State, states_of
 from rnnkern.layers.gradients import Gradients, StateGradients
@@ -53,6 +53,7 @@ class StackTape:
         *,
         dlast: Any = None,
         state_gradients: bool = False,
+        x_gradient: bool = True,
     ) -> Gradients:
         """Gradients of a loss L by back-propagation through time.
 
@@ -63,6 +64,7 @@ class StackTape:
             dlast: ∂L/∂(last output), shaped as ``last_output`` gives it; None is zero.
             state_gradients: whether to return those of every step's state and gates, as a layer's
                 tape does.
+            x_gradient: whether to return ∂L/∂x, as a layer's tape does; without it there is None.
 
         Returns:
             `Gradients`, which unpacks to ∂L/∂x (None for tokens), a tuple of ∂L/∂(initial state) of
@@ -74,6 +76,7 @@ class StackTape:
 
         """
         whole, device = self._steps, self._steps.device
+        boolean("x_gradient", x_gradient)
         dstates = states_of("dstate", dstate, len(self._tapes))
         if dy is not None:
             dy = whole.repeat_backward(device.shaped("dy", dy, whole.shape, whole.dtype))
@@ -85,13 +88,18 @@ class StackTape:
         grads: dict[int, dict[str, Array]] = {}
         steps: list[StateGradients] = []
         for k in reversed(range(len(self._tapes))):
+            wanted = x_gradient or k > 0
             own = self._tapes[k].backward(
-                dy, dstates[k], dlast=dlast, state_gradients=state_gradients
+                dy,
+                dstates[k],
+                dlast=dlast,
+                state_gradients=state_gradients,
+                x_gradient=wanted,
             )
             mask, dx = self._masks[k], own.x
             if mask is not None and dx is not None:
                 dx = masked(dx, mask)
-            if self._residual[k]:
+            if self._residual[k] and wanted:
                 assert dx is not None
                 dx = self._beside(dx, dy, dlast)
             dy, dlast = dx, None

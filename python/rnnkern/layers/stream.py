@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rnnkern import _core
 from rnnkern._checks import Array, choice, host_array, on_gpu, positive_int
-from rnnkern.layers.arguments import State, check_out
+from rnnkern.layers.arguments import Input, State, check_out
 from rnnkern.layers.marks import asked
 from rnnkern.layers.network import Network, forward
 from rnnkern.layers.states import States
@@ -141,17 +141,18 @@ class Stream:
         return self._checked_step(x, out) if y is None else y
 
     def _checked_step(self, x: Any, out: Array | None) -> Array:
-        network, layout = self._network, self._layout
-        spec, array = network.spec, self._step_input(x)
-        given, _, _ = layout.input(array[None], None, None)
+        spec, device, array = self._network.spec, self._network.device, self._step_input(x)
+        given, _, _ = self._layout.input(array[None], None, None)
         if out is not None:
-            check_out(network.device, out, (self.batch, spec.outputs), spec.dtype)
+            check_out(device, out, (self.batch, spec.outputs), spec.dtype)
         y = None
         if self._stepper is not None:
             dtype = np.dtype(np.int64) if array.ndim == 1 else spec.dtype
             y = self._stepper.step(np.array(given.x[0], dtype, order="C"), None)
         if y is None:
-            y = self.block(given.x)[0]
+            block = device.xp.empty((1, self.batch, spec.outputs), spec.dtype)
+            self._advance(given, block)
+            y = block[0]
         if out is None:
             return y
         out[...] = y
@@ -214,10 +215,14 @@ class Stream:
                 f"for tokens, got {shape}"
             )
         y = layout.output(out, given, h_0, c_0, () if out is None else network.named_weights())
+        self._advance(given, y)
+        return y
+
+    def _advance(self, given: Input, y: Array) -> None:
+        """Go through a block of all rows; what is interrupted leaves the state as it was."""
         parts = self._states.copies()
         forward(self._packed_now(), given, *_pair(parts), y)
         self._states.set(parts)
-        return y
 
     @property
     def batch(self) -> int:

@@ -31,7 +31,10 @@ class Truncated(Kept):
         self, network: Network, pieces: Pieces, h: Array, c: Array | None, y: Array
     ) -> None:
         """Run it: h and c change in place, y is written."""
-        self._network = network = network.snapshot(network.layout).packed()
+        by_token = pieces.input(pieces.spans[0]).x.ndim == 2
+        self._network = network = network.snapshot(network.layout).packed(
+            by_token=by_token, with_backward=True
+        )
         self._pieces = pieces
         self._kept: list[Kept] = []
         for k, span in enumerate(pieces.spans):

@@ -7,11 +7,52 @@ wide. Where the cells differ in kind a missing part of the state is 0, and one t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rnnkern._checks import Array
 from rnnkern.layers.base import Recurrent
-from rnnkern.layers.configured import state_names
+from rnnkern.layers.configured import spec_of, state_names
+
+Options = Mapping[str, Any]
+# What a model gives its layers itself.
+_FIXED = {"input_size", "hidden_size", "num_layers", "bidirectional", "batch_first", "dropout"}
+_FIXED |= {"dtype", "compute", "seed", "device"}
+
+
+def check_options(cell: Options | None, decoder: Options | None, *, one_cell: bool) -> None:
+    """Refuse what no decoder can be; with `one_cell` the encoder's options are the decoder's."""
+    for name, options in (("cell_options", cell), ("decoder_options", decoder)):
+        if options is not None and not isinstance(options, Mapping):
+            raise TypeError(f"{name} must be arguments by name, got {type(options)!r}")
+        fixed = sorted(_FIXED & (options or {}).keys())
+        if fixed:
+            raise TypeError(f"{name} must not have {fixed[0]!r}, which the model gives its layers")
+    name, options, remedy = "decoder_options", decoder, ""
+    if one_cell:
+        name, options = "cell_options", cell
+        remedy = "; decoder_cell and decoder_options give it others than the encoder's"
+    plain = {"reverse": False, "merge": "concat"}
+    for option, value in (options or {}).items():
+        if isinstance(value, (tuple, list)) or value != plain.get(option, value):
+            raise ValueError(
+                f"{name} must have no {option}={value!r}, for they are the decoder's, which has "
+                f"one direction, from the first step on{remedy}"
+            )
+
+
+def check_bridge(encoder: Recurrent, decoder: Recurrent, *, attends: bool) -> None:
+    """Refuse layers of which the second cannot go on from the first."""
+    if any(spec_of(layer).projection for layer in (encoder, decoder)):
+        raise ValueError(
+            "cell_options and decoder_options must have no proj_size: the decoder begins with "
+            "the encoder's h and c, which must be as wide as its own"
+        )
+    if attends and spec_of(encoder).merges:
+        raise ValueError(
+            f"attention needs an encoder with merge='concat', got {encoder.merge!r}: the decoder, "
+            f"{decoder.hidden_size} wide, looks at what both directions give side by side"
+        )
 
 
 def handed_over(encoder: Recurrent, decoder: Recurrent, state: Any, width: int = 1) -> Any:

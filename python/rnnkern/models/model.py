@@ -295,6 +295,7 @@ class Model(Fixed):
         resets: Any = None,
         segments: Any = None,
         loss: Loss | None = None,
+        x_gradient: bool = True,
     ) -> tuple[float, Gradients]:
         """The mean loss of the targets that count, and its gradients.
 
@@ -312,6 +313,7 @@ class Model(Fixed):
             segments: As in a call.
             loss: Another loss: a name, or a function of outputs, targets and mask that gives the
                 mean and its gradient in the outputs.
+            x_gradient: As of the tape's ``backward``: a step of training has no use for ∂L/∂x.
 
         Returns:
             The loss, on a GPU an array of shape (), and the ``Gradients``.
@@ -330,7 +332,7 @@ class Model(Fixed):
         value, doutputs = loss_named(loss, self.loss)(
             outputs, targets, self._counted(outputs, lengths, mask)
         )
-        return value, tape.backward(doutputs)
+        return value, tape.backward(doutputs, x_gradient=x_gradient)
 
     def evaluate(
         self,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rnnkern._checks import Array
+from rnnkern._checks import Array, boolean
 from rnnkern.layers.arguments import State
 from rnnkern.layers.embedding import EmbeddingTape
 from rnnkern.layers.gradients import Gradients
@@ -45,7 +45,12 @@ class ModelTape:
         return f"ModelTape({self.recurrent!r})"
 
     def backward(
-        self, doutputs: Any, dstate: State | None = None, *, state_gradients: bool = False
+        self,
+        doutputs: Any,
+        dstate: State | None = None,
+        *,
+        state_gradients: bool = False,
+        x_gradient: bool = True,
     ) -> Gradients:
         """Gradients of a loss L.
 
@@ -53,6 +58,8 @@ class ModelTape:
             doutputs: ∂L/∂outputs, shaped as these.
             dstate: ∂L/∂(last state), as a layer's tape takes it; ``None`` is zero.
             state_gradients: As of a layer's tape.
+            x_gradient: Whether to return ∂L/∂x. Without it there is ``None``, and where the model
+                has no embedding a step has a product less.
 
         Returns:
             ``Gradients`` with ``params`` by the model's names, ``x`` (``None`` for tokens) and
@@ -65,7 +72,13 @@ class ModelTape:
         head = self._head.backward(doutputs)
         assert head.x is not None
         dy, dlast = self._readout.backward(head.x)
-        layers = self.recurrent.backward(dy, dstate, dlast=dlast, state_gradients=state_gradients)
+        layers = self.recurrent.backward(
+            dy,
+            dstate,
+            dlast=dlast,
+            state_gradients=state_gradients,
+            x_gradient=boolean("x_gradient", x_gradient) or self._embedding is not None,
+        )
         parts: dict[str, Mapping[str, Array]] = {"recurrent": layers.params, "head": head.params}
         if self._embedding is not None:
             parts = {"embedding": self._embedding.backward(layers.x).params, **parts}

@@ -16,7 +16,6 @@ from rnnkern.cells import layer_classes
 from rnnkern.devices import get_device
 from rnnkern.layers.arguments import check_dropout_key
 from rnnkern.layers.base import stream_of_tokens
-from rnnkern.layers.configured import spec_of
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.linear import Linear
@@ -24,7 +23,7 @@ from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.steps import live_steps
 from rnnkern.models.asking import Question, checked_token, checked_tokens, question
 from rnnkern.models.attention import Memory, attend
-from rnnkern.models.bridge import handed_back, handed_over
+from rnnkern.models.bridge import check_bridge, check_options, handed_back, handed_over
 from rnnkern.models.decoding import Decoder, decode, search
 from rnnkern.models.losses import Loss, loss_named
 from rnnkern.models.sampling import Sampler
@@ -45,7 +44,9 @@ class Seq2Seq(Fixed):
         target_vocab: Number of target tokens, ``bos`` and ``eos`` among them.
         hidden_size: Hidden size of the encoder, per direction.
         cell: Encoder's layer: the name of a recurrent layer's class, as ``"GRU"`` or ``"LSTM"``.
-        cell_options: Further arguments of that layer, as ``{"reset": "after"}``.
+        cell_options: Further arguments of that layer, as ``{"reset": "after"}``. Of the encoder
+            alone, with a ``decoder_cell``, they may have ``reverse`` or ``merge``, but no ``merge``
+            under attention.
         decoder_cell: Decoder's layer; ``None`` takes the encoder's, options included.
         decoder_options: Further arguments of ``decoder_cell``.
         num_layers: Stacked layers of the encoder and of the decoder.
@@ -70,7 +71,8 @@ class Seq2Seq(Fixed):
 
     Raises:
         TypeError: An argument of the wrong type.
-        ValueError: An argument out of range, or decoder options without a decoder cell.
+        ValueError: An argument out of range, decoder options without a decoder cell, or layers of
+            which no decoder can be made.
 
     Example:
         >>> model = rk.Seq2Seq(10, 12, 16, bos=10, eos=11, seed=0)
@@ -109,6 +111,7 @@ class Seq2Seq(Fixed):
             choice("decoder_cell", decoder_cell, tuple(classes))
         elif decoder_options is not None:
             raise ValueError("decoder_options needs a decoder_cell, got None")
+        check_options(cell_options, decoder_options, one_cell=decoder_cell is None)
         seed = None if seed is None else positive_int("seed", seed, minimum=0)
         seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
 
@@ -144,13 +147,10 @@ class Seq2Seq(Fixed):
             self.decoder = part(cell, tokens, size, cell_options, seeds[1], False)
         else:
             self.decoder = part(decoder_cell, tokens, size, decoder_options, seeds[1], False)
-        if any(spec_of(layer).projection for layer in (self.encoder, self.decoder)):
-            raise ValueError(
-                "cell_options and decoder_options must have no proj_size: the decoder begins with "
-                "the encoder's h and c, which must be as wide as its own"
-            )
+        attends = choice("attention", attention, (None, "dot")) is not None
+        check_bridge(self.encoder, self.decoder, attends=attends)
         self.attention = None
-        if choice("attention", attention, (None, "dot")) is not None:
+        if attends:
             self.attention = Linear(
                 2 * size, size, bias=False, dtype=dtype, seed=seeds[3], device=device
             )

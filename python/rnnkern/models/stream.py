@@ -58,39 +58,64 @@ class ModelStream:
         """
         if out is not None:
             self._check_out(out, (self.batch,))
+        y = self._recurrent.step(self._features(x, mask), mask=mask)
+        return self._outputs(y, mask, out)
+
+    def block(
+        self, x: Any, out: Array | None = None, *, resets: Any = None, mask: Any = None
+    ) -> Array:
+        """Several steps: x (T, B, I), or tokens (T, B); outputs (T, B, K), in `out` if given.
+
+        Args:
+            x: The steps of every row.
+            out: Where the outputs go; it may lie where x does.
+            resets: (T, B) bool: before these steps the row's state is zero again.
+            mask: (T, B) bool: where it is False the row skips the step; its outputs are 0 there,
+                and nobody looks at what x has for it.
+
+        """
+        features = self._features(x, mask)
+        if out is not None:
+            self._check_out(out, self._device.array("x", features).shape[:2])
+        y = self._recurrent.block(features, resets=resets, mask=mask)
+        return self._outputs(y, mask, out)
+
+    def _outputs(self, y: Array, mask: Any, out: Array | None) -> Array:
+        """The head's of what the layers gave, and 0 where the mask is False."""
         if mask is None:
-            return self._head(self._recurrent.step(self._features(x)), out=out)
-        x = self._device.array("x", x)
-        rows = np.flatnonzero(mask)
-        live = self._device.put(rows)
-        if self._embedding is None or (len(x), *np.shape(mask)) != (self.batch, self.batch):
-            features = x  # where x or the mask has another number of rows the layers say so
-        else:
-            shape = (*x.shape, self._embedding.features)
-            features = self._device.xp.zeros(shape, self._embedding.dtype)
-            features[live] = self._embedding(x[live])
-        y = self._recurrent.step(features, mask=mask)
+            return self._head(y, out=out)
+        live = self._places(mask)
         outputs = self._head(y[live])
         if out is None:
-            out = self._device.xp.empty((self.batch, outputs.shape[1]), outputs.dtype)
+            out = self._device.xp.empty((*y.shape[:-1], outputs.shape[-1]), outputs.dtype)
         out[...] = 0
         out[live] = outputs
         return out
 
-    def block(self, x: Any, out: Array | None = None) -> Array:
-        """Several steps: x (T, B, I), or tokens (T, B); outputs (T, B, K), in `out` if given."""
-        features = self._features(x)
-        if out is not None:
-            self._check_out(out, self._device.array("x", features).shape[:2])
-        return self._head(self._recurrent.block(features), out=out)
+    def _places(self, mask: Any) -> tuple[Array, ...]:
+        """Where a mask is true, on the device."""
+        return tuple(self._device.put(index) for index in np.nonzero(mask))
 
     def _check_out(self, out: Array, rows: tuple[int, ...]) -> None:
         """Refuse a wrong one before the state goes on."""
         head = self._source[1]
         check_out(self._device, out, (*rows, head.out_features), head.dtype)
 
-    def _features(self, x: Any) -> Any:
-        return x if self._embedding is None else self._embedding(x)
+    def _features(self, x: Any, mask: Any) -> Any:
+        """What the layers are given: of tokens where the mask is False, whatever these are, 0."""
+        if self._embedding is None:
+            return x
+        if mask is None:
+            return self._embedding(x)
+        x = self._device.array("x", x)
+        if x.dtype.kind not in "iu" or x.shape != np.shape(mask):
+            return self._embedding(x)  # which refuses it, or the layers will
+        features = self._device.xp.zeros(
+            (*x.shape, self._embedding.features), self._embedding.dtype
+        )
+        live = self._places(mask)
+        features[live] = self._embedding(x[live])
+        return features
 
     @property
     def batch(self) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 
 from rnnkern._checks import boolean, finite_float, positive_int
 from rnnkern.devices import get_device
+from rnnkern.models.model import Model
 from rnnkern.progress import Progress
 from rnnkern.training.batches import Batches
 from rnnkern.training.clip import clip_grad_norm
@@ -178,7 +179,11 @@ def advance(
 
     """
     x, targets, lengths, mask = own_part(model, batch, ranks)
-    value, grads = model.loss_and_grads(x, targets, lengths, mask=mask, dropout_key=key, loss=loss)
+    # A Seq2Seq, whose x is tokens, has no gradient in it to leave out.
+    unneeded = {"x_gradient": False} if isinstance(model, Model) else {}
+    value, grads = model.loss_and_grads(
+        x, targets, lengths, mask=mask, dropout_key=key, loss=loss, **unneeded
+    )
     places = model.places(x, targets, lengths, mask=mask)
     (mean,) = ranks.average(grads, places, [float(value)])
     if not math.isfinite(float(clip_grad_norm(grads, clip))):
