@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -275,6 +277,44 @@ def keras_2_file(
         for name, array in zip(names, arrays, strict=True):
             group.create_dataset(name, data=array.astype(np.float32))
     return kernel
+
+
+@pytest.mark.parametrize("name", ["LSTM", "Mine"])
+@pytest.mark.parametrize("package", ["tf_keras", "tensorflow.python.keras", "theirs.keras"])
+def test_hard_sigmoid_is_that_of_the_keras_that_a_class_is_derived_from(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keras 2 under several names, and a package of the user's with a version of its own."""
+    for module, version in ((package, "2.15.0"), ("theirs", "4.0"), ("mine", "3.1")):
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(__version__=version))
+    ours, theirs = {"__module__": "mine.layers"}, {"__module__": f"{package}.src.layers.rnn.lstm"}
+    weights = built(LAYERS["lstm"]).get_weights()
+
+    class Base:
+        """What from_keras asks of a layer."""
+
+        name = "layer"
+        stateful = True  # so that it is not run
+
+        def get_weights(self) -> Any:
+            return weights
+
+        def get_config(self) -> dict[str, Any]:
+            return {"recurrent_activation": "hard_sigmoid"}
+
+    of_keras = type("LSTM", (Base,), theirs)
+    made = rk.from_keras(type(name, (of_keras,), ours)())
+    assert made.recurrent_activation == "hard_sigmoid(0.2, 0.5)"
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_a_version_of_the_users_package_is_not_that_of_keras(
+    stateful: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(__version__="2.4"))
+    kind = type("LSTM", (keras.layers.LSTM,), {"__module__": "mine.layers"})
+    layer = built(partial(kind, 5, recurrent_activation="hard_sigmoid", stateful=stateful))
+    assert rk.from_keras(layer).recurrent_activation == "hard_sigmoid"
 
 
 def test_hard_sigmoid_is_that_of_the_files_keras(tmp_path: Path) -> None:

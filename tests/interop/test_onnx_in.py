@@ -311,10 +311,28 @@ def with_short_peepholes() -> bytes:
     return node_model("LSTM", {**arrays, "P": np.ones((1, 7), F)}, hidden_size=7)
 
 
+def with_shape(key: str, shape: tuple[int, ...], **attributes: Any) -> bytes:
+    arrays = problem("LSTM", 1, ragged=False, state=False)
+    return node_model("LSTM", {**arrays, key: np.ones(shape, F)}, hidden_size=7, **attributes)
+
+
+def shape_refused(key: str, wanted: str, got: tuple[int, ...], **attributes: Any) -> Any:
+    """What is said of an array of that shape."""
+    message = rf"{key} of node 'Y' \(LSTM\) must have shape \(1, {wanted}\) for hidden_size=7, got"
+    return message, lambda: with_shape(key, got, **attributes)
+
+
 REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
     "no model": ("source is not an ONNX model", lambda: b"PK\x03\x04"),
     "nothing": ("source is not an ONNX model", lambda: b""),
     "peepholes": (r"P of node 'Y' \(LSTM\) must have shape \(1, 21\)", with_short_peepholes),
+    "an odd bias": shape_refused("B", "56", (1, 55)),
+    "a short bias": shape_refused("B", "56", (1, 28)),
+    "rows of W": shape_refused("W", "28, 6", (1, 27, 6)),
+    "rows of R": shape_refused("R", "28, 7", (1, 26, 7)),
+    "coupled rows of W": shape_refused("W", "28, 6", (1, 21, 6), input_forget=1),
+    "coupled rows of R": shape_refused("R", "28, 7", (1, 30, 7), input_forget=1),
+    "a coupled bias": shape_refused("B", "56", (1, 42), input_forget=1),
     "clip": ("clip must be a finite number of at least 0", lambda: lstm(clip=-3.0)),
     "activation": (
         r"activations=\['Gelu', 'Tanh', 'Tanh'\]: a LSTM here takes 3 in each direction, of S",

@@ -227,6 +227,20 @@ def test_cells_that_pytorch_lacks_are_not_given_as_others(layer: Any) -> None:
         layer.to_torch()
 
 
+@pytest.mark.parametrize(("dtype", "off"), [("float64", 1e-7), ("float32", 1e-3)])
+def test_a_module_that_computes_a_little_else_is_refused(dtype: str, off: float) -> None:
+    class Own(torch.nn.GRU):  # type: ignore[misc, name-defined]
+        """One whose outputs are off."""
+
+        def forward(self, *given: Any) -> Any:
+            y, h = super().forward(*given)
+            return y + off, h
+
+    with pytest.raises(ValueError, match="Own must compute what a GRU does, got outputs that are"):
+        rk.from_torch(Own(3, 4, dtype=getattr(torch, dtype)))
+    rk.from_torch(torch.nn.GRU(3, 4, dtype=getattr(torch, dtype)))
+
+
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "gru.safetensors"
     save_file(rk.GRU(1, 2, reset="after", seed=0).to_torch(arrays=True), path)

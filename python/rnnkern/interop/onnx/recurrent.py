@@ -28,6 +28,7 @@ _ARGUMENTS = {
     "GRU": ("recurrent_activation", "activation"),
     "LSTM": ("recurrent_activation", "activation", "output_activation"),
 }
+_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 
@@ -69,6 +70,14 @@ class Recurrence:
             raise ValueError(
                 f"{node} has hidden_size={attributes['hidden_size']}, but R {weights[1].shape}"
             )
+        rows, inputs = _GATES[op] * units, weights[0].shape[2]
+        shapes = ((count, rows, inputs), (count, rows, units), (count, 2 * rows))
+        for key, array, shape in zip("WRB", (*weights, bias), shapes, strict=True):
+            if array is not None and array.shape != shape:
+                raise ValueError(
+                    f"{key} of {node} must have shape {shape} for hidden_size={units}, got "
+                    f"{array.shape}"
+                )
         peepholes = _peepholes(node, constants, named, (count, 3 * units), coupled=coupled)
         options: dict[str, Any] = {
             "dtype": "float64" if weights[0].dtype == np.float64 else "float32",
