@@ -86,6 +86,7 @@ OPTIONS = {
     "hard_sigmoid gates": Option({"recurrent_activation": "hard_sigmoid"}),
     "softsign in place of tanh": Option({"activation": "softsign"}),
     "relu in place of tanh": Option({"activation": "relu", "output_activation": "tanh"}),
+    "recurrent_dropout=0.3": Option({"recurrent_dropout": 0.3}, forward=_KEY),
     "weight_drop=0.3": Option({"weight_drop": 0.3}, forward=_KEY),
 }
 

@@ -115,6 +115,7 @@ struct KeptOf {
   std::vector<CellOptions<T>> options;  // one a direction, or none
   ScheduleStorage schedule;
   std::shared_ptr<const TokenStorage> tokens;
+  py::object h_factors;               // (L·D, B, P), or None
   AlignedBytes states;                // h_0 (L·D, B, P), then c_0 (L·D, B, H)
   std::vector<Direction> directions;  // by layer
   std::vector<Between> between;
@@ -285,6 +286,11 @@ struct KeptOf {
              .inner = read<T>(directions[at].inner, "inner", {live, units}),
              .dw_hr = grads[at].hr});
       }
+    }
+    if (const T* const own =
+            read<T>(h_factors, "h_factors", {count(), schedule.batch(), outputs})) {
+      for (Index i = 0; i < count(); ++i)
+        problems[static_cast<std::size_t>(i)].h_factors = own + i * h_size;
     }
     std::vector<const T*> factors;
     for (const auto& layer : between) factors.push_back(layer.factors(schedule, sizes.features()));

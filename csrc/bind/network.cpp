@@ -65,7 +65,8 @@ class NetworkOf {
 
   py::object forward(const py::object& x, const py::object& lengths, const py::object& h,
                      const py::object& c, const py::object& y, const py::sequence& masks, bool keep,
-                     const py::object& resets, const py::object& mask, bool to_initial) const {
+                     const py::object& resets, const py::object& mask, bool to_initial,
+                     const py::object& h_factors) const {
     const py::tuple factors(masks);  // a sequence may be another each time it is asked
     const HostArray array(required(x, "x"), "x");
     const bool tokens = array.axes == 2;
@@ -92,6 +93,7 @@ class NetworkOf {
       throw std::invalid_argument("masks must be one for each layer but the last, or none");
     for (const auto& factor : factors)
       given.masks.push_back(py::reinterpret_borrow<py::object>(required(factor, "mask")));
+    given.h_factors = h_factors;
     return run(std::move(given), keep);
   }
 
@@ -142,6 +144,7 @@ class NetworkOf {
     T *h = nullptr, *c = nullptr;  // (L·D, B, P) and (L·D, B, H), in place
     Sequence<T> y{};
     std::vector<py::object> masks{};
+    py::object h_factors = py::none();  // (L·D, B, P)
 
     void set_tokens(Sequence<const std::int64_t> given, Index vocabulary) {
       tokens = std::make_shared<const TokenStorage>(schedule, given, vocabulary);
@@ -167,6 +170,10 @@ class NetworkOf {
       }
       factors.push_back(between[k].factors(rows, sizes_.features()));
     }
+    const T* const h_factors =
+        read<T>(given.h_factors, "h_factors", {count(), rows.batch(), outputs});
+    if (h_factors && !sizes_.facts().recurrent_product)
+      throw std::invalid_argument("h_factors must be None: the cell has no recurrent product");
     std::vector<Handed<T>> both;
     for (Index k = 0; sizes_.merges() && k < sizes_.layers; ++k)
       both.emplace_back(rows, sizes_.unmerged());
@@ -193,7 +200,8 @@ class NetworkOf {
            .y = part(out, d * outputs),
            .saved = nullptr,
            .cells = nullptr,
-           .options = options_.empty() ? nullptr : &options_[static_cast<std::size_t>(d)]});
+           .options = options_.empty() ? nullptr : &options_[static_cast<std::size_t>(d)],
+           .h_factors = h_factors ? h_factors + i * h_size : nullptr});
       if (!keep) continue;
       const Index saved = sizes_.facts().saved;
       if (saved > 0) {
@@ -244,6 +252,7 @@ class NetworkOf {
                                    .options = options_,
                                    .schedule = std::move(given.schedule),
                                    .tokens = std::move(given.tokens),
+                                   .h_factors = std::move(given.h_factors),
                                    .states = std::move(states),
                                    .directions = std::move(kept),
                                    .between = std::move(between),
@@ -458,14 +467,16 @@ void bind_network(py::module_& m) {
           [](const py::handle& self, const py::object& x, const py::object& lengths,
              const py::object& h, const py::object& c, const py::object& y,
              const py::sequence& masks, bool keep, const py::object& resets, const py::object& mask,
-             bool to_initial) {
+             bool to_initial, const py::object& h_factors) {
             return built<Network>(self, "self").visit([&](const auto& network) {
-              return network.forward(x, lengths, h, c, y, masks, keep, resets, mask, to_initial);
+              return network.forward(x, lengths, h, c, y, masks, keep, resets, mask, to_initial,
+                                     h_factors);
             });
           },
           py::arg("x"), py::arg("lengths"), py::arg("h"), py::arg("c"), py::arg("y"),
           py::arg("masks"), py::arg("keep"), py::arg("resets") = py::none(),
           py::arg("mask") = py::none(), py::arg("to_initial") = false,
+          py::arg("h_factors") = py::none(),
           "x (T, B, I) or tokens (T, B); lengths (B,) or None. h (L·D, B, P) and c (L·D, B, H) go "
           "in as the initial states and come out as the last ones; y (T, B, D·P) is written. "
           "masks: "
@@ -473,6 +484,7 @@ void bind_network(py::module_& m) {
           "B) "
           "are booleans or None: before a step that is reset a row begins anew, from zero or with "
           "to_initial from its initial state; where mask is False it keeps its state, and y is 0. "
+          "h_factors (L·D, B, P) or None: of what recurrent products take of h, at all steps. "
           "Gives with keep what a backward pass needs beside x and y.")
       .def(
           "direct",

@@ -92,6 +92,7 @@ struct ForwardProblem {
   T* cells;       // (N, H): every c_t, likewise; null without c
   const CellOptions<T>* options = nullptr;  // null for the cell's own functions
   T* inner = nullptr;  // (N, H): every h' that a projection took, likewise; null without one
+  const T* h_factors = nullptr;  // (B, P): of what recurrent products take of h; null for none
 };
 
 template <class T>
@@ -118,8 +119,9 @@ struct BackwardProblem {
   // Where h is a projection the first is ∂L/∂h'_t, and a row ends with ∂L/∂h_t (P).
   T* state_gradients;
   const CellOptions<T>* options = nullptr;
-  const T* inner = nullptr;  // as the forward pass left it
-  T* dw_hr = nullptr;        // (P, H)
+  const T* inner = nullptr;      // as the forward pass left it
+  T* dw_hr = nullptr;            // (P, H)
+  const T* h_factors = nullptr;  // (B, P), as in the forward pass
 };
 
 // One step of B rows of one layer.

@@ -52,6 +52,7 @@ class Network:
         resets: Array | None = None,
         mask: Array | None = None,
         to_initial: bool = False,
+        h_factors: Array | None = None,
     ) -> Kept | None: ...
     def direct(self, x: Any, state: Any, lengths: Any, keep: bool) -> Any: ...
 

@@ -54,7 +54,7 @@ def test_against_the_reference_with_those_weights(cell: str, lengths: Any, dtype
     params = {n: p * masks[n] if n in masks else p for n, p in layer.params.items()}
     oracle = reference.Tape(cell, params, x, state, None if lengths is None else np.array(lengths))
     want_dx, want_first, want_grads = oracle.backward(dy, dstate)
-    got = computed(layer, x, state, dy, dstate, lengths)
+    got = computed(layer, x, state, dy, dstate, lengths=lengths)
     tolerance = TOLERANCE[dtype]
     for name, want in {"y": oracle.y, "h_n": oracle.state[0], "dx": want_dx}.items():
         assert want is not None

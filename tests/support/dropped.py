@@ -13,7 +13,7 @@ from support.reference import Array
 STEPS, BATCH, INPUTS, HIDDEN, KEY = 6, 5, 3, 11, 7
 
 
-def arrays(layer: Any, cell: str, steps: int = STEPS, batch: int = BATCH) -> tuple[Any, ...]:
+def arrays(layer: Any, cell: str, steps: int = STEPS, batch: int = BATCH) -> Any:
     """x, a first state, dy and dstate, all of random numbers."""
     dtype, rng = layer.dtype.name, np.random.default_rng(2)
     x = rng.standard_normal((steps, batch, layer.input_size)).astype(dtype)
@@ -27,7 +27,7 @@ def arrays(layer: Any, cell: str, steps: int = STEPS, batch: int = BATCH) -> tup
 
 
 def computed(
-    layer: Any, x: Array, state: Any, dy: Array, dstate: Any, lengths: Any = None, **options: Any
+    layer: Any, x: Array, state: Any, dy: Array, dstate: Any, *, lengths: Any = None, **options: Any
 ) -> dict[str, Array]:
     """All that ``forward`` and its backward pass give, by name."""
     options.setdefault("dropout_key", KEY)

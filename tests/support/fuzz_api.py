@@ -56,6 +56,7 @@ class Play:
             "batch_first": case.chance(0.3),
             "bias": case.chance(0.8),
             "dropout": case.one(0.0, 0.0, 0.5),
+            "recurrent_dropout": case.one(0.0, 0.0, 0.0, 0.5),
             "weight_drop": case.one(0.0, 0.0, 0.0, 0.5),
             "dtype": case.one("float32", "float64"),
             "seed": 1,
@@ -70,7 +71,7 @@ class Play:
         if options.get("proj_size", 0) >= options["hidden_size"]:
             options["proj_size"] = 0
         if self.cls in WITHOUT_PRODUCT:
-            options["weight_drop"] = 0.0
+            options["weight_drop"] = options["recurrent_dropout"] = 0.0
         if options["dtype"] == "float32":
             options["compute"] = case.one(None, None, "bfloat16")
         self.options = options

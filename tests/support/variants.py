@@ -63,6 +63,7 @@ class Direction:
         self.w: dict[str, Any] = {
             k: params.get(k + ending) for k in ("weight_ih", "weight_hh", "bias", "bias_hn")
         }
+        self.factors: Tensor = None  # (B, H)
         self.peepholes = params.get("weight_peephole" + ending)
 
     def clipped(self, a: Tensor) -> Tensor:
@@ -79,27 +80,28 @@ class Direction:
             return 1 - gate(-a)
 
         h = state[0]
+        seen = h if self.factors is None else h * self.factors  # by recurrent products
         units, w_hh = h.shape[1], self.w["weight_hh"]
         a = x @ self.w["weight_ih"].T
         if self.w["bias"] is not None:
             a = a + self.w["bias"]
         a, w = a.split(units, dim=1), w_hh.split(units)
         if self.kind == "RNN":
-            return [squash(a[0] + h @ w[0].T)]
+            return [squash(a[0] + seen @ w[0].T)]
         if self.kind == "SimplifiedGRU":
-            u, n = update(a[0] + h @ w[0].T), squash(a[1] + h @ w[1].T)
+            u, n = update(a[0] + seen @ w[0].T), squash(a[1] + seen @ w[1].T)
         elif self.kind == "MGU":
-            u = gate(a[0] + h @ w[0].T)
-            n = squash(a[1] + (u * h) @ w[1].T)
+            u = gate(a[0] + seen @ w[0].T)
+            n = squash(a[1] + (u * seen) @ w[1].T)
         elif self.kind == "GRU":
-            r, u = gate(a[0] + h @ w[0].T), update(a[1] + h @ w[1].T)
+            r, u = gate(a[0] + seen @ w[0].T), update(a[1] + seen @ w[1].T)
             if self.after:
                 own = 0.0 if self.w["bias_hn"] is None else self.w["bias_hn"]
-                n = squash(a[2] + r * (h @ w[2].T + own))
+                n = squash(a[2] + r * (seen @ w[2].T + own))
             else:
-                n = squash(a[2] + (r * h) @ w[2].T)
+                n = squash(a[2] + (r * seen) @ w[2].T)
         else:
-            return self.lstm(a, h, state[1], w)
+            return self.lstm(a, seen, state[1], w)
         return [u * n + (1 - u) * h]
 
     def lstm(self, a: Any, h: Tensor, c: Tensor, w: Any) -> list[Tensor]:
@@ -126,8 +128,12 @@ def run(
     lengths: Array | None = None,
     dy: Array | None = None,
     dstate: tuple[Array, ...] | None = None,
+    h_factors: Array | None = None,
 ) -> dict[str, Array]:
-    """All that a call and its backward pass give, by name; x (T, B, I), states (L·D, B, H)."""
+    """All that a call and its backward pass give, by name; x (T, B, I), states (L·D, B, H).
+
+    `h_factors`, as the states, are of h as recurrent products take it.
+    """
     params = {
         k: torch.tensor(v.astype(np.float64), requires_grad=True) for k, v in layer.params.items()
     }
@@ -142,6 +148,8 @@ def run(
         for d in range(directions):
             ending = f"_l{k}" + "_reverse" * d
             own = Direction(layer, d, params, ending)
+            if h_factors is not None:
+                own.factors = torch.tensor(h_factors[k * directions + d].astype(np.float64))
             now, rows = [s[k * directions + d] for s in given], [None] * steps
             for t in reversed(range(steps)) if d else range(steps):
                 live = (t < ends)[:, None]

@@ -314,6 +314,20 @@ _LOOPS = [
         "cells/test_projection.py::test_against_torch",
     ),
     _fault(
+        "cpu/recurrent/backward.h",
+        "recurrent-dropout-is-forgotten-backward",
+        "if (problem_.h_factors && a.factored >= 0)",
+        "if (problem_.h_factors && a.factored < -1)",
+        "layers/test_recurrent_dropout.py::test_against_the_reference",
+    ),
+    _fault(
+        "cpu/recurrent/weight_gradients.h",
+        "weights-gradients-take-the-whole-h",
+        "h = h * load_some<V>(own_.factors[k] + unit, n);",
+        "static_cast<void>(0);",
+        "layers/test_recurrent_dropout.py::test_against_the_reference",
+    ),
+    _fault(
         "bind/kept.h",
         "dropout-is-forgotten-backward",
         "own.set_product(own, mask)",

@@ -246,11 +246,12 @@ class Backward {
   }
 
   // What a product of a step multiplies: `gates` stretches of `size` numbers in each row, and how many
-  // rows there are.
+  // rows there are; of a recurrent one the step whose operand had factors.
   struct Multiplied {
     const T* const* rows;
     Range gates;
     Index size, count;
+    Index factored = -1;
   };
 
   // The equations of a phase. Where h is a projection, ∂L/∂h_t is there already, and the first of
@@ -305,10 +306,10 @@ class Backward {
   Multiplied multiplied_by_gates(int phase, Index s) const {
     if (phase == 0) {
       const Index count = cell_.recurrent_product ? schedule_.live(s + 1) : 0;
-      return {scratch_.delta_after, cell_.phases[0], units_, count};
+      return {scratch_.delta_after, cell_.phases[0], units_, count, s + 1};
     }
     return {const_cast<const T* const*>(scratch_.delta_now), cell_.phases[phase], units_,
-            schedule_.live(s)};
+            schedule_.live(s), s};
   }
 
   // This thread's part of a product of step s: calls before(first column, columns, begin, end) for the
@@ -337,9 +338,20 @@ class Backward {
           T* sums = scratch_.own.tile + (i - begin) * out_row;
           for (Index j = 0; j < out_row; j += V::size) V(0).store(sums + j);
         }
+        if (problem_.h_factors && a.factored >= 0)
+          factor_sums(a.factored, first, out_row, begin, with_product);
         use(first, side * matrix.blocks, out_row, begin, end);
       });
     });
+  }
+
+  // Of sums for rows [begin, end), which are the gradients of what a product of step s took of h.
+  void factor_sums(Index s, Index first, Index row, Index begin, Index end) const {
+    const Index columns = std::min(row, outputs_ - first);
+    for (Index i = begin; i < end; ++i) {
+      T* sums = scratch_.own.tile + (i - begin) * row;
+      multiply_row<V>(sums, row_factors(problem_, outputs_, s, i) + first, columns, sums);
+    }
   }
 
   // What is the same for all tiles of a phase.

@@ -11,6 +11,7 @@
 #include "cpu/recurrent/chunk.h"
 #include "cpu/recurrent/equations.h"
 #include "cpu/recurrent/forward_panels.h"
+#include "cpu/recurrent/row_factors.h"
 #include "cpu/team/team.h"
 
 namespace rnnkern {
@@ -63,6 +64,8 @@ class Forward {
     T** c;                // out
     const Operand** h_a;  // (B): rows of a step's product, where operands are rounded: those of
     Operand* h_copies;    // (B, H or P)
+    T* dropped;           // (B, P): what a product takes of h where it has factors
+    const T** dropped_rows;
     // This thread's, one entry a batch row, filled anew for each step.
     const T** h;
     const T** operand_rows;
@@ -93,11 +96,14 @@ class Forward {
         T** c_i = arena.take<T*>(chunk);
         const Operand** h_a_i = arena.take<const Operand*>(Product::kRounds ? batch : 0);
         Operand* h_copies_i = take_copies<Product>(arena, batch, units > outputs ? units : outputs);
+        const Index factored = problem.h_factors ? batch : 0;
+        T* dropped_i = arena.take<T>(factored * outputs);
+        const T** dropped_rows_i = arena.take<const T*>(factored);
         const T** in = arena.take<const T*>(4 * batch);
         T** out = arena.take<T*>(4 * batch);
         if (i != id) continue;
         tile = tile_i, input_panels = input_panels_i, a = a_i, c = c_i, h_a = h_a_i,
-        h_copies = h_copies_i;
+        h_copies = h_copies_i, dropped = dropped_i, dropped_rows = dropped_rows_i;
         h = in, operand_rows = in + batch, x = in + 2 * batch, c_previous = in + 3 * batch;
         new_c = out, y = out + batch, saved_rows = out + 2 * batch;
         new_h = outputs == units ? y : out + 3 * batch;
@@ -336,11 +342,24 @@ class Forward {
     }
   }
 
+  // What a step's recurrent product takes of these rows (P).
+  const T* const* factored(const T* const* rows, Index s) const {
+    if (!problem_.h_factors) return rows;
+    for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
+      for (Index i = begin; i < end; ++i) {
+        T* to = scratch_.dropped + i * outputs_;
+        multiply_row<V>(rows[i], row_factors(problem_, outputs_, s, i), outputs_, to);
+        scratch_.dropped_rows[i] = to;
+      }
+    });
+    return scratch_.dropped_rows;
+  }
+
   void run_phase(int phase, Index s) const {
     const auto matrix = panels_.recurrent[phase];
     const auto tiles = tiles_for(matrix);
     const bool product = cell_.recurrent_product;
-    const T* const* rows = phase == 0 ? scratch_.h : scratch_.operand_rows;
+    const T* const* rows = factored(phase == 0 ? scratch_.h : scratch_.operand_rows, s);
     const Operand* const* a = product ? operand_rows(rows, matrix.depth, s) : nullptr;
     const auto share = group_share(matrix);
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);

@@ -9,6 +9,7 @@
 #include "core/problem.h"
 #include "cpu/gemm/panels.h"
 #include "cpu/recurrent/chunk.h"
+#include "cpu/recurrent/row_factors.h"
 #include "cpu/team/team.h"
 
 namespace rnnkern {
@@ -87,6 +88,7 @@ class WeightGradients {
     const Operand** a;  // (rows of a part): rows of a product over it, in and
     T** c;              // out
     const T** source;   // likewise: what its panels are packed from
+    const T** factors;  // and their factors, where h has any
 
     Own() = default;
     Own(const BackwardProblem<T>& problem, Arena& arena) {
@@ -95,6 +97,7 @@ class WeightGradients {
       a = arena.take<const Operand*>(part);
       c = arena.take<T*>(part);
       source = arena.take<const T*>(part);
+      factors = arena.take<const T*>(problem.h_factors ? part : 0);
     }
   };
 
@@ -277,10 +280,14 @@ class WeightGradients {
       const auto share = worker_.share(matrix.count());
       for_packed_rows<V>(schedule_, part.first_row, part.last_row,
                          [&](Index row, Index t, Index i) {
-                           a[row - part.first_row] = previous_h(problem_, schedule_.time(t), i);
+                           const Index s = schedule_.time(t), k = row - part.first_row;
+                           a[k] = previous_h(problem_, s, i);
+                           if (problem_.h_factors)
+                             own_.factors[k] = row_factors(problem_, outputs_, s, i);
                          });
       pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
-        const V h = load_some<V>(a[k] + unit, n);
+        V h = load_some<V>(a[k] + unit, n);
+        if (problem_.h_factors) h = h * load_some<V>(own_.factors[k] + unit, n);
         if (p == 0) return h;
         const T* saved = problem_.saved + (part.first_row + k) * cell_.saved * units_;
         return load_some<V>(saved + cell_.operand_gate * units_ + unit, n) * h;

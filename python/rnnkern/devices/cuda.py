@@ -87,6 +87,11 @@ class Cuda(Device):
             raise ValueError(f"the cell {spec.cell!r} needs device='cpu', got device='cuda'")
         if spec.projection:
             raise ValueError("proj_size needs device='cpu', got device='cuda'")
+        if spec.recurrent_dropout:
+            raise ValueError(
+                f"recurrent_dropout={spec.recurrent_dropout:g} needs device='cpu', got "
+                "device='cuda': weight_drop is there too"
+            )
         if spec.merges:
             raise ValueError(f"merge={spec.merge!r} needs device='cpu', got device='cuda'")
         if spec.options is not None:

@@ -86,6 +86,7 @@ class NetworkKernels(Protocol):
         resets: Array | None = None,
         mask: Array | None = None,
         to_initial: bool = False,
+        h_factors: Array | None = None,
     ) -> Kept | None:
         """The input through all layers, of which neither T nor B is 0.
 
@@ -100,6 +101,7 @@ class NetworkKernels(Protocol):
             resets: (T, B) bool in host memory: before that step a row begins anew; or None.
             mask: likewise: where it is False a row keeps its state, and y is 0.
             to_initial: whether anew is from the initial state, not from zero.
+            h_factors: (L·D, B, P) of h as recurrent products take it, at all steps; or None.
 
         """
 

@@ -148,6 +148,7 @@ class LaunchedNetwork:
         resets: Array | None = None,
         mask: Array | None = None,
         to_initial: bool = False,
+        h_factors: Array | None = None,
     ) -> Kept | None:
         """See `NetworkKernels`."""
         spec, device = self._spec, self._device

@@ -119,6 +119,7 @@ class LayerSpec:
         projection: P, the width of h where it is a projection W_hr h' of what the cell gives, less
             than H; or 0.
         options: by direction; None where the cell's own functions run, without bounds.
+        recurrent_dropout: share of h that training drops before recurrent products.
 
     """
 
@@ -134,6 +135,7 @@ class LayerSpec:
     merge: str = "concat"
     projection: int = 0
     options: tuple[CellOptions, ...] | None = None
+    recurrent_dropout: float = 0.0
 
     @cached_property
     def facts(self) -> CellFacts:

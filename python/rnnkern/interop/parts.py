@@ -21,7 +21,7 @@ def own_weights(layer: Configured) -> list[Weights]:
 
 
 # What a layer drops in training beside `dropout`, which matters to no other call.
-DROPPED = ("weight_drop",)
+DROPPED = ("recurrent_dropout", "weight_drop")
 
 # What a layer may be beyond its cell, and when it is not; the others mostly lack it.
 _OPTIONS: dict[str, tuple[Any, ...]] = {

@@ -57,6 +57,10 @@ class Recurrent(Configured):
         bias: whether there are bias parameters.
         dropout: share of each layer's output, but the last one's, that ``forward`` sets to zero;
             with one layer it does nothing, of which there is a warning.
+        recurrent_dropout: share of h_{t-1} that ``forward`` sets to zero where a recurrent matrix
+            multiplies it, the same numbers at all steps, and others for each row; the rest counts
+            1/(1 - recurrent_dropout) times (Gal & Ghahramani 2016, arXiv:1512.05287). What goes to
+            h_t beside the product, as in a GRU, stays whole. 0 where the cell has no such matrix.
         weight_drop: share of every ``weight_hh`` that ``forward`` sets to zero, the same for all
             its steps and rows; the others count 1/(1 - weight_drop) times (Merity et al. 2018,
             arXiv:1708.02182). 0 where the cell has no such matrix.
@@ -179,8 +183,8 @@ class Recurrent(Configured):
 
         Args:
             dropout_key: an integer in 0..2**64-1 that picks the masks, needed when dropout or
-                weight_drop is not 0. The same key gives the same masks, so give every step of
-                training its own.
+                another such share is not 0. The same key gives the same masks, so give every step
+                of training its own.
             recompute: k, for sequences whose tape would not fit in memory: of what is computed
                 the state before every k-th step alone is kept, and ``tape.backward`` runs the
                 steps between once more, k at a time, to the same bits. It takes about a third
@@ -358,6 +362,7 @@ class Recurrent(Configured):
         """What a call of ``forward`` with that ``dropout_key`` drops."""
         shares = {
             "dropout": self.dropout if self.num_layers > 1 else 0.0,
+            "recurrent_dropout": self.recurrent_dropout,
             "weight_drop": self.weight_drop,
         }
         if given is None:
@@ -368,7 +373,8 @@ class Recurrent(Configured):
                     )
             return NOTHING
         key = check_dropout_key(given, 64)
-        return Drops(shares["dropout"], shares["weight_drop"], key)
+        between, recurrent, weights = shares.values()
+        return Drops(between, recurrent, weights, key)
 
     def _one_step(self, k: int, *, reverse: bool) -> tuple[LayerSpec, Device, dict[str, Parameter]]:
         """One layer and direction as a network of its own, and its parameters by their kinds."""

@@ -49,6 +49,7 @@ class Configured(Fixed):
         batch_first: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
         weight_drop: float = 0.0,
         dtype: DType = "float32",
         compute: str | None = None,
@@ -81,6 +82,7 @@ class Configured(Fixed):
             raise ValueError(f"dropout must be below 1, got {dropout!r}")
         if self.dropout > 0.0 and self.num_layers == 1:
             warn(f"dropout={dropout!r} does nothing with num_layers=1: it lies between layers")
+        self.recurrent_dropout = fraction("recurrent_dropout", recurrent_dropout)
         self.weight_drop = fraction("weight_drop", weight_drop)
         self.dtype = float_dtype("dtype", dtype)
         self._device = get_device(device)
@@ -105,12 +107,14 @@ class Configured(Fixed):
             self.merge,
             self._projection,
             self._options(),
+            self.recurrent_dropout,
         )
         if self._spec.options is not None and not self._spec.facts.recurrent_product:
             raise ValueError(
                 "activation, recurrent_activation and clip must be left out for "
                 f"{type(self).__name__}, whose functions are its own"
             )
+        self._check_recurrent_product("recurrent_dropout", self.recurrent_dropout)
         self._check_recurrent_product("weight_drop", self.weight_drop)
         self._device.check(self._spec)
         check_sizes(self._spec)
@@ -183,6 +187,7 @@ class Configured(Fixed):
             "batch_first": self.batch_first,
             "bias": self.bias,
             "dropout": self.dropout,
+            "recurrent_dropout": self.recurrent_dropout,
             "weight_drop": self.weight_drop,
             "dtype": self.dtype.name,
             "compute": self.compute,

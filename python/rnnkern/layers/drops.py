@@ -7,16 +7,20 @@ direction, so that they can be drawn again, in parts too, and threads have no pa
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
+
+import numpy as np
 
 from rnnkern._checks import Array
 from rnnkern.devices import masked
-from rnnkern.layers.network import Network, dropout_mask
+from rnnkern.layers.arguments import Input
+from rnnkern.layers.network import Masks, Network, dropout_mask
 from rnnkern.layers.weights import parameter_names
 
 # Streams of random numbers begin here, one a layer and direction; those of what lies between
 # layers begin at 0, and `Dropout` has 2**32.
-_OF_WEIGHTS = 2**33
+_OF_WEIGHTS, _OF_STATES = 2**33, 2**34
 
 
 class Drops(NamedTuple):
@@ -24,17 +28,50 @@ class Drops(NamedTuple):
 
     Attributes:
         between: share of what each layer hands to the next.
+        recurrent: share of h as recurrent products take it.
         weights: share of the recurrent matrices.
         key: of all masks.
+        first: of a layer and direction by themselves, which of the whole call they are.
 
     """
 
     between: float = 0.0
+    recurrent: float = 0.0
     weights: float = 0.0
     key: int = 0
+    first: int = 0
+
+    @property
+    def by_call(self) -> bool:
+        """Whether a call of the kernels is given masks."""
+        return self.between > 0.0 or self.recurrent > 0.0
 
 
 NOTHING = Drops()
+
+
+def draw(network: Network, given: Input, drops: Drops, first_step: int = 0) -> Masks:
+    """The masks of a call, or of its steps from `first_step` on."""
+    spec, device = network.spec, network.device
+    between: list[Array] = []
+    if drops.between > 0.0:
+        shape = (given.steps, given.batch, spec.features)
+        first = first_step * math.prod(shape[1:])
+        between = [
+            dropout_mask(device, shape, spec.dtype, drops.between, drops.key, layer, first)
+            for layer in range(spec.layers - 1)
+        ]
+    h_factors = None
+    if drops.recurrent > 0.0:
+        of_one = (given.batch, spec.outputs)
+        streams = range(_OF_STATES + drops.first, _OF_STATES + drops.first + spec.states)
+        h_factors = np.stack(
+            [
+                dropout_mask(device, of_one, spec.dtype, drops.recurrent, drops.key, stream)
+                for stream in streams
+            ]
+        )
+    return Masks(between, h_factors)
 
 
 def drop_weights(network: Network, drops: Drops) -> tuple[Network, dict[str, Array]]:

@@ -51,6 +51,9 @@ class Marks(NamedTuple):
         )
 
 
+NO_MARKS = Marks(None, None, to_initial=False, repeats=False)
+
+
 def asked(resets: Any, reset_to: str, segments: Any, mask: Any, masked_output: str) -> Asked | None:
     """What a call is asked for, or None where that is nothing but the plain thing."""
     if reset_to != "zero":

@@ -3,18 +3,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rnnkern._checks import Array
 from rnnkern.devices import Device, Kept, NetworkKernels, Weights
 from rnnkern.layers.arguments import Input, Layout, State
-from rnnkern.layers.marks import Asked, Repeated
+from rnnkern.layers.marks import NO_MARKS, Asked, Repeated
 from rnnkern.layers.weights import parameter_names
+
+
+class Masks(NamedTuple):
+    """What a call in training is given of random numbers.
+
+    Attributes:
+        between: factors (T, B, D·H) of what each layer but the last hands to the next, or none.
+        h_factors: (L·D, B, P) of h as recurrent products take it, at all steps; or None.
+
+    """
+
+    between: Sequence[Array] = ()
+    h_factors: Array | None = None
+
+
+NO_MASKS = Masks()
 
 
 class Network:
@@ -95,22 +110,29 @@ def forward(
     h: Array,
     c: Array | None,
     y: Array,
-    masks: Sequence[Array] = (),
+    masks: Masks = NO_MASKS,
     *,
     keep: bool = False,
 ) -> Kept | None:
     """The input through all layers: h and c change in place, from the initial states; y is written.
 
-    `masks` are factors of what one layer hands to the next, or none. With `keep` it gives what a
-    backward pass needs, or None where there was nothing to compute.
+    With `keep` it gives what a backward pass needs, or None where there was nothing to compute.
     """
     if given.is_empty:
         return None
-    marks = given.marks
-    if marks is None:
-        return network.kernels.forward(given.x, given.lengths, h, c, y, masks, keep=keep)
+    marks = given.marks or NO_MARKS
     return network.kernels.forward(
-        given.x, given.lengths, h, c, y, masks, keep, marks.resets, marks.mask, marks.to_initial
+        given.x,
+        given.lengths,
+        h,
+        c,
+        y,
+        masks.between,
+        keep,
+        marks.resets,
+        marks.mask,
+        marks.to_initial,
+        masks.h_factors,
     )
 
 
@@ -163,23 +185,6 @@ def zeros_like(network: Network, weights: Weights) -> Weights:
     """Gradients of the parameters of a layer and direction."""
     zeros, dtype = network.device.xp.zeros, network.spec.dtype
     return Weights.of(None if array is None else zeros(array.shape, dtype) for array in weights)
-
-
-def dropout_masks(
-    network: Network, given: Input, dropout: float, key: int, first_step: int = 0
-) -> list[Array]:
-    """For each layer but the last 0 or 1/(1-p) for each element of its y.
-
-    They are counter-based, so that threads have no part in them; what is given may be the steps of
-    a longer call from `first_step` on, whose masks these then are.
-    """
-    spec = network.spec
-    shape = (*given.x.shape[:2], spec.features)
-    first = first_step * math.prod(shape[1:])
-    return [
-        dropout_mask(network.device, shape, spec.dtype, dropout, key, layer, first)
-        for layer in range(spec.layers - 1)
-    ]
 
 
 def dropout_mask(

@@ -10,8 +10,8 @@ import numpy as np
 from rnnkern._checks import Array
 from rnnkern.devices import Gradient
 from rnnkern.layers.arguments import Input
-from rnnkern.layers.drops import Drops
-from rnnkern.layers.network import Network, dropout_masks, zeros_like
+from rnnkern.layers.drops import Drops, draw
+from rnnkern.layers.network import Masks, Network, zeros_like
 
 _SUMMED_ROWS = 1 << 14  # of a gradient, by themselves: long sums of float32 lose digits
 
@@ -63,12 +63,9 @@ class Pieces:
             if state is not None:
                 state[:, rows] = 0
 
-    def masks(self, span: slice) -> list[Array]:
-        """The dropout masks that the whole call has there."""
-        drops = self._drops
-        if drops.between == 0.0:
-            return []
-        return dropout_masks(self._network, self.input(span), drops.between, drops.key, span.start)
+    def masks(self, span: slice) -> Masks:
+        """Those that the whole call has there."""
+        return draw(self._network, self.input(span), self._drops, span.start)
 
 
 class Sums:

@@ -14,9 +14,9 @@ from typing import NoReturn
 from rnnkern._checks import Array
 from rnnkern.devices import Gradient, Kept, masked
 from rnnkern.layers.arguments import Input
-from rnnkern.layers.drops import NOTHING, Drops
+from rnnkern.layers.drops import Drops, draw
 from rnnkern.layers.merging import merged, split_gradient
-from rnnkern.layers.network import Network, dropout_masks, forward
+from rnnkern.layers.network import Network, forward
 from rnnkern.layers.pieces import Pieces, Sums
 
 
@@ -133,8 +133,7 @@ class _BothWays(_Sparse):
     ) -> None:
         """As `_OneWay`."""
         self._network = network
-        share = drops.between
-        self._masked = dropout_masks(network, given, share, drops.key) if share > 0.0 else []
+        self._masked = draw(network, given, drops._replace(recurrent=0.0)).between
         self._given: list[Array] = []  # x of each layer
         self._gave: list[list[Array]] = []  # what its directions gave, where they are multiplied
         self._ways: list[list[_OneWay]] = []
@@ -146,10 +145,11 @@ class _BothWays(_Sparse):
             gave = []
             for d in range(2):
                 i = 2 * k + d
+                of_way = drops._replace(between=0.0, first=i)
                 part = xp.empty((given.steps, given.batch, spec.outputs), spec.dtype)
                 own_c = None if c is None else c[i : i + 1]
                 of_layer, own = given._replace(x=x), self._one_way(k, d)
-                way = _OneWay(own, of_layer, h[i : i + 1], own_c, part, every, NOTHING)
+                way = _OneWay(own, of_layer, h[i : i + 1], own_c, part, every, of_way)
                 self._ways[k].append(way)
                 gave.append(part)
             x = merged(xp, spec, gave)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from rnnkern._checks import Array, boolean
 from rnnkern.devices import Kept, LayerSpec, masked
 from rnnkern.layers.arguments import Input, State
-from rnnkern.layers.drops import NOTHING, Drops, drop_weights
+from rnnkern.layers.drops import NOTHING, Drops, draw, drop_weights
 from rnnkern.layers.gradients import Gradients, StateGradients
 from rnnkern.layers.marks import Asked
 from rnnkern.layers.merging import split_gradient
@@ -18,7 +18,6 @@ from rnnkern.layers.network import (
     Network,
     backward,
     by_name,
-    dropout_masks,
     forward,
     repeat_outputs,
     repeated,
@@ -266,7 +265,7 @@ def run_taped(
     factors: dict[str, Array] = {}
     if drops.weights > 0.0:
         network, factors = drop_weights(network, drops)
-    if out is None and drops.between == 0.0 and whole and asked is None:
+    if out is None and not drops.by_call and whole and asked is None:
         done = network.kernels.direct(x, state, lengths, True)
         if done is not None:  # else something has to be converted, or is wrong
             y, last, kernels_own = done
@@ -282,10 +281,7 @@ def run_taped(
         h, c = h.copy(), None if c is None else c.copy()
     kept: Kept | None = None
     if whole:
-        masks: list[Array] = []
-        if drops.between > 0.0:
-            masks = dropout_masks(network, given, drops.between, drops.key)
-        kept = forward(network, given, h, c, result, masks, keep=True)
+        kept = forward(network, given, h, c, result, draw(network, given, drops), keep=True)
     elif recompute is not None and not given.is_empty:
         kept = run_sparsely(network, given, h, c, result, recompute, drops)
     elif tbptt is not None and not given.is_empty:
