@@ -87,6 +87,8 @@ OPTIONS = {
     "softsign in place of tanh": Option({"activation": "softsign"}),
     "relu in place of tanh": Option({"activation": "relu", "output_activation": "tanh"}),
     "recurrent_dropout=0.3": Option({"recurrent_dropout": 0.3}, forward=_KEY),
+    "zoneout=0.1": Option({"zoneout": 0.1}, forward=_KEY),
+    "zoneout=0.1, cell_zoneout=0.5": Option({"zoneout": 0.1, "cell_zoneout": 0.5}, forward=_KEY),
     "weight_drop=0.3": Option({"weight_drop": 0.3}, forward=_KEY),
 }
 

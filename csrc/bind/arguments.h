@@ -61,6 +61,7 @@ struct LayerSpec {
   std::string dtype;
   std::optional<std::string> compute;
   std::vector<CellOptions<double>> options;  // one a direction, or none
+  double zoneout, cell_zoneout;              // of a plain call
 
   const CellFacts& facts() const { return cell_facts(cell); }
 };
@@ -106,10 +107,22 @@ inline LayerSpec read_spec(const py::handle& spec) {
     }
     return given.cast<bool>();
   };
+  const auto share = [&](const char* name, bool possible) {
+    const py::object given = py::getattr(spec, name, py::float_(0.0));
+    const double value = read_option(given, name);
+    if (!(value >= 0 && value < 1) || (value > 0 && !possible)) {
+      throw std::invalid_argument(
+          std::string(name) +
+          (possible ? " must be in 0..1, 1 excluded, got " : " must be 0 for this cell, got ") +
+          py::str(given).cast<std::string>());
+    }
+    return value;
+  };
   constexpr Index any = std::numeric_limits<Index>::max(), most_layers = Index{1} << 20;
   const py::object compute = field("compute");
   const Index directions = size("directions", 2);
-  return {.cell = find_cell(text(field("cell"), "cell")),
+  const int cell = find_cell(text(field("cell"), "cell"));
+  return {.cell = cell,
           .inputs = size("inputs", any),
           .units = size("units", any),
           .outputs = size("outputs", any),
@@ -120,7 +133,9 @@ inline LayerSpec read_spec(const py::handle& spec) {
           .dtype = text(py::str(field("dtype")), "dtype"),
           .compute = compute.is_none() ? std::nullopt : std::optional(text(compute, "compute")),
           .options = read_options(py::getattr(spec, "options", py::none()),
-                                  static_cast<std::size_t>(directions))};
+                                  static_cast<std::size_t>(directions)),
+          .zoneout = share("zoneout", true),
+          .cell_zoneout = share("cell_zoneout", cell_facts(cell).cell_state)};
 }
 
 // Calls f(float{}) or f(double{}), as the layer's dtype is.

@@ -47,6 +47,7 @@ struct NetworkSizes {
   bool reverse;  // of one direction: whether it is the second one
   Merge merge;
   bool batch_first;  // how callers have x and y
+  double zoneout = 0, cell_zoneout = 0;
 
   const CellFacts& facts() const { return cell_facts(cell); }
   // Whether y is another array than what the directions give, side by side.
@@ -64,6 +65,14 @@ struct NetworkSizes {
     return static_cast<double>(directions) * sum;
   }
 };
+
+// Of each (T, B, features) whether a unit keeps its value.
+inline Sequence<const unsigned char> read_draws(const py::handle& draws, const char* name,
+                                                const ScheduleStorage& rows, Index features) {
+  const auto view =
+      sequence<const bool, HostArray>(draws, name, rows.steps(), rows.batch(), features);
+  return {reinterpret_cast<const unsigned char*>(view.data), view.step, view.row};
+}
 
 // (T, B, D·P) memory of our own, which a layer hands to the next.
 template <class T>
@@ -94,6 +103,7 @@ template <class T>
 struct KeptOf {
   struct Direction {
     py::object saved = py::none(), cells = py::none(), inner = py::none();
+    py::object fresh_c = py::none(), drawn_h = py::none(), drawn_c = py::none();
     std::shared_ptr<const PackedWeights<T>> weights;
   };
   // Of every layer but the last: y, and what the next one got where there are masks.
@@ -284,7 +294,11 @@ struct KeptOf {
              .state_gradients = traces[at],
              .options = options.empty() ? nullptr : &options[static_cast<std::size_t>(d)],
              .inner = read<T>(directions[at].inner, "inner", {live, units}),
-             .dw_hr = grads[at].hr});
+             .dw_hr = grads[at].hr,
+             .zone_h = {.drawn =
+                            read_draws(directions[at].drawn_h, "zoneout_h", schedule, outputs)},
+             .zone_c = {.drawn = read_draws(directions[at].drawn_c, "zoneout_c", schedule, units)},
+             .fresh_c = read<T>(directions[at].fresh_c, "fresh_c", {live, units})});
       }
     }
     if (const T* const own =

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Layers upon each other, in all their directions, over whole sequences.
 #include <algorithm>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -10,20 +9,10 @@
 
 #include "bind/kept.h"
 #include "bind/modules.h"
+#include "bind/row_marks.h"
 
 namespace rnnkern {
 namespace {
-
-std::optional<std::vector<Index>> read_lengths(const py::handle& lengths, Index batch) {
-  if (lengths.is_none()) return std::nullopt;
-  return copied(read<std::int64_t>(lengths, "lengths", {batch}), batch);
-}
-
-Sequence<const unsigned char> read_marks(const py::handle& marks, const char* name, Index steps,
-                                         Index batch) {
-  const auto view = sequence<const bool, HostArray>(marks, name, steps, batch, 0);
-  return {reinterpret_cast<const unsigned char*>(view.data), view.step, view.row};
-}
 
 template <class T>
 class NetworkOf {
@@ -66,7 +55,8 @@ class NetworkOf {
   py::object forward(const py::object& x, const py::object& lengths, const py::object& h,
                      const py::object& c, const py::object& y, const py::sequence& masks, bool keep,
                      const py::object& resets, const py::object& mask, bool to_initial,
-                     const py::object& h_factors) const {
+                     const py::object& h_factors, const py::sequence& zoneout_h,
+                     const py::sequence& zoneout_c) const {
     const py::tuple factors(masks);  // a sequence may be another each time it is asked
     const HostArray array(required(x, "x"), "x");
     const bool tokens = array.axes == 2;
@@ -94,6 +84,8 @@ class NetworkOf {
     for (const auto& factor : factors)
       given.masks.push_back(py::reinterpret_borrow<py::object>(required(factor, "mask")));
     given.h_factors = h_factors;
+    given.drawn_h = read_each(zoneout_h, "zoneout_h", keep && sizes_.zoneout > 0);
+    given.drawn_c = read_each(zoneout_c, "zoneout_c", keep && sizes_.cell_zoneout > 0);
     return run(std::move(given), keep);
   }
 
@@ -144,13 +136,26 @@ class NetworkOf {
     T *h = nullptr, *c = nullptr;  // (L·D, B, P) and (L·D, B, H), in place
     Sequence<T> y{};
     std::vector<py::object> masks{};
-    py::object h_factors = py::none();  // (L·D, B, P)
+    py::object h_factors = py::none();             // (L·D, B, P)
+    std::vector<py::object> drawn_h{}, drawn_c{};  // by layer and direction, or none
 
     void set_tokens(Sequence<const std::int64_t> given, Index vocabulary) {
       tokens = std::make_shared<const TokenStorage>(schedule, given, vocabulary);
     }
   };
   using Between = typename KeptOf<T>::Between;
+
+  // Draws by layer and direction, or none.
+  std::vector<py::object> read_each(const py::sequence& given, const char* name,
+                                    bool needed) const {
+    const py::tuple draws(given);
+    if (draws.empty() ? needed : draws.size() != static_cast<std::size_t>(count()))
+      throw std::invalid_argument(std::string(name) + " must be one for each layer and direction");
+    std::vector<py::object> each;
+    for (const auto& own : draws)
+      each.push_back(py::reinterpret_borrow<py::object>(required(own, name)));
+    return each;
+  }
 
   Index count() const { return sizes_.layers * sizes_.directions; }
   bool has_c() const { return sizes_.facts().cell_state; }
@@ -172,6 +177,8 @@ class NetworkOf {
     }
     const T* const h_factors =
         read<T>(given.h_factors, "h_factors", {count(), rows.batch(), outputs});
+    if (!given.drawn_c.empty() && !has_c())
+      throw std::invalid_argument("zoneout_c must be empty: the cell has no c");
     if (h_factors && !sizes_.facts().recurrent_product)
       throw std::invalid_argument("h_factors must be None: the cell has no recurrent product");
     std::vector<Handed<T>> both;
@@ -201,7 +208,9 @@ class NetworkOf {
            .saved = nullptr,
            .cells = nullptr,
            .options = options_.empty() ? nullptr : &options_[static_cast<std::size_t>(d)],
-           .h_factors = h_factors ? h_factors + i * h_size : nullptr});
+           .h_factors = h_factors ? h_factors + i * h_size : nullptr,
+           .zone_h = zone(sizes_.zoneout, given.drawn_h, at, "zoneout_h", rows, outputs),
+           .zone_c = zone(sizes_.cell_zoneout, given.drawn_c, at, "zoneout_c", rows, units)});
       if (!keep) continue;
       const Index saved = sizes_.facts().saved;
       if (saved > 0) {
@@ -211,6 +220,12 @@ class NetworkOf {
       if (given.c) {
         kept[at].cells = new_array<T>({live, units});
         problems[at].cells = static_cast<T*>(data_of(kept[at].cells));
+      }
+      if (!given.drawn_h.empty()) kept[at].drawn_h = given.drawn_h[at];
+      if (!given.drawn_c.empty()) {
+        kept[at].drawn_c = given.drawn_c[at];
+        kept[at].fresh_c = new_array<T>({live, units});
+        problems[at].fresh_c = static_cast<T*>(data_of(kept[at].fresh_c));
       }
       if (outputs != units) {
         kept[at].inner = new_array<T>({live, units});
@@ -258,6 +273,12 @@ class NetworkOf {
                                    .between = std::move(between),
                                    .both = std::move(both),
                                    .biases = biases_}));
+  }
+
+  static Zoneout<T> zone(double share, const std::vector<py::object>& draws, std::size_t at,
+                         const char* name, const ScheduleStorage& rows, Index features) {
+    if (draws.empty()) return {.share = static_cast<T>(share)};
+    return {.drawn = read_draws(draws[at], name, rows, features)};
   }
 
   // Of weights that are packed a call may need the sizes alone; the arrays are then not looked at.
@@ -341,7 +362,9 @@ class Network {
                              .directions = spec.directions,
                              .reverse = spec.reverse,
                              .merge = spec.merge,
-                             .batch_first = batch_first};
+                             .batch_first = batch_first,
+                             .zoneout = spec.zoneout,
+                             .cell_zoneout = spec.cell_zoneout};
     if (held[0].type() == Type::float32) {
       std::vector<CellOptions<float>> options;
       for (const auto& own : spec.options) options.push_back(static_cast<CellOptions<float>>(own));
@@ -352,45 +375,6 @@ class Network {
 
   Any network_;
 };
-
-// (places, lengths, sources, leaving) of the stretches of a batch, for devices that have no memory of the
-// host's: sources and leaving by direction.
-py::tuple find_stretches(Index steps, Index batch, const py::object& lengths,
-                         const py::object& resets, const py::object& mask, bool to_initial) {
-  if (steps < 1 || batch < 1) throw std::invalid_argument("steps and batch must be at least 1");
-  if (resets.is_none() && mask.is_none()) {
-    throw std::invalid_argument(
-        "resets or mask must be given, got None for both: without them lengths say all of it");
-  }
-  const auto given = read_lengths(lengths, batch);
-  if (given) check_lengths(*given, steps);
-  const Stretches stretches(steps, batch, given,
-                            {.resets = read_marks(resets, "resets", steps, batch),
-                             .mask = read_marks(mask, "mask", steps, batch),
-                             .to_initial = to_initial},
-                            std::numeric_limits<Index>::max());
-  const auto filled = [](Index count, auto value) {
-    py::object array = new_array<std::int64_t>({count});
-    auto* const out = static_cast<std::int64_t*>(data_of(array));
-    for (Index i = 0; i < count; ++i) out[i] = value(i);
-    return array;
-  };
-  const Schedule schedule = stretches.schedule(false, stretches.parts().front());
-  py::object own_lengths = filled(stretches.rows(), [](Index) { return 0; });
-  auto* const length = static_cast<std::int64_t*>(data_of(own_lengths));
-  for (Index s = 0; s < schedule.steps; ++s)
-    for (Index v = 0; v < schedule.live(s); ++v) ++length[v];
-  const auto by_way = [&](Index count, auto value) {
-    return py::make_tuple(filled(count, [&](Index i) { return value(false, i); }),
-                          filled(count, [&](Index i) { return value(true, i); }));
-  };
-  return py::make_tuple(
-      filled(stretches.live_rows(),
-             [&](Index p) { return schedule.place[p].t * batch + schedule.place[p].b; }),
-      own_lengths,
-      by_way(stretches.rows(), [&](bool way, Index v) { return stretches.source(way, v); }),
-      by_way(batch, [&](bool way, Index b) { return stretches.leaving(way, b); }));
-}
 
 }  // namespace
 
@@ -467,16 +451,18 @@ void bind_network(py::module_& m) {
           [](const py::handle& self, const py::object& x, const py::object& lengths,
              const py::object& h, const py::object& c, const py::object& y,
              const py::sequence& masks, bool keep, const py::object& resets, const py::object& mask,
-             bool to_initial, const py::object& h_factors) {
+             bool to_initial, const py::object& h_factors, const py::sequence& zoneout_h,
+             const py::sequence& zoneout_c) {
             return built<Network>(self, "self").visit([&](const auto& network) {
               return network.forward(x, lengths, h, c, y, masks, keep, resets, mask, to_initial,
-                                     h_factors);
+                                     h_factors, zoneout_h, zoneout_c);
             });
           },
           py::arg("x"), py::arg("lengths"), py::arg("h"), py::arg("c"), py::arg("y"),
           py::arg("masks"), py::arg("keep"), py::arg("resets") = py::none(),
           py::arg("mask") = py::none(), py::arg("to_initial") = false,
-          py::arg("h_factors") = py::none(),
+          py::arg("h_factors") = py::none(), py::arg("zoneout_h") = py::tuple(),
+          py::arg("zoneout_c") = py::tuple(),
           "x (T, B, I) or tokens (T, B); lengths (B,) or None. h (L·D, B, P) and c (L·D, B, H) go "
           "in as the initial states and come out as the last ones; y (T, B, D·P) is written. "
           "masks: "
@@ -485,6 +471,9 @@ void bind_network(py::module_& m) {
           "are booleans or None: before a step that is reset a row begins anew, from zero or with "
           "to_initial from its initial state; where mask is False it keeps its state, and y is 0. "
           "h_factors (L·D, B, P) or None: of what recurrent products take of h, at all steps. "
+          "zoneout_h (T, B, P) and zoneout_c (T, B, H) are booleans by layer and direction: which "
+          "units keep their "
+          "value; without keep there may be none, and then the spec's shares count. "
           "Gives with keep what a backward pass needs beside x and y.")
       .def(
           "direct",

@@ -60,7 +60,8 @@ class BoundStepper {
     return Stepper<T>(
         spec.cell, parameters, batch, h, c, narrow, read_compute(spec.compute), by_token,
         spec.options.empty() ? std::nullopt
-                             : std::optional(static_cast<CellOptions<T>>(spec.options[0])));
+                             : std::optional(static_cast<CellOptions<T>>(spec.options[0])),
+        static_cast<T>(spec.zoneout), static_cast<T>(spec.cell_zoneout));
   }
 
   template <class T>

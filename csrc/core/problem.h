@@ -59,6 +59,16 @@ struct Schedule {
   }
 };
 
+// Zoneout of h or c: what is drawn says of each (T, B, ·) whether the unit keeps its value of the step before; a
+// pass that draws nothing keeps that share of it in every unit.
+template <class T>
+struct Zoneout {
+  T share = T(0);
+  Sequence<const unsigned char> drawn{};
+
+  [[gnu::always_inline]] bool on() const { return drawn.data || share > T(0); }
+};
+
 template <class T>
 struct Parameters {
   Index inputs, units, outputs;  // outputs other than units are a projection's
@@ -93,6 +103,8 @@ struct ForwardProblem {
   const CellOptions<T>* options = nullptr;  // null for the cell's own functions
   T* inner = nullptr;  // (N, H): every h' that a projection took, likewise; null without one
   const T* h_factors = nullptr;  // (B, P): of what recurrent products take of h; null for none
+  Zoneout<T> zone_h{}, zone_c{};
+  T* fresh_c = nullptr;  // (N, H): every c_t before its zoneout, out as saved; null without one
 };
 
 template <class T>
@@ -119,9 +131,11 @@ struct BackwardProblem {
   // Where h is a projection the first is ∂L/∂h'_t, and a row ends with ∂L/∂h_t (P).
   T* state_gradients;
   const CellOptions<T>* options = nullptr;
-  const T* inner = nullptr;      // as the forward pass left it
-  T* dw_hr = nullptr;            // (P, H)
-  const T* h_factors = nullptr;  // (B, P), as in the forward pass
+  const T* inner = nullptr;       // as the forward pass left it
+  T* dw_hr = nullptr;             // (P, H)
+  const T* h_factors = nullptr;   // (B, P), as in the forward pass
+  Zoneout<T> zone_h{}, zone_c{};  // what was drawn
+  const T* fresh_c = nullptr;     // as the forward pass left it
 };
 
 // One step of B rows of one layer.
@@ -135,6 +149,7 @@ struct StepProblem {
   T* c;                        // (B, H): likewise; null for a cell without c
   bool round_operands;         // x and what the recurrent product takes, to bfloat16
   bool back;                   // units from the last to the first: every other step's
+  Zoneout<T> zone_h{}, zone_c{};
   const CellOptions<T>* options = nullptr;
 };
 

@@ -91,7 +91,7 @@ bool PackedWeights<T>::fits(int cell, Index inputs, Index units, Index outputs, 
 template <class T>
 Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c,
                     bool narrow, Compute compute, bool by_token,
-                    const std::optional<CellOptions<T>>& options)
+                    const std::optional<CellOptions<T>>& options, T zoneout, T cell_zoneout)
     : kernels_(step_kernels<T>(narrow, compute)),
       cell_(step_cell<T>(cell, compute, options.has_value())),
       options_(options),
@@ -111,7 +111,9 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
                          .h = h,
                          .c = c,
                          .round_operands = compute == Compute::bfloat16,
-                         .back = false});
+                         .back = false,
+                         .zone_h = {.share = zoneout},
+                         .zone_c = {.share = cell_zoneout}});
     packed_.emplace_back(kernels_.packed_bytes(cell_.facts, layer));
     const bool with_input = !by_token || k > 0;
     kernels_.pack(cell_.facts, layer, with_input, packed_.back().get());

@@ -47,7 +47,8 @@ class Stepper {
   // will be tokens alone, and of the first layer's W_ih, which must stay as it is, a column is
   // packed when its token comes first.
   Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c, bool narrow,
-          Compute compute, bool by_token, const std::optional<CellOptions<T>>& options);
+          Compute compute, bool by_token, const std::optional<CellOptions<T>>& options,
+          T zoneout = T(0), T cell_zoneout = T(0));
 
   // x (B, I), or null and tokens (B); y (B, P) gets the last layer's h_t.
   void step(const T* x, const std::int64_t* tokens, T* y);

@@ -53,6 +53,8 @@ class Network:
         mask: Array | None = None,
         to_initial: bool = False,
         h_factors: Array | None = None,
+        zoneout_h: Sequence[Array] = (),
+        zoneout_c: Sequence[Array] = (),
     ) -> Kept | None: ...
     def direct(self, x: Any, state: Any, lengths: Any, keep: bool) -> Any: ...
 

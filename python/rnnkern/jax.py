@@ -65,6 +65,9 @@ class Function:
             raise ValueError(
                 f"layer must have proj_size=0 for rnnkern.jax, got {self._spec.projection}"
             )
+        for name in ("zoneout", "cell_zoneout"):
+            if share := getattr(self._spec, name):
+                raise ValueError(f"layer must have {name}=0 for rnnkern.jax, got {share:g}")
         if self._spec.options is not None:
             raise ValueError(
                 "rnnkern.jax has no layer with activations other than the cell's own or with a "

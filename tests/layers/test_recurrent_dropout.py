@@ -135,6 +135,7 @@ def test_against_a_loop_of_pytorch(kind: type[Any], options: dict[str, Any]) -> 
         assert_close(name, got[name], array, 2e-5)
 
 
+@pytest.mark.filterwarnings("ignore")  # Keras' own
 @pytest.mark.parametrize("kind", ["SimpleRNN", "LSTM", "GRU", "GRU, reset after"])
 def test_as_keras_does_it_with_that_mask(kind: str) -> None:
     """Keras draws one mask for each gate; given the same for all of them, it is this."""

@@ -32,6 +32,7 @@ OWN: dict[Any, dict[str, tuple[Any, ...]]] = {
     rk.LSTM: {
         "peepholes": (False, False, True),
         "coupled": (False, False, True),
+        "cell_zoneout": (0.0, 0.0, 0.5),
         "proj_size": (0, 0, 1, 4),
         "output_activation": (None, None, *FUNCTIONS),
         "cell_clip": (None, None, 0.3),
@@ -58,6 +59,7 @@ class Play:
             "dropout": case.one(0.0, 0.0, 0.5),
             "recurrent_dropout": case.one(0.0, 0.0, 0.0, 0.5),
             "weight_drop": case.one(0.0, 0.0, 0.0, 0.5),
+            "zoneout": case.one(0.0, 0.0, 0.0, 0.5),
             "dtype": case.one("float32", "float64"),
             "seed": 1,
             "recurrent_init": case.one("uniform", "orthogonal"),
@@ -71,6 +73,9 @@ class Play:
         if options.get("proj_size", 0) >= options["hidden_size"]:
             options["proj_size"] = 0
         if self.cls in WITHOUT_PRODUCT:
+            options["weight_drop"] = options["recurrent_dropout"] = 0.0
+        if options.get("recurrent_activation") in ("relu", "elu", "leaky_relu(0.1)"):
+            # Gates without a bound already make h grow fast: scaled further it may overflow.
             options["weight_drop"] = options["recurrent_dropout"] = 0.0
         if options["dtype"] == "float32":
             options["compute"] = case.one(None, None, "bfloat16")

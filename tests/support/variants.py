@@ -129,10 +129,12 @@ def run(
     dy: Array | None = None,
     dstate: tuple[Array, ...] | None = None,
     h_factors: Array | None = None,
+    keeps: list[Array] | None = None,
 ) -> dict[str, Array]:
     """All that a call and its backward pass give, by name; x (T, B, I), states (L·D, B, H).
 
-    `h_factors`, as the states, are of h as recurrent products take it.
+    `h_factors`, as the states, are of h as recurrent products take it; `keeps` of h, and of c, say
+    where (L·D, T, B, H) a state keeps its value.
     """
     params = {
         k: torch.tensor(v.astype(np.float64), requires_grad=True) for k, v in layer.params.items()
@@ -154,6 +156,9 @@ def run(
             for t in reversed(range(steps)) if d else range(steps):
                 live = (t < ends)[:, None]
                 new = own.step(y[t], now)
+                for part, kept in enumerate(keeps or ()):
+                    at = torch.tensor(kept[k * directions + d, t])
+                    new[part] = torch.where(at, now[part], new[part])
                 rows[t] = torch.where(live, new[0], 0.0)
                 now = [torch.where(live, a, b) for a, b in zip(new, now, strict=True)]
             outputs.append(torch.stack(rows))

@@ -328,6 +328,27 @@ _LOOPS = [
         "layers/test_recurrent_dropout.py::test_against_the_reference",
     ),
     _fault(
+        "cpu/recurrent/zoneout.h",
+        "zoneout-drops-the-gradient-of-what-is-kept",
+        "add_row<V>(h_aside_ + aside, n, problem.dh + at);",
+        "static_cast<void>(at);",
+        "layers/test_zoneout.py::test_against_the_reference",
+    ),
+    _fault(
+        "cpu/recurrent/backward.h",
+        "h-is-made-of-a-c-that-was-kept",
+        "(problem_.fresh_c ? problem_.fresh_c : problem_.cells)",
+        "problem_.cells",
+        "layers/test_zoneout.py::test_against_the_reference",
+    ),
+    _fault(
+        "cpu/recurrent/step.h",
+        "a-stream-has-no-zoneout",
+        "zone_row<V>(problem_.zone_h, nullptr, fresh, problem_.h, size, problem_.h);",
+        "std::copy_n(fresh, size, problem_.h);",
+        "layers/test_zoneout.py::test_inference_is_what_is_expected",
+    ),
+    _fault(
         "bind/kept.h",
         "dropout-is-forgotten-backward",
         "own.set_product(own, mask)",

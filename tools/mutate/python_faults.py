@@ -217,10 +217,10 @@ _LAYERS = [
         "layers/test_dropout.py::test_factors_keep_the_mean",
     ),
     fault(
-        f"{_PACKAGE}/layers/network.py",
+        f"{_PACKAGE}/layers/drops.py",
         "one-dropout-mask-for-all-layers",
-        "dropout, key, layer, first)",
-        "dropout, key, 0, first)",
+        "drops.key, layer, first)",
+        "drops.key, 0, first)",
         "layers/test_dropout.py::test_no_two_steps_rows_units_layers_or_keys_share_a_mask",
     ),
     fault(
@@ -240,8 +240,8 @@ _LAYERS = [
     fault(
         f"{_PACKAGE}/layers/pieces.py",
         "masks-of-every-piece-are-the-first-ones",
-        "drops.between, drops.key, span.start)",
-        "drops.between, drops.key, 0)",
+        "self._drops, span.start)",
+        "self._drops, 0)",
         "layers/test_recompute.py::test_of_any_k_and_lengths_in_a_stack_with_dropout",
     ),
     fault(

@@ -12,6 +12,7 @@
 #include "cpu/recurrent/chunk.h"
 #include "cpu/recurrent/equations.h"
 #include "cpu/recurrent/weight_gradients.h"
+#include "cpu/recurrent/zoneout.h"
 #include "cpu/team/team.h"
 
 namespace rnnkern {
@@ -64,7 +65,8 @@ class Backward {
     T* delta;     // (rows of a chunk): of each its deltas (deltas, H), and ∂L/∂h_t of a projection
     T* boundary;  // (B): likewise, the step after the chunk
     T* dh;        // (B, H): ∂L/∂h_t, from the phase that finds it to the next
-    T* direct;    // (B, H): zeros, for a projection's h' has no other gradient than by h
+    ZonedGradients<V> zoned;
+    T* direct;  // (B, H): zeros, for a projection's h' has no other gradient than by h
     // This thread's.
     typename Gradients::Own own;
     Operand* step_copies;  // (B, G·H or P): rows of a step's product, where operands are rounded
@@ -91,6 +93,7 @@ class Backward {
       boundary = arena.take<T>(batch * delta_size(cell, units, outputs));
       direct = arena.take<T>(outputs == units ? 0 : batch * units);
       dh = arena.take<T>(cell.phase_count() > 1 ? batch * units : 0);
+      zoned = ZonedGradients<V>(problem, arena);
       for (int i = 0; i < threads; ++i) {
         const typename Gradients::Own own_i(problem, arena);
         const Operand** segment_i = arena.take<const Operand*>(batch);
@@ -239,7 +242,7 @@ class Backward {
         if (cell_.saved > 0) scratch_.saved[i] = problem_.saved + p * cell_.saved * units_;
         if (cell_.cell_state) {
           scratch_.c_previous[i] = previous_c(s, i);
-          scratch_.c[i] = problem_.cells + p * units_;
+          scratch_.c[i] = (problem_.fresh_c ? problem_.fresh_c : problem_.cells) + p * units_;
         }
       }
     });
@@ -267,12 +270,20 @@ class Backward {
         s,
         [&](Index unit, Index units, Index begin, Index end)
             __attribute__((always_inline)) { prefetch_rows(phase, begin, end, unit, units); },
-        [&](Index unit, Index blocks, Index sums_row, Index begin, Index end)
-            __attribute__((always_inline)) {
-              tile.first_unit = unit, tile.blocks = blocks, tile.sums_row = sums_row;
-              tile.begin = begin, tile.end = end;
-              apply(tile);
-            });
+        [&](Index unit, Index blocks, Index sums_row, Index begin,
+            Index end) __attribute__((always_inline)) {
+          tile.first_unit = unit, tile.blocks = blocks, tile.sums_row = sums_row;
+          tile.begin = begin, tile.end = end;
+          const Index n = std::min(sums_row, units_ - unit), ended = std::min(end, live);
+          if (phase == 0) {
+            scratch_.zoned.before(problem_, s, {begin, ended}, unit, n, scratch_.own.tile,
+                                  cell_.recurrent_product ? sums_row : 0,
+                                  problem_.dy.data ? scratch_.dy : nullptr);
+          }
+          apply(tile);
+          if (phase + 1 == phases_)
+            scratch_.zoned.after(problem_, s, {begin, ended}, unit, n, scratch_.state_gradients);
+        });
   }
 
   // Of a projection: ∂L/∂h_t, whole.
@@ -297,6 +308,12 @@ class Backward {
             const T* sums = scratch_.own.tile + (i - begin) * sums_row;
             for (Index j = 0; j < blocks * V::size && first + j < outputs_; j += V::size)
               add(sums + j, i, first + j);
+            if (i >= live || !problem_.zone_h.on()) continue;
+            const Place place = schedule_.at(schedule_.time(s), i);
+            put_aside<V>(drawn_at(problem_.zone_h, place, first),
+                      scratch_.delta_now[i] + deltas_ * units_ + first,
+                      problem_.dh + schedule_.order[i] * outputs_ + first,
+                      std::min(blocks * V::size, outputs_ - first));
           }
         });
   }
@@ -365,7 +382,7 @@ class Backward {
             .h = scratch_.h,
             .c_previous = scratch_.c_previous,
             .c = scratch_.c,
-            .dy = problem_.dy.data && !projects() ? scratch_.dy : nullptr,
+            .dy = problem_.dy.data && !projects() && !scratch_.zoned.of_h() ? scratch_.dy : nullptr,
             .dh = projects() ? scratch_.direct : problem_.dh,
             .dc = problem_.dc,
             .dh_now = scratch_.dh,

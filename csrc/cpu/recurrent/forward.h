@@ -12,6 +12,7 @@
 #include "cpu/recurrent/equations.h"
 #include "cpu/recurrent/forward_panels.h"
 #include "cpu/recurrent/row_factors.h"
+#include "cpu/recurrent/zoneout.h"
 #include "cpu/team/team.h"
 
 namespace rnnkern {
@@ -56,6 +57,7 @@ class Forward {
     T* operand;         // (B, H): what a later phase's product takes
     T* saved;           // (B, saved, H): one step's, where no backward pass wants them
     T* inner;           // (B, H): likewise, what a projection takes
+    T* fresh_c;         // (B, H): likewise, c before its zoneout
     Operand* x_copies;  // (rows of a chunk, I), where operands are rounded
     // This thread's.
     T* tile;
@@ -72,6 +74,7 @@ class Forward {
     const T** x;
     const T** c_previous;
     T** new_c;
+    T** cell_c;  // what the last phase leaves: new_c, or c before its zoneout
     T** y;
     T** new_h;  // what the last phase leaves: y, or what a projection takes
     T** saved_rows;
@@ -87,6 +90,7 @@ class Forward {
       operand = arena.take<T>(one_phase ? 0 : batch * units);
       saved = arena.take<T>(one_phase || problem.saved ? 0 : batch * cell.saved * units);
       inner = arena.take<T>(outputs == units || problem.inner ? 0 : batch * units);
+      fresh_c = arena.take<T>(problem.zone_c.on() && !problem.fresh_c ? batch * units : 0);
       const Index x_row = problem.tokens.slot ? 0 : problem.parameters.inputs;
       x_copies = take_copies<Product>(arena, chunk, x_row);
       for (int i = 0; i < threads; ++i) {
@@ -100,13 +104,14 @@ class Forward {
         T* dropped_i = arena.take<T>(factored * outputs);
         const T** dropped_rows_i = arena.take<const T*>(factored);
         const T** in = arena.take<const T*>(4 * batch);
-        T** out = arena.take<T*>(4 * batch);
+        T** out = arena.take<T*>(5 * batch);
         if (i != id) continue;
         tile = tile_i, input_panels = input_panels_i, a = a_i, c = c_i, h_a = h_a_i,
         h_copies = h_copies_i, dropped = dropped_i, dropped_rows = dropped_rows_i;
         h = in, operand_rows = in + batch, x = in + 2 * batch, c_previous = in + 3 * batch;
         new_c = out, y = out + batch, saved_rows = out + 2 * batch;
         new_h = outputs == units ? y : out + 3 * batch;
+        cell_c = problem.zone_c.on() ? out + 4 * batch : new_c;
       }
     }
   };
@@ -296,6 +301,10 @@ class Forward {
               first || !problem_.cells
                   ? problem_.c + b * units_
                   : problem_.cells + (schedule_.offset[schedule_.time(s - 1)] + i) * units_;
+          if (problem_.zone_c.on()) {
+            scratch_.cell_c[i] =
+                problem_.fresh_c ? problem_.fresh_c + p * units_ : scratch_.fresh_c + i * units_;
+          }
         }
         const Index saved = cell_.saved * units_;
         scratch_.saved_rows[i] =
@@ -378,8 +387,20 @@ class Forward {
                           p * matrix.panels(), panels, ahead, scratch_.tile);
         tile.begin = begin, tile.end = end;
         apply(tile);
+        if (phase + 1 == phases_)
+          zone_units(s, begin, end, tile.first_unit, side * matrix.group_units());
       });
     });
+  }
+
+  // Zoneout of what the last phase left.
+  void zone_units(Index s, Index begin, Index end, Index first, Index units) const {
+    const Index n = std::min(units, units_ - first);
+    if (!projects())
+      zone_rows<V>(problem_.zone_h, schedule_, s, {begin, end}, first, n, scratch_.new_h,
+                   scratch_.h, scratch_.new_h);
+    zone_rows<V>(problem_.zone_c, schedule_, s, {begin, end}, first, n, scratch_.cell_c,
+                 scratch_.c_previous, scratch_.new_c);
   }
 
   // h_t = W_hr h', of what the last phase left.
@@ -396,8 +417,10 @@ class Forward {
       for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
         multiply_panels(matrix, tiles, a + begin, static_cast<int>(end - begin), p, side, ahead,
                         scratch_.tile);
-        store_tile<V>(scratch_.y + begin, first, end - begin, std::min(columns, outputs_ - first),
-                      columns, scratch_.tile);
+        const Index n = std::min(columns, outputs_ - first);
+        store_tile<V>(scratch_.y + begin, first, end - begin, n, columns, scratch_.tile);
+        zone_rows<V>(problem_.zone_h, schedule_, s, {begin, end}, first, n, scratch_.y, scratch_.h,
+                     scratch_.y);
       });
     });
   }
@@ -416,7 +439,7 @@ class Forward {
             .saved = keeps ? scratch_.saved_rows : nullptr,
             .operand = scratch_.operand,
             .new_h = scratch_.new_h,
-            .new_c = scratch_.new_c,
+            .new_c = scratch_.cell_c,
             .unit_weights = panels_.unit_weights,
             .options = problem_.options};
   }

@@ -11,6 +11,7 @@
 #include "cpu/recurrent/chunk.h"
 #include "cpu/recurrent/equations.h"
 #include "cpu/recurrent/recurrent_panels.h"
+#include "cpu/recurrent/zoneout.h"
 
 namespace rnnkern {
 
@@ -118,6 +119,8 @@ class Step {
     T* h;               // (B, H): h_t, while others still read h_{t-1}; or what a projection takes
     T* operand;         // (B, H): what a later phase's product takes
     T* saved;           // (B, saved, H)
+    T* fresh_c;         // (B, H): c before its zoneout
+    T* projected;       // (B, P): likewise h that is a projection
     Operand* x_copies;  // (rows of a tile, I), where operands are rounded
     Operand* h_copies;  // (rows of a tile, H or P), likewise
 
@@ -129,6 +132,10 @@ class Step {
       h = arena.take<T>(size);
       operand = arena.take<T>(one_phase ? 0 : size);
       saved = arena.take<T>(one_phase ? 0 : size * cell.saved);
+      fresh_c = arena.take<T>(problem.zone_c.on() ? size : 0);
+      const bool projects = problem.outputs != problem.units;
+      projected =
+          arena.take<T>(problem.zone_h.on() && projects ? problem.batch * problem.outputs : 0);
       const Index copies = problem.round_operands ? kMaxTileRows : 0;
       x_copies = take_copies<Product>(arena, copies, problem.inputs);
       h_copies = take_copies<Product>(arena, copies, std::max(problem.units, problem.outputs));
@@ -153,13 +160,27 @@ class Step {
       for (Index i = 0; i < problem_.batch; i += height)
         run_rows(phase, i, static_cast<int>(std::min(height, problem_.batch - i)));
     }
+    const Index size = problem_.batch * problem_.units;
+    if (problem_.zone_c.on())
+      zone_row<V>(problem_.zone_c, nullptr, scratch_.fresh_c, problem_.c, size, problem_.c);
     if (problem_.outputs == problem_.units) {
-      std::copy_n(scratch_.h, problem_.batch * problem_.units, problem_.h);
+      take_h(scratch_.h);
       return;
     }
     const Index height = tiles_for(panels_.projection).height();
     for (Index i = 0; i < problem_.batch; i += height)
       project_rows(i, static_cast<int>(std::min(height, problem_.batch - i)));
+    if (problem_.zone_h.on()) take_h(scratch_.projected);
+  }
+
+  // The state's h, of what the step came to.
+  void take_h(const T* fresh) const {
+    const Index size = problem_.batch * problem_.outputs;
+    if (problem_.zone_h.on()) {
+      zone_row<V>(problem_.zone_h, nullptr, fresh, problem_.h, size, problem_.h);
+    } else {
+      std::copy_n(fresh, size, problem_.h);
+    }
   }
 
   void run_rows(int phase, Index first, int rows) const {
@@ -168,7 +189,7 @@ class Step {
     const Tiles tiles = tiles_for(matrix);
     const Operand *x[kMaxTileRows], *state[kMaxTileRows];
     const T* h[kMaxTileRows];
-    T *new_h[kMaxTileRows], *c[kMaxTileRows], *saved[kMaxTileRows];
+    T *new_h[kMaxTileRows], *c[kMaxTileRows], *new_c[kMaxTileRows], *saved[kMaxTileRows];
     const T* operands = phase == 0 ? problem_.h : scratch_.operand;
     const Index size = matrix.depth;
     for (int r = 0; r < rows; ++r) {
@@ -180,7 +201,10 @@ class Step {
       state[r] =
           operand_row(operands + i * size, size, scratch_.h_copies + r * copy_size<Product>(size));
       h[r] = problem_.h + i * problem_.outputs, new_h[r] = scratch_.h + i * units;
-      if (cell_.cell_state) c[r] = problem_.c + i * units;
+      if (cell_.cell_state) {
+        c[r] = problem_.c + i * units;
+        new_c[r] = problem_.zone_c.on() ? scratch_.fresh_c + i * units : c[r];
+      }
       if (phases_ > 1) saved[r] = scratch_.saved + i * kept;
     }
     const auto apply = equations_.forward[phase];
@@ -196,7 +220,7 @@ class Step {
                         .saved = phase + 1 < phases_ ? saved : nullptr,
                         .operand = scratch_.operand + first * units,
                         .new_h = new_h,
-                        .new_c = c,
+                        .new_c = new_c,
                         .unit_weights = panels_.unit_weights,
                         .options = problem_.options};
     const Index most = groups_together(matrix, tiles, rows, matrix.groups());
@@ -222,7 +246,7 @@ class Step {
     for (int r = 0; r < rows; ++r) {
       inner[r] = operand_row(scratch_.h + (first + r) * units, units,
                              scratch_.h_copies + r * copy_size<Product>(units));
-      h[r] = problem_.h + (first + r) * outputs;
+      h[r] = (problem_.zone_h.on() ? scratch_.projected : problem_.h) + (first + r) * outputs;
     }
     sweep(0, matrix.count(), tiles.panels(rows, matrix.count()), problem_.back,
           [&](Index p, Index side, Index) {

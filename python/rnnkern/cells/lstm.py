@@ -15,6 +15,7 @@ from rnnkern._checks import (
     explains_options,
     finite_float,
     float_dtype,
+    fraction,
     positive_int,
 )
 from rnnkern.cells.entry import Cell
@@ -53,6 +54,7 @@ class LSTM(Recurrent):
       which stands for both.
     - ``cell_clip``: c_t is held within ±cell_clip, as TensorFlow's and ELMo's LSTMs do; no gradient
       passes where it is.
+    - ``cell_zoneout``: as ``zoneout``, of c; h_t is made of the c that the step gave.
 
     Example:
         >>> lstm = rk.LSTM(3, 4, forget_bias=1.0, bidirectional=True, seed=0)
@@ -92,6 +94,8 @@ class LSTM(Recurrent):
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         weight_drop: float = 0.0,
+        zoneout: float = 0.0,
+        cell_zoneout: float = 0.0,
         dtype: DType = "float32",
         compute: str | None = None,
         device: str = "cpu",
@@ -122,6 +126,7 @@ class LSTM(Recurrent):
             else checked("output_activation", output_activation, bidirectional=both)
         )
         self.cell_clip = checked_clip("cell_clip", cell_clip)
+        self.cell_zoneout = fraction("cell_zoneout", cell_zoneout)
         super().__init__(
             input_size,
             hidden_size,
@@ -137,6 +142,7 @@ class LSTM(Recurrent):
             dropout=dropout,
             recurrent_dropout=recurrent_dropout,
             weight_drop=weight_drop,
+            zoneout=zoneout,
             dtype=dtype,
             compute=compute,
             device=device,
@@ -151,6 +157,10 @@ class LSTM(Recurrent):
     @property
     def _projection(self) -> int:
         return self.proj_size
+
+    @property
+    def _cell_zoneout(self) -> float:
+        return self.cell_zoneout
 
     def _options(self) -> tuple[CellOptions, ...] | None:
         return cell_options(
@@ -176,6 +186,7 @@ class LSTM(Recurrent):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, from which an equal layer can be built."""
         own = ["forget_bias", "proj_size", "peepholes", "coupled", "output_activation", "cell_clip"]
+        own.append("cell_zoneout")
         return {**super().config(), **{name: getattr(self, name) for name in own}}
 
 

@@ -92,6 +92,9 @@ class Cuda(Device):
                 f"recurrent_dropout={spec.recurrent_dropout:g} needs device='cpu', got "
                 "device='cuda': weight_drop is there too"
             )
+        for name in ("zoneout", "cell_zoneout"):
+            if share := getattr(spec, name):
+                raise ValueError(f"{name}={share:g} needs device='cpu', got device='cuda'")
         if spec.merges:
             raise ValueError(f"merge={spec.merge!r} needs device='cpu', got device='cuda'")
         if spec.options is not None:

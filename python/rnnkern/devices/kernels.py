@@ -87,6 +87,8 @@ class NetworkKernels(Protocol):
         mask: Array | None = None,
         to_initial: bool = False,
         h_factors: Array | None = None,
+        zoneout_h: Sequence[Array] = (),
+        zoneout_c: Sequence[Array] = (),
     ) -> Kept | None:
         """The input through all layers, of which neither T nor B is 0.
 
@@ -102,6 +104,9 @@ class NetworkKernels(Protocol):
             mask: likewise: where it is False a row keeps its state, and y is 0.
             to_initial: whether anew is from the initial state, not from zero.
             h_factors: (L·D, B, P) of h as recurrent products take it, at all steps; or None.
+            zoneout_h: by layer and direction (T, B, P) bool, which units of h keep their value; for
+                a spec with zoneout where there will be a backward pass, else none.
+            zoneout_c: likewise (T, B, H), of c.
 
         """
 

@@ -149,6 +149,8 @@ class LaunchedNetwork:
         mask: Array | None = None,
         to_initial: bool = False,
         h_factors: Array | None = None,
+        zoneout_h: Sequence[Array] = (),
+        zoneout_c: Sequence[Array] = (),
     ) -> Kept | None:
         """See `NetworkKernels`."""
         spec, device = self._spec, self._device

@@ -120,6 +120,8 @@ class LayerSpec:
             than H; or 0.
         options: by direction; None where the cell's own functions run, without bounds.
         recurrent_dropout: share of h that training drops before recurrent products.
+        zoneout: share of h_{t-1} in h_t of a plain call.
+        cell_zoneout: likewise of c.
 
     """
 
@@ -136,6 +138,8 @@ class LayerSpec:
     projection: int = 0
     options: tuple[CellOptions, ...] | None = None
     recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
+    cell_zoneout: float = 0.0
 
     @cached_property
     def facts(self) -> CellFacts:

@@ -53,6 +53,9 @@ class Recurrent(Configured):
         clip: a bound: pre-activations are held within ±clip, as ONNX's ``clip`` says; no gradient
             passes where they are. Options that differ from the defaults need
             ``device="cpu"``.
+        zoneout: share of h that keeps its value of the step before, drawn for each step, row and
+            unit in ``forward`` (Krueger et al. 2016, arXiv:1606.01305). Other calls, snapshots and
+            streams have what that comes to in the mean: (1 - zoneout)·h_t + zoneout·h_{t-1}.
         batch_first: x and y are (B, T, ·).
         bias: whether there are bias parameters.
         dropout: share of each layer's output, but the last one's, that ``forward`` sets to zero;
@@ -364,6 +367,8 @@ class Recurrent(Configured):
             "dropout": self.dropout if self.num_layers > 1 else 0.0,
             "recurrent_dropout": self.recurrent_dropout,
             "weight_drop": self.weight_drop,
+            "zoneout": self.zoneout,
+            "cell_zoneout": self._spec.cell_zoneout,
         }
         if given is None:
             for name, share in shares.items():
@@ -373,8 +378,14 @@ class Recurrent(Configured):
                     )
             return NOTHING
         key = check_dropout_key(given, 64)
-        between, recurrent, weights = shares.values()
-        return Drops(between, recurrent, weights, key)
+        return Drops(
+            between=shares["dropout"],
+            recurrent=self.recurrent_dropout,
+            weights=self.weight_drop,
+            zoneout=self.zoneout,
+            cell_zoneout=self._spec.cell_zoneout,
+            key=key,
+        )
 
     def _one_step(self, k: int, *, reverse: bool) -> tuple[LayerSpec, Device, dict[str, Parameter]]:
         """One layer and direction as a network of its own, and its parameters by their kinds."""

@@ -124,6 +124,9 @@ class RecurrentCell(Fixed):
     def _share(self, layer: Recurrent, k: int = 0, *, reverse: bool = False) -> None:
         """Be the step of that layer and direction."""
         self._spec, self._device, own = one_step_of(layer, k, reverse=reverse)
+        for name in ("zoneout", "cell_zoneout"):
+            if share := getattr(self._spec, name):
+                raise ValueError(f"layer must have {name}=0 for a cell of one step, got {share:g}")
         self.params = Parameters(own)
         self._own = own
         self.input_size, self.hidden_size = self._spec.inputs, self._spec.units

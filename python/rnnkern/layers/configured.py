@@ -51,6 +51,7 @@ class Configured(Fixed):
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         weight_drop: float = 0.0,
+        zoneout: float = 0.0,
         dtype: DType = "float32",
         compute: str | None = None,
         device: str = "cpu",
@@ -84,6 +85,7 @@ class Configured(Fixed):
             warn(f"dropout={dropout!r} does nothing with num_layers=1: it lies between layers")
         self.recurrent_dropout = fraction("recurrent_dropout", recurrent_dropout)
         self.weight_drop = fraction("weight_drop", weight_drop)
+        self.zoneout = fraction("zoneout", zoneout)
         self.dtype = float_dtype("dtype", dtype)
         self._device = get_device(device)
         self.device = self._device.name
@@ -108,6 +110,8 @@ class Configured(Fixed):
             self._projection,
             self._options(),
             self.recurrent_dropout,
+            self.zoneout,
+            self._cell_zoneout,
         )
         if self._spec.options is not None and not self._spec.facts.recurrent_product:
             raise ValueError(
@@ -156,6 +160,11 @@ class Configured(Fixed):
         """P, of a cell that projects h; else 0."""
         return 0
 
+    @property
+    def _cell_zoneout(self) -> float:
+        """The share of c, of a cell that has it, that keeps its value."""
+        return 0.0
+
     def _options(self) -> tuple[CellOptions, ...] | None:
         """What the kernels are told of the functions; None for the cell's own."""
         return cell_options(
@@ -189,6 +198,7 @@ class Configured(Fixed):
             "dropout": self.dropout,
             "recurrent_dropout": self.recurrent_dropout,
             "weight_drop": self.weight_drop,
+            "zoneout": self.zoneout,
             "dtype": self.dtype.name,
             "compute": self.compute,
             "device": self.device,

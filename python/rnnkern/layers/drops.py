@@ -20,7 +20,7 @@ from rnnkern.layers.weights import parameter_names
 
 # Streams of random numbers begin here, one a layer and direction; those of what lies between
 # layers begin at 0, and `Dropout` has 2**32.
-_OF_WEIGHTS, _OF_STATES = 2**33, 2**34
+_OF_WEIGHTS, _OF_STATES, _ZONES_OF_H, _ZONES_OF_C = 2**33, 2**34, 2**35, 2**36
 
 
 class Drops(NamedTuple):
@@ -30,6 +30,8 @@ class Drops(NamedTuple):
         between: share of what each layer hands to the next.
         recurrent: share of h as recurrent products take it.
         weights: share of the recurrent matrices.
+        zoneout: share of h that keeps its value at a step.
+        cell_zoneout: share of c that does.
         key: of all masks.
         first: of a layer and direction by themselves, which of the whole call they are.
 
@@ -38,13 +40,15 @@ class Drops(NamedTuple):
     between: float = 0.0
     recurrent: float = 0.0
     weights: float = 0.0
+    zoneout: float = 0.0
+    cell_zoneout: float = 0.0
     key: int = 0
     first: int = 0
 
     @property
     def by_call(self) -> bool:
         """Whether a call of the kernels is given masks."""
-        return self.between > 0.0 or self.recurrent > 0.0
+        return max(self.between, self.recurrent, self.zoneout, self.cell_zoneout) > 0.0
 
 
 NOTHING = Drops()
@@ -71,7 +75,22 @@ def draw(network: Network, given: Input, drops: Drops, first_step: int = 0) -> M
                 for stream in streams
             ]
         )
-    return Masks(between, h_factors)
+
+    def zones(share: float, begin: int, width: int) -> list[Array]:
+        """Of each layer and direction, where units keep their value."""
+        shape = (given.steps, given.batch, width)
+        first = first_step * given.batch * width
+        streams = range(begin + drops.first, begin + drops.first + spec.states)
+        if share == 0.0:
+            return []
+        return [device.random(drops.key, k, shape, first) < np.float32(share) for k in streams]
+
+    return Masks(
+        between,
+        h_factors,
+        zones(drops.zoneout, _ZONES_OF_H, spec.outputs),
+        zones(drops.cell_zoneout, _ZONES_OF_C, spec.units),
+    )
 
 
 def drop_weights(network: Network, drops: Drops) -> tuple[Network, dict[str, Array]]:

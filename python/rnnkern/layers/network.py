@@ -22,11 +22,15 @@ class Masks(NamedTuple):
     Attributes:
         between: factors (T, B, D·H) of what each layer but the last hands to the next, or none.
         h_factors: (L·D, B, P) of h as recurrent products take it, at all steps; or None.
+        zoneout_h: by layer and direction (T, B, P) bool, whether h keeps its value there; or none.
+        zoneout_c: likewise (T, B, H), of c.
 
     """
 
     between: Sequence[Array] = ()
     h_factors: Array | None = None
+    zoneout_h: Sequence[Array] = ()
+    zoneout_c: Sequence[Array] = ()
 
 
 NO_MASKS = Masks()
@@ -133,6 +137,8 @@ def forward(
         marks.mask,
         marks.to_initial,
         masks.h_factors,
+        masks.zoneout_h,
+        masks.zoneout_c,
     )
 
 

@@ -133,7 +133,7 @@ class _BothWays(_Sparse):
     ) -> None:
         """As `_OneWay`."""
         self._network = network
-        self._masked = draw(network, given, drops._replace(recurrent=0.0)).between
+        self._masked = draw(network, given, Drops(drops.between, key=drops.key)).between
         self._given: list[Array] = []  # x of each layer
         self._gave: list[list[Array]] = []  # what its directions gave, where they are multiplied
         self._ways: list[list[_OneWay]] = []

@@ -94,6 +94,11 @@ class Tape:
         and B stand as in y.
         """
         spec = self._network.spec
+        if spec.zoneout and spec.facts.saved == 0:
+            raise ValueError(
+                f"gates() needs zoneout=0 of this cell, got {spec.zoneout:g}: its gate is h, which "
+                "units that keep their value have not"
+            )
         names, directions = spec.facts.gates, spec.directions
         if self._kept is None:
             shape = (*self._y.shape[:2], directions * spec.units)
