@@ -3,10 +3,10 @@
 
     python tools/walk_step.py CELL UNITS BATCH [--backward]
 
-Compiles the kernel of one cell's time loop for sm_90 in float16 and follows the first thread of its
-middle block, with the arguments that the host gives it on an H100, through four steps; prints the
-stages of the last, between one barrier and the next. Needs nvcc, g++ and nvdisasm (from the PATH,
-or of the package nvidia-cuda-nvdisasm).
+Compiles the kernel of one cell's time loop for sm_90 in float16 and follows three threads of its
+middle block, with the arguments that the host gives it on an H100, through some steps; prints the
+stages of the last, between one barrier and the next, as the thread that comes there last has them.
+Needs nvcc, g++ and nvdisasm (from the PATH, or of the package nvidia-cuda-nvdisasm).
 
 Nothing is measured. Assumed are the latencies of tools/walk/machine.py; that a warp never waits for
 another's turn; that every block is as far as this one, so that a flag is there as long after this
@@ -37,16 +37,14 @@ SOURCES = [
     *(f"csrc/core/{name}.cpp" for name in ("cells", "schedule", "stretches")),
 ]
 STEPS, FOLLOWED, CLOCK = 1024, 4, 1750  # of the problem; of it walked; cycles a microsecond
+THREADS = (224, 223, 0)  # one that publishes, one that waits, and one that has a row and a unit
 # What a stretch between two barriers is about, by an instruction that only it has; the first that
 # one has.
 STAGES = (
-    ("flag", "STG.E.STRONG"),
     ("products", "HMMA"),
-    ("wait for flags", "LDG.E.STRONG"),
+    ("flag, stores, fetches, wait for flags", "LDG.E.STRONG"),
     ("copy of the operand", "LDGSTS.E.BYPASS"),
     ("equations", "F2FP.F16"),
-    ("what the equations read", "LDGSTS"),
-    ("sums of a warp", "STS"),
 )
 
 
@@ -75,45 +73,53 @@ def memory_of(facts: dict[str, Any], batch: int) -> Memory:
     return at
 
 
-def stages(visits: Sequence[Visit], phases: int) -> list[Stage]:
-    """Those of the last whole step that was followed."""
-    flags = [k for k, v in enumerate(visits) if v.instruction.name.startswith("STG.E.STRONG")]
-    begin, end = flags[-1 - phases], flags[-1]
-    cuts = [k for k in range(begin, end) if is_barrier(visits[k])]
-    found: list[Stage] = []
-    for first, last in zip([begin, *cuts], [*cuts, end], strict=True):
-        names = [v.instruction.name for v in visits[first + 1 : last + 1]]
+class Stretch(NamedTuple):
+    """What threads do between two barriers."""
+
+    visits: list[list[Visit]]  # of each thread
+    cycles: list[int]  # likewise
+    publishes: bool
+
+
+def stretches(
+    code: Code, facts: dict[str, Any], batch: int, threads: Sequence[int] = THREADS
+) -> tuple[list[Stretch], int]:
+    """Those of some steps, and how many branches nothing decided."""
+    block, parameters = facts["blocks"] // 2, bytes.fromhex(facts["parameters"])
+    memory = memory_of(facts, batch)
+    walkers = [Thread(code, parameters, memory, thread=k, block=block) for k in threads]
+    runs = [walker.run() for walker in walkers]
+    found: list[Stretch] = []
+    while sum(stretch.publishes for stretch in found) <= (FOLLOWED + 1) * facts["phases"]:
+        before, published = walkers[0].time, walkers[0].published
+        visits = []
+        for walker, run_of_thread in zip(walkers, runs, strict=True):
+            walker.published = max(w.published for w in walkers)
+            own: list[Visit] = []
+            for visit in run_of_thread:
+                own.append(visit)
+                if visit.instruction.name.startswith("BAR.SYNC"):
+                    break
+            visits.append(own)
+        latest = max(walker.time for walker in walkers)
+        flag = max(walker.published for walker in walkers)
+        found.append(Stretch(visits, [w.time - before for w in walkers], flag > published))
+        for walker in walkers:
+            walker.time, walker.published = latest, flag
+    return found, sum(walker.unknown for walker in walkers)
+
+
+def stages(found: Sequence[Stretch], phases: int) -> list[Stage]:
+    """Those of the last whole step that was followed, by the thread that takes the longest."""
+    flags = [k for k, stretch in enumerate(found) if stretch.publishes]
+    steps = []
+    for stretch in found[flags[-1 - phases] : flags[-1]]:
+        names = [v.instruction.name for visits in stretch.visits for v in visits]
         what = next((s for s, key in STAGES if any(n.startswith(key) for n in names)), "others")
-        cycles = visits[last].time - visits[first].time
-        if what == "others" and found:
-            found[-1] = Stage(
-                found[-1].name, found[-1].instructions + len(names), found[-1].cycles + cycles
-            )
-        else:
-            found.append(Stage(what, len(names), cycles))
-    return found
-
-
-def is_barrier(visit: Visit) -> bool:
-    """Whether all warps meet there."""
-    return visit.instruction.name.startswith("BAR.SYNC")
-
-
-def follow(
-    code: Code, facts: dict[str, Any], batch: int, *, thread: int = 0
-) -> tuple[list[Visit], int]:
-    """The visits of some steps, and how many branches nothing decided."""
-    block = facts["blocks"] // 2
-    parameters = bytes.fromhex(facts["parameters"])
-    walker = Thread(code, parameters, memory_of(facts, batch), thread=thread, block=block)
-    visits: list[Visit] = []
-    flags = 0
-    for visit in walker.run():
-        visits.append(visit)
-        flags += visit.instruction.name.startswith("STG.E.STRONG")
-        if flags > FOLLOWED * facts["phases"]:
-            break
-    return visits, walker.unknown
+        cycles = max(stretch.cycles)
+        latest = stretch.cycles.index(cycles)
+        steps.append(Stage(what, len(stretch.visits[latest]), cycles))
+    return steps
 
 
 def disassemble(cubin: Path) -> list[str]:
@@ -157,7 +163,6 @@ def main() -> None:
     parser.add_argument("batch", type=int)
     parser.add_argument("--backward", action="store_true")
     parser.add_argument("--cubin", type=Path, help="a kernel that is there already")
-    parser.add_argument("--visits", type=Path, help="a file for every instruction of that step")
     options = parser.parse_args()
     way = "backward" if options.backward else "forward"
     with tempfile.TemporaryDirectory() as name:
@@ -166,12 +171,9 @@ def main() -> None:
         facts = arguments_of(folder, *words, str(options.units), way)
         cubin = options.cubin or compile_kernel(folder, way, facts)
         (code,) = read(disassemble(cubin)).values()
-    visits, unknown = follow(code, facts, options.batch)
-    print_table(stages(visits, facts["phases"]))
+    found, unknown = stretches(code, facts, options.batch)
+    print_table(stages(found, facts["phases"]))
     print(f"{unknown} branches undecided; predicted, not measured", file=sys.stderr)
-    if options.visits:
-        lines = (f"{v.place:05x} {v.time:8} {' '.join(map(str, v.instruction))}\n" for v in visits)
-        options.visits.write_text("".join(lines))
 
 
 def print_table(found: Sequence[Stage]) -> None:

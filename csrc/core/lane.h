@@ -49,6 +49,14 @@ struct Bfloat16 {
   return std::bit_cast<float>(changed & 0xFFFF0000u);
 }
 
+// a / b by r, which is 1 / b to within one unit in the last place: a·r, and what a Newton step adds.
+// To within one unit in the last place, where no product of these is too small for a normal number.
+template <class T>
+RNNKERN_DEVICE inline T quotient_by(T a, T b, T r) {
+  const T q = a * r;
+  return std::fma(std::fma(-q, b, a), r, q);
+}
+
 template <class T>
 struct Scalar {
   using value = T;
@@ -89,7 +97,17 @@ struct Scalar {
   RNNKERN_DEVICE friend Scalar operator*(Scalar a, Scalar b) { return Scalar(a.v * b.v); }
   RNNKERN_DEVICE friend Scalar operator/(Scalar a, Scalar b) { return Scalar(a.v / b.v); }
   RNNKERN_DEVICE friend Scalar sqrt(Scalar a) { return Scalar(std::sqrt(a.v)); }
-  RNNKERN_DEVICE friend Scalar quotient(Scalar a, Scalar b) { return a / b; }
+  RNNKERN_DEVICE friend Scalar quotient(Scalar a, Scalar b) {
+#ifdef __CUDA_ARCH__
+    // A division has branches, behind which a GPU computes one gate after the other.
+    if constexpr (sizeof(T) == sizeof(float)) {
+      float r;
+      asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b.v));
+      return Scalar(quotient_by(a.v, b.v, r));
+    }
+#endif
+    return a / b;
+  }
   RNNKERN_DEVICE friend Scalar fma(Scalar a, Scalar b, Scalar c) { return Scalar(a.v * b.v + c.v); }
   RNNKERN_DEVICE friend Scalar min(Scalar a, Scalar b) { return a.v < b.v ? a : b; }
   RNNKERN_DEVICE friend Scalar max(Scalar a, Scalar b) { return a.v > b.v ? a : b; }

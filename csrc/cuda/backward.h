@@ -16,6 +16,7 @@ class BackwardKernel {
   using V = Scalar<typename P::Element::Sum>;
   using T = typename V::value;
   using Loop = Recurrence<P, BackwardStrand<T>>;
+  using Span = DeviceSchedule::Span;
   static constexpr int kPhases = phase_count<Cell>;
 
  public:
@@ -35,50 +36,70 @@ class BackwardKernel {
         strand_(loop_.strand()),
         units_(problem.units) {}
 
+  // What a step needs of the schedule, which is read a step ahead, and of the rows of the group
+  // those that are live.
+  struct Around {
+    Span before, now, next;
+    int rows, next_rows;
+  };
+
   RNNKERN_KERNEL void run() const {
-    for (Index s = problem_.end - 1; s >= problem_.begin; --s) {
-      run_phase<0>(s);
-      if constexpr (kPhases > 1) run_phase<1>(s);
+    const Index last = problem_.end - 1;
+    Around around{span(last - 1), span(last), span(last + 1), 0, 0};
+    around.rows = loop_.share(around.now.live()),
+    around.next_rows = loop_.share(around.next.live());
+    for (Index s = last; s >= problem_.begin; --s) {
+      const Span then = span(s - 2);
+      run_phase<0>(s, around);
+      if constexpr (kPhases > 1) run_phase<1>(s, around);
+      const int rows = around.before.live() == around.now.live()
+                           ? around.rows
+                           : loop_.share(around.before.live());
+      around = {then, around.before, around.now, rows, around.rows};
     }
-    if (problem_.begin == 0) run_phase<0>(-1);
+    if (problem_.begin == 0) run_phase<0>(-1, around);
     static_assert(kPhases <= 2);
   }
+
+  RNNKERN_KERNEL Span span(Index s) const { return schedule_.span(s, strand_.reverse); }
 
   RNNKERN_KERNEL std::uint32_t phases_before(Index s, int p) const {
     return static_cast<std::uint32_t>((schedule_.steps - 1 - s) * kPhases + p);
   }
 
-  RNNKERN_KERNEL Index live(Index s) const { return schedule_.live(s, strand_.reverse); }
-
   // Phase 0 multiplies what step s + 1 left, phase 1 what phase 0 of this step has. Rows that are
   // not live in step s, but in step s + 1, end here with ∂L/∂h_0; step -1 has only such rows.
   template <int N>
-  RNNKERN_KERNEL void run_phase(Index s) const {
-    const Index now = live(s), after = live(s + 1);
+  RNNKERN_KERNEL void run_phase(Index s, const Around& around) const {
+    const Index now = around.now.live();
+    const bool ending = N == 0 && around.next_rows > around.rows;
     loop_.run_phase(
         {.phase = N,
-         .rows = loop_.share(N == 0 && after > now ? after : now),
-         .fed_rows = N == 0 ? loop_.share(now) : 0,
-         .offset = s < 0 ? 0 : schedule_.offset[schedule_.time_of(s, strand_.reverse)],
+         .rows = ending ? around.next_rows : around.rows,
+         .fed_rows = N == 0 ? around.rows : 0,
+         .offset = around.now.first,
          .done = phases_before(s, N),
          .ahead = phases_before(s - 1, 0),
          .parity = N == 0 ? s + 1 : s},
-        [&](const Place& at) { prefetch<N>(s, at, at.i < now); },
+        [&](const Place& at) { prefetch<N>(s, around, at, at.i < now); },
         [&](const Place& at) { receive(at); },
-        [&](const Place& at) { apply<N>(s, at, at.i < now); });
+        [&](const Place& at) { apply<N>(s, at, at.i < now); },
+        [&](const Place& at) { store<N>(at, at.i < now); });
   }
 
-  // The order of the fields.
-  enum { kDh, kPreviousH, kH, kDy, kDc, kPreviousC, kC, kSaved };
+  // The order of the fields. When the equations have been computed, ∂L/∂h_{t-1} (of phase 0 of two:
+  // ∂L/∂h_t in the place of dy) and dc are where they were, and the gradients of the gates begin at
+  // kFound.
+  enum { kDh, kDc, kDy, kPreviousC, kC, kPreviousH, kH, kSaved, kFound = kPreviousC };
 
   template <int N>
-  RNNKERN_KERNEL void prefetch(Index s, const Place& at, bool lives) const {
+  RNNKERN_KERNEL void prefetch(Index s, const Around& around, const Place& at, bool lives) const {
     const Index state = at.b * units_ + at.unit;
     block_.copy(loop_.field(kDh, at), strand_.dh + state);
     if (!lives) return;
     const Index t = schedule_.time_of(s, strand_.reverse);
     const Index before = schedule_.time_of(s - 1, strand_.reverse);
-    const bool first = at.i >= live(s - 1);
+    const bool first = at.i >= around.before.live();
     block_.copy(loop_.field(kPreviousH, at),
                 first ? strand_.h_0 + state : strand_.y.at(before, at.b) + at.unit);
     block_.copy(loop_.field(kH, at), strand_.y.at(t, at.b) + at.unit);
@@ -86,34 +107,34 @@ class BackwardKernel {
       block_.copy(loop_.field(kSaved + k, at),
                   strand_.saved + (at.packed * Cell::saved + k) * units_ + at.unit);
     }
-    const auto& dy = strand_.mask.data ? strand_.mask : strand_.dy;
+    const Sequence<const T> dy = strand_.mask.data ? strand_.mask : strand_.dy;
     if (N == 0 && dy.data) block_.copy(loop_.field(kDy, at), dy.at(t, at.b) + at.unit);
     if constexpr (has_c<Cell>) {
       block_.copy(loop_.field(kDc, at), strand_.dc + state);
       block_.copy(loop_.field(kPreviousC, at),
                   first ? strand_.c_0 + state
-                        : strand_.cells + (schedule_.offset[before] + at.i) * units_ + at.unit);
+                        : strand_.cells + (around.before.first + at.i) * units_ + at.unit);
       block_.copy(loop_.field(kC, at), strand_.cells + at.packed * units_ + at.unit);
     }
   }
 
   // ∂L/∂y_t from the layer above's gates, in the place of its mask.
   RNNKERN_KERNEL void receive(const Place& at) const {
-    const T sum = loop_.sum(kBetween, at.n, at.m);
+    T sum[1];
+    loop_.sums(kBetween, at, sum);
     T* const dy = loop_.field(kDy, at);
-    *dy = strand_.mask.data ? *dy * sum : sum;
+    *dy = strand_.mask.data ? *dy * sum[0] : sum[0];
   }
 
   template <int N>
   RNNKERN_KERNEL void apply(Index s, const Place& at, bool lives) const {
-    const Index state = at.b * units_ + at.unit;
-    const V product(loop_.sum(N, at.n, at.m)), dh(*loop_.field(kDh, at));
+    T sum[1];
+    loop_.sums(N, at, sum);
+    const V product(sum[0]), dh(*loop_.field(kDh, at));
     if (!lives) {
-      strand_.dh[state] = (dh + product).v;
+      *loop_.field(kDh, at) = (dh + product).v;
       return;
     }
-    T* const delta =
-        strand_.delta + (at.packed - loop_.first_row()) * delta_count<Cell> * units_ + at.unit;
     BackwardStep<V, Cell> step;
 #pragma unroll
     for (int k = 0; k < Cell::saved; ++k) step.saved[k] = V(*loop_.field(kSaved + k, at));
@@ -127,7 +148,7 @@ class BackwardKernel {
     if constexpr (N == 0) {
       step.dh = product + dh;
       if (strand_.dy.data || loop_.fed()) step.dh = step.dh + V(*loop_.field(kDy, at));
-      if constexpr (kPhases > 1) strand_.dh_now[at.i * units_ + at.unit] = step.dh.v;
+      if constexpr (kPhases > 1) *loop_.field(kDy, at) = step.dh.v;
     } else {
       step.dh = V(strand_.dh_now[at.i * units_ + at.unit]);
       step.doperand = product;
@@ -135,18 +156,37 @@ class BackwardKernel {
       constexpr Range before = found_in<Cell>(N - 1);
 #pragma unroll
       for (int d = before.first; d < before.first + before.count; ++d)
-        step.delta[d] = V(delta[d * units_]);
+        step.delta[d] = V(delta_of(at)[d * units_]);
     }
 
     Cell::backward(Phase<N>{}, step, OwnFunctions<V, Cell>{});
 
-    strand_.dh[state] = step.direct.v;
-    if constexpr (has_c<Cell>) strand_.dc[state] = step.dc.v;
+    exchange<N>(s, at, step, std::make_integer_sequence<int, Cell::gates>());
+    *loop_.field(kDh, at) = step.direct.v;
+    if constexpr (has_c<Cell>) *loop_.field(kDc, at) = step.dc.v;
+    constexpr Range found = found_in<Cell>(N);
+    static_assert(kFound + delta_count<Cell> <= kSaved + Cell::saved);
+#pragma unroll
+    for (int d = 0; d < found.count; ++d)
+      *loop_.field(kFound + d, at) = step.delta[found.first + d].v;
+  }
+
+  RNNKERN_KERNEL T* delta_of(const Place& at) const {
+    return strand_.delta + (at.packed - loop_.first_row()) * delta_count<Cell> * units_ + at.unit;
+  }
+
+  template <int N>
+  RNNKERN_KERNEL void store(const Place& at, bool lives) const {
+    const Index state = at.b * units_ + at.unit;
+    strand_.dh[state] = *loop_.field(kDh, at);
+    if (!lives) return;
+    if constexpr (has_c<Cell>) strand_.dc[state] = *loop_.field(kDc, at);
+    if constexpr (N == 0 && kPhases > 1)
+      strand_.dh_now[at.i * units_ + at.unit] = *loop_.field(kDy, at);
     constexpr Range found = found_in<Cell>(N);
 #pragma unroll
-    for (int d = found.first; d < found.first + found.count; ++d)
-      delta[d * units_] = step.delta[d].v;
-    exchange<N>(s, at, step, std::make_integer_sequence<int, Cell::gates>());
+    for (int d = 0; d < found.count; ++d)
+      delta_of(at)[(found.first + d) * units_] = *loop_.field(kFound + d, at);
   }
 
   // The gates' gradients that this phase knows: the recurrent ones to the phases that multiply
@@ -178,7 +218,7 @@ class BackwardKernel {
   const RecurrentPlan& plan_;
   const DeviceSchedule& schedule_;
   const Loop loop_;
-  const BackwardStrand<T>& strand_;
+  const BackwardStrand<T> strand_;  // by value: so that it is not read anew behind each flag
   const int units_;
 };
 

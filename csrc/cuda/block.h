@@ -84,6 +84,11 @@ class Block {
     f(static_cast<int>(threadIdx.x) / kLanes);
     __syncthreads();
   }
+  // f(thread) by every thread, and no barrier: of what it leaves, no thread reads another's.
+  template <class F>
+  RNNKERN_KERNEL void each_alone(F f) const {
+    f(static_cast<int>(threadIdx.x));
+  }
 
   // Copies that go on while the thread does; copies_done() waits for all that it began. The vectors
   // may be other blocks' work: they are read past the multiprocessor's own cache.
@@ -165,6 +170,10 @@ class Block {
   template <class F>
   void each_warp(F f) const {
     for (int i = 0; i < kWarps; ++i) f(descending_ ? kWarps - 1 - i : i);
+  }
+  template <class F>
+  void each_alone(F f) const {
+    each(f);
   }
 
   template <class T>

@@ -14,6 +14,7 @@ class ForwardKernel {
   using V = Scalar<typename P::Element::Sum>;
   using T = typename V::value;
   using Loop = Recurrence<P, ForwardStrand<T>>;
+  using Span = DeviceSchedule::Span;
   static constexpr int kPhases = phase_count<Cell>;
   static constexpr int kGates = Cell::gates, kStates = has_c<Cell> ? 2 : 1;
 
@@ -34,14 +35,28 @@ class ForwardKernel {
         strand_(loop_.strand()),
         units_(problem.units) {}
 
+  // What a step needs of the schedule, which is read a step ahead.
+  struct Around {
+    Span before, now, next;
+    int rows;  // of the group that are live now
+  };
+
   RNNKERN_KERNEL void run() const {
     if (problem_.begin == 0) begin_states();
+    Around around{span(problem_.begin - 1), span(problem_.begin), span(problem_.begin + 1), 0};
+    around.rows = loop_.share(around.now.live());
     for (Index s = problem_.begin; s < problem_.end; ++s) {
-      run_phase<0>(s);
-      if constexpr (kPhases > 1) run_phase<1>(s);
+      const Span then = span(s + 2);
+      run_phase<0>(s, around);
+      if constexpr (kPhases > 1) run_phase<1>(s, around);
+      const int rows =
+          around.next.live() == around.now.live() ? around.rows : loop_.share(around.next.live());
+      around = {around.now, around.next, then, rows};
     }
     static_assert(kPhases <= 2);
   }
+
+  RNNKERN_KERNEL Span span(Index s) const { return schedule_.span(s, strand_.reverse); }
 
   RNNKERN_KERNEL static std::uint32_t phases_before(Index s, int p) {
     return static_cast<std::uint32_t>(1 + s * kPhases + p);
@@ -62,22 +77,22 @@ class ForwardKernel {
         }
       }
     });
-    loop_.publish_phase(1);
+    loop_.publish_phase(1, [](int) {});
   }
 
   template <int N>
-  RNNKERN_KERNEL void run_phase(Index s) const {
-    const int rows = loop_.share(schedule_.live(s, strand_.reverse));
+  RNNKERN_KERNEL void run_phase(Index s, const Around& around) const {
     loop_.run_phase(
         {.phase = N,
-         .rows = rows,
-         .fed_rows = rows,
-         .offset = schedule_.offset[schedule_.time_of(s, strand_.reverse)],
+         .rows = around.rows,
+         .fed_rows = around.rows,
+         .offset = around.now.first,
          .done = phases_before(s, N),
          .ahead = phases_before(s + 1, 0),
          .parity = s},
-        [&](const Place& at) { prefetch<N>(s, at); }, [&](const Place& at) { receive<N>(at); },
-        [&](const Place& at) { apply<N>(s, at); });
+        [&](const Place& at) { prefetch<N>(s, around, at); },
+        [&](const Place& at) { receive<N>(at); }, [&](const Place& at) { apply<N>(s, at); },
+        [&](const Place& at) { store<N>(s, around, at); });
   }
 
   RNNKERN_KERNEL T* saved_row(const Place& at) const {
@@ -89,11 +104,14 @@ class ForwardKernel {
   // mask.
   template <int N>
   static constexpr int kSavedBefore = saved_in<Cell>(N).first;
+  // And when the equations have been computed: what the phase saves; of the last one also h and c.
+  template <int N>
+  static constexpr int kNewState = saved_in<Cell>(N).count;
 
   template <int N>
-  RNNKERN_KERNEL void prefetch(Index s, const Place& at) const {
+  RNNKERN_KERNEL void prefetch(Index s, const Around& around, const Place& at) const {
     constexpr Range phase = Cell::phases[N];
-    const bool first = at.i >= schedule_.live(s - 1, strand_.reverse);
+    const bool first = at.i >= around.before.live();
     const T* x = strand_.bias;
     if (strand_.x_part) x = strand_.x_part + (at.packed - loop_.first_row()) * kGates * units_;
     for (int g = 0; g < phase.count; ++g) {
@@ -108,10 +126,7 @@ class ForwardKernel {
     block_.copy(loop_.field(phase.count, at), h + at.unit);
     if constexpr (has_c<Cell>) {
       const T* c = strand_.c + at.b * units_;
-      if (!first && strand_.cells) {
-        const Index before = schedule_.offset[schedule_.time_of(s - 1, strand_.reverse)] + at.i;
-        c = strand_.cells + before * units_;
-      }
+      if (!first && strand_.cells) c = strand_.cells + (around.before.first + at.i) * units_;
       block_.copy(loop_.field(phase.count + 1, at), c + at.unit);
     }
     for (int k = 0; k < kSavedBefore<N>; ++k)
@@ -126,8 +141,10 @@ class ForwardKernel {
   template <int N>
   RNNKERN_KERNEL void receive(const Place& at) const {
     constexpr Range phase = Cell::phases[N];
-    for (int g = 0; g < phase.count; ++g)
-      *loop_.field(g, at) += loop_.sum(kBetween + N, at.n, g * plan_.units + at.m);
+    T sums[phase.count];
+    loop_.sums(kBetween + N, at, sums);
+#pragma unroll
+    for (int g = 0; g < phase.count; ++g) *loop_.field(g, at) += sums[g];
   }
 
   template <int N>
@@ -135,13 +152,14 @@ class ForwardKernel {
     constexpr Range phase = Cell::phases[N];
     constexpr Range saves = saved_in<Cell>(N);
     ForwardStep<V, Cell> step;
+    T sums[phase.count];
+    loop_.sums(N, at, sums);
 #pragma unroll
     for (int g = 0; g < phase.count; ++g) {
-      T product = loop_.sum(N, at.n, g * plan_.units + at.m);
       if (phase.first + g == Cell::recurrent_bias_gate && strand_.bias_hn)
-        product += strand_.bias_hn[at.unit];
+        sums[g] += strand_.bias_hn[at.unit];
       step.x[phase.first + g] = V(*loop_.field(g, at));
-      step.product[phase.first + g] = V(product);
+      step.product[phase.first + g] = V(sums[g]);
     }
     step.h = V(*loop_.field(phase.count, at));
     if constexpr (has_c<Cell>) step.c = V(*loop_.field(phase.count + 1, at));
@@ -151,35 +169,50 @@ class ForwardKernel {
 
     Cell::forward(Phase<N>{}, step, OwnFunctions<V, Cell>{});
 
-    if (strand_.saved || kPhases > 1) {
-#pragma unroll
-      for (int k = saves.first; k < saves.first + saves.count; ++k)
-        saved_row(at)[k * units_ + at.unit] = step.saved[k].v;
-    }
     if constexpr (N + 1 < kPhases) {
       const V next = step.saved[Cell::operand_gate] * step.h;
       loop_.operand(N + 1, s, at.j)[at.unit] = P::Element::round(next.v);
     } else {
-      finish(s, at, step);
+      hand_over(s, at, step.h.v);
+    }
+#pragma unroll
+    for (int k = 0; k < saves.count; ++k) *loop_.field(k, at) = step.saved[saves.first + k].v;
+    if constexpr (N + 1 == kPhases) {
+      *loop_.field(kNewState<N>, at) = step.h.v;
+      if constexpr (has_c<Cell>) *loop_.field(kNewState<N> + 1, at) = step.c.v;
     }
   }
 
-  // The new state: to the other blocks, to the layer above, to the caller, and where the row ends
-  // as its last.
-  RNNKERN_KERNEL void finish(Index s, const Place& at, const ForwardStep<V, Cell>& step) const {
-    const bool ends = at.i >= schedule_.live(s + 1, strand_.reverse);
-    loop_.operand(0, s + 1, at.j)[at.unit] = P::Element::round(step.h.v);
+  // The new h to the other blocks and to the layer above.
+  RNNKERN_KERNEL void hand_over(Index s, const Place& at, T h) const {
+    loop_.operand(0, s + 1, at.j)[at.unit] = P::Element::round(h);
     if (loop_.hands_on()) {
       constexpr int last = kPhases - 1,
                     mask = Cell::phases[last].count + kStates + kSavedBefore<last>;
-      const T handed = strand_.mask.data ? step.h.v * *loop_.field(mask, at) : step.h.v;
+      const T handed = strand_.mask.data ? h * *loop_.field(mask, at) : h;
       loop_.handed(at.packed)[at.unit] = P::Element::round(handed);
     }
-    strand_.y.at(schedule_.time_of(s, strand_.reverse), at.b)[at.unit] = step.h.v;
-    if (ends) strand_.h[at.b * units_ + at.unit] = step.h.v;
-    if constexpr (has_c<Cell>) {
-      if (strand_.cells) strand_.cells[at.packed * units_ + at.unit] = step.c.v;
-      if (ends || !strand_.cells) strand_.c[at.b * units_ + at.unit] = step.c.v;
+  }
+
+  // What the phase saves, and the new state: to the caller, and where the row ends as its last.
+  template <int N>
+  RNNKERN_KERNEL void store(Index s, const Around& around, const Place& at) const {
+    constexpr Range saves = saved_in<Cell>(N);
+    if (strand_.saved || kPhases > 1) {
+#pragma unroll
+      for (int k = 0; k < saves.count; ++k)
+        saved_row(at)[(saves.first + k) * units_ + at.unit] = *loop_.field(k, at);
+    }
+    if constexpr (N + 1 == kPhases) {
+      const bool ends = at.i >= around.next.live();
+      const T h = *loop_.field(kNewState<N>, at);
+      strand_.y.at(schedule_.time_of(s, strand_.reverse), at.b)[at.unit] = h;
+      if (ends) strand_.h[at.b * units_ + at.unit] = h;
+      if constexpr (has_c<Cell>) {
+        const T c = *loop_.field(kNewState<N> + 1, at);
+        if (strand_.cells) strand_.cells[at.packed * units_ + at.unit] = c;
+        if (ends || !strand_.cells) strand_.c[at.b * units_ + at.unit] = c;
+      }
     }
   }
 
@@ -188,7 +221,7 @@ class ForwardKernel {
   const RecurrentPlan& plan_;
   const DeviceSchedule& schedule_;
   const Loop loop_;
-  const ForwardStrand<T>& strand_;
+  const ForwardStrand<T> strand_;  // by value: so that it is not read anew behind each flag
   const int units_;
 };
 

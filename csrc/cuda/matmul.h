@@ -109,7 +109,7 @@ class MatmulKernel {
     block.each_warp([&](int warp) {
       P::finish(sums[warp]);
       each_lane([&](int lane) {
-        P::visit(sums[warp][lane], lane, [&](int i, int j, T sum) {
+        P::visit(sums[warp][lane], lane, P::columns, [&](int i, int j, T sum) {
           const Index m = i + warp / kWarpColumns * P::rows,
                       n = j + warp % kWarpColumns * P::columns;
           if (m < m_left && n < n_left) write(args, m0 + m, n0 + n, sum);

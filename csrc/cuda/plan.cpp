@@ -12,8 +12,9 @@ namespace {
 constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 constexpr Index round_up(Index a, Index b) { return ceil_div(a, b) * b; }
 
-constexpr int kPartAlignment = 128;      // with the padding, an odd multiple of 64 apart
-constexpr int kSmallestPart = 512;       // bytes below which barriers outweigh the work
+constexpr int kPartAlignment = 128;  // with the padding, an odd multiple of 64 apart
+constexpr int kColumnsAtOnce = 8;    // of the tensor cores, whose sums a warp stores without asking
+constexpr int kSmallestPart = 512;   // bytes below which barriers outweigh the work
 constexpr Index kMostRowsOfSlice = 512;  // of weights
 
 // Estimates, in cycles; none was measured. A phase hands over through L2: a flag, the operand, a
@@ -35,8 +36,16 @@ struct Candidate {
   bool resident;
 };
 
+bool on_tensor_cores(const ProductFacts& product) { return !product.vector && product.rows == 16; }
+
 double sums_a_cycle(const ProductFacts& product) {
-  return !product.vector && product.rows == 16 ? kTensorSumsACycle : kScalarSumsACycle;
+  return on_tensor_cores(product) ? kTensorSumsACycle : kScalarSumsACycle;
+}
+
+// From one row of the batch to the next among the sums of `rows` rows of weights. A lane of the
+// tensor cores has sums of two rows of the batch: so far apart, the lanes of a warp meet all banks.
+Index partial_row(const ProductFacts& product, Index rows) {
+  return on_tensor_cores(product) ? ceil_div(std::max<Index>(rows - 4, 0), 16) * 16 + 4 : rows;
 }
 
 // A plan for slices of `units` units and parts that cut a row in `cuts`, if it fits.
@@ -53,10 +62,14 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
 
   RecurrentPlan plan{};
   plan.units = static_cast<int>(units), plan.slices = static_cast<int>(slices);
+  plan.by_units = Divisor::of(units);
   plan.groups = static_cast<int>(groups), plan.blocks = static_cast<int>(blocks);
   plan.group_rows = static_cast<int>(rows);
   plan.slices_per_block = static_cast<int>(per_block), plan.phases = r.phases;
   plan.tile_rows = static_cast<int>(std::min(column_tiles * r.product.columns, rows));
+  plan.partial_rows = on_tensor_cores(r.product)
+                          ? static_cast<int>(round_up(plan.tile_rows, kColumnsAtOnce))
+                          : plan.tile_rows;
 
   Index operand = 0, partial = 0, largest_tile = 0, all_tiles = 0;
   for (int p = 0; p < kMaxProducts; ++p) {
@@ -71,17 +84,21 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
     product.parts = static_cast<int>(ceil_div(depth, part));
     product.row_tiles = static_cast<int>(ceil_div(product.rows, r.product.rows));
     product.depth_shares = static_cast<int>(kWarps / (product.row_tiles * column_tiles));
+    product.by_row_tiles = Divisor::of(product.row_tiles);
+    product.by_depth_shares = Divisor::of(product.depth_shares);
+    product.partial_row = static_cast<int>(partial_row(r.product, product.rows));
     const Index tile = Index{product.rows} * (part + kRowPadding);
     largest_tile = std::max(largest_tile, tile);
     all_tiles += tile * per_block * product.parts;
     operand = std::max(operand, plan.tile_rows * (part + kRowPadding));
-    partial = std::max(partial, round_up(Index{product.depth_shares} * plan.tile_rows *
-                                             product.rows * r.product.sum_bytes,
+    partial = std::max(partial, round_up(Index{product.depth_shares} * plan.partial_rows *
+                                             product.partial_row * r.product.sum_bytes,
                                          kVectorBytes));
   }
   const Index fields =
       round_up(Index{r.fields} * plan.tile_rows * units * r.field_bytes, kVectorBytes);
-  const Index fixed = operand + partial + fields;
+  const Index order = round_up(rows * Index{sizeof(std::int32_t)}, kVectorBytes);
+  const Index fixed = operand + partial + order + fields;
   const bool resident = all_tiles + fixed <= r.device.shared_bytes;
   Index room = r.device.shared_bytes - fixed - (resident ? 0 : largest_tile);
   if (room < 0) return std::nullopt;
@@ -114,7 +131,8 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
   if (!resident) at += largest_tile;
   plan.operand_at = static_cast<int>(at);
   plan.partial_at = static_cast<int>(at += operand);
-  plan.fields_at = static_cast<int>(at += partial);
+  plan.order_at = static_cast<int>(at += partial);
+  plan.fields_at = static_cast<int>(at += order);
   plan.shared_bytes = static_cast<int>(at += fields);
   return Candidate{plan, cycles, resident};
 }

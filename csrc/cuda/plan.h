@@ -13,6 +13,7 @@
 #pragma once
 
 #include <compare>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -55,6 +56,20 @@ struct WeightFacts {
   auto operator<=>(const WeightFacts&) const = default;
 };
 
+// A number that others are divided by, without a division: n / d is right for n >= 0 where n·d is
+// at most 2^31.
+struct Divisor {
+  std::uint32_t value, factor;
+
+  static constexpr Divisor of(Index value) {
+    const Index factor = ((Index{1} << 31) + value - 1) / value;
+    return {static_cast<std::uint32_t>(value), static_cast<std::uint32_t>(factor)};
+  }
+  RNNKERN_DEVICE friend int operator/(int n, Divisor d) {
+    return static_cast<int>(std::uint64_t{static_cast<std::uint32_t>(n)} * d.factor >> 31);
+  }
+};
+
 struct ProductPlan {
   int rows;          // of weights that a slice has
   int depth_bytes;   // a row of the operand, padded
@@ -64,17 +79,22 @@ struct ProductPlan {
   int resident_at;   // where, in bytes
   int row_tiles;     // warp tiles over `rows`
   int depth_shares;  // warps that share a tile's depth
+  Divisor by_row_tiles, by_depth_shares;
+  int partial_row;  // from one row of the batch to the next among a share's sums
 };
 
 struct RecurrentPlan {
-  int units, slices;               // units of a slice; slices of the layer
+  int units, slices;  // units of a slice; slices of the layer
+  Divisor by_units;
   int groups, blocks, group_rows;  // blocks of a group; rows of the batch in it
   int slices_per_block, phases;
-  int tile_rows;  // of the batch, multiplied at once
+  int tile_rows;     // of the batch, multiplied at once
+  int partial_rows;  // of the batch that a depth share's sums have room for
   ProductPlan product[kMaxProducts];
   int staged_at;   // a weight tile that does not stay
   int operand_at;  // a part of the tile's operand rows
   int partial_at;  // sums, by depth share, row of the batch, row of weights
+  int order_at;    // the batch rows of the group
   int fields_at;   // what the cell's equations read besides the product
   int shared_bytes;
 

@@ -27,10 +27,16 @@ struct DeviceSchedule {
   std::int32_t* row;            // (N) its batch row
 
   RNNKERN_DEVICE Index time_of(Index s, bool reverse) const { return reverse ? steps - 1 - s : s; }
-  RNNKERN_DEVICE Index live(Index s, bool reverse) const {
-    if (s < 0 || s >= steps) return 0;
+  // The packed rows of a step; none before the first and behind the last.
+  struct Span {
+    std::int32_t first, end;  // no more than was loaded, so that nothing waits for it yet
+
+    RNNKERN_DEVICE int live() const { return end - first; }
+  };
+  RNNKERN_DEVICE Span span(Index s, bool reverse) const {
+    if (s < 0 || s >= steps) return {0, 0};
     const Index t = time_of(s, reverse);
-    return offset[t + 1] - offset[t];
+    return {offset[t], offset[t + 1]};
   }
 };
 

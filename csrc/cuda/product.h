@@ -140,13 +140,15 @@ struct TensorProduct {
 
   RNNKERN_KERNEL static void finish(Lanes<Sums>&) {}
 
-  // visit(row, column, sum) for what this lane holds.
+  // visit(row, column, sum) for what this lane holds: all rows, the first `count` columns and those
+  // up to a multiple of 8.
   template <class Visit>
-  RNNKERN_KERNEL static void visit(const Sums& sums, int lane, Visit visit) {
+  RNNKERN_KERNEL static void visit(const Sums& sums, int lane, int count, Visit visit) {
 #pragma unroll
-    for (int i = 0; i < M; ++i) {
+    for (int j = 0; j < N; ++j) {
+      if (j * 8 >= count) break;
 #pragma unroll
-      for (int j = 0; j < N; ++j) {
+      for (int i = 0; i < M; ++i) {
 #pragma unroll
         for (int r = 0; r < 4; ++r)
           visit(i * 16 + lane / 4 + r / 2 * 8, j * 8 + lane % 4 * 2 + r % 2, sums.v[i][j][r]);
@@ -235,14 +237,15 @@ struct ScalarProduct {
   RNNKERN_KERNEL static void finish(Lanes<Sums>& sums) { sum_quads(sums); }
 
   template <class Visit>
-  RNNKERN_KERNEL static void visit(const Sums& sums, int lane, Visit visit) {
+  RNNKERN_KERNEL static void visit(const Sums& sums, int lane, int count, Visit visit) {
     // All four lanes have the sums of all four rows. One gives them all: were each to give one
     // row's, the index would put the sums in memory.
     if (lane % 4 != 0) return;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < N; ++j) {
+      if (j >= count) break;
 #pragma unroll
-      for (int j = 0; j < N; ++j) visit(lane / 4 + 8 * i, j, sums.v[i][j]);
+      for (int i = 0; i < 4; ++i) visit(lane / 4 + 8 * i, j, sums.v[i][j]);
     }
   }
 

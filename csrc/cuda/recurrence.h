@@ -41,7 +41,13 @@ class Recurrence {
         plan_(problem.plan),
         strand_index_(static_cast<int>(block.index() / blocks_of_strand())),
         group_(static_cast<int>(block.index() % blocks_of_strand() / plan_.blocks)),
-        member_(static_cast<int>(block.index() % plan_.blocks)) {
+        member_(static_cast<int>(block.index() % plan_.blocks)),
+        own_slices_((plan_.slices - member_ + plan_.blocks - 1) / plan_.blocks),
+        flag_(flags(strand()) + member_) {
+    const int rows = share(problem.schedule.batch);
+    block_.each([&](int thread) {
+      for (int j = thread; j < rows; j += kThreads) order()[j] = problem.schedule.order[row(j)];
+    });
     for (int p = 0; p < plan_.phases; ++p) {
       load_resident(p);
       if (fed()) load_resident(kBetween + p);
@@ -62,14 +68,15 @@ class Recurrence {
 
   // This block's slices, counted from 0 by `local`.
   RNNKERN_KERNEL int slice(int local) const { return member_ + local * plan_.blocks; }
-  RNNKERN_KERNEL int own_slices() const {
-    return (plan_.slices - member_ + plan_.blocks - 1) / plan_.blocks;
-  }
+  RNNKERN_KERNEL int own_slices() const { return own_slices_; }
 
-  // To be called behind a barrier: this block has done `count` phases.
-  RNNKERN_KERNEL void publish_phase(std::uint32_t count) const {
-    block_.each([&](int thread) {
-      if (thread == 0) publish(flags(strand()) + member_, count);
+  // To be called behind a barrier: this block has done `count` phases. Then rest(thread), for which
+  // no other block waits.
+  template <class Rest>
+  RNNKERN_KERNEL void publish_phase(std::uint32_t count, Rest rest) const {
+    block_.each_alone([&](int thread) {
+      if (thread == kHerald) publish(flag_, count);
+      rest(thread);
     });
   }
 
@@ -98,16 +105,22 @@ class Recurrence {
   };
 
   // before(place) for what is had without other blocks; where the strand is fed, the product of what
-  // was handed on, and receive(place); the product of the phase's operand, and after(place).
-  // receive and after find their sums by sum().
-  template <class Before, class Receive, class After>
-  RNNKERN_KERNEL void run_phase(const PhaseOfStep& at, Before before, Receive receive,
-                                After after) const {
+  // was handed on, and receive(place); the product of the phase's operand, and after(place), which
+  // leaves for other blocks what they wait for, and in the fields what store(place) then takes to
+  // where it is kept. receive and after find their sums by sums().
+  template <class Before, class Receive, class After, class Store>
+  RNNKERN_KERNEL void run_phase(const PhaseOfStep& at, Before before, Receive receive, After after,
+                                Store store) const {
     bool received = at.phase > 0, awaited = false;  // phase 0 has waited for the layer before
+    // What is stored once the flag is up: of the last tile, for the others' fields are taken again.
+    int stored_slice = 0, stored_first = 0, stored_count = 0;
     for (int local = 0; local < own_slices(); ++local) {
       for (int first = 0; first < at.rows; first += plan_.tile_rows) {
         const int count = least(at.rows - first, plan_.tile_rows);
-        block_.each(
+        block_.each_alone([&](int thread) {
+          each_place(stored_slice, stored_first, stored_count, at.offset, thread, store);
+        });
+        block_.each_alone(
             [&](int thread) { each_place(local, first, count, at.offset, thread, before); });
         // Before the wait for the own group, for the layer before is often ahead.
         const int fed_count = least(at.fed_rows - first, count);
@@ -129,20 +142,28 @@ class Recurrence {
                             reinterpret_cast<const std::byte*>(operand(at.phase, at.parity, first)),
                             plan_.product[at.phase].depth_bytes, count));
         block_.each([&](int thread) { each_place(local, first, count, at.offset, thread, after); });
+        stored_slice = local, stored_first = first, stored_count = count;
       }
     }
-    publish_phase(at.done + 1);
+    publish_phase(at.done + 1, [&](int thread) {
+      each_place(stored_slice, stored_first, stored_count, at.offset, thread, store);
+    });
   }
 
-  // Row m of the slice's weights times row n of the tile.
-  RNNKERN_KERNEL Sum sum(int p, int n, int m) const {
+  // For the unit and row of a place, the rows of the slice's weights, one a gate, times the row of
+  // the tile.
+  template <int Gates>
+  RNNKERN_KERNEL void sums(int p, const Place& at, Sum (&total)[Gates]) const {
     const ProductPlan& product = plan_.product[p];
-    const Sum* const first =
-        partial(block_, 0, plan_.partial_at, plan_.tile_rows, product.rows, n, m);
-    Sum total = *first;
-    for (int share = 1; share < product.depth_shares; ++share)
-      total += first[share * plan_.tile_rows * product.rows];
-    return total;
+    const Sum* from = partial(block_, plan_.partial_at, product.partial_row, at.n, at.m);
+#pragma unroll
+    for (int g = 0; g < Gates; ++g) total[g] = from[g * plan_.units];
+#pragma unroll 1
+    for (int share = 1; share < product.depth_shares; ++share) {
+      from += plan_.partial_rows * product.partial_row;
+#pragma unroll
+      for (int g = 0; g < Gates; ++g) total[g] += from[g * plan_.units];
+    }
   }
 
   // Shared memory for the index-th value that the equations at a place need besides the product.
@@ -152,16 +173,21 @@ class Recurrence {
   }
 
  private:
+  // Who publishes: of the last warp. Those before it await flags, from the last down, which so does
+  // not wait for the fence; and where places are few, the first warps have them, and meanwhile store
+  // what they found and fetch what they need next.
+  static constexpr int kHerald = kThreads - kLanes;
+
   // visit(place) for a thread's places of a tile: the same thread's in every step.
   template <class Visit>
   RNNKERN_KERNEL void each_place(int local, int first, int count, Index offset, int thread,
                                  Visit visit) const {
     for (int e = thread; e < count * plan_.units; e += kThreads) {
-      const int n = e / plan_.units, m = e % plan_.units;
+      const int n = e / plan_.by_units, m = e - n * plan_.units;
       const int unit = slice(local) * plan_.units + m;
       const Index i = row(first + n);
       if (unit < problem_.units)
-        visit(Place{n, m, first + n, unit, i, problem_.schedule.order[i], offset + i});
+        visit(Place{n, m, first + n, unit, i, order()[first + n], offset + i});
     }
   }
 
@@ -170,7 +196,9 @@ class Recurrence {
   // All blocks of this group in a strand have done `count` phases.
   RNNKERN_KERNEL void await_group(const Strand& strand, std::uint32_t count) const {
     block_.each([&](int thread) {
-      for (int i = thread; i < plan_.blocks; i += kThreads) await(flags(strand) + i, count);
+      if (thread >= kHerald) return;
+      for (int i = kHerald - 1 - thread; i < plan_.blocks; i += kHerald)
+        await(flags(strand) + i, count);
     });
   }
 
@@ -180,8 +208,9 @@ class Recurrence {
     bool works;
   };
   RNNKERN_KERNEL static Share share_of(const ProductPlan& product, int warp, int count) {
-    const int tile = warp / product.depth_shares, column = tile / product.row_tiles * P::columns;
-    return {tile % product.row_tiles * P::rows, column, warp % product.depth_shares,
+    const int tile = warp / product.by_depth_shares, over = tile / product.by_row_tiles;
+    const int column = over * P::columns;
+    return {(tile - over * product.row_tiles) * P::rows, column, warp - tile * product.depth_shares,
             column < count};
   }
 
@@ -190,7 +219,7 @@ class Recurrence {
   // other memory, and would load them anew behind each copy and each flag.
   struct Tile {
     ProductPlan product;
-    int staged_at, operand_at, partial_at, tile_rows;
+    int staged_at, operand_at, partial_at, partial_rows;
     int resident;  // of the slice's weight tiles, the first so many
     int resident_at, count;
     Index row_bytes;
@@ -205,7 +234,7 @@ class Recurrence {
         plan_.staged_at,
         plan_.operand_at,
         plan_.partial_at,
-        plan_.tile_rows,
+        plan_.partial_rows,
         product.resident - first,
         product.resident_at + first * product.rows * stride(product),
         count,
@@ -231,11 +260,9 @@ class Recurrence {
           copy_weights(block, product, tile.weights + Index{part} * tile_bytes, tile.staged_at,
                        thread);
         }
-        const int vectors = bytes / kVectorBytes;
-        for (int i = thread; i < tile.count * vectors; i += kThreads) {
-          const int n = i / vectors, v = i % vectors;
-          block.copy(vector(block, tile.operand_at + n * stride(product)) + v,
-                     reinterpret_cast<const Vector*>(tile.rows + n * tile.row_bytes + begin) + v);
+        for (int n = thread / kLanes; n < tile.count; n += kWarps) {
+          copy_row(block, vector(block, tile.operand_at + n * stride(product)),
+                   tile.rows + n * tile.row_bytes + begin, bytes, thread);
         }
         block.copies_done();
       });
@@ -248,23 +275,19 @@ class Recurrence {
         P::multiply(
             sums[warp], rows_at(weights_at + share.row * stride(product), product.rows - share.row),
             rows_at(tile.operand_at + share.column * stride(product), tile.count - share.column),
-            steps * share.depth / product.depth_shares,
-            steps * (share.depth + 1) / product.depth_shares);
-      });
-    }
-    block.each_warp([&](int warp) {
-      const Share share = share_of(product, warp, tile.count);
-      if (!share.works) return;
-      P::finish(sums[warp]);
-      each_lane([&](int lane) {
-        P::visit(sums[warp][lane], lane, [&](int m, int n, Sum sum) {
-          m += share.row, n += share.column;
-          if (m < product.rows && n < tile.count) {
-            *partial(block, share.depth, tile.partial_at, tile.tile_rows, product.rows, n, m) = sum;
-          }
+            steps * share.depth / product.by_depth_shares,
+            steps * (share.depth + 1) / product.by_depth_shares);
+        if (part + 1 < product.parts) return;
+        P::finish(sums[warp]);
+        Sum* const to = partial(block, tile.partial_at, product.partial_row,
+                                share.depth * tile.partial_rows + share.column, share.row);
+        each_lane([&](int lane) {
+          P::visit(sums[warp][lane], lane, tile.count - share.column, [&](int m, int n, Sum sum) {
+            if (share.row + m < product.rows) to[n * product.partial_row + m] = sum;
+          });
         });
       });
-    });
+    }
   }
 
   RNNKERN_KERNEL Index blocks_of_strand() const { return Index{plan_.groups} * plan_.blocks; }
@@ -281,17 +304,26 @@ class Recurrence {
   RNNKERN_KERNEL static Vector* vector(Block block, int at) {
     return reinterpret_cast<Vector*>(block.shared() + at);
   }
-  RNNKERN_KERNEL static Sum* partial(Block block, int share, int partial_at, int tile_rows,
-                                     int rows, int n, int m) {
-    return reinterpret_cast<Sum*>(block.shared() + partial_at) + (share * tile_rows + n) * rows + m;
+  RNNKERN_KERNEL static Sum* partial(Block block, int partial_at, int row, int n, int m) {
+    return reinterpret_cast<Sum*>(block.shared() + partial_at) + n * row + m;
+  }
+  // The group's batch rows, in its order.
+  RNNKERN_KERNEL std::int32_t* order() const {
+    return reinterpret_cast<std::int32_t*>(block_.shared() + plan_.order_at);
+  }
+
+  // A warp's threads copy a row.
+  RNNKERN_KERNEL static void copy_row(Block block, Vector* to, const std::byte* from, int bytes,
+                                      int thread) {
+    for (int v = thread % kLanes; v < bytes / kVectorBytes; v += kLanes)
+      block.copy(to + v, reinterpret_cast<const Vector*>(from) + v);
   }
 
   RNNKERN_KERNEL static void copy_weights(Block block, const ProductPlan& product,
                                           const std::byte* from, int at, int thread) {
-    const int vectors = product.part_bytes / kVectorBytes;
-    for (int i = thread; i < product.rows * vectors; i += kThreads) {
-      block.copy(vector(block, at + i / vectors * stride(product)) + i % vectors,
-                 reinterpret_cast<const Vector*>(from) + i);
+    for (int m = thread / kLanes; m < product.rows; m += kWarps) {
+      copy_row(block, vector(block, at + m * stride(product)), from + Index{m} * product.part_bytes,
+               product.part_bytes, thread);
     }
   }
 
@@ -312,7 +344,8 @@ class Recurrence {
   const Block block_;
   const Problem& problem_;
   const RecurrentPlan& plan_;
-  const int strand_index_, group_, member_;
+  const int strand_index_, group_, member_, own_slices_;
+  std::uint32_t* const flag_;
 };
 
 }  // namespace rnnkern::cuda

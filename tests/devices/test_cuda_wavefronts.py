@@ -58,7 +58,7 @@ def test_wavefronts_of_kinds_of_input(side: Any, cell: str, kind: str) -> None:
 WAVEFRONT_DEVICES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "one-block": ({"multiprocessors": 3}, {"blocks_per_group": 1}),
     "groups": ({"multiprocessors": 48}, {"path": "resident"}),
-    "streaming": ({"multiprocessors": 12, "shared_bytes": 20 << 10}, {"path": "streaming"}),
+    "streaming": ({"multiprocessors": 12, "shared_bytes": 28 << 10}, {"path": "streaming"}),
     "chunks": ({"multiprocessors": 6, "chunk_bytes": 1}, {}),
     "two-chunks": ({"multiprocessors": 6, "chunk_bytes": 1 << 17}, {}),
 }

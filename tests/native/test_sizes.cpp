@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is arithmetic: the plan of a call, the schedule of a batch, and memory in pieces.
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
 
 #include "check.h"
+#include "core/lane.h"
 #include "core/memory.h"
 #include "core/schedule.h"
 #include "cpu/team/team.h"
+#include "cuda/plan.h"
 
 namespace rnnkern {
 namespace {
@@ -28,6 +31,33 @@ Work work(Index steps, Index batch, Index units) {
 
 bool is(const Plan& plan, int row_groups, int unit_groups) {
   return plan.row_groups == row_groups && plan.unit_groups == unit_groups;
+}
+
+TEST(quotients_by_a_reciprocal_are_right_to_a_unit_in_the_last_place) {
+  // As a GPU's reciprocal may be: the nearest float, or one beside it.
+  for (int k = 0; k < 100'000; ++k) {
+    const float b = std::exp2(126.0F * static_cast<float>(k) / 100'000.0F);
+    const float nearest = 1 / b, infinity = std::numeric_limits<float>::infinity();
+    for (const float r :
+         {nearest, std::nextafter(nearest, 0.0F), std::nextafter(nearest, infinity)}) {
+      for (const float a : {1.0F, 0.7F, b - 0.5F}) {
+        const float q = quotient_by(a, b, r);
+        const float unit = std::nextafter(q, infinity) - q;
+        const double exact = static_cast<double>(a) / static_cast<double>(b);
+        CHECK(std::abs(static_cast<double>(q) - exact) <= static_cast<double>(unit));
+      }
+    }
+  }
+  CHECK(std::isnan(quotient_by(1.0F, std::nanf(""), std::nanf(""))));
+}
+
+TEST(divisors_divide) {
+  for (int d : {1, 2, 3, 5, 7, 8, 12, 33, 96, 511, 512}) {
+    const auto by = cuda::Divisor::of(d);
+    const int most = (1 << 30) / d;
+    for (int n = 0; n < 3000; ++n) CHECK(n / by == n / d);
+    for (int n = most - 3000; n <= most; ++n) CHECK(n / by == n / d);
+  }
 }
 
 TEST(plans_share_rows_or_units_or_nothing) {

@@ -145,8 +145,12 @@ def test_the_code_of_a_step(kernels: dict[str, Any], way: str) -> None:
     (counts,) = check_sass.read_file(cubin).values()
     assert list(check_sass.faults(f"{way.title()}, tensor", counts)) == []
     (code,) = walk_code.read(walk_step.disassemble(cubin)).values()
-    visits, _ = walk_step.follow(code, facts, 16)
-    names = [stage.name for stage in walk_step.stages(visits, facts["phases"])]
-    # A thread that takes part in all of a step, whose parts come in their order.
-    order = ["wait for flags", "copy of the operand", "products", "equations", "flag"]
-    assert [name for name in names if name in order] == order
+    found, unknown = walk_step.stretches(code, facts, 16)
+    assert unknown == 0
+    names = [stage.name for stage in walk_step.stages(found, facts["phases"])]
+    wait = "flag, stores, fetches, wait for flags"
+    assert names == [wait, "copy of the operand", "products", "equations"]
+    # Before the flag a thread stores the operand, and nothing else.
+    flags = [k for k, stretch in enumerate(found) if stretch.publishes]
+    before = [v.instruction.name for visits in found[flags[-1] - 1].visits for v in visits]
+    assert {name for name in before if name.startswith("STG")} == {"STG.E.U16"}

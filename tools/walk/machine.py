@@ -61,6 +61,8 @@ class Thread(Registers):
         super().__init__(parameters, memory, thread=thread, block=block)
         self.code = code
         self.unknown = 0  # branches that nothing decided
+        self.time = 0
+        self.published = -LATENCY["LDG.E.STRONG"]  # when this block's flag was stored
 
     def _passes_over_a_call(self, place: int) -> bool:
         """Whether a branch at `place` is one."""
@@ -77,34 +79,34 @@ class Thread(Registers):
     def run(self, most: int = 200_000) -> Iterator[Visit]:
         """Every instruction until the end, or `most` of them."""
         boards, sums = [0] * 8, dict[str, int]()
-        place, time, copies, published = 0, 0, 0, -LATENCY["LDG.E.STRONG"]
+        place, copies = 0, 0
         returns: list[int] = []
         for _ in range(most):
             i = self.code.at[place]
             base = i.name.split(".")[0]
             runs = self.holds(i.guard) if i.guard else True
-            time = max([time, *(boards[b] for b in range(6) if i.waits >> b & 1)])
+            self.time = max([self.time, *(boards[b] for b in range(6) if i.waits >> b & 1)])
             if runs is not False:
                 if base == "DEPBAR":
-                    time = max(time, copies)
+                    self.time = max(self.time, copies)
                 if base == "HMMA":  # sums follow each other
-                    time = max(time, sums.get(i.operands[3], 0))
-                    sums[i.operands[0]] = time + LATENCY["HMMA"]
-            yield Visit(place, time, i)
+                    self.time = max(self.time, sums.get(i.operands[3], 0))
+                    sums[i.operands[0]] = self.time + LATENCY["HMMA"]
+            yield Visit(place, self.time, i)
             if runs is not False:
-                done = time + latency(i.name)
+                done = self.time + latency(i.name)
                 if base == "LDGSTS":
                     copies = max(copies, done)
-                    done = time + OTHERS
+                    done = self.time + OTHERS
                 if i.name.startswith("LDG.E.STRONG"):  # asked until the flag is there
-                    done = max(done, published + TRAVEL + LATENCY["LDG.E.STRONG"] // 2)
+                    done = max(done, self.published + TRAVEL + LATENCY["LDG.E.STRONG"] // 2)
                 if i.name.startswith("STG.E.STRONG"):
-                    published = time
+                    self.published = self.time
                 boards[i.sets] = max(boards[i.sets], done)
-                boards[i.frees] = max(boards[i.frees], time + READ_OF_SOURCES)
-            time += max(i.stall, 1)
+                boards[i.frees] = max(boards[i.frees], self.time + READ_OF_SOURCES)
+            self.time += max(i.stall, 1)
             if base == "MEMBAR" and runs is not False:
-                time += LATENCY["MEMBAR"]
+                self.time += LATENCY["MEMBAR"]
             following = place + 16
             if base in ("BRA", "CALL", "RET", "EXIT", "BPT"):
                 condition = runs
@@ -121,12 +123,12 @@ class Thread(Registers):
                 if condition and base == "RET":
                     back = self.get(i.operands[0].split()[0])
                     following = returns.pop() if back is None else back
-                    time += CALL
+                    self.time += CALL
                 elif condition:
                     if base == "CALL":
                         returns.append(following)
                     following = self._target(i)
-                    time += CALL if base == "CALL" else BRANCH
+                    self.time += CALL if base == "CALL" else BRANCH
             elif runs is None:
                 before = dict(self.registers)
                 self.execute(i)
@@ -135,5 +137,5 @@ class Thread(Registers):
                         self.registers[register] = None
             elif runs:
                 self.execute(i)
-                time += BARRIER if base == "BAR" else 0
+                self.time += BARRIER if base == "BAR" else 0
             place = following
