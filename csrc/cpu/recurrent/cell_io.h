@@ -186,8 +186,8 @@ void forward_tile(const ForwardTile<typename V::value>& tile) {
       const Index at_sums = (group * tile.group_lanes + block) * V::size;
       if (unit + V::size <= units) {
         apply(WholeLane<V>{}, unit, at_sums);
-      } else if (unit < units) {
-        apply(PartLane<V>{units - unit}, unit, at_sums);
+      } else if constexpr (V::size > 1) {
+        if (unit < units) apply(PartLane<V>{units - unit}, unit, at_sums);
       }
     }
   }
@@ -240,8 +240,8 @@ void backward_tile(const BackwardTile<typename V::value>& tile) {
     const T* sums = tile.sums + block * V::size;
     if (unit + V::size <= units) {
       apply(WholeLane<V>{}, unit, sums);
-    } else if (unit < units) {
-      apply(PartLane<V>{units - unit}, unit, sums);
+    } else if constexpr (V::size > 1) {
+      if (unit < units) apply(PartLane<V>{units - unit}, unit, sums);
     }
   }
 }
