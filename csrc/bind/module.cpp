@@ -81,6 +81,9 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "bfloat16_product", [] { return chosen_backend().backend->bfloat16_product; },
       "What computes products with compute 'bfloat16', in words.");
+  m.def(
+      "int8_product", [] { return int8_backend().int8_product; },
+      "What computes products of int8 weights, in words.");
   m.def("supported_isas", supported_isas, "Those that were built and run here, best first.");
   set_interrupt_check(GilReleased::interrupted);
   m.def(

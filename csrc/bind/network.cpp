@@ -32,7 +32,8 @@ class NetworkOf {
     }
     if constexpr (!std::is_same_v<T, float>) {
       if (sizes_.compute != Compute::exact)
-        throw std::invalid_argument("compute 'bfloat16' needs float32 weights, got float64");
+        throw std::invalid_argument(
+            "compute 'bfloat16' or 'int8' needs float32 weights, got float64");
     }
   }
 

@@ -15,7 +15,8 @@ namespace rnnkern {
 inline Compute read_compute(const std::optional<std::string>& name) {
   if (!name) return Compute::exact;
   if (*name == "bfloat16") return Compute::bfloat16;
-  throw std::invalid_argument("compute must be None or 'bfloat16', got '" + *name + "'");
+  if (*name == "int8") return Compute::int8;
+  throw std::invalid_argument("compute must be None, 'bfloat16' or 'int8', got '" + *name + "'");
 }
 
 // Field k of a tuple that may end before it.

@@ -15,8 +15,8 @@
 
 namespace rnnkern {
 
-// What a product's operands are rounded to; its sums, and all else, are of the dtype.
-enum class Compute { exact, bfloat16 };
+// What a product's operands are rounded to; its sums, and all else, are of the dtype. int8 is for inference.
+enum class Compute { exact, bfloat16, int8 };
 
 // Of a live row in (T, B, ·) arrays.
 struct Place {
@@ -147,7 +147,7 @@ struct StepProblem {
   const std::int64_t* tokens;  // (B), each in [0, I)
   T* h;                        // (B, P): in h_{t-1}, out h_t
   T* c;                        // (B, H): likewise; null for a cell without c
-  bool round_operands;         // x and what the recurrent product takes, to bfloat16
+  bool round_operands;         // x and what the recurrent product takes, as the weights
   bool back;                   // units from the last to the first: every other step's
   Zoneout<T> zone_h{}, zone_c{};
   const CellOptions<T>* options = nullptr;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/dispatch.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
 #include <string_view>
@@ -68,6 +69,13 @@ const std::vector<const Backend*>& supported_backends() {
 }
 
 const Choice& chosen_backend() { return choice(); }
+
+const Backend& int8_backend() {
+  const auto& supported = supported_backends();
+  auto at = std::find(supported.begin(), supported.end(), chosen_backend().backend);
+  while (!(*at)->for_int8) ++at;  // the scalar one has it, and those after it
+  return **at;
+}
 
 void use_backend(std::string_view name) {
   if (name.empty()) {

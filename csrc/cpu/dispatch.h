@@ -68,7 +68,8 @@ struct Equations {
   }
 };
 
-// The loops over one product; they serve all cells, with equations on its lanes.
+// The loops over one product; they serve all cells, with equations on its lanes. One for inference alone
+// has no backward pass, and packs no single token.
 template <class T>
 struct Loops {
   PassKernels<T> pass;
@@ -102,6 +103,10 @@ struct Backend {
   const Loops<float>* for_bfloat16;
   const char* bfloat16_product;
   const TallTiles* tall_tiles;
+  // Forward passes and steps of int8 operands, and what multiplies those; null where int8_backend() finds
+  // another that does.
+  const Loops<float>* for_int8;
+  const char* int8_product;
 
   template <class T>
   const Kernels<T>& kernels() const {
@@ -123,6 +128,9 @@ struct Choice {
   std::string reason;
 };
 const Choice& chosen_backend();
+
+// The chosen one, or the next of the supported ones that has a product for int8.
+const Backend& int8_backend();
 
 // For tests: that one is in use from now on, and the chosen one again for an empty name. No call may
 // be under way; what was packed before is refused. Throws std::invalid_argument for a name that is not

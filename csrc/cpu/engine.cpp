@@ -15,9 +15,9 @@ const Loops<T>& loops_of(Compute compute) {
   const Backend& backend = *chosen_backend().backend;
   if (compute == Compute::exact) return backend.kernels<T>().exact;
   if constexpr (std::is_same_v<T, float>) {
-    return *backend.for_bfloat16;
+    return compute == Compute::int8 ? *int8_backend().for_int8 : *backend.for_bfloat16;
   } else {
-    throw std::invalid_argument("compute 'bfloat16' needs float32 weights, got float64");
+    throw std::invalid_argument("compute 'bfloat16' or 'int8' needs float32 weights, got float64");
   }
 }
 
@@ -48,8 +48,8 @@ Work work_of(int cell, const Schedule& schedule, Index inputs, Index units, Inde
 template <class T>
 const StepKernels<T>& step_kernels(bool narrow, Compute compute) {
   const auto& kernels = chosen_backend().backend->kernels<T>();
-  if (std::is_same_v<T, float> && compute == Compute::bfloat16) return loops_of<T>(compute).step;
-  return narrow || compute == Compute::bfloat16 ? kernels.narrow_step : kernels.exact.step;
+  if (std::is_same_v<T, float> && compute != Compute::exact) return loops_of<T>(compute).step;
+  return narrow || compute != Compute::exact ? kernels.narrow_step : kernels.exact.step;
 }
 
 // Whatever a step rounds, its equations are on the lanes that its kernels have.
@@ -74,6 +74,7 @@ PackedWeights<T>::PackedWeights(int cell, const Parameters<T>& parameters, Pass 
   const auto& kernels = loops_of<T>(compute).pass;
   const CellFacts& facts = cell_facts(cell);
   const auto& panels = pass == Pass::forward ? kernels.forward_panels : kernels.backward_panels;
+  if (!panels.bytes) throw std::invalid_argument("compute 'int8' is for inference alone");
   const Index bytes = panels.bytes(facts, parameters, with_input);
   bytes_ = AlignedBytes(bytes);
   run_packing(bytes, [&](const Worker& worker) {
@@ -97,6 +98,8 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
       options_(options),
       tall_(chosen_backend().backend->tall_tiles) {
   if (!kernels_.run) throw std::invalid_argument("narrow weights are for float32 alone");
+  if (by_token && !kernels_.pack_token)
+    throw std::invalid_argument("by_token needs another compute than 'int8'");
   Index scratch = 0;
   const T* below = nullptr;
   for (std::size_t k = 0; k < layers.size(); ++k) {
@@ -110,7 +113,7 @@ Stepper<T>::Stepper(int cell, const std::vector<Parameters<T>>& layers, Index ba
                          .tokens = nullptr,
                          .h = h,
                          .c = c,
-                         .round_operands = compute == Compute::bfloat16,
+                         .round_operands = compute != Compute::exact,
                          .back = false,
                          .zone_h = {.share = zoneout},
                          .zone_c = {.share = cell_zoneout}});
@@ -158,7 +161,9 @@ Work work_of(int cell, Index steps, Index batch, double live, Index inputs, Inde
   const double per_row =
       2 * (gate_units + projection) * static_cast<double>(facts.recurrent_columns(outputs));
   constexpr double kMostBytes = 1e18;
-  const double element = compute == Compute::exact ? sizeof(T) : sizeof(Bfloat16);
+  const double element = compute == Compute::exact      ? sizeof(T)
+                         : compute == Compute::bfloat16 ? sizeof(Bfloat16)
+                                                        : sizeof(std::int8_t);
   return {.steps = steps,
           .batch = batch,
           .units = units,

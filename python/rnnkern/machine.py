@@ -131,7 +131,8 @@ def info() -> dict[str, str]:
 
     Example:
         >>> sorted(rk.info())
-        ['bfloat16 products', 'cuda', 'instruction set', 'supported here', 'threads', 'version']
+        ['bfloat16 products', 'cuda', 'instruction set', 'int8 products', 'supported here',
+         'threads', 'version']
 
     """
     from rnnkern.devices.cuda import cuda_status  # which most programs do not wait for
@@ -141,6 +142,7 @@ def info() -> dict[str, str]:
         "instruction set": f"{_core.isa()} ({_core.isa_reason()})",
         "supported here": ", ".join(_core.supported_isas()),
         "bfloat16 products": _core.bfloat16_product(),
+        "int8 products": _core.int8_product(),
         "threads": f"{get_num_threads()} ({_core.thread_limit_reason()})",
         "cuda": cuda_status(),
     }

@@ -276,7 +276,8 @@ def test_growth_is_told_beside_the_flops() -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_stream(cell: str) -> None:
     measured = stream.measure(cell, 8, 0.001)
-    able = {"rnnkern", "bfloat16 weights", *(["onnxruntime"] if cell in onnx_peer.KINDS else [])}
+    able = {"rnnkern", "bfloat16 weights", "int8 weights"}
+    able |= {"onnxruntime"} if cell in onnx_peer.KINDS else set()
     assert measured["step_ms"].keys() - {"torch"} == able
     assert cell in stream.stream_table([measured])
 

@@ -209,6 +209,9 @@ def test_streams(cuda: devices.Cuda, cell: str) -> None:
     agree(cuda, "again", there.block(cuda.put(x)), here.block(x), 1e-5)
     with pytest.raises(ValueError, match="weights='bfloat16' needs device='cpu', got"):
         twin.stream(weights="bfloat16")
+    for ask in (twin.stream, twin.freeze):
+        with pytest.raises(ValueError, match="weights='int8' needs device='cpu', got"):
+            ask(weights="int8")
 
 
 def test_files_move_models(cuda: devices.Cuda, tmp_path: Path) -> None:

@@ -171,8 +171,9 @@ def test_float64_is_refused(dtype: Any) -> None:
 def test_the_kernels_refuse_what_they_do_not_have() -> None:
     w = np.zeros((3, 3))
     for compute, says in (
-        ("bfloat16", "compute 'bfloat16' needs float32 weights, got float64"),
-        ("int8", "compute must be None or 'bfloat16', got 'int8'"),
+        ("bfloat16", "compute 'bfloat16' or 'int8' needs float32 weights, got float64"),
+        ("int8", "compute 'bfloat16' or 'int8' needs float32 weights, got float64"),
+        ("int4", "compute must be None, 'bfloat16' or 'int8', got 'int4'"),
     ):
         with pytest.raises(ValueError, match=says):
             _core.Network(LayerSpec("rnn_tanh", 3, 3, compute=compute), [(w, w, None, None)])

@@ -71,7 +71,11 @@ def test_the_environment_names_one(isa: str) -> None:
 def test_supported_names_and_default() -> None:
     """Supported sets stand best first, scalar after all real ones; unforced, the best one runs."""
     # Intel's AVX512-BF16 is slower than its AVX-512: csrc/cpu/isa/detect.cpp.
-    orders = [["amx", "avx512bf16", "avx512", "avx2"], ["amx", "avx512", "avx512bf16", "avx2"]]
+    orders = [
+        ["amx", "avx512bf16", "avx512vnni", "avx512", "avx2"],
+        ["amx", "avx512vnni", "avx512bf16", "avx512", "avx2"],
+        ["amx", "avx512", "avx512bf16", "avx2"],  # built without avx512vnni
+    ]
     assert any(
         [isa for isa in order if isa in HERE] == [isa for isa in HERE if isa in order]
         for order in orders
@@ -90,7 +94,7 @@ def test_supported_names_and_default() -> None:
     "name",
     [
         *("sse9", "AVX2", "avx2 ", "avx2,scalar"),
-        *sorted({"amx", "avx512bf16", "avx512", *EMULATED} - {*HERE}),
+        *sorted({"amx", "avx512bf16", "avx512vnni", "avx512", *EMULATED} - {*HERE}),
     ],
 )
 def test_unknown_or_unsupported_is_an_error(name: str) -> None:

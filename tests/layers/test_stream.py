@@ -367,5 +367,5 @@ def test_bfloat16_weights_keep_what_is_not_finite() -> None:
 def test_bfloat16_weights_are_refused() -> None:
     with pytest.raises(ValueError, match="needs a layer of dtype float32, got float64"):
         make("lstm", 2, 2, dtype="float64").stream(weights="bfloat16")
-    with pytest.raises(ValueError, match="weights must be one of 'bfloat16', got 'int8'"):
-        make("lstm", 2, 2).stream(weights="int8")
+    with pytest.raises(ValueError, match="weights must be one of 'bfloat16', 'int8', got 'int4'"):
+        make("lstm", 2, 2).stream(weights="int4")

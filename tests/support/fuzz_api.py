@@ -217,9 +217,10 @@ def play_call(play: Play) -> None:
 
         case.call(f"{layer}, params[{name}] assigned", guarded(assign))
         layer = play.layer = play.cls(**play.options)
-    run: Any = layer if case.chance(0.7) else layer.freeze
-    if run is not layer:
-        run = case.call(f"{layer}.freeze", run)
+    run: Any = layer
+    if case.chance(0.3):
+        weights = case.one(None, None, "int8")
+        run = case.call(f"{layer}.freeze", lambda: layer.freeze(weights=weights))
         if run is None:
             return
     given = swapped(case, play.arguments())
@@ -271,7 +272,7 @@ def results(given: dict[str, Any], *values: Any) -> None:
 def play_stream(play: Play) -> None:
     """Steps, blocks and the state of a stream."""
     case, layer = play.case, play.layer
-    given = swapped(case, {"batch": play.batch, "weights": case.one(None, None, "bfloat16")})
+    given = swapped(case, {"batch": play.batch, "weights": case.one(None, "bfloat16", "int8")})
     if isinstance(given["batch"], int) and given["batch"] > 2**20:
         return
     stream = case.call(f"{layer}.stream", lambda: layer.stream(**given))

@@ -34,7 +34,7 @@ class Sizes:
         self.steps, self.batch = case.one(1, 2, 5, 9), case.one(1, 2, 3, 4, 7, 17)
         self.inputs, self.units = case.one(1, 2, 3, 8, 17), case.one(1, 2, 5, 8, 16, 33)
         self.dtype = case.one("float32", "float64")
-        self.compute = case.one(None, None, "bfloat16") if self.dtype == "float32" else None
+        self.compute = case.one(None, None, "bfloat16", "int8") if self.dtype == "float32" else None
 
     def numbers(self, name: str, *shape: int, **how: Any) -> Array:
         """Random ones of the dtype."""
@@ -267,7 +267,14 @@ def play_others(s: Sizes) -> None:
         given = mutated(case, given)
         case.call(which, lambda: _core.stretches(**given))
     else:
-        name = case.one("isa", "isa_reason", "bfloat16_product", "supported_isas", "thread_limit")
+        name = case.one(
+            "isa",
+            "isa_reason",
+            "bfloat16_product",
+            "int8_product",
+            "supported_isas",
+            "thread_limit",
+        )
         case.call(name, lambda: getattr(_core, name)())
 
 

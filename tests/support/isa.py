@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rnnkern import _core
 
 # Never the default, and in builds with RNNKERN_EMULATE=instructions alone: they are scalar but for
-# their bfloat16 products.
+# their bfloat16 and int8 products.
 EMULATED = ["emulated-amx", "emulated-avx512bf16"]
 HERE = _core.supported_isas()  # best first
 REAL_HERE = [isa for isa in HERE if isa not in EMULATED]

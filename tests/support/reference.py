@@ -24,13 +24,15 @@ State: TypeAlias = tuple[Array, ...]
 Params: TypeAlias = Mapping[str, Array]
 
 
-_operand: ContextVar[Callable[[Array], Array]] = ContextVar("_operand", default=lambda a: a)
+Rounding: TypeAlias = Callable[[Array], Array]  # of an operand
+
+_operands: ContextVar[tuple[Rounding, Rounding] | None] = ContextVar("_operands", default=None)
 
 
 def dot(a: Array, b: Array) -> Array:
     """The matrix product; within ``rounded_operands`` that of rounded operands."""
-    operand = _operand.get()
-    return operand(a) @ operand(b)
+    rounded = _operands.get()
+    return a @ b if rounded is None else rounded[0](a) @ rounded[1](b)
 
 
 def to_bfloat16(a: Array) -> Array:
@@ -39,14 +41,34 @@ def to_bfloat16(a: Array) -> Array:
     return np.ldexp(np.round(fraction * 256.0) / 256.0, exponent)
 
 
+def int8_rows(a: Array) -> Array:
+    """Each row as whole numbers in -127..127 times max|a| / 127."""
+    a = a.astype(np.float32)
+    most = np.abs(a).max(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole = np.where(most > 0, np.rint(a * (np.float32(127) / most)), 0)
+    return np.asarray(whole.astype(np.float64) * (most / np.float32(127)))
+
+
+def int8_columns(b: Array) -> Array:
+    """Each column as such numbers times max|b| / 127, the next that has 16 bits, not below it."""
+    most = np.abs(b.astype(np.float32)).max(axis=0, keepdims=True)
+    fraction, exponent = np.frexp((most / np.float32(127)).astype(np.float64))
+    scale = np.ldexp(np.ceil(fraction * 65536.0) / 65536.0, exponent)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole = np.where(scale > 0, np.rint((b / scale).astype(np.float32)), 0)
+    return np.asarray(whole * scale)
+
+
 @contextmanager
-def rounded_operands() -> Iterator[None]:
-    """Within, every matrix product takes its operands rounded to bfloat16."""
-    token = _operand.set(to_bfloat16)
+def rounded_operands(to: str = "bfloat16") -> Iterator[None]:
+    """Within, every matrix product takes its operands rounded: to bfloat16, or int8."""
+    both = (to_bfloat16, to_bfloat16) if to == "bfloat16" else (int8_rows, int8_columns)
+    token = _operands.set(both)
     try:
         yield
     finally:
-        _operand.reset(token)
+        _operands.reset(token)
 
 
 def sigmoid(a: Array) -> Array:

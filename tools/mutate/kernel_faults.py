@@ -363,6 +363,20 @@ _LOOPS = [
         "layers/test_straight.py::test_both_give_the_same_bits",
     ),
     _fault(
+        "cpu/gemm/int8_product.h",
+        "int8-rows-have-twice-their-scale",
+        "float scale = largest / 127.0f + zero",
+        "float scale = largest / 63.5f + zero",
+        "kernels/test_int8.py::test_sums_are_exact",
+    ),
+    _fault(
+        "cpu/gemm/int8_product.h",
+        "a-later-part-of-an-int8-sum-begins-anew",
+        "tile.start = tile.out, tile.start_row = tile.out_row, tile.start_panel = tile.out_panel;",
+        "tile.start_row = tile.out_row, tile.start_panel = tile.out_panel;",
+        "kernels/test_int8.py::test_a_sum_of_more_than_an_int32_holds",
+    ),
+    _fault(
         "cpu/recurrent/step.h",
         "a-later-phase-multiplies-the-state",
         "phase == 0 ? problem_.h : scratch_.operand",

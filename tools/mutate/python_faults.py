@@ -126,17 +126,17 @@ _TRAINING = [
 
 _LAYERS = [
     fault(
-        f"{_PACKAGE}/layers/base.py",
+        f"{_PACKAGE}/layers/frozen.py",
         "frozen-without-its-snapshot",
-        "network.snapshot(network.layout)",
+        "network.snapshot(narrow_layout(network.layout, weights))",
         "network",
         "layers/test_frozen.py::test_it_is_a_snapshot",
     ),
     fault(
         f"{_PACKAGE}/layers/stream.py",
         "a-stream-without-its-snapshot",
-        "network.snapshot(replace(network.layout, batch_first=False))",
-        "Network(replace(network.layout, batch_first=False), network.weights)",
+        "network = network.snapshot(layout)",
+        "network = Network(layout, network.weights)",
         "layers/test_stream.py::test_weights_are_a_snapshot",
     ),
     fault(
@@ -273,7 +273,7 @@ _LAYERS = [
         "layers/test_stream.py::test_reset_touches_only_the_masked_rows",
     ),
     fault(
-        f"{_PACKAGE}/layers/stream.py",
+        f"{_PACKAGE}/layers/narrow.py",
         "ties-round-up-to-bfloat16",
         "0x7FFF + ((bits >> 16) & 1)",
         "0x8000",

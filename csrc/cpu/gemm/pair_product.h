@@ -78,7 +78,7 @@ struct PairProduct {
   using Tiles = PairTiles<PairProduct>;
   using Session = TallSession;
   static constexpr int kSums = tile_budget<V>(1);
-  static constexpr bool kRounds = true;
+  static constexpr bool kRounds = true, kScaled = false;
   static constexpr int kDepthStep = 2, kWidthStep = 1;
   static constexpr Index kDepthMultiple = kTallDepth;
   static_assert(V::size == kTallColumns && V::size == kMaxTileRows);

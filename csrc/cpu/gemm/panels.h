@@ -47,7 +47,8 @@ struct PanelMatrix {
     return (units + group_units() - 1) / group_units();
   }
 
-  // Of a panel: a row of initial values, then one for each k.
+  // Of a panel: a row of initial values, where there are scales those and what else the product keeps of a
+  // column, then one row for each k.
   [[gnu::always_inline]] Index row_size() const { return Index{width} * V::size; }
   [[gnu::always_inline]] Index padded_depth() const {
     return round_up(depth, Product::kDepthMultiple);
@@ -56,8 +57,9 @@ struct PanelMatrix {
   [[gnu::always_inline]] Index size() const { return count() * stride(); }
   [[gnu::always_inline]] T* start(Index p) const { return data + p * stride(); }
   [[gnu::always_inline]] Panel* row(Index p, Index k) const {
-    return reinterpret_cast<Panel*>(start(p) + row_size()) + k * stored();
+    return reinterpret_cast<Panel*>(start(p) + head()) + k * stored();
   }
+  [[gnu::always_inline]] T* scales(Index p) const { return start(p) + row_size(); }
   // Panels [first, first + count), those that there are.
   [[gnu::always_inline]] Ahead ahead(Index first, Index count) const {
     if (first < 0 || first >= this->count()) return {};
@@ -70,13 +72,18 @@ struct PanelMatrix {
   }
   // From a panel to the next, in T and in Panel.
   [[gnu::always_inline]] Index stride() const {
-    return row_size() + padded_depth() * stored() * kPanelBytes / kBytes;
+    return head() + padded_depth() * stored() * kPanelBytes / kBytes;
   }
   [[gnu::always_inline]] Index panel_stride() const { return stride() * kBytes / kPanelBytes; }
 
  private:
   static constexpr Index kBytes = sizeof(T), kPanelBytes = sizeof(Panel);
   [[gnu::always_inline]] Index stored() const { return stored_row<Product>(width); }
+  // Before the rows.
+  [[gnu::always_inline]] Index head() const {
+    if constexpr (Product::kScaled) return row_size() * Product::head_rows(depth);
+    return row_size();
+  }
 };
 
 // Has the cache lines of p[0, n) fetched while something else is computed.
@@ -95,6 +102,22 @@ void pack_start(const PanelMatrix<V, Product> m, Index begin, Index end, Start s
       const Index unit = m.first_unit(group, lane);
       const V v = values ? load_some<V>(values + unit, m.units - unit) : V(0);
       v.store(m.start(group * m.panels() + lane / m.width) + lane % m.width * V::size);
+    }
+  }
+}
+
+// The scales of groups [begin, end): source(gate, unit) points at a column's values.
+template <class V, class Product, class Source>
+void pack_scales(const PanelMatrix<V, Product> m, Index begin, Index end, Source source) {
+  for (Index group = begin; group < end; ++group) {
+    for (int lane = 0; lane < m.lanes(); ++lane) {
+      auto* const scales = m.scales(group * m.panels() + lane / m.width) + lane % m.width * V::size;
+      const Index unit = m.first_unit(group, lane);
+      for (Index j = 0; j < V::size; ++j) {
+        const bool real = unit + j < m.units;
+        Product::pack_scale(real ? source(m.gate(lane), unit + j) : nullptr, real ? m.depth : 0,
+                            scales + j, m.row_size());
+      }
     }
   }
 }
@@ -151,6 +174,7 @@ void pack_columns(const PanelMatrix<V, Product> m, Index begin, Index end, Sourc
   constexpr Index kRun = V::size > kLine ? V::size : kLine, kAhead = 2 * kRun;
   static_assert(V::size % kDeep == 0);
   const Index depth = m.padded_depth();
+  if constexpr (Product::kScaled) pack_scales(m, begin, end, source);
   const auto pack_block = [&](Index group, int panel, int w, Index line) {
     const typename V::value* column[kWide][V::size];
     int real[kWide];
@@ -164,6 +188,12 @@ void pack_columns(const PanelMatrix<V, Product> m, Index begin, Index end, Sourc
         if (line + kAhead < m.depth) __builtin_prefetch(column[i][j] + line + kAhead);
       }
     }
+    [[maybe_unused]] typename V::value divisors[V::size];
+    if constexpr (Product::kScaled) {
+      static_assert(kWide == 1);
+      const auto* const scales = m.scales(group * m.panels() + panel) + w * V::size;
+      for (int j = 0; j < V::size; ++j) divisors[j] = Product::divisor(scales[j]);
+    }
     for (Index k0 = line; k0 < line + kRun && k0 < depth; k0 += V::size) {
       V square[kWide][V::size];
       for (int i = 0; i < kWide; ++i) {
@@ -173,7 +203,10 @@ void pack_columns(const PanelMatrix<V, Product> m, Index begin, Index end, Sourc
       }
       for (int k = 0; k < V::size && k0 + k < depth; k += kDeep) {
         V lanes[kDeep * kWide];
-        for (int i = 0; i < kDeep * kWide; ++i) lanes[i] = square[i % kWide][k + i / kWide];
+        for (int i = 0; i < kDeep * kWide; ++i) {
+          lanes[i] = square[i % kWide][k + i / kWide];
+          if constexpr (Product::kScaled) lanes[i] = lanes[i] / V::load(divisors);
+        }
         Product::store_block(m.block(group * m.panels() + panel, k0 + k, w), lanes);
       }
     }
@@ -273,6 +306,16 @@ constexpr Index tile_scratch() {
   return Index{kMaxRegisterRows} * kPanelWidth<V> * kMaxPanels * V::size;
 }
 
+// Of the panels from p on, where there are any.
+template <class V, class Product>
+[[gnu::always_inline]] inline auto scales_of(const PanelMatrix<V, Product>& b, Index p) {
+  if constexpr (Product::kScaled) {
+    return Scales{b.scales(p), b.scales(p) + b.row_size(), b.stride()};
+  } else {
+    return NoScales{};
+  }
+}
+
 // Panels [first, first + count) times `rows` rows, from the panels' initial values; row r of the sums
 // goes to out + r·count·row_size, panel after panel. Meanwhile some of `ahead` is fetched.
 template <class V, class Product>
@@ -296,7 +339,8 @@ template <class V, class Product>
                                       .add = false,
                                       .out = out + p * b.row_size(),
                                       .out_row = count * b.row_size(),
-                                      .out_panel = b.row_size()};
+                                      .out_panel = b.row_size(),
+                                      .scales = scales_of(b, first + p)};
     tiles.multiply(rows, static_cast<int>(side), tile);
   }
 }
@@ -317,7 +361,7 @@ void multiply(const PanelMatrix<V, Product>& b, const typename Product::Tiles& t
               const typename Product::Operand* const* a, typename V::value* const* c, Index c_row,
               Index rows, bool accumulate, typename V::value* scratch, const Worker& worker) {
   using T = typename V::value;
-  constexpr Index kDepth = 1024;
+  constexpr Index kDepth = Product::kScaled ? Index{1} << 40 : 1024;  // whole numbers: in one sum
   static_assert(kDepth % Product::kDepthMultiple == 0 && kDepth % kSumDepth == 0);
   const Index panel_columns = b.row_size();
   const TileCut cut(rows, tiles.height());
@@ -350,7 +394,8 @@ void multiply(const PanelMatrix<V, Product>& b, const typename Product::Tiles& t
                                     .add = add,
                                     .out = out,
                                     .out_row = direct ? c_row : side * panel_columns,
-                                    .out_panel = panel_columns};
+                                    .out_panel = panel_columns,
+                                    .scales = scales_of(b, p)};
         if (add) {
           tile.start = out;
           tile.start_row = tile.out_row;

@@ -12,6 +12,7 @@
 //   Panel, Operand              elements of a panel's rows, and of the rows of A
 //   kSums                       lanes of sums in a tile: as many as leave registers for the rest
 //   kRounds                     whether rows of A are rounded copies; if not, they are used in place
+//   kScaled                     whether each column of a panel, and each copied row, has a scale of its own
 //   kDepthStep, kWidthStep      rows k by lanes w of a panel that are stored as one block
 //   kDepthMultiple              panels and copies are filled with zeros to a multiple of this depth
 //   Columns                     a register of a panel's lane, kDepthStep deep
@@ -24,7 +25,8 @@
 //                               row_distance(depth) apart, each k step_distance(height) after the last
 //   Tiles                       the kernels for a product of so many rows
 //   Session                     lives on each thread while it multiplies
-// This file has those that keep V's values, and those that round them to bfloat16 and widen them again.
+// This file has those that keep V's values, and those that round them to bfloat16 and widen them again;
+// pair_product.h and int8_product.h have others.
 #pragma once
 
 #include <utility>
@@ -82,7 +84,15 @@ class Ahead {
   const std::byte *at_ = nullptr, *end_ = nullptr;
 };
 
-template <class T, class Panel, class Operand>
+// Of the columns of the first panel; those of the next stand `panel` later. Likewise what sums begin with,
+// as int32, where a product asks for it.
+struct Scales {
+  const float *first, *offsets;
+  Index panel;
+};
+struct NoScales {};
+
+template <class T, class Panel, class Operand, class OfColumns = NoScales>
 struct TileProduct {
   const Operand* const* a;  // one pointer a row of the tile
   Index a_begin;            // the first k's place in every row,
@@ -96,6 +106,7 @@ struct TileProduct {
   bool add;  // the second
   T* out;    // where they go
   Index out_row, out_panel;
+  [[no_unique_address]] OfColumns scales{};
 };
 
 // M·W·panels sums live in registers, beside what a product needs of its panels and one lane of A.
@@ -311,7 +322,7 @@ struct ExactProduct {
   using Tiles = RegisterTiles<ExactProduct>;
   using Session = NoSession;
   static constexpr int kSums = tile_budget<V>(1);
-  static constexpr bool kRounds = false;
+  static constexpr bool kRounds = false, kScaled = false;
   static constexpr int kDepthStep = 1, kWidthStep = 1;
   static constexpr Index kDepthMultiple = 1;
 
@@ -352,7 +363,7 @@ struct WidenedProduct {
   using Session = NoSession;
   // Both lanes of a pair and the mask.
   static constexpr int kSums = tile_budget<V>(3);
-  static constexpr bool kRounds = true;
+  static constexpr bool kRounds = true, kScaled = false;
   static constexpr int kDepthStep = 1, kWidthStep = 2;
   static constexpr Index kDepthMultiple = 1;
 

@@ -50,6 +50,8 @@ bool has_avx512() {
          __builtin_cpu_supports("fma");
 }
 
+bool has_avx512vnni() { return has_avx512() && cpuid(7, 0).ecx >> 11 & 1; }
+
 bool has_avx512bf16() { return has_avx512() && cpuid(7, 1).eax >> 5 & 1; }
 
 bool has_amx() {

@@ -7,6 +7,7 @@ namespace rnnkern {
 bool has_scalar();
 bool has_avx2();
 bool has_avx512();
+bool has_avx512vnni();
 bool has_avx512bf16();
 bool has_amx();
 bool has_emulated_avx512bf16();

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 lanes, AVX512-BF16 and AMX in plain C++, to run their kernels where they are not: slow,
-// and as Intel's manual (Software Developer's Manual, volume 2) says of VDPBF16PS and TDPBF16PS.
+// AVX-512 lanes, AVX512-VNNI, AVX512-BF16 and AMX in plain C++, to run their kernels where they are not:
+// slow, and as Intel's manual (Software Developer's Manual, volume 2) says of VPDPBUSD, VDPBF16PS and
+// TDPBF16PS.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 
@@ -135,6 +137,47 @@ struct EmulatedDot {
     for (std::size_t i = 0; i < EmulatedFloat::size; ++i) {
       const float rounded = flushed(round_to_bfloat16(flushed(v.v[i].v)));
       p[i].bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(rounded) >> 16);
+    }
+  }
+};
+
+struct EmulatedVnni {
+  using Operand = std::uint8_t;
+  using Sums = std::array<std::uint32_t, EmulatedFloat::size>;
+  using Columns = std::array<std::uint8_t, 4 * EmulatedFloat::size>;
+  static constexpr int kDeep = 4, kShift = 128;
+
+  static Sums load(const std::int32_t* p) {
+    Sums sums;
+    std::memcpy(sums.data(), p, sizeof sums);
+    return sums;
+  }
+  static Columns load(const std::int8_t* p) {
+    Columns columns;
+    std::memcpy(columns.data(), p, sizeof columns);
+    return columns;
+  }
+  static Columns broadcast(const Operand* p) {
+    Columns columns;
+    for (std::size_t i = 0; i < columns.size(); ++i) columns[i] = p[i % kDeep];
+    return columns;
+  }
+  // VPDPBUSD: a sum that no int32 holds wraps.
+  static Sums add(Sums sum, const Columns& row, const Columns& column) {
+    for (std::size_t i = 0; i < column.size(); ++i)
+      sum[i / kDeep] += static_cast<std::uint32_t>(row[i] * static_cast<std::int8_t>(column[i]));
+    return sum;
+  }
+  static EmulatedFloat values(const Sums& sum) {
+    return EmulatedFloat::each([&](auto i) {
+      return EmulatedFloat::One(static_cast<float>(static_cast<std::int32_t>(sum[i])));
+    });
+  }
+  // VCVTPS2DQ and VPMOVDB; what is not finite stands in a row whose scale is NaN.
+  static void store(Operand* p, EmulatedFloat v) {
+    for (std::size_t i = 0; i < EmulatedFloat::size; ++i) {
+      const float one = v.v[i].v;
+      p[i] = static_cast<Operand>(std::isfinite(one) ? std::lrint(one) + kShift : kShift);
     }
   }
 };

@@ -5,7 +5,8 @@
 namespace rnnkern {
 
 const Backend& avx2_backend() {
-  static constexpr Backend backend = make_backend<Avx2Float, Avx2Double>("avx2");
+  static constexpr Backend backend = make_backend<Avx2Float, Avx2Double, Avx2Int8>(
+      "avx2", "int8 widened to int16 pairs (vpmaddwd)");
   return backend;
 }
 

@@ -17,6 +17,8 @@ const Backend& emulated_avx512bf16_backend() {
         make_loops<PairProduct<EmulatedFloat, EmulatedDot>>(&equations_of<EmulatedFloat>);
     b.for_bfloat16 = &loops;
     b.bfloat16_product = "emulated vdpbf16ps";
+    b.for_int8 = &int8_loops_of<EmulatedFloat, EmulatedVnni>;
+    b.int8_product = "emulated vpdpbusd";
     return b;
   }();
   return backend;

@@ -4,7 +4,9 @@
 namespace rnnkern {
 
 const Backend& scalar_backend() {
-  static constexpr Backend backend = make_backend<Scalar<float>, Scalar<double>>("scalar");
+  static constexpr Backend backend =
+      make_backend<Scalar<float>, Scalar<double>, PlainInt8<Scalar<float>>>(
+          "scalar", "whole numbers one by one");
   return backend;
 }
 

@@ -8,6 +8,8 @@
 
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "core/lane.h"
 
 namespace rnnkern {
@@ -96,6 +98,38 @@ struct Avx2Float {
 
  private:
   static __m256 sign_bit() { return _mm256_set1_ps(-0.0f); }
+};
+
+// Of int8_product.h: products of int16 pairs, two of them at once an int32.
+struct Avx2Int8 {
+  using Operand = std::int16_t;
+  using Sums = __m256i;
+  using Columns = __m256i;
+  static constexpr int kDeep = 2, kShift = 0;
+
+  static Sums zero() { return _mm256_setzero_si256(); }
+  static Columns load(const std::int8_t* p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Columns broadcast(const Operand* p) {
+    std::int32_t pair;
+    std::memcpy(&pair, p, sizeof pair);
+    return _mm256_set1_epi32(pair);
+  }
+  static Sums add(Sums sum, Columns row, Columns column) {
+    const Columns products = _mm256_madd_epi16(row, column);
+    // Left to the compiler, additions of whole numbers are moved about until the sums no longer fit the
+    // registers.
+    asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
+    return sum;
+  }
+  static Avx2Float values(Sums sum) { return Avx2Float(_mm256_cvtepi32_ps(sum)); }
+  static void store(Operand* p, Avx2Float v) {
+    const __m256i whole = _mm256_cvtps_epi32(v.v);
+    _mm_storeu_si128(
+        reinterpret_cast<__m128i*>(p),
+        _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1)));
+  }
 };
 
 struct Avx2Double {

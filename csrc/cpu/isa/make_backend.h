@@ -6,6 +6,7 @@
 
 #include "core/cells.h"
 #include "cpu/dispatch.h"
+#include "cpu/gemm/int8_product.h"
 #include "cpu/gemm/matmul.h"
 #include "cpu/recurrent/backward.h"
 #include "cpu/recurrent/cell_io.h"
@@ -44,7 +45,10 @@ inline constexpr auto equations_of = make_equations<V>(AllCells());
 template <class Product>
 constexpr StepKernels<typename Product::Lane::value> step_kernels() {
   using S = Step<typename Product::Lane, Product>;
-  return {S::packed_bytes, S::pack, S::pack_token, S::scratch_bytes, S::run};
+  StepKernels<typename Product::Lane::value> kernels{S::packed_bytes, S::pack, nullptr,
+                                                     S::scratch_bytes, S::run};
+  if constexpr (!Product::kScaled) kernels.pack_token = S::pack_token;
+  return kernels;
 }
 
 // With the equations of lanes as wide as the product's.
@@ -60,6 +64,16 @@ constexpr auto make_loops(const Equations<typename Product::Lane::value>* equati
                                                B::run},
                                               step_kernels<Product>(),
                                               equations};
+}
+
+// For inference alone: weights of one scale a row are no weights that one trains.
+template <class Product>
+constexpr auto make_forward_loops(const Equations<typename Product::Lane::value>* equations) {
+  using F = Forward<typename Product::Lane, Product>;
+  return Loops<typename Product::Lane::value>{
+      {{F::packed_bytes, F::pack}, {}, F::scratch_bytes, F::run, nullptr, nullptr},
+      step_kernels<Product>(),
+      equations};
 }
 
 template <class V>
@@ -86,6 +100,9 @@ inline constexpr auto kernels_of = make_kernels<V>();
 template <class V>
 inline constexpr auto widened_loops_of = make_loops<WidenedProduct<V>>(&equations_of<V>);
 
+template <class V, class Dot>
+inline constexpr auto int8_loops_of = make_forward_loops<Int8Product<V, Dot>>(&equations_of<V>);
+
 template <class Float, class Double>
 constexpr Backend make_backend(const char* name) {
   return {.name = name,
@@ -93,7 +110,18 @@ constexpr Backend make_backend(const char* name) {
           .for_double = &kernels_of<Double>,
           .for_bfloat16 = &widened_loops_of<Float>,
           .bfloat16_product = "bfloat16 operands widened to float32 lanes",
-          .tall_tiles = nullptr};
+          .tall_tiles = nullptr,
+          .for_int8 = nullptr,
+          .int8_product = nullptr};
+}
+
+// With a product of its own for int8.
+template <class Float, class Double, class Int8>
+constexpr Backend make_backend(const char* name, const char* int8_product) {
+  Backend backend = make_backend<Float, Double>(name);
+  backend.for_int8 = &int8_loops_of<Float, Int8>;
+  backend.int8_product = int8_product;
+  return backend;
 }
 
 }  // namespace rnnkern

@@ -61,11 +61,13 @@ template <class V, class Visit>
   }
 }
 
-// Copies of A's rows, each filled with zeros to a whole multiple of the depth; none where A is used
-// where it stands.
+// Copies of A's rows, each with its scale in front if it has one, and filled with zeros to a whole multiple
+// of the depth; none where A is used where it stands.
 template <class Product>
 constexpr Index copy_size(Index depth) {
-  return Product::kRounds ? round_up(depth, Product::kDepthMultiple) : 0;
+  Index header = 0;
+  if constexpr (Product::kScaled) header = Product::kHeader;
+  return Product::kRounds ? header + round_up(depth, Product::kDepthMultiple) : 0;
 }
 
 template <class Product>

@@ -289,7 +289,9 @@ class Step {
       V lanes[kDeep * kWide];
       Product::load_block(matrix.block(p, k - k % kDeep, w - w % kWide), lanes);
       const V start = V::load(matrix.start(p) + w * V::size);
-      (start + lanes[k % kDeep * kWide + w % kWide]).store(out + w * V::size);
+      V value = lanes[k % kDeep * kWide + w % kWide];
+      if constexpr (Product::kScaled) value = value * V::load(matrix.scales(p) + w * V::size);
+      (start + value).store(out + w * V::size);
     }
   }
 

@@ -2,7 +2,7 @@
 """One step at a time, and a block of steps, against the peers: B = 1, I = H, float32.
 
 rnnkern's ``stream().step``, PyTorch's cell modules, ONNX Runtime with T = 1 and the state handed
-on, all called from Python. With bfloat16 weights the answer is another one: it is not compared.
+on, all called from Python. With narrower weights the answer is another one: it is not compared.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def measure(cell: str, hidden: int, seconds: float) -> dict[str, Any]:
         [Contender(name, calls[name], _outputs(step, case.x)) for name, step in steps.items()],
         tolerance(problem),
     )
-    calls["bfloat16 weights"] = _bound(rnnkern_step(case, "bfloat16"), x)
+    for weights in ("bfloat16", "int8"):
+        calls[f"{weights} weights"] = _bound(rnnkern_step(case, weights), x)
     stream = case.layer.stream()
     blocks: dict[str, Callable[[], object]] = {"rnnkern": lambda: stream.block(case.x)}
     session = onnxruntime_session(case, threads=1)

@@ -122,13 +122,14 @@ class Cpu(Device):
 
     def plan(self, spec: LayerSpec, steps: int, batch: int, *, training: bool) -> dict[str, Any]:
         row_groups, unit_groups, reason = _core.plan(spec, steps, batch)
+        products = {"bfloat16": _core.bfloat16_product, "int8": _core.int8_product}
         return {
             "isa": _core.isa(),
             "threads": row_groups * unit_groups,
             "row_groups": row_groups,
             "unit_groups": unit_groups,
             "reason": reason,
-            "product": spec.dtype.name if spec.compute is None else _core.bfloat16_product(),
+            "product": spec.dtype.name if spec.compute is None else products[spec.compute](),
         }
 
 

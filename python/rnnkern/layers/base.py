@@ -224,14 +224,28 @@ class Recurrent(Configured):
             )
         return run_taped(self._network, x, state, lengths, out, drops, every, truncated, marks)
 
-    def freeze(self) -> Frozen:
+    def freeze(self, *, weights: str | None = None) -> Frozen:
         """A packed snapshot of the parameters as they are now, to be called as the layer is.
 
         A call of the layer packs its weights anew, since they may have changed; those of a frozen
         layer are packed once. The fewer steps and rows a call has, the more that saves.
+
+        Args:
+            weights: "int8" keeps the weight matrices as whole numbers in -127..127, each row with a
+                scale, and rounds x and h likewise as they come, so that products are of whole
+                numbers; biases and state stay float32. None keeps them all.
+
+        Raises:
+            ValueError: int8 is asked of a layer of float64, with a `compute`, or on a GPU.
+
+        Example:
+            >>> lstm, x = rk.LSTM(3, 4, seed=0), np.ones((5, 2, 3), np.float32)
+            >>> y, _ = lstm.freeze(weights="int8")(x)
+            >>> bool(np.abs(y - lstm(x)[0]).max() < 0.01)
+            True
+
         """
-        network = self._network
-        return Frozen(network.snapshot(network.layout), repr(self))
+        return Frozen(self._network, repr(self), weights)
 
     def stream(self, batch: int = 1, *, weights: str | None = None) -> Stream:
         """A stepper for sequences that arrive piece by piece.
@@ -243,11 +257,13 @@ class Recurrent(Configured):
             weights: "bfloat16" rounds the snapshot's weight matrices to 8 significant bits, so that
                 a step reads half the bytes; biases, state and sums stay float32. None keeps them,
                 as a GPU must. A layer with compute="bfloat16" has them rounded in any case, and x
-                and h with them.
+                and h with them. "int8" is a quarter of the bytes, and rounds x and h, as
+                `freeze` says.
 
         Raises:
             ValueError: the layer also, or only, runs from the last step, so that its output needs
-                the whole sequence; or bfloat16 is asked of a float64 layer.
+                the whole sequence; or it cannot have such weights: they need float32 and a CPU,
+                and int8 a layer without `compute`.
 
         """
         return Stream(self._network, positive_int("batch", batch, minimum=0), weights)

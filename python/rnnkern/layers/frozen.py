@@ -8,6 +8,7 @@ from typing import Any
 from rnnkern._checks import Array
 from rnnkern.layers.arguments import State
 from rnnkern.layers.marks import asked
+from rnnkern.layers.narrow import check_narrow, narrow_layout, round_weights
 from rnnkern.layers.network import Network, run
 
 
@@ -25,10 +26,14 @@ class Frozen:
 
     """
 
-    def __init__(self, network: Network, text: str) -> None:
-        """Of a network whose weights nobody writes to; `text` is its layer's repr."""
-        self._network = network.packed()
+    def __init__(self, network: Network, text: str, weights: str | None = None) -> None:
+        """Of a network, of whose weights it takes a copy; `text` is its layer's repr."""
+        check_narrow(network, weights, ("int8",))
+        copy = network.snapshot(narrow_layout(network.layout, weights))
+        round_weights(copy, weights)
+        self._network = copy.packed()
         self._text = text
+        self._weights = weights
 
     def __call__(
         self,
@@ -51,7 +56,8 @@ class Frozen:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickles: the panels are packed anew, for the processor that is there."""
-        return type(self), (self._network, self._text)
+        return type(self), (self._network, self._text, self._weights)
 
     def __repr__(self) -> str:
-        return f"Frozen({self._text})"
+        narrow = "" if self._weights is None else f", weights={self._weights!r}"
+        return f"Frozen({self._text}{narrow})"

@@ -232,20 +232,28 @@ class Stack(Fixed):
             return h
         return self._steps(y, lengths, asked(None, "zero", None, mask, "zero")).last(y, h)
 
-    def freeze(self) -> FrozenStack:
-        """A packed snapshot of the parameters as they are now, to be called as the stack is."""
-        return FrozenStack(self, [layer.freeze() for layer in self.layers])
+    def freeze(self, *, weights: str | None = None) -> FrozenStack:
+        """A packed snapshot of the parameters as they are now, to be called as the stack is.
+
+        Args:
+            weights: "int8" or None, as of a layer.
+
+        Raises:
+            ValueError: a layer cannot have such weights.
+
+        """
+        return FrozenStack(self, [layer.freeze(weights=weights) for layer in self.layers])
 
     def stream(self, batch: int = 1, *, weights: str | None = None) -> StackStream:
         """A stepper for sequences that arrive piece by piece, as a layer's `Stream`.
 
         Args:
             batch: rows, each a sequence of its own.
-            weights: "bfloat16" or None, as of a layer.
+            weights: "bfloat16", "int8" or None, as of a layer.
 
         Raises:
             ValueError: a layer is bidirectional, so that its output needs the whole sequence; or
-                bfloat16 is asked of float64 layers.
+                cannot have such weights.
 
         """
         streams = [layer.stream(batch, weights=weights) for layer in self.layers]

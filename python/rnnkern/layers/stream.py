@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnkern import _core
-from rnnkern._checks import Array, choice, host_array, on_gpu, positive_int
+from rnnkern._checks import Array, host_array, on_gpu, positive_int
 from rnnkern.layers.arguments import Input, State, check_out
 from rnnkern.layers.marks import asked
+from rnnkern.layers.narrow import check_narrow, narrow_layout, round_weights
 from rnnkern.layers.network import Network, forward
 from rnnkern.layers.states import States
 
@@ -62,23 +63,14 @@ class Stream:
             )
         self._by_token = by_token
         self._source: Network | None = network
+        check_narrow(network, weights, ("bfloat16", "int8"))
         if not by_token:
-            network = network.snapshot(replace(network.layout, batch_first=False))
-        if weights is not None:
-            choice("weights", weights, ("bfloat16",))
-            if not device.has_stepper:
-                raise ValueError(
-                    f"weights='bfloat16' needs device='cpu', got a layer with "
-                    f"device={device.name!r}: compute='bfloat16' is its like there"
-                )
-            if spec.dtype != np.float32:
-                raise ValueError(
-                    f"weights='bfloat16' needs a layer of dtype float32, got {spec.dtype.name}"
-                )
+            layout = replace(narrow_layout(network.layout, weights), batch_first=False)
+            network = network.snapshot(layout)
+        round_weights(network, weights)
         self._network = network
         self._layout = network.layout
         self._rounding = weights
-        self._round()
         self._packed: Network | None = None  # at the first block
         self._states = States(device, self._as_parts(None, batch))
         self._stepper = self._new_stepper()
@@ -95,13 +87,6 @@ class Stream:
     def __repr__(self) -> str:
         return f"Stream({self._layout.owner}, batch={self.batch})"
 
-    def _round(self) -> None:
-        """The snapshot's matrices as they were asked for."""
-        if self._rounding is not None:
-            for w in self._network.weights:
-                for matrix in w.matrices:
-                    matrix[...] = _rounded_to_bfloat16(matrix)
-
     def _new_stepper(self) -> _core.Stepper | None:
         """None where a step is so much work that threads share it, as a block, to the same bits."""
         spec, device, weights = self._network.spec, self._network.device, self._network.weights
@@ -116,7 +101,7 @@ class Stream:
             spec,
             weights,
             *_pair(self._states.parts),
-            narrow=self._rounding is not None,
+            narrow=self._rounding == "bfloat16",
             by_token=self._by_token,
         )
 
@@ -342,7 +327,7 @@ class Stream:
                 for to, array in zip(own, now, strict=True):
                     if to is not None:
                         to[...] = array
-            self._round()
+            round_weights(self._network, self._rounding)
         self._packed = None
         self._stepper = self._new_stepper()
 
@@ -394,11 +379,3 @@ def _again(
 ) -> Stream:
     """What a copied or pickled stream is built of."""
     return kind(network, batch, weights, by_token=by_token)
-
-
-def _rounded_to_bfloat16(array: Array) -> Array:
-    """The nearest float32 values whose lower half is 0, ties to even; NaN stays NaN."""
-    bits = array.view(np.uint32)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)
-    result: Array = np.where(np.isnan(array), np.float32(np.nan), rounded.view(np.float32))
-    return result
