@@ -165,7 +165,7 @@ def test_a_wait_in_vain_ends(side: Any) -> None:
 def test_a_failure_tells_where(side: Any) -> None:
     case = Case("lstm", 33, batch=7, compute="float16", reverse=(True,), lengths=(5,) * 6 + (4,))
     plan = r"; plan: path \w+, groups \d+, blocks_per_group \d+, .*shared memory"
-    # y comes first, then h, c, dx, dh, dc, and the weights.
+    # y comes first, then h, c, dh, dc, the weights, and dx.
     for at, where, says in (
         (
             1,
@@ -174,9 +174,9 @@ def test_a_failure_tells_where(side: Any) -> None:
         ),
         (1, (slice(1, 4), 3, 7), r"first step 3, row 3, unit 7: .*in steps 1-3 of 5, rows 3 of 7"),
         (3, (6, 0), r", forward: c_n 0: .* first row 6, unit 0"),
-        (4, (slice(1, 4), 3, 2), r", backward: dx: .* first step 1, row 3, input 2"),
-        (5, (1, 2), r", backward: dh_0 0: .* first row 1, unit 2"),
-        (8, (33 + 5, 9), r", backward: dweight_hh 0: .* first gate 1, unit 5, column 9"),
+        (9, (slice(1, 4), 3, 2), r", backward: dx: .* first step 1, row 3, input 2"),
+        (4, (1, 2), r", backward: dh_0 0: .* first row 1, unit 2"),
+        (7, (33 + 5, 9), r", backward: dweight_hh 0: .* first gate 1, unit 5, column 9"),
     ):
         with pytest.raises(AssertionError, match=f"cell='lstm'.*compute='float16'.*{says}.*{plan}"):
             check(Spoiled(side, at, where), case)
