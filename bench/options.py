@@ -80,6 +80,7 @@ OPTIONS = {
         for merge in ("sum", "average", "product")
     },
     "peepholes": Option({"peepholes": True}),
+    "layer_norm": Option({"layer_norm": True}),
     "coupled": Option({"coupled": True}),
     "clip": Option({"clip": 3.0}),
     "cell_clip": Option({"cell_clip": 3.0}),

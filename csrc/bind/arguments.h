@@ -160,6 +160,7 @@ inline py::dict cells() {
     d["recurrent_product"] = facts.recurrent_product;
     d["recurrent_bias_gate"] = facts.recurrent_bias_gate;
     d["unit_weights"] = facts.unit_weights;
+    d["layer_norm"] = facts.layer_norm;
     d["unit_weights_name"] = std::string(facts.unit_weights_name);
     all[py::str(std::string(facts.name))] = d;
   }

@@ -86,6 +86,8 @@ Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
                                 " in one direction, or 1 in both, got " + std::to_string(layers) +
                                 " in " + std::to_string(spec.directions));
   }
+  if (spec.facts().layer_norm)
+    throw std::invalid_argument("cell: a GPU has no layer normalisation inside a cell");
   return {.cell = spec.cell,
           .inputs = spec.inputs,
           .units = spec.units,

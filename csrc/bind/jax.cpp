@@ -234,7 +234,7 @@ xla::Error* handle(xla::Call* call, OfFloat of_float, OfDouble of_double) {
     if (call->size < sizeof(xla::Call))
       throw std::invalid_argument("this version of XLA's runtime calls in another way");
     const Index cell = attribute(*call, "cell");
-    if (cell < 0 || cell >= static_cast<Index>(all_cells().size()))
+    if (cell < 0 || cell >= AllCells::size)
       throw std::invalid_argument("attribute cell must be one of the list of cells");
     if (call->arguments.count > 0 && call->arguments.buffers[0]->dtype == xla::DataType::f64) {
       of_double(*call, cell);

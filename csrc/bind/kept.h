@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -105,6 +106,20 @@ struct KeptOf {
     py::object saved = py::none(), cells = py::none(), inner = py::none();
     py::object fresh_c = py::none(), drawn_h = py::none(), drawn_c = py::none();
     std::shared_ptr<const PackedWeights<T>> weights;
+    AlignedBytes norm_bytes{};
+    NormKept<T> norm{};  // in there
+
+    // Room for so many rows of parts from x and of recurrent ones.
+    void keep_norm(const CellFacts& facts, Index inputs, Index live, Index units) {
+      const auto carve = [&](Arena arena) {
+        const Index row = facts.gates * units;
+        norm = {arena.take<T>(inputs * row), arena.take<T>(live * row),
+                arena.take<T>(inputs * kNormScales), arena.take<T>(live * kNormScales)};
+        return arena.used();
+      };
+      norm_bytes = AlignedBytes(carve(Arena(nullptr)));
+      carve(Arena(norm_bytes.get()));
+    }
   };
   // Of every layer but the last: y, and what the next one got where there are masks.
   struct Between {
@@ -119,6 +134,7 @@ struct KeptOf {
   // ∂L/∂(one layer's parameters in one direction).
   struct Gradient {
     T *ih, *hh, *bias, *bias_hn, *unit_weights, *hr;
+    NormParameters<T> norm{};
   };
 
   NetworkSizes sizes;
@@ -130,7 +146,7 @@ struct KeptOf {
   std::vector<Direction> directions;  // by layer
   std::vector<Between> between;
   std::vector<Handed<T>> both;  // of every layer what its directions gave, where they are merged
-  std::vector<std::pair<bool, bool>> biases;  // bias and bias_hn: whether there are any
+  std::vector<std::array<bool, 3>> biases;  // bias, bias_hn and shift_c: whether there are any
 
   Index count() const { return sizes.layers * sizes.directions; }
   Sequence<const T> x_of(const py::handle& x) const {
@@ -172,7 +188,7 @@ struct KeptOf {
       const Index inputs = sizes.inputs_of(i / sizes.directions);
       const auto& facts = sizes.facts();
       const py::object own = arrays[at];
-      if (!py::isinstance<py::tuple>(own) || py::len(own) < 4 || py::len(own) > 6)
+      if (!py::isinstance<py::tuple>(own) || py::len(own) < 4 || py::len(own) > 10)
         throw std::invalid_argument("gradients must be as many as the weights of a direction");
       const auto of = py::reinterpret_borrow<py::tuple>(own);
       grads.push_back(
@@ -189,6 +205,15 @@ struct KeptOf {
            .hr = sizes.outputs != sizes.units ? write<T>(required(part_of(of, 5), "dweight_hr"),
                                                          "dweight_hr", {sizes.outputs, sizes.units})
                                               : nullptr});
+      if (facts.layer_norm) {
+        auto& norm = grads.back().norm;
+        norm.gain_ih = write<T>(required(part_of(of, 6), "dgain_ih"), "dgain_ih", {rows});
+        norm.gain_hh = write<T>(required(part_of(of, 7), "dgain_hh"), "dgain_hh", {rows});
+        if (facts.cell_state) {
+          norm.gain_c = write<T>(required(part_of(of, 8), "dgain_c"), "dgain_c", {sizes.units});
+          norm.shift_c = write<T>(part_of(of, 9), "dshift_c", {sizes.units});
+        }
+      }
       const py::object trace = traces.is_none() ? py::none() : py::object(own_traces[at]);
       const Index numbers = static_cast<Index>(facts.states.size()) + facts.gates;
       told.push_back(
@@ -235,7 +260,8 @@ struct KeptOf {
     };
     std::vector<Gradient> grads;
     for (Index i = 0; i < count(); ++i) {
-      const auto [bias, bias_hn] = biases[static_cast<std::size_t>(i)];
+      const auto [bias, bias_hn, shift_c] = biases[static_cast<std::size_t>(i)];
+      const auto& facts = sizes.facts();
       Gradient own{};
       own.ih = zeros({rows, sizes.inputs_of(i / sizes.directions)});
       if (sizes.facts().recurrent_product) own.hh = zeros({rows, sizes.outputs});
@@ -244,6 +270,9 @@ struct KeptOf {
       if (const Index count = sizes.facts().unit_weights; count > 0)
         own.unit_weights = zeros({count, sizes.units});
       if (sizes.outputs != sizes.units) own.hr = zeros({sizes.outputs, sizes.units});
+      if (facts.layer_norm) own.norm.gain_ih = zeros({rows}), own.norm.gain_hh = zeros({rows});
+      if (facts.norms_c()) own.norm.gain_c = zeros({sizes.units});
+      if (shift_c) own.norm.shift_c = zeros({sizes.units});
       grads.push_back(own);
     }
     run(x, out, dy.is_none() ? Sequence<const T>{} : axes.view<const T>(dy, sizes.features()), dh,
@@ -295,6 +324,9 @@ struct KeptOf {
              .options = options.empty() ? nullptr : &options[static_cast<std::size_t>(d)],
              .inner = read<T>(directions[at].inner, "inner", {live, units}),
              .dw_hr = grads[at].hr,
+             .norm = {directions[at].norm.ih, directions[at].norm.hh, directions[at].norm.scales_ih,
+                      directions[at].norm.scales_hh},
+             .dnorm = grads[at].norm,
              .zone_h = {.drawn =
                             read_draws(directions[at].drawn_h, "zoneout_h", schedule, outputs)},
              .zone_c = {.drawn = read_draws(directions[at].drawn_c, "zoneout_c", schedule, units)},

@@ -28,7 +28,7 @@ class NetworkOf {
         throw std::invalid_argument(
             "weights must fit those of the layer below, and be of one size in both directions");
       }
-      biases_.emplace_back(own.bias != nullptr, own.bias_hn != nullptr);
+      biases_.push_back({own.bias != nullptr, own.bias_hn != nullptr, own.norm.shift_c != nullptr});
     }
     if constexpr (!std::is_same_v<T, float>) {
       if (sizes_.compute != Compute::exact)
@@ -232,6 +232,11 @@ class NetworkOf {
         kept[at].inner = new_array<T>({live, units});
         problems[at].inner = static_cast<T*>(data_of(kept[at].inner));
       }
+      if (sizes_.facts().layer_norm) {
+        const auto& slots = problems[at].tokens;
+        kept[at].keep_norm(sizes_.facts(), slots.slot ? slots.count : live, live, units);
+        problems[at].norm = kept[at].norm;
+      }
     }
     without_gil(sizes_.flops(live), [&] {
       for (Index k = 0; k < sizes_.layers; ++k) {
@@ -314,7 +319,7 @@ class NetworkOf {
   NetworkSizes sizes_;
   std::vector<CellOptions<T>> options_;  // one a direction, or none
   std::vector<HeldWeights> weights_;     // by layer and direction
-  std::vector<std::pair<bool, bool>> biases_;
+  std::vector<std::array<bool, 3>> biases_;
   std::vector<PackedWeights<T>> panels_;                                  // likewise, or none
   std::vector<std::shared_ptr<const PackedWeights<T>>> backward_panels_;  // likewise
 };
@@ -416,7 +421,7 @@ void bind_network(py::module_& m) {
           "in for the "
           "last state and come out for the first; dx and the "
           "gradients, for each layer and direction (dweight_ih, dweight_hh, dbias, dbias_hn, "
-          "dunit_weights, dweight_hr), are "
+          "dunit_weights, dweight_hr, dgain_ih, dgain_hh, dgain_c, dshift_c), are "
           "added to; state_gradients, for each (live steps, states + gates, H) in the packed order "
           "of saved, are written. dy None is zero.")
       .def(
@@ -436,7 +441,8 @@ void bind_network(py::module_& m) {
       .def(py::init<const py::handle&, const py::sequence&, bool>(), py::arg("spec"),
            py::arg("weights"), py::arg("batch_first") = false,
            "weights: for each layer and direction (weight_ih, weight_hh, bias, bias_hn, "
-           "unit_weights, weight_hr), which are held; the last two for cells that have them. The "
+           "unit_weights, weight_hr, gain_ih, gain_hh, gain_c, shift_c), which are held; from the "
+           "fifth on for cells that have them. The "
            "sizes are theirs; spec says the cell, the compute and how many there are.")
       .def(
           "packed",

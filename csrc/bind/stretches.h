@@ -8,6 +8,14 @@
 
 namespace rnnkern {
 
+// What is kept of rows from one on; parts from x, where there are as many of them.
+template <class T>
+void advance(NormKept<T>& norm, const CellFacts& cell, Index rows, Index units, bool with_input) {
+  if (!norm.hh) return;
+  norm.hh += rows * cell.gates * units, norm.scales_hh += rows * kNormScales;
+  if (with_input) norm.ih += rows * cell.gates * units, norm.scales_ih += rows * kNormScales;
+}
+
 // run(problem) of one direction, whose states are those of batch rows: where these are cut into
 // stretches, of each part of them, with their states.
 template <class T, class Run>
@@ -35,6 +43,7 @@ void run_stretches(const CellFacts& cell, const ScheduleStorage& rows,
     if (own.saved) some.saved += before * cell.saved * units;
     if (own.cells) some.cells += before * units;
     if (own.inner) some.inner += before * units;
+    advance(some.norm, cell, before, units, !own.tokens.slot);
     run(some);
   }
   stretches->end(reverse, own.h, outputs, problem.h);
@@ -72,6 +81,7 @@ void run_stretches(const CellFacts& cell, const ScheduleStorage& rows,
     if (own.saved) some.saved += before * cell.saved * units;
     if (own.cells) some.cells += before * units;
     if (own.inner) some.inner += before * units;
+    advance(some.norm, cell, before, units, !own.tokens.slot);
     if (own.state_gradients) {
       const Index kept = static_cast<Index>(cell.states.size()) + cell.gates;
       some.state_gradients += before * (kept * units + (outputs != units ? outputs : 0));

@@ -17,6 +17,7 @@ struct GruResetBefore : CellDefaults<3> {
   static constexpr const char* name = "gru_before";
   static constexpr const char* gate_names[] = {"r", "u", "n"};
   static constexpr Range phases[] = {{r, 2}, {n, 1}};
+  static constexpr Range norm_blocks[] = {{r, 2}, {n, 1}};
   static constexpr int operand_gate = r;
 
   template <class F>
@@ -53,6 +54,7 @@ struct GruResetAfter : CellDefaults<3, 4> {
   static constexpr const char* name = "gru_after";
   static constexpr const char* gate_names[] = {"r", "u", "n"};
   static constexpr int recurrent_bias_gate = n;
+  static constexpr Range norm_blocks[] = {{r, 2}, {n, 1}};
 
   template <class F>
   RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, GruResetAfter>& s, const F& f) {

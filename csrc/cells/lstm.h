@@ -34,6 +34,7 @@ struct LstmOf : LstmGates<Coupled> {
                                           : (Coupled ? "lstm_coupled" : "lstm");
   static constexpr const char* states[] = {"h", "c"};
   static constexpr bool sees_h = false;
+  static constexpr int output_gate = Gates::output;
   static constexpr int unit_weights = Peepholes ? of_output + 1 : 0;
   static constexpr const char* unit_weights_name = "weight_peephole";
 
@@ -50,19 +51,17 @@ struct LstmOf : LstmGates<Coupled> {
       s.c = f.held(fma(s.saved[Gates::forget], s.c, s.saved[input] * s.saved[cell]));
     }
     if constexpr (Peepholes) s.saved[output] = f.gate(peeking(s, output, of_output));
-    s.h = s.saved[output] * f.output(s.c);
+    s.h = GatedOutput<V>::forward(s.saved[output], s.c, f);
   }
 
   template <class F>
   RNNKERN_DEVICE static void backward(Phase<0>, BackwardStep<V, LstmOf>& s, const F& f) {
     constexpr int input = Gates::input, cell = Gates::cell, output = Gates::output;
-    const V u = s.saved[input], n = s.saved[cell], o = s.saved[output];
-    const V squashed = f.output(s.c);
-    V whole = f.output_chain(squashed, s.dh * o, s.dc);
-    if constexpr (Peepholes) {
-      s.delta[output] = f.gate_chain(o, s.dh * squashed);
-      whole = fma(s.unit[of_output], s.delta[output], whole);
-    }
+    const V u = s.saved[input], n = s.saved[cell];
+    const auto of_h = GatedOutput<V>::backward(s.saved[output], s.c, s.dh, s.dc, f);
+    s.delta[output] = of_h.gate;
+    V whole = of_h.c;
+    if constexpr (Peepholes) whole = fma(s.unit[of_output], s.delta[output], whole);
     const V dc = f.through_held(s.c, whole);
     if constexpr (Coupled) {
       s.delta[input] = f.gate_chain(u, dc * (n - s.c_previous));
@@ -71,7 +70,6 @@ struct LstmOf : LstmGates<Coupled> {
       s.delta[Gates::forget] = f.gate_chain(s.saved[Gates::forget], dc * s.c_previous);
     }
     s.delta[cell] = f.candidate_chain(n, dc * u);
-    if constexpr (!Peepholes) s.delta[output] = f.gate_chain(o, s.dh * squashed);
     s.dc_now = whole;
     if constexpr (Coupled) {
       s.dc = dc * (V(1) - u);

@@ -16,6 +16,7 @@ struct MinimalGated : CellDefaults<2> {
   static constexpr const char* name = "minimal_gated";
   static constexpr const char* gate_names[] = {"f", "n"};
   static constexpr Range phases[] = {{forget, 1}, {n, 1}};
+  static constexpr Range norm_blocks[] = {{forget, 1}, {n, 1}};
   static constexpr int operand_gate = forget;
 
   template <class F>

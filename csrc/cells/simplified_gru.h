@@ -15,6 +15,7 @@ struct SimplifiedGru : CellDefaults<2> {
 
   static constexpr const char* name = "simplified_gru";
   static constexpr const char* gate_names[] = {"u", "n"};
+  static constexpr Range norm_blocks[] = {{u, 1}, {n, 1}};
 
   template <class F>
   RNNKERN_DEVICE static void forward(Phase<0>, ForwardStep<V, SimplifiedGru>& s, const F& f) {

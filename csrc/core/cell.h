@@ -47,6 +47,14 @@ struct CellDefaults {
   static constexpr Range phases[] = {{0, Gates}};
   static constexpr int operand_gate = kNoGate;
 
+  // Gates of one phase that layer normalisation takes together: their parts from x have one mean and one
+  // variance, and so have their recurrent parts.
+  static constexpr Range norm_blocks[] = {{0, Gates}};
+
+  // The gate that h = gate·f.output(c) has, where h is made of c so (GatedOutput): layer normalisation of c
+  // stands between the two.
+  static constexpr int output_gate = kNoGate;
+
   // Whether weights multiply what a phase sees of h_{t-1}. Without, there is no W_hh: a unit sees the h of its
   // own alone, in one phase, and nothing but the part from x takes a product.
   static constexpr bool recurrent_product = true;
@@ -66,7 +74,7 @@ struct CellDefaults {
   static constexpr bool sees_h = true;
 };
 
-inline constexpr int kMostPhases = 2;
+inline constexpr int kMostPhases = 2, kMostNormBlocks = 2;
 
 template <class Cell>
 inline constexpr int phase_count = static_cast<int>(sizeof(Cell::phases) / sizeof(Range));
@@ -136,6 +144,25 @@ struct BackwardStep {
   V direct;    // ∂L/∂h_{t-1} by every path that is not the product of phase 0; phase 1 adds to it
   V delta[delta_count<Cell>];  // what phase 0 found is here; phase 1 adds its own
   V unit[at_least_one(Cell::unit_weights)];
+};
+
+// What h is made of, of a cell that names its output_gate.
+template <class V>
+struct GatedOutput {
+  // ∂L/∂(the gate's pre-activation), and ∂L/∂c with what else reaches it.
+  struct Gradient {
+    V gate, c;
+  };
+
+  template <class F>
+  RNNKERN_DEVICE static V forward(V gate, V c, const F& f) {
+    return gate * f.output(c);
+  }
+  template <class F>
+  RNNKERN_DEVICE static Gradient backward(V gate, V c, V dh, V rest, const F& f) {
+    const V squashed = f.output(c);
+    return {f.gate_chain(gate, dh * squashed), f.output_chain(squashed, dh * gate, rest)};
+  }
 };
 
 }  // namespace rnnkern

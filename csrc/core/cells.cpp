@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/cells.h"
 
+#include <deque>
 #include <iterator>
 #include <stdexcept>
 #include <string>
@@ -27,12 +28,31 @@ CellFacts facts_of() {
           .recurrent_bias_gate = Cell::recurrent_bias_gate,
           .unit_weights = Cell::unit_weights,
           .unit_weights_name = Cell::unit_weights_name,
-          .sees_h = Cell::sees_h};
+          .sees_h = Cell::sees_h,
+          .norm_blocks = Cell::norm_blocks,
+          .output_gate = Cell::output_gate,
+          .own_deltas = delta_count<Cell>};
 }
+
+// Whether layer normalisation of a cell is anywhere defined: not without a recurrent product, nor where gates
+// see c as it is.
+bool has_twin(const CellFacts& cell) { return cell.recurrent_product && cell.unit_weights == 0; }
 
 template <template <class> class... Cells>
 std::vector<CellFacts> describe(CellList<Cells...>) {
-  return {facts_of<Cells<Scalar<float>>>()...};
+  std::vector<CellFacts> cells = {facts_of<Cells<Scalar<float>>>()...};
+  static std::deque<std::string> names;  // they stay where they are
+  for (int i = 0; i < CellList<Cells...>::size; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    cells[at].equations = i;
+    if (!has_twin(cells[at])) continue;
+    CellFacts twin = cells[at];
+    twin.name = names.emplace_back(std::string(twin.name) + "_norm");
+    twin.layer_norm = true;
+    twin.deltas += twin.gates + twin.cell_state;
+    cells.push_back(twin);
+  }
+  return cells;
 }
 
 }  // namespace

@@ -41,6 +41,15 @@ struct CellFacts {
   int unit_weights;
   std::string_view unit_weights_name;
   bool sees_h;
+  std::span<const Range> norm_blocks;
+  int output_gate;  // or kNoGate
+  // Of a twin that normalises, which has the cell's equations: its gradients' places are the cell's own ones,
+  // then one a gate, ∂L/∂(its recurrent sums), and where there is c ∂L/∂(c normalised).
+  bool layer_norm = false;
+  int equations = 0;   // the cell's place in AllCells
+  int own_deltas = 0;  // the cell's
+
+  [[gnu::always_inline]] bool norms_c() const { return layer_norm && cell_state; }
 
   // Inlined always, as what kernels of several instruction sets use must be.
   [[gnu::always_inline]] int phase_count() const { return static_cast<int>(phases.size()); }
@@ -52,12 +61,20 @@ struct CellFacts {
 
   // Where among the deltas that of a gate's recurrent part is.
   [[gnu::always_inline]] int recurrent_delta(int gate) const {
+    return layer_norm ? own_deltas + gate : preactivation_delta(gate);
+  }
+
+  // And where that of what its equations see of it is.
+  [[gnu::always_inline]] int preactivation_delta(int gate) const {
     return gate == recurrent_bias_gate ? gates : gate;
   }
 
   // Those of the deltas that are pre-activations' and so meet x or an operand in a product: the first.
-  [[gnu::always_inline]] int preactivation_deltas() const { return deltas - unit_weights; }
+  [[gnu::always_inline]] int preactivation_deltas() const {
+    return deltas - unit_weights - norms_c();
+  }
 };
+// Those of AllCells, and behind them their twins.
 const std::vector<CellFacts>& all_cells();
 inline const CellFacts& cell_facts(int cell) { return all_cells()[static_cast<std::size_t>(cell)]; }
 

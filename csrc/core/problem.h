@@ -69,6 +69,23 @@ struct Zoneout {
   [[gnu::always_inline]] bool on() const { return drawn.data || share > T(0); }
 };
 
+// Of layer normalisation: the gains of the part from x and of the recurrent part (G·H), and gain and shift of c
+// (H), null where the cell has no c and without a shift.
+template <class T>
+struct NormParameters {
+  T *gain_ih = nullptr, *gain_hh = nullptr, *gain_c = nullptr, *shift_c = nullptr;
+};
+
+// What it keeps for the backward pass, or null: normalised parts from x (rows, G·H) and recurrent ones
+// (N, G·H), and by row the scales of their blocks, kNormScales of them. Of x there are as many rows as
+// distinct tokens, where there are tokens.
+template <class T>
+struct NormKept {
+  T *ih = nullptr, *hh = nullptr, *scales_ih = nullptr, *scales_hh = nullptr;
+};
+// A scale a block, then of the recurrent ones c's mean and scale.
+inline constexpr Index kNormScales = 4, kNormScaleOfC = 2;
+
 template <class T>
 struct Parameters {
   Index inputs, units, outputs;  // outputs other than units are a projection's
@@ -78,6 +95,7 @@ struct Parameters {
   const T* bias_hn;  // (H), or null: joins the recurrent product of the gate that the cell names
   const T* unit_weights;    // (as many as the cell says, H); null where it has none
   const T* w_hr = nullptr;  // (P, H): the projection's, or null for none
+  NormParameters<const T> norm{};
 };
 
 // Integer input: x_t is the one-hot row of a token. Only the distinct tokens of a call have a slot.
@@ -102,6 +120,7 @@ struct ForwardProblem {
   T* cells;       // (N, H): every c_t, likewise; null without c
   const CellOptions<T>* options = nullptr;  // null for the cell's own functions
   T* inner = nullptr;  // (N, H): every h' that a projection took, likewise; null without one
+  NormKept<T> norm{};
   const T* h_factors = nullptr;  // (B, P): of what recurrent products take of h; null for none
   Zoneout<T> zone_h{}, zone_c{};
   T* fresh_c = nullptr;  // (N, H): every c_t before its zoneout, out as saved; null without one
@@ -131,8 +150,10 @@ struct BackwardProblem {
   // Where h is a projection the first is ∂L/∂h'_t, and a row ends with ∂L/∂h_t (P).
   T* state_gradients;
   const CellOptions<T>* options = nullptr;
-  const T* inner = nullptr;       // as the forward pass left it
-  T* dw_hr = nullptr;             // (P, H)
+  const T* inner = nullptr;  // as the forward pass left it
+  T* dw_hr = nullptr;        // (P, H)
+  NormKept<const T> norm{};  // as the forward pass left it
+  NormParameters<T> dnorm{};
   const T* h_factors = nullptr;   // (B, P), as in the forward pass
   Zoneout<T> zone_h{}, zone_c{};  // what was drawn
   const T* fresh_c = nullptr;     // as the forward pass left it

@@ -64,7 +64,8 @@ struct Equations {
   CellEquations<T> given[AllCells::size];  // with a layer's options
 
   LoopCell<T> of(int cell, bool options) const {
-    return {cell_facts(cell), options ? given[cell] : cells[cell]};
+    const CellFacts& facts = cell_facts(cell);
+    return {facts, options ? given[facts.equations] : cells[facts.equations]};
   }
 };
 

@@ -170,7 +170,8 @@ Work work_of(int cell, Index steps, Index batch, double live, Index inputs, Inde
           .barriers = facts.recurrent_product,
           .step_flops = per_row * live / static_cast<double>(steps),
           .total_flops = live * (per_row + 2 * gate_units * static_cast<double>(inputs)),
-          .weight_bytes = static_cast<Index>(std::min(per_row / 2 * element, kMostBytes))};
+          .weight_bytes = static_cast<Index>(std::min(per_row / 2 * element, kMostBytes)),
+          .whole_rows = facts.layer_norm};
 }
 
 namespace {

@@ -22,6 +22,11 @@ Plan make_plan(const Work& work, int threads) {
   if (threads <= 1) return {1, 1, "one thread is all that the limit allows"};
   if (work.total_flops < kWakeFlops * threads)
     return {1, 1, "too little work to wake a second thread"};
+  if (work.whole_rows) {
+    const int rows = work.batch < threads ? static_cast<int>(work.batch) : threads;
+    return {rows, 1,
+            "layer normalisation: each thread owns rows of the batch, with all their units"};
+  }
   const bool fits = work.weight_bytes <= own_cache_bytes;
   if (work.batch >= 4 * threads && (fits || work.batch >= 64 * threads)) {
     return {threads, 1, "each thread owns rows of the batch: no barrier between steps"};

@@ -68,6 +68,8 @@ class Function:
         for name in ("zoneout", "cell_zoneout"):
             if share := getattr(self._spec, name):
                 raise ValueError(f"layer must have {name}=0 for rnnkern.jax, got {share:g}")
+        if self._spec.facts.layer_norm:
+            raise ValueError("layer must have layer_norm=False for rnnkern.jax, got True")
         if self._spec.options is not None:
             raise ValueError(
                 "rnnkern.jax has no layer with activations other than the cell's own or with a "
@@ -199,7 +201,7 @@ class Function:
         return [
             tuple(
                 jnp.zeros(size, dtype) if name is None else jnp.asarray(params[name], dtype)
-                for name, size, there in zip(names, sizes, taken, strict=True)
+                for name, size, there in zip(names[: len(sizes)], sizes, taken, strict=True)
                 if there
             )
             for names in parameter_names(spec)

@@ -56,6 +56,7 @@ class Play:
             "bidirectional": case.chance(0.3),
             "batch_first": case.chance(0.3),
             "bias": case.chance(0.8),
+            "layer_norm": case.chance(0.3),
             "dropout": case.one(0.0, 0.0, 0.5),
             "recurrent_dropout": case.one(0.0, 0.0, 0.0, 0.5),
             "weight_drop": case.one(0.0, 0.0, 0.0, 0.5),
@@ -74,9 +75,15 @@ class Play:
             options["proj_size"] = 0
         if self.cls in WITHOUT_PRODUCT:
             options["weight_drop"] = options["recurrent_dropout"] = 0.0
+            options["layer_norm"] = False
         if options.get("recurrent_activation") in ("relu", "elu", "leaky_relu(0.1)"):
             # Gates without a bound already make h grow fast: scaled further it may overflow.
             options["weight_drop"] = options["recurrent_dropout"] = 0.0
+        if options["layer_norm"]:
+            options["recurrent_dropout"] = options["zoneout"] = 0.0
+            if self.cls is rk.LSTM:
+                options["proj_size"], options["peepholes"] = 0, False
+                options["cell_zoneout"] = 0.0
         if options["dtype"] == "float32":
             options["compute"] = case.one(None, None, "bfloat16")
         self.options = options

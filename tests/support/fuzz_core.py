@@ -56,6 +56,22 @@ class Sizes:
             "bias": self.numbers("bias", rows) if case.chance(0.7) else None,
             "bias_hn": self.numbers("bias_hn", self.units) if case.chance(0.5) else None,
             **of_units,
+            **(self.gains() if CELLS[self.cell]["layer_norm"] else {}),
+        }
+
+    def gains(self) -> Arguments:
+        """Of a cell that normalises: what stands behind the weights."""
+        rows = self.gates * self.units
+        of_c = self.states > 1
+        return {
+            "unit_weights": None,
+            "weight_hr": None,
+            "gain_ih": self.numbers("gain_ih", rows),
+            "gain_hh": self.numbers("gain_hh", rows),
+            "gain_c": self.numbers("gain_c", self.units) if of_c else None,
+            "shift_c": self.numbers("shift_c", self.units)
+            if of_c and self.case.chance(0.7)
+            else None,
         }
 
     def spec(self, **changes: Any) -> Any:

@@ -65,6 +65,8 @@ class Direction:
         }
         self.factors: Tensor = None  # (B, H)
         self.peepholes = params.get("weight_peephole" + ending)
+        self.gains = [params.get(f"gain_{part}{ending}") for part in ("ih", "hh", "c")]
+        self.shift_c = params.get("shift_c" + ending)
 
     def clipped(self, a: Tensor) -> Tensor:
         return a if self.clip is None else torch.clamp(a, -self.clip, self.clip)
@@ -81,31 +83,60 @@ class Direction:
 
         h = state[0]
         seen = h if self.factors is None else h * self.factors  # by recurrent products
-        units, w_hh = h.shape[1], self.w["weight_hh"]
-        a = x @ self.w["weight_ih"].T
+        units = h.shape[1]
+        a = torch.cat(self.parts(x, "weight_ih", 0, 4), dim=1)
         if self.w["bias"] is not None:
             a = a + self.w["bias"]
-        a, w = a.split(units, dim=1), w_hh.split(units)
+        a = a.split(units, dim=1)
         if self.kind == "RNN":
-            return [squash(a[0] + seen @ w[0].T)]
+            return [squash(a[0] + self.recurrent(seen, 0)[0])]
         if self.kind == "SimplifiedGRU":
-            u, n = update(a[0] + seen @ w[0].T), squash(a[1] + seen @ w[1].T)
+            u, n = (
+                update(a[0] + self.recurrent(seen, 0)[0]),
+                squash(a[1] + self.recurrent(seen, 1)[0]),
+            )
         elif self.kind == "MGU":
-            u = gate(a[0] + seen @ w[0].T)
-            n = squash(a[1] + (u * seen) @ w[1].T)
+            u = gate(a[0] + self.recurrent(seen, 0)[0])
+            n = squash(a[1] + self.recurrent(u * seen, 1)[0])
         elif self.kind == "GRU":
-            r, u = gate(a[0] + seen @ w[0].T), update(a[1] + seen @ w[1].T)
+            of_r, of_u = self.recurrent(seen, 0, 2)
+            r, u = gate(a[0] + of_r), update(a[1] + of_u)
             if self.after:
                 own = 0.0 if self.w["bias_hn"] is None else self.w["bias_hn"]
-                n = squash(a[2] + r * (seen @ w[2].T + own))
+                n = squash(a[2] + r * (self.recurrent(seen, 2)[0] + own))
             else:
-                n = squash(a[2] + (r * seen) @ w[2].T)
+                n = squash(a[2] + self.recurrent(r * seen, 2)[0])
         else:
-            return self.lstm(a, seen, state[1], w)
+            return self.lstm(a, seen, state[1])
         return [u * n + (1 - u) * h]
 
-    def lstm(self, a: Any, h: Tensor, c: Tensor, w: Any) -> list[Tensor]:
-        sums = [own + h @ matrix.T for own, matrix in zip(a, w, strict=True)]
+    def recurrent(self, h: Tensor, first: int, count: int = 1) -> Any:
+        """Of the gates [first, first + count): their product with h, normalised as one."""
+        return self.parts(h, "weight_hh", first, count)
+
+    def parts(self, rows: Tensor, matrix: str, first: int, count: int) -> Any:
+        """Of so many gates: W rows, by gate."""
+        w = self.w[matrix]
+        units = self.w["weight_hh"].shape[1]
+        gain = self.gains[matrix == "weight_hh"]
+        of_gates = slice(first * units, (first + count) * units)
+        sums = rows @ w[of_gates].T
+        if gain is None:
+            return sums.split(units, dim=1)
+        parts, gain = [], gain[of_gates]
+        for of, own in zip(self.blocks(sums, first), self.blocks(gain, first), strict=True):
+            parts += torch.nn.functional.layer_norm(of, own.shape, weight=own).split(units, dim=-1)
+        return parts
+
+    def blocks(self, sums: Tensor, first: int) -> Any:
+        """What is normalised as one: a GRU's gates and its candidate, an LSTM's all together."""
+        units = self.w["weight_hh"].shape[1]
+        apart = {"GRU": 2, "MGU": 1, "SimplifiedGRU": 1}.get(self.kind, 4) - first
+        last = sums[..., : apart * units], sums[..., max(apart, 0) * units :]
+        return [block for block in last if block.shape[-1]]
+
+    def lstm(self, a: Any, h: Tensor, c: Tensor) -> list[Tensor]:
+        sums = [own + part for own, part in zip(a, self.recurrent(h, 0, len(a)), strict=True)]
         p = self.peepholes
         u_sum, f_sum, n_sum, o_sum = sums if len(sums) == 4 else (sums[0], None, *sums[1:])
         u_sum = u_sum if p is None else u_sum + p[0] * c
@@ -118,7 +149,11 @@ class Direction:
         if self.cell_clip is not None:
             c = torch.clamp(c, -self.cell_clip, self.cell_clip)
         o = self.gate(self.clipped(o_sum if p is None else o_sum + p[-1] * c))
-        return [o * self.out(c), c]
+        gain = self.gains[2]
+        if gain is None:
+            return [o * self.out(c), c]
+        layer_norm = torch.nn.functional.layer_norm
+        return [o * self.out(layer_norm(c, gain.shape, gain, self.shift_c)), c]
 
 
 def run(

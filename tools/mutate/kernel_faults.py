@@ -11,6 +11,7 @@ from fault import Fault
 
 _GRADIENTS = "cells/test_gradients.py::test_finite_differences"
 _REFERENCE = "cells/test_properties.py::test_any_problem"
+_NORMS = "cells/test_layer_norm.py::test_gradients_are_those_of_finite_differences"
 _VARIANTS = "cells/test_variants.py::test_values_and_gradients"
 _ACTIVATIONS = "kernels/test_activations.py"
 _PASSES = "kernels/test_training_passes.py::test_agree_with_float64"
@@ -31,10 +32,10 @@ _CELLS = [
         _REFERENCE,
     ),
     _fault(
-        "cells/lstm.h",
+        "core/cell.h",
         "lstms-output-without-tanh",
-        "s.h = s.saved[output] * f.output(s.c);",
-        "s.h = s.saved[output] * s.c;",
+        "return gate * f.output(c);",
+        "return gate * c;",
         _REFERENCE,
     ),
     _fault(
@@ -279,7 +280,7 @@ _LOOPS = [
         _LONG_SUMS,
     ),
     _fault(
-        "cpu/recurrent/weight_gradients.h",
+        "cpu/recurrent/norm_gradients.h",
         "biases-sum-many-rows-in-a-row",
         "begin + kRows < rows",
         "false",
@@ -305,6 +306,27 @@ _LOOPS = [
         "(d < multiplied_ ? d : deltas_) * units_",
         "(d < multiplied_ ? d : 0) * units_",
         "cells/test_projection.py::test_against_torch",
+    ),
+    _fault(
+        "cpu/recurrent/backward.h",
+        "a-normalised-c-has-its-output-gates-gradient-from-nothing",
+        "std::copy_n(dgate, units_, scratch_.delta_now[i] + cell_.output_gate * units_);",
+        ";",
+        _NORMS,
+    ),
+    _fault(
+        "cpu/recurrent/normalization.h",
+        "a-normalised-rows-length-has-a-gradient",
+        "scaled(j, left) - mean - load_some<V>(normed + j, left) * along",
+        "scaled(j, left) - mean",
+        _NORMS,
+    ),
+    _fault(
+        "cpu/recurrent/norm_gradients.h",
+        "a-tokens-normalised-part-is-anothers",
+        "problem_.tokens.slot ? problem_.tokens.slot[p] : p",
+        "problem_.tokens.slot ? 0 : p",
+        "cells/test_layer_norm.py::test_tokens_are_one_hot_rows",
     ),
     _fault(
         "cpu/recurrent/backward.h",
@@ -386,7 +408,7 @@ _LOOPS = [
     _fault(
         "cpu/recurrent/step.h",
         "a-stream-has-no-bias",
-        "return parameters.bias ? parameters.bias + (first + gate) * units : nullptr;",
+        "return biased ? parameters.bias + (first + gate) * units : nullptr;",
         "return static_cast<const T*>(nullptr);",
         _STREAM,
     ),

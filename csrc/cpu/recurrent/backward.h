@@ -9,6 +9,7 @@
 #include "core/problem.h"
 #include "cpu/gemm/panels.h"
 #include "cpu/recurrent/backward_panels.h"
+#include "cpu/recurrent/backward_scratch.h"
 #include "cpu/recurrent/chunk.h"
 #include "cpu/recurrent/equations.h"
 #include "cpu/recurrent/weight_gradients.h"
@@ -23,6 +24,7 @@ class Backward {
   using Operand = typename Product::Operand;
   using Matrix = PanelMatrix<V, Product>;
   using Panels = BackwardPanels<V, Product>;
+  using Scratch = BackwardScratch<V, Product>;
   using Gradients = WeightGradients<V, Product>;
 
  public:
@@ -59,59 +61,6 @@ class Backward {
   }
 
  private:
-  struct Scratch {
-    // Shared by the team, and before what is not: threads may come and go between two steps.
-    typename Gradients::Shared gradients;
-    T* delta;     // (rows of a chunk): of each its deltas (deltas, H), and ∂L/∂h_t of a projection
-    T* boundary;  // (B): likewise, the step after the chunk
-    T* dh;        // (B, H): ∂L/∂h_t, from the phase that finds it to the next
-    ZonedGradients<V> zoned;
-    T* direct;  // (B, H): zeros, for a projection's h' has no other gradient than by h
-    // This thread's.
-    typename Gradients::Own own;
-    Operand* step_copies;  // (B, G·H or P): rows of a step's product, where operands are rounded
-    // This thread's, one entry a batch row, filled anew for each step.
-    const T** delta_after;    // of the step processed next, rows of its product
-    const Operand** segment;  // the same as the product takes them, moved to one gate
-    const T** dh_now;         // of a projection: ∂L/∂h_t, which stands behind delta_now
-    T** delta_now;
-    T** state_gradients;
-    const T** h_previous;
-    const T** h;
-    const T** c_previous;
-    const T** c;
-    const T** saved;
-    const T** dy;
-
-    Scratch(const CellFacts& cell, const BackwardProblem<T>& problem, int threads, int id,
-            Arena& arena)
-        : gradients(cell, problem, arena) {
-      const Index units = problem.units, batch = problem.schedule.batch;
-      const Index chunk = largest_chunk(problem.schedule, kChunkRows);
-      const Index outputs = problem.outputs;
-      delta = arena.take<T>(chunk * delta_size(cell, units, outputs));
-      boundary = arena.take<T>(batch * delta_size(cell, units, outputs));
-      direct = arena.take<T>(outputs == units ? 0 : batch * units);
-      dh = arena.take<T>(cell.phase_count() > 1 ? batch * units : 0);
-      zoned = ZonedGradients<V>(problem, arena);
-      for (int i = 0; i < threads; ++i) {
-        const typename Gradients::Own own_i(problem, arena);
-        const Operand** segment_i = arena.take<const Operand*>(batch);
-        // A row's last gate may be filled up beyond the row: the next one is copied after it.
-        Operand* step_copies_i =
-            take_copies<Product>(arena, batch + 1, std::max(cell.gates * units, outputs));
-        const T** in = arena.take<const T*>(8 * batch);
-        T** out = arena.take<T*>(2 * batch);
-        if (i != id) continue;
-        own = own_i, segment = segment_i, step_copies = step_copies_i;
-        delta_after = in, h_previous = in + batch, h = in + 2 * batch;
-        c_previous = in + 3 * batch, c = in + 4 * batch, saved = in + 5 * batch,
-        dy = in + 6 * batch, dh_now = in + 7 * batch;
-        delta_now = out, state_gradients = out + batch;
-      }
-    }
-  };
-
   Backward(const LoopCell<T>& cell, const BackwardProblem<T>& problem, const TallTiles* tall,
            const Worker& worker, const Panels& panels, const Scratch& scratch)
       : cell_(cell.facts),
@@ -128,11 +77,13 @@ class Backward {
         worker_(worker),
         panels_(panels),
         scratch_(scratch),
-        gradients_(cell_, problem, tall, worker, panels.input, scratch.gradients, scratch.own,
-                   scratch.delta),
+        gradients_(cell_, problem, tall, worker, panels.input, panels.norm, scratch.gradients,
+                   scratch.own, scratch.delta),
         cut_(schedule_.batch, tile_height(), worker.row_groups) {}
 
   bool projects() const { return outputs_ != units_; }
+  // Whether equations need ∂L/∂h_t of other units than their own.
+  bool needs_whole_dh() const { return projects() || cell_.norms_c(); }
 
   // The same for all products of a step, so that a row of the batch stays with its thread.
   Index tile_height() const {
@@ -194,23 +145,22 @@ class Backward {
                : scratch_.boundary + i * delta_size_;
   }
 
-  // What row i held before processed step s.
-  const T* previous_c(Index s, Index i) const {
-    if (s == 0 || i >= schedule_.live(s - 1)) return problem_.c_0 + schedule_.order[i] * units_;
-    return problem_.cells + packed_row(s - 1, i) * units_;
-  }
-
   // Rows alive at s take the gradients that step s + 1 sends; rows whose first step was s + 1 end
   // here with ∂L/∂h_0. Step -1 has only such rows. Whether the team shall break up after it.
   bool run_step(const Chunk& chunk, Index s) const {
     fill_rows(chunk, s);
     bool breaks_up = false;
-    if (projects()) {
+    if (needs_whole_dh()) {
       find_dh(s);
       breaks_up = worker_.wait_group();
     }
     for (int phase = 0; phase < phases_; ++phase) {
-      run_phase(phase, s);
+      if (cell_.norms_c()) {
+        run_behind_output(s);
+      } else {
+        run_phase(phase, s);
+      }
+      if (cell_.layer_norm) pass_sums(phase, s);
       // Without a product nobody reads another thread's units.
       breaks_up = cell_.recurrent_product && worker_.wait_group();
     }
@@ -231,7 +181,8 @@ class Backward {
         const Place place = schedule_.at(t, i);
         const Index p = packed_row(s, i);
         scratch_.delta_now[i] = delta_row(chunk, s, i);
-        scratch_.dh_now[i] = scratch_.delta_now[i] + deltas_ * units_;
+        scratch_.dh_now[i] =
+            cell_.norms_c() ? scratch_.dh + i * units_ : scratch_.delta_now[i] + deltas_ * units_;
         scratch_.h_previous[i] = previous_h(problem_, s, i);
         scratch_.h[i] = problem_.y.at(place);
         if (problem_.dy.data) scratch_.dy[i] = problem_.dy.at(place);
@@ -241,7 +192,7 @@ class Backward {
         }
         if (cell_.saved > 0) scratch_.saved[i] = problem_.saved + p * cell_.saved * units_;
         if (cell_.cell_state) {
-          scratch_.c_previous[i] = previous_c(s, i);
+          scratch_.c_previous[i] = previous_c(problem_, s, i);
           scratch_.c[i] = (problem_.fresh_c ? problem_.fresh_c : problem_.cells) + p * units_;
         }
       }
@@ -266,7 +217,8 @@ class Backward {
     const bool of_h = projects() && phase == 0;
     multiply_step(
         of_h ? panels_.projection : panels_.recurrent[phase],
-        of_h ? Multiplied{scratch_.dh_now, {0, 1}, outputs_, live} : multiplied_by_gates(phase, s),
+        of_h ? Multiplied{const_cast<const T* const*>(scratch_.dh_now), {0, 1}, outputs_, live}
+             : multiplied_by_gates(phase, s),
         s,
         [&](Index unit, Index units, Index begin, Index end)
             __attribute__((always_inline)) { prefetch_rows(phase, begin, end, unit, units); },
@@ -286,7 +238,7 @@ class Backward {
         });
   }
 
-  // Of a projection: ∂L/∂h_t, whole.
+  // ∂L/∂h_t, whole.
   void find_dh(Index s) const {
     const Index live = schedule_.live(s);
     const auto add = [&](const T* sums, Index i, Index j) __attribute__((always_inline)) {
@@ -295,8 +247,9 @@ class Backward {
       V sum = V::load(sums) + load_some<V>(dh, n);
       if (i < live) {
         if (problem_.dy.data) sum = sum + load_some<V>(scratch_.dy[i] + j, n);
-        store_some(scratch_.delta_now[i] + deltas_ * units_ + j, sum, n);
-        if (problem_.state_gradients) store_some(scratch_.state_gradients[i] + told() + j, sum, n);
+        store_some(scratch_.dh_now[i] + j, sum, n);
+        if (problem_.state_gradients && projects())
+          store_some(scratch_.state_gradients[i] + told() + j, sum, n);
         sum = V(T(0));
       }
       store_some(dh, sum, n);
@@ -316,6 +269,68 @@ class Backward {
                          std::min(blocks * V::size, outputs_ - first));
           }
         });
+  }
+
+  // The equations where c is normalised: once ∂L/∂h_t has gone through the output gate into c, what is left of
+  // it is 0.
+  void run_behind_output(Index s) const {
+    const Index live = schedule_.live(s), row = round_up(units_, Index{V::size});
+    T* const zeros = scratch_.norm_rows;
+    for (Index j = 0; j < row; ++j) zeros[j] = T(0);
+    BackwardTile<T> tile = tile_of(live);
+    tile.sums = zeros, tile.sums_row = 0, tile.blocks = row / V::size;
+    for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {
+      T* const dgates = scratch_.norm_rows + 2 * row;
+      for (Index i = begin; i < end; ++i) pass_output(s, i, dgates + (i - begin) * row);
+      tile.begin = begin, tile.end = end;
+      equations_.backward[0](tile);
+      for (Index i = begin; i < end; ++i) {
+        const T* const dgate = dgates + (i - begin) * row;
+        std::copy_n(dgate, units_, scratch_.delta_now[i] + cell_.output_gate * units_);
+        if (!problem_.state_gradients) continue;
+        T* const told = scratch_.state_gradients[i];
+        std::copy_n(scratch_.dh_now[i], units_, told);
+        std::copy_n(dgate, units_, told + (2 + cell_.output_gate) * units_);
+      }
+    });
+  }
+
+  // ∂L/∂c_t by way of h_t, added to what is there.
+  void pass_output(Index s, Index i, T* dgate) const {
+    const T* const by = problem_.norm.scales_hh + packed_row(s, i) * kNormScales + kNormScaleOfC;
+    T* const normed = scratch_.norm_rows + round_up(units_, Index{V::size});
+    T* const d = scratch_.delta_now[i] + (cell_.own_deltas + gates_) * units_;
+    equations_.output_backward({.units = units_,
+                                .gate = scratch_.saved[i] + cell_.output_gate * units_,
+                                .c = scratch_.c[i],
+                                .mean = by[0],
+                                .scale = by[1],
+                                .gain = panels_.norm.gain_c,
+                                .shift = panels_.norm.shift_c,
+                                .options = problem_.options,
+                                .dh = scratch_.dh_now[i],
+                                .dgate = dgate,
+                                .d = d,
+                                .normed = normed});
+    T* const dc = problem_.dc + schedule_.order[i] * units_;
+    denormalize_row<V>(d, normed, panels_.norm.gain_c, units_, by[1],
+                       [&](V v, Index j, Index left) __attribute__((always_inline)) {
+                         store_some(dc + j, load_some<V>(dc + j, left) + v, left);
+                       });
+  }
+
+  // ∂L/∂(recurrent sums) of the blocks whose gates a phase has found the last of: those of the next phase, or
+  // in the last one those of the first.
+  void pass_sums(int phase, Index s) const {
+    const Range gates = cell_.phases[static_cast<std::size_t>((phase + 1) % phases_)];
+    for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
+      for (Index i = begin; i < end; ++i) {
+        const Index p = packed_row(s, i);
+        denormalize_deltas<V>(cell_, gates, units_, problem_.norm.hh + p * gates_ * units_,
+                              problem_.norm.scales_hh + p * kNormScales, panels_.norm.gain_hh,
+                              scratch_.delta_now[i]);
+      }
+    });
   }
 
   // The recurrent product of a phase: of the gradients that step s + 1 left, or in a later phase of
@@ -356,19 +371,11 @@ class Backward {
           for (Index j = 0; j < out_row; j += V::size) V(0).store(sums + j);
         }
         if (problem_.h_factors && a.factored >= 0)
-          factor_sums(a.factored, first, out_row, begin, with_product);
+          factor_sums<V>(problem_, outputs_, a.factored, first, out_row, begin, with_product,
+                         scratch_.own.tile);
         use(first, side * matrix.blocks, out_row, begin, end);
       });
     });
-  }
-
-  // Of sums for rows [begin, end), which are the gradients of what a product of step s took of h.
-  void factor_sums(Index s, Index first, Index row, Index begin, Index end) const {
-    const Index columns = std::min(row, outputs_ - first);
-    for (Index i = begin; i < end; ++i) {
-      T* sums = scratch_.own.tile + (i - begin) * row;
-      multiply_row<V>(sums, row_factors(problem_, outputs_, s, i) + first, columns, sums);
-    }
   }
 
   // What is the same for all tiles of a phase.
@@ -382,7 +389,8 @@ class Backward {
             .h = scratch_.h,
             .c_previous = scratch_.c_previous,
             .c = scratch_.c,
-            .dy = problem_.dy.data && !projects() && !scratch_.zoned.of_h() ? scratch_.dy : nullptr,
+            .dy = problem_.dy.data && !needs_whole_dh() && !scratch_.zoned.of_h() ? scratch_.dy
+                                                                                  : nullptr,
             .dh = projects() ? scratch_.direct : problem_.dh,
             .dc = problem_.dc,
             .dh_now = scratch_.dh,
@@ -466,9 +474,8 @@ class Backward {
   void keep_boundary(const Chunk& chunk) const {
     const auto share = worker_.share(schedule_.live(chunk.begin));
     for (Index i = share.begin; i < share.end; ++i) {
-      const T* from = delta_row(chunk, chunk.begin, i);
-      T* to = scratch_.boundary + i * delta_size_;
-      for (Index j = 0; j < deltas_ * units_; ++j) to[j] = from[j];
+      std::copy_n(delta_row(chunk, chunk.begin, i), deltas_ * units_,
+                  scratch_.boundary + i * delta_size_);
     }
   }
 

@@ -4,6 +4,7 @@
 
 #include "core/problem.h"
 #include "cpu/gemm/panels.h"
+#include "cpu/recurrent/normalization.h"
 #include "cpu/recurrent/recurrent_panels.h"
 #include "cpu/team/team.h"
 
@@ -20,6 +21,7 @@ struct BackwardPanels {
   Matrix projection;              // W_hr, (P, H), where there is one
   Matrix input;                   // W_ih, (G·H, I)
   T* unit_weights;
+  NormWeights<T> norm;
 
   BackwardPanels(const CellFacts& cell, Index inputs, Index units, Index outputs, bool with_input,
                  Arena& arena) {
@@ -28,6 +30,7 @@ struct BackwardPanels {
       recurrent[p].data = arena.take<T>(recurrent[p].size());
     }
     unit_weights = take_unit_weights<T>(cell, units, arena);
+    norm = NormWeights<T>(cell, units, arena);
     if (outputs != units) {
       projection = Matrix(outputs, units, 1);
       projection.data = arena.take<T>(projection.size());
@@ -49,6 +52,7 @@ struct BackwardPanels {
     if (input.data) pack_share(input, parameters.w_ih, parameters.inputs, worker);
     const auto copied = worker.share(cell.unit_weights * units);
     copy_unit_weights(parameters, unit_weights, copied.begin, copied.end);
+    if (worker.id == 0) norm.pack(cell, parameters);
   }
 
  private:

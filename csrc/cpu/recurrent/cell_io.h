@@ -246,15 +246,55 @@ void backward_tile(const BackwardTile<typename V::value>& tile) {
   }
 }
 
+// Calls visit(where a lane begins, the lane) for those of a row.
+template <class V, class Visit>
+[[gnu::always_inline]] inline void for_lanes(Index units, Visit visit) {
+  Index j = 0;
+  for (; j + V::size <= units; j += V::size) visit(j, WholeLane<V>{});
+  if (j < units) visit(j, PartLane<V>{units - j});
+}
+
+template <class V, class Functions>
+void output_row(const OutputRow<typename V::value>& row) {
+  const Functions functions(row.options);
+  const V minus(-row.mean), scale(row.scale);
+  for_lanes<V>(row.units, [&](Index j, auto lane) __attribute__((always_inline)) {
+    const V n = (lane.load(row.c + j) + minus) * scale;
+    const V seen = fma(lane.load(row.gain + j), n, lane.load(row.shift + j));
+    lane.store(row.h + j, GatedOutput<V>::forward(lane.load(row.gate + j), seen, functions));
+  });
+}
+
+template <class V, class Functions>
+void output_row_backward(const OutputRow<typename V::value>& row) {
+  using T = typename V::value;
+  const Functions functions(row.options);
+  const V minus(-row.mean), scale(row.scale);
+  for_lanes<V>(row.units, [&](Index j, auto lane) __attribute__((always_inline)) {
+    const V n = (lane.load(row.c + j) + minus) * scale;
+    const V seen = fma(lane.load(row.gain + j), n, lane.load(row.shift + j));
+    const auto gradient = GatedOutput<V>::backward(lane.load(row.gate + j), seen,
+                                                   lane.load(row.dh + j), V(T(0)), functions);
+    lane.store(row.dgate + j, gradient.gate);
+    lane.store(row.d + j, gradient.c);
+    lane.store(row.normed + j, n);
+  });
+}
+
 template <class V, class Cell, class Functions>
 constexpr CellEquations<typename V::value> equations() {
   static_assert(phase_count<Cell> <= kMostPhases);
-  if constexpr (phase_count<Cell> == 1) {
-    return {{forward_tile<0, V, Cell, Functions>}, {backward_tile<0, V, Cell, Functions>}};
-  } else {
-    return {{forward_tile<0, V, Cell, Functions>, forward_tile<1, V, Cell, Functions>},
-            {backward_tile<0, V, Cell, Functions>, backward_tile<1, V, Cell, Functions>}};
+  CellEquations<typename V::value> all{{forward_tile<0, V, Cell, Functions>},
+                                       {backward_tile<0, V, Cell, Functions>}};
+  if constexpr (phase_count<Cell> > 1) {
+    all.forward[1] = forward_tile<1, V, Cell, Functions>;
+    all.backward[1] = backward_tile<1, V, Cell, Functions>;
   }
+  if constexpr (Cell::output_gate != kNoGate && Cell::unit_weights == 0) {
+    all.output = output_row<V, Functions>;
+    all.output_backward = output_row_backward<V, Functions>;
+  }
+  return all;
 }
 
 }  // namespace rnnkern

@@ -50,11 +50,28 @@ struct BackwardTile {
   const CellOptions<T>* options;
 };
 
-// By phase.
+// One row on its way from a normalised c to h = gate·f.output(gain·n + shift), or back.
+template <class T>
+struct OutputRow {
+  Index units;
+  const T *gate, *c;
+  T mean, scale;  // c's
+  const T *gain, *shift;
+  const CellOptions<T>* options;
+  T* h = nullptr;         // forward: out
+  const T* dh = nullptr;  // backward: ∂L/∂h_t, whole
+  T* dgate = nullptr;     // out: ∂L/∂(the gate's pre-activation),
+  T* d = nullptr;         // ∂L/∂(gain·n + shift),
+  T* normed = nullptr;    // and n
+};
+
+// By phase; and of h, null where it is not made of c by a gate.
 template <class T>
 struct CellEquations {
   void (*forward[kMostPhases])(const ForwardTile<T>&);
   void (*backward[kMostPhases])(const BackwardTile<T>&);
+  void (*output)(const OutputRow<T>&) = nullptr;
+  void (*output_backward)(const OutputRow<T>&) = nullptr;
 };
 
 // What the loops take.

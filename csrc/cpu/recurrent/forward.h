@@ -11,6 +11,7 @@
 #include "cpu/recurrent/chunk.h"
 #include "cpu/recurrent/equations.h"
 #include "cpu/recurrent/forward_panels.h"
+#include "cpu/recurrent/forward_scratch.h"
 #include "cpu/recurrent/row_factors.h"
 #include "cpu/recurrent/zoneout.h"
 #include "cpu/team/team.h"
@@ -22,7 +23,8 @@ class Forward {
   using T = typename V::value;
   using Operand = typename Product::Operand;
   using Panels = ForwardPanels<V, Product>;
-  static constexpr Index kPackedColumns = 64;  // of W_ih, at a time
+  using Scratch = ForwardScratch<V, Product>;
+  static constexpr Index kPackedColumns = Scratch::kPackedColumns;
 
  public:
   static Index packed_bytes(const CellFacts& cell, const Parameters<T>& parameters,
@@ -51,71 +53,6 @@ class Forward {
   }
 
  private:
-  struct Scratch {
-    // Shared by the team.
-    T* x_part;          // (rows of a chunk, G·H): W_ih x + b; with tokens (distinct tokens, G·H)
-    T* operand;         // (B, H): what a later phase's product takes
-    T* saved;           // (B, saved, H): one step's, where no backward pass wants them
-    T* inner;           // (B, H): likewise, what a projection takes
-    T* fresh_c;         // (B, H): likewise, c before its zoneout
-    Operand* x_copies;  // (rows of a chunk, I), where operands are rounded
-    // This thread's.
-    T* tile;
-    T* input_panels;      // some of W_ih's, where they are packed as they are needed
-    const Operand** a;    // (rows of a chunk): rows of the product W_ih x, in and
-    T** c;                // out
-    const Operand** h_a;  // (B): rows of a step's product, where operands are rounded: those of
-    Operand* h_copies;    // (B, H or P)
-    T* dropped;           // (B, P): what a product takes of h where it has factors
-    const T** dropped_rows;
-    // This thread's, one entry a batch row, filled anew for each step.
-    const T** h;
-    const T** operand_rows;
-    const T** x;
-    const T** c_previous;
-    T** new_c;
-    T** cell_c;  // what the last phase leaves: new_c, or c before its zoneout
-    T** y;
-    T** new_h;  // what the last phase leaves: y, or what a projection takes
-    T** saved_rows;
-
-    Scratch(const CellFacts& cell, const ForwardProblem<T>& problem, int threads, int id,
-            Arena& arena) {
-      const Index units = problem.parameters.units, outputs = problem.parameters.outputs;
-      const Index batch = problem.schedule.batch;
-      const Index chunk = largest_chunk(problem.schedule, chunk_rows(cell, problem));
-      const bool one_phase = cell.phase_count() == 1;
-      x_part =
-          arena.take<T>((problem.tokens.slot ? problem.tokens.count : chunk) * cell.gates * units);
-      operand = arena.take<T>(one_phase ? 0 : batch * units);
-      saved = arena.take<T>(one_phase || problem.saved ? 0 : batch * cell.saved * units);
-      inner = arena.take<T>(outputs == units || problem.inner ? 0 : batch * units);
-      fresh_c = arena.take<T>(problem.zone_c.on() && !problem.fresh_c ? batch * units : 0);
-      const Index x_row = problem.tokens.slot ? 0 : problem.parameters.inputs;
-      x_copies = take_copies<Product>(arena, chunk, x_row);
-      for (int i = 0; i < threads; ++i) {
-        T* tile_i = arena.take<T>(tile_scratch<V>());
-        T* input_panels_i = arena.take<T>(packs_inputs(problem) ? input_panels_size(problem) : 0);
-        const Operand** a_i = arena.take<const Operand*>(chunk);
-        T** c_i = arena.take<T*>(chunk);
-        const Operand** h_a_i = arena.take<const Operand*>(Product::kRounds ? batch : 0);
-        Operand* h_copies_i = take_copies<Product>(arena, batch, units > outputs ? units : outputs);
-        const Index factored = problem.h_factors ? batch : 0;
-        T* dropped_i = arena.take<T>(factored * outputs);
-        const T** dropped_rows_i = arena.take<const T*>(factored);
-        const T** in = arena.take<const T*>(4 * batch);
-        T** out = arena.take<T*>(5 * batch);
-        if (i != id) continue;
-        tile = tile_i, input_panels = input_panels_i, a = a_i, c = c_i, h_a = h_a_i,
-        h_copies = h_copies_i, dropped = dropped_i, dropped_rows = dropped_rows_i;
-        h = in, operand_rows = in + batch, x = in + 2 * batch, c_previous = in + 3 * batch;
-        new_c = out, y = out + batch, saved_rows = out + 2 * batch;
-        new_h = outputs == units ? y : out + 3 * batch;
-        cell_c = problem.zone_c.on() ? out + 4 * batch : new_c;
-      }
-    }
-  };
-
   Forward(const LoopCell<T>& cell, const ForwardProblem<T>& problem, const TallTiles* tall,
           const Worker& worker, std::byte* packed, std::byte* scratch)
       : cell_(cell.facts),
@@ -131,14 +68,6 @@ class Forward {
         panels_(make_panels(cell_, problem, packed)),
         scratch_(make_scratch(cell_, problem, worker, scratch)),
         cut_(schedule_.batch, tile_height(), worker.row_groups) {}
-
-  // Half as many where W_ih x then stays in the L2 cache or nearly does; where it would not, the
-  // panels of W_ih are read for twice as many rows at once.
-  static Index chunk_rows(const CellFacts& cell, const ForwardProblem<T>& problem) {
-    constexpr Index kShortRow = 5 << 10;  // bytes of W_ih x
-    const Index row = cell.gates * problem.parameters.units * static_cast<Index>(sizeof(T));
-    return problem.input_packed && row <= kShortRow ? kChunkRows / 2 : kChunkRows;
-  }
 
   static Panels make_panels(const CellFacts& cell, const ForwardProblem<T>& problem,
                             std::byte* packed) {
@@ -170,9 +99,9 @@ class Forward {
     [[maybe_unused]] const typename Product::Session session(tall_);
     if (problem_.tokens.slot && at.steps == 0 && !at.inside) gather_tokens();
     while (at.chunks < schedule_.steps) {
-      const Chunk chunk = chunk_from(schedule_, at.chunks, chunk_rows(cell_, problem_));
+      const Chunk chunk = chunk_from(schedule_, at.chunks, Scratch::chunk_rows(cell_, problem_));
       if (!at.inside) {
-        if (packs_inputs(problem_)) {
+        if (Scratch::packs_inputs(problem_)) {
           pack_and_multiply_inputs(chunk);
         } else if (!problem_.tokens.slot) {
           multiply_inputs(chunk);
@@ -214,8 +143,9 @@ class Forward {
       T* row = scratch_.x_part + slot * size;
       for (Index j = 0; j < size; ++j) {
         row[j] = Product::rounded(column[j * parameters.inputs]) +
-                 (parameters.bias ? parameters.bias[j] : T(0));
+                 (parameters.bias && !cell_.layer_norm ? parameters.bias[j] : T(0));
       }
+      normalize_part(row, slot);
     }
   }
 
@@ -230,6 +160,17 @@ class Forward {
     multiply(panels_.input, typename Product::Tiles(panels_.input.width, chunk.rows(), tall_),
              scratch_.a, scratch_.c, gates_ * units_, share.end - share.begin, false, scratch_.tile,
              worker_);
+    for (Index p = first; p < chunk.first_row + share.end; ++p)
+      normalize_part(scratch_.c[p - first], p);
+  }
+
+  // W_ih x of one row, which has its place `kept` among those that are kept.
+  void normalize_part(T* row, Index kept) const {
+    if (!cell_.layer_norm) return;
+    const auto& norm = problem_.norm;
+    normalize_input<V>(cell_, {0, gates_}, units_, panels_.norm, row,
+                       norm.ih ? norm.ih + kept * gates_ * units_ : nullptr,
+                       norm.ih ? norm.scales_ih + kept * kNormScales : nullptr);
   }
 
   // x_t of packed row p as the product takes it; of those that are copied, `copies` makes the copy.
@@ -238,13 +179,6 @@ class Forward {
     Operand* copy = scratch_.x_copies + (p - chunk.first_row) * copy_size<Product>(inputs);
     if (Product::kRounds && !copies) return copy;
     return Product::copy_row(problem_.x.at(schedule_.at(t, i)), inputs, copy);
-  }
-
-  static bool packs_inputs(const ForwardProblem<T>& problem) {
-    return !problem.tokens.slot && !problem.input_packed;
-  }
-  static Index input_panels_size(const ForwardProblem<T>& problem) {
-    return PanelMatrix<V, Product>(problem.parameters.inputs, kPackedColumns, 1).size();
   }
 
   // Every thread has columns of its own, which it packs some at a time for all rows.
@@ -266,8 +200,8 @@ class Forward {
       PanelMatrix<V, Product> some(parameters.inputs, left < kPackedColumns ? left : kPackedColumns,
                                    1);
       some.data = scratch_.input_panels;
-      pack_start(some, 0, some.count(),
-                 [&](int) { return parameters.bias ? parameters.bias + first : nullptr; });
+      const T* start = parameters.bias && !cell_.layer_norm ? parameters.bias + first : nullptr;
+      pack_start(some, 0, some.count(), [&](int) { return start; });
       pack_columns(some, 0, some.count(), [&](int, Index column) {
         return parameters.w_ih + (first + column) * parameters.inputs;
       });
@@ -276,6 +210,10 @@ class Forward {
       multiply(some, typename Product::Tiles(some.width, rows, tall_), scratch_.a, scratch_.c,
                columns, rows, false, scratch_.tile, worker_);
     }
+    if (!cell_.layer_norm) return;
+    worker_.wait_team();
+    for (Index row = copied.begin; row < copied.end; ++row)
+      normalize_part(scratch_.x_part + row * columns, chunk.first_row + row);
   }
 
   void fill_rows(const Chunk& chunk, Index s) const {
@@ -309,6 +247,11 @@ class Forward {
         const Index saved = cell_.saved * units_;
         scratch_.saved_rows[i] =
             problem_.saved ? problem_.saved + p * saved : scratch_.saved + i * saved;
+        if (cell_.layer_norm) {
+          const Index sums = gates_ * units_;
+          scratch_.sum_rows[i] =
+              problem_.norm.hh ? problem_.norm.hh + p * sums : scratch_.sums + i * sums;
+        }
         if (phases_ > 1) scratch_.operand_rows[i] = scratch_.operand + i * units_;
       }
     });
@@ -318,7 +261,11 @@ class Forward {
   bool run_phases(Index s) const {
     bool breaks_up = false;
     for (int phase = 0; phase < phases_; ++phase) {
-      run_phase(phase, s);
+      if (cell_.layer_norm) {
+        run_normed_phase(phase, s);
+      } else {
+        run_phase(phase, s);
+      }
       // Without a product nobody reads another thread's units.
       breaks_up = cell_.recurrent_product && worker_.wait_group();
     }
@@ -405,9 +352,19 @@ class Forward {
 
   // h_t = W_hr h', of what the last phase left.
   void run_projection(Index s) const {
-    const auto matrix = panels_.projection;
+    multiply_rows(panels_.projection, scratch_.new_h, scratch_.y, 0, s,
+                  [&](Index begin, Index end, Index first, Index n) {
+                    zone_rows<V>(problem_.zone_h, schedule_, s, {begin, end}, first, n, scratch_.y,
+                                 scratch_.h, scratch_.y);
+                  });
+  }
+
+  // A product of a step as it is, to `to` from a column on; `stored` sees each tile when it is there.
+  template <class Stored>
+  void multiply_rows(const PanelMatrix<V, Product> matrix, const T* const* rows, T* const* to,
+                     Index column, Index s, Stored stored) const {
     const auto tiles = tiles_for(matrix);
-    const Operand* const* a = operand_rows(scratch_.new_h, units_, s);
+    const Operand* const* a = operand_rows(rows, matrix.depth, s);
     const auto share = group_share(matrix);
     const int highest = static_cast<int>((cut_.rows + cut_.tiles - 1) / cut_.tiles);
     const Index most = tiles.panels(highest, share.end - share.begin);
@@ -417,17 +374,46 @@ class Forward {
       for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
         multiply_panels(matrix, tiles, a + begin, static_cast<int>(end - begin), p, side, ahead,
                         scratch_.tile);
-        const Index n = std::min(columns, outputs_ - first);
-        store_tile<V>(scratch_.y + begin, first, end - begin, n, columns, scratch_.tile);
-        zone_rows<V>(problem_.zone_h, schedule_, s, {begin, end}, first, n, scratch_.y, scratch_.h,
-                     scratch_.y);
+        const Index n = std::min(columns, matrix.units - first);
+        store_tile<V>(to + begin, column + first, end - begin, n, columns, scratch_.tile);
+        stored(begin, end, first, n);
       });
     });
   }
 
+  // The sums of whole rows first, and then the equations of what they come to when they are normalised.
+  void run_normed_phase(int phase, Index s) const {
+    const Range gates = cell_.phases[static_cast<std::size_t>(phase)];
+    multiply_rows(panels_.recurrent[phase], phase == 0 ? scratch_.h : scratch_.operand_rows,
+                  scratch_.sum_rows, gates.first * units_, s, [](Index, Index, Index, Index) {});
+    const Index lanes = (units_ + V::size - 1) / V::size;
+    ForwardTile<T> tile = tile_of(phase, panels_.recurrent[phase]);
+    tile.sums = scratch_.normed_tile, tile.sums_row = lanes * gates.count * V::size;
+    tile.group_lanes = gates.count, tile.group_blocks = 1, tile.groups = lanes;
+    for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
+      for (Index i = begin; i < end; ++i) {
+        normalize_sums<V>(cell_, gates, units_, panels_.norm, scratch_.sum_rows[i], scales_of(s, i),
+                          scratch_.normed_tile + (i - begin) * tile.sums_row);
+      }
+      tile.begin = begin, tile.end = end;
+      equations_.forward[phase](tile);
+      for (Index i = begin; i < end && cell_.norms_c(); ++i) {
+        finish_output<V>(cell_, equations_, panels_.norm, problem_.options, units_,
+                         scratch_.saved_rows[i], scratch_.new_c[i], scales_of(s, i),
+                         scratch_.new_h[i]);
+      }
+    });
+  }
+
+  // Where a row's scales of this step are kept, or null.
+  T* scales_of(Index s, Index i) const {
+    if (!problem_.norm.hh) return nullptr;
+    return problem_.norm.scales_hh + (schedule_.offset[schedule_.time(s)] + i) * kNormScales;
+  }
+
   // What is the same for all tiles of a phase.
   ForwardTile<T> tile_of(int phase, const PanelMatrix<V, Product>& matrix) const {
-    const bool keeps = problem_.saved || phase + 1 < phases_;
+    const bool keeps = problem_.saved || phase + 1 < phases_ || cell_.norms_c();
     return {.units = units_,
             .sums = scratch_.tile,
             .group_lanes = matrix.lanes(),
@@ -458,7 +444,8 @@ class Forward {
   void finish_rows(Index s) const {
     const Index going_on = schedule_.live(s + 1), live = schedule_.live(s);
     if (going_on >= live) return;
-    const auto of_c = unit_share(panels_.recurrent[phases_ - 1]);
+    const auto of_c =
+        cell_.layer_norm ? Worker::Share{0, units_} : unit_share(panels_.recurrent[phases_ - 1]);
     const auto of_h = projects() ? unit_share(panels_.projection) : of_c;
     for_tiles<V>(cut_, worker_, live, [&](Index begin, Index end) {
       for (Index i = begin > going_on ? begin : going_on; i < end; ++i) {

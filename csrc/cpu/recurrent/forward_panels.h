@@ -4,6 +4,7 @@
 
 #include "core/problem.h"
 #include "cpu/gemm/panels.h"
+#include "cpu/recurrent/normalization.h"
 #include "cpu/recurrent/recurrent_panels.h"
 #include "cpu/team/team.h"
 
@@ -18,16 +19,18 @@ struct ForwardPanels {
   Matrix input;
   Matrix recurrent[kMostPhases];
   T* unit_weights;
+  NormWeights<T> norm;
   Matrix projection;  // where there is one
 
   ForwardPanels(const CellFacts& cell, const Parameters<T>& parameters, bool with_input,
                 Arena& arena) {
     const Index units = parameters.units, outputs = parameters.outputs;
     for (int p = 0; p < cell.phase_count(); ++p) {
-      recurrent[p] = Matrix(cell.recurrent_columns(outputs), units, cell.phases[p].count);
+      recurrent[p] = phase_matrix<Matrix>(cell, p, units, cell.recurrent_columns(outputs));
       recurrent[p].data = arena.take<T>(recurrent[p].size());
     }
     unit_weights = take_unit_weights<T>(cell, units, arena);
+    norm = NormWeights<T>(cell, units, arena);
     if (outputs != units) {
       projection = Matrix(units, outputs, 1);
       projection.data = arena.take<T>(projection.size());
@@ -43,7 +46,8 @@ struct ForwardPanels {
   void pack(const CellFacts& cell, const Parameters<T>& parameters, const Worker& worker) const {
     if (input.data) {
       const auto share = worker.share(input.count());
-      pack_start(input, share.begin, share.end, [&](int) { return parameters.bias; });
+      const T* start = cell.layer_norm ? nullptr : parameters.bias;
+      pack_start(input, share.begin, share.end, [&](int) { return start; });
       pack_columns(input, share.begin, share.end,
                    [&](int, Index column) { return parameters.w_ih + column * parameters.inputs; });
     }
@@ -53,6 +57,7 @@ struct ForwardPanels {
     }
     const auto copied = worker.share(cell.unit_weights * parameters.units);
     copy_unit_weights(parameters, unit_weights, copied.begin, copied.end);
+    if (worker.id == 0) norm.pack(cell, parameters);
     if (parameters.outputs != parameters.units) {
       const auto share = worker.share(projection.groups());
       pack_projection(projection, parameters, share.begin, share.end);

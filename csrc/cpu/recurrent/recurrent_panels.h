@@ -9,7 +9,16 @@
 
 namespace rnnkern {
 
-// Groups [begin, end) of phase p's matrix.
+// A matrix of phase p's gates: side by side for each lane of units, or one behind the other where sums are
+// normalised before equations see them.
+template <class Matrix>
+[[gnu::always_inline]] inline Matrix phase_matrix(const CellFacts& cell, int p, Index units,
+                                                  Index depth) {
+  const int gates = cell.phases[static_cast<std::size_t>(p)].count;
+  return cell.layer_norm ? Matrix(depth, gates * units, 1) : Matrix(depth, units, gates);
+}
+
+// Groups [begin, end) of that of W_hh.
 template <class Matrix, class T>
 [[gnu::always_inline]] inline void pack_recurrent(const CellFacts& cell, const Matrix& matrix,
                                                   const Parameters<T>& parameters, int p,
@@ -18,7 +27,8 @@ template <class Matrix, class T>
   const Index units = parameters.units, outputs = parameters.outputs;
   const int first = cell.phases[p].first;
   pack_start(matrix, begin, end, [&](int gate) -> const T* {
-    return first + gate == cell.recurrent_bias_gate ? parameters.bias_hn : nullptr;
+    const bool biased = !cell.layer_norm && first + gate == cell.recurrent_bias_gate;
+    return biased ? parameters.bias_hn : nullptr;
   });
   pack_columns(matrix, begin, end, [&](int gate, Index unit) {
     return parameters.w_hh + ((first + gate) * units + unit) * outputs;

@@ -23,4 +23,14 @@ template <class V, class T>
     store_some(to + j, load_some<V>(a + j, n - j) * load_some<V>(b + j, n - j), n - j);
 }
 
+// Of sums for rows [begin, end), columns from `first` on, which are the gradients of what a product of step s took
+// of h; from one row of them to the next are `row` numbers.
+template <class V, class Problem>
+void factor_sums(const Problem& problem, Index outputs, Index s, Index first, Index row,
+                 Index begin, Index end, typename V::value* sums) {
+  const Index columns = row < outputs - first ? row : outputs - first;
+  for (Index i = begin; i < end; ++i, sums += row)
+    multiply_row<V>(sums, row_factors(problem, outputs, s, i) + first, columns, sums);
+}
+
 }  // namespace rnnkern

@@ -10,6 +10,7 @@
 #include "cpu/gemm/panels.h"
 #include "cpu/recurrent/chunk.h"
 #include "cpu/recurrent/equations.h"
+#include "cpu/recurrent/normalization.h"
 #include "cpu/recurrent/recurrent_panels.h"
 #include "cpu/recurrent/zoneout.h"
 
@@ -24,6 +25,7 @@ struct StepPanels {
   const CellFacts& cell;
   Matrix input[kMostPhases], recurrent[kMostPhases];
   T* unit_weights;
+  NormWeights<T> norm;
   Matrix projection;  // where there is one
 
   StepPanels(const CellFacts& cell, Index inputs, Index units, Index outputs, Arena& arena)
@@ -33,10 +35,11 @@ struct StepPanels {
       return matrix;
     };
     for (int p = 0; p < cell.phase_count(); ++p) {
-      input[p] = take(Matrix(inputs, units, cell.phases[p].count));
-      recurrent[p] = take(Matrix(cell.recurrent_columns(outputs), units, cell.phases[p].count));
+      input[p] = take(phase_matrix<Matrix>(cell, p, units, inputs));
+      recurrent[p] = take(phase_matrix<Matrix>(cell, p, units, cell.recurrent_columns(outputs)));
     }
     unit_weights = take_unit_weights<T>(cell, units, arena);
+    norm = NormWeights<T>(cell, units, arena);
     if (outputs != units) projection = take(Matrix(units, outputs, 1));
   }
 
@@ -45,12 +48,14 @@ struct StepPanels {
     for (int p = 0; p < cell.phase_count(); ++p) {
       const int first = cell.phases[p].first;
       pack_start(input[p], 0, input[p].groups(), [&](int gate) {
-        return parameters.bias ? parameters.bias + (first + gate) * units : nullptr;
+        const bool biased = parameters.bias && !cell.layer_norm;
+        return biased ? parameters.bias + (first + gate) * units : nullptr;
       });
       if (with_input) pack_columns(input[p], 0, input[p].groups(), input_row(parameters, first));
       pack_recurrent(cell, recurrent[p], parameters, p, 0, recurrent[p].groups());
     }
     copy_unit_weights(parameters, unit_weights, 0, cell.unit_weights * units);
+    norm.pack(cell, parameters);
     if (projection.data) pack_projection(projection, parameters, 0, projection.groups());
   }
 
@@ -121,6 +126,9 @@ class Step {
     T* saved;           // (B, saved, H)
     T* fresh_c;         // (B, H): c before its zoneout
     T* projected;       // (B, P): likewise h that is a projection
+    T* x_rows;          // (rows of a tile, G·H): parts from x that are normalised,
+    T* sum_rows;        // recurrent ones,
+    T* normed_tile;     // and these as equations read them
     Operand* x_copies;  // (rows of a tile, I), where operands are rounded
     Operand* h_copies;  // (rows of a tile, H or P), likewise
 
@@ -131,11 +139,15 @@ class Step {
       from_state = arena.take<T>(tile_scratch<V>());
       h = arena.take<T>(size);
       operand = arena.take<T>(one_phase ? 0 : size);
-      saved = arena.take<T>(one_phase ? 0 : size * cell.saved);
+      saved = arena.take<T>(one_phase && !cell.norms_c() ? 0 : size * cell.saved);
       fresh_c = arena.take<T>(problem.zone_c.on() ? size : 0);
       const bool projects = problem.outputs != problem.units;
       projected =
           arena.take<T>(problem.zone_h.on() && projects ? problem.batch * problem.outputs : 0);
+      const Index norm_rows = cell.layer_norm ? kMaxTileRows * cell.gates : 0;
+      x_rows = arena.take<T>(norm_rows * problem.units);
+      sum_rows = arena.take<T>(norm_rows * problem.units);
+      normed_tile = arena.take<T>(norm_rows * round_up(problem.units, Index{V::size}));
       const Index copies = problem.round_operands ? kMaxTileRows : 0;
       x_copies = take_copies<Product>(arena, copies, problem.inputs);
       h_copies = take_copies<Product>(arena, copies, std::max(problem.units, problem.outputs));
@@ -205,7 +217,7 @@ class Step {
         c[r] = problem_.c + i * units;
         new_c[r] = problem_.zone_c.on() ? scratch_.fresh_c + i * units : c[r];
       }
-      if (phases_ > 1) saved[r] = scratch_.saved + i * kept;
+      if (phases_ > 1 || cell_.norms_c()) saved[r] = scratch_.saved + i * kept;
     }
     const auto apply = equations_.forward[phase];
     ForwardTile<T> tile{.units = units,
@@ -217,12 +229,13 @@ class Step {
                         .h = h,
                         .c = c,
                         .saved_before = saved,
-                        .saved = phase + 1 < phases_ ? saved : nullptr,
+                        .saved = phase + 1 < phases_ || cell_.norms_c() ? saved : nullptr,
                         .operand = scratch_.operand + first * units,
                         .new_h = new_h,
                         .new_c = new_c,
                         .unit_weights = panels_.unit_weights,
                         .options = problem_.options};
+    if (cell_.layer_norm) return run_normed(phase, x, state, first, rows, tile);
     const Index most = groups_together(matrix, tiles, rows, matrix.groups());
     sweep(0, matrix.groups(), most, problem_.back, [&](Index p, Index side, Index) {
       const Index panel = p * matrix.panels(), panels = side * matrix.panels();
@@ -234,6 +247,48 @@ class Step {
       tile.sums_row = panels * matrix.row_size();
       apply(tile);
     });
+  }
+
+  // The sums of whole rows, and then the equations of what they come to when they are normalised.
+  void run_normed(int phase, const Operand* const* x, const Operand* const* state, Index first,
+                  int rows, ForwardTile<T>& tile) const {
+    const Range gates = cell_.phases[static_cast<std::size_t>(phase)];
+    const Index units = problem_.units, row = cell_.gates * units;
+    T *x_rows[kMaxTileRows], *sums[kMaxTileRows];
+    for (int r = 0; r < rows; ++r)
+      x_rows[r] = scratch_.x_rows + r * row, sums[r] = scratch_.sum_rows + r * row;
+    const auto store = [&](const Matrix& matrix, T* const* to, const T* from, Index p, Index side) {
+      const Index columns = side * matrix.row_size(), begin = p * matrix.row_size();
+      store_tile<V>(to, gates.first * units + begin, rows, std::min(columns, matrix.units - begin),
+                    columns, from);
+    };
+    const auto input = panels_.input[phase], recurrent = panels_.recurrent[phase];
+    sweep(0, input.count(), tiles_for(input).panels(rows, input.count()), problem_.back,
+          [&](Index p, Index side, Index) {
+            sum_input(phase, x, first, rows, p, side);
+            store(input, x_rows, scratch_.from_input, p, side);
+          });
+    sweep(0, recurrent.count(), tiles_for(recurrent).panels(rows, recurrent.count()), problem_.back,
+          [&](Index p, Index side, Index) {
+            Ahead nothing;
+            multiply_panels(recurrent, tiles_for(recurrent), state, rows, p, side, nothing,
+                            scratch_.from_state);
+            store(recurrent, sums, scratch_.from_state, p, side);
+          });
+    const Index lanes = (units + V::size - 1) / V::size;
+    tile.x_sums = nullptr, tile.x = x_rows;
+    tile.sums = scratch_.normed_tile, tile.sums_row = lanes * gates.count * V::size;
+    tile.group_lanes = gates.count, tile.group_blocks = 1, tile.groups = lanes;
+    for (int r = 0; r < rows; ++r) {
+      normalize_input<V>(cell_, gates, units, panels_.norm, x_rows[r], nullptr, nullptr);
+      normalize_sums<V>(cell_, gates, units, panels_.norm, sums[r], nullptr,
+                        scratch_.normed_tile + r * tile.sums_row);
+    }
+    equations_.forward[phase](tile);
+    for (int r = 0; r < rows && cell_.norms_c(); ++r) {
+      finish_output<V>(cell_, equations_, panels_.norm, problem_.options, units, tile.saved[r],
+                       tile.new_c[r], nullptr, tile.new_h[r]);
+    }
   }
 
   // h_t = W_hr h', of what the last phase left.

@@ -9,6 +9,7 @@
 #include "core/problem.h"
 #include "cpu/gemm/panels.h"
 #include "cpu/recurrent/chunk.h"
+#include "cpu/recurrent/norm_gradients.h"
 #include "cpu/recurrent/row_factors.h"
 #include "cpu/team/team.h"
 
@@ -21,6 +22,15 @@ template <class T>
   const Schedule& schedule = problem.schedule;
   if (s == 0 || i >= schedule.live(s - 1)) return problem.h_0 + schedule.order[i] * problem.outputs;
   return problem.y.at(schedule.at(schedule.time(s - 1), i));
+}
+
+// What that row's c was before it.
+template <class T>
+[[gnu::always_inline]] inline const T* previous_c(const BackwardProblem<T>& problem, Index s,
+                                                  Index i) {
+  const Schedule& schedule = problem.schedule;
+  if (s == 0 || i >= schedule.live(s - 1)) return problem.c_0 + schedule.order[i] * problem.units;
+  return problem.cells + (schedule.offset[schedule.time(s - 1)] + i) * problem.units;
 }
 
 // Numbers in a row of deltas: (deltas, H), and behind them ∂L/∂h_t (P) where h is a projection.
@@ -53,7 +63,7 @@ class WeightGradients {
     Matrix inner;                  // what a projection did, (rows, H)
     T* token_gradient;             // (distinct tokens, G·H)
     Gradients recent;              // of the latest rows, where there are many
-    double* bias_sums;             // (deltas, H)
+    double* bias_sums;             // (deltas, H), or as NormGradients has them
     Operand* packed_delta;  // the part's deltas that meet a product, transposed, by tiles of rows
     Operand* delta_copies;  // (rows of a part, G·H), where operands are rounded
 
@@ -74,7 +84,7 @@ class WeightGradients {
       recent.dw_ih = arena.take<T>(problem.tokens.slot ? 0 : recent_rows * problem.inputs);
       recent.dw_hh = arena.take<T>(recent_rows * cell.recurrent_columns(outputs));
       recent.dw_hr = arena.take<T>(projects && recent_rows > 0 ? outputs * units : 0);
-      bias_sums = arena.take<double>(cell.deltas * units);
+      bias_sums = arena.take<double>(sum_rows(cell) * units);
       packed_delta =
           arena.take<Operand>((cell.preactivation_deltas() * units + (projects ? outputs : 0)) *
                               round_up(part, Product::kDepthMultiple));
@@ -101,10 +111,10 @@ class WeightGradients {
     }
   };
 
-  // `delta`, a chunk's rows of deltas, is what the time loop leaves.
+  // `delta`, a chunk's rows of deltas, is what the time loop leaves; of a cell that normalises they change.
   WeightGradients(const CellFacts& cell, const BackwardProblem<T>& problem, const TallTiles* tall,
-                  const Worker& worker, const Matrix& input_panels, const Shared& shared,
-                  const Own& own, const T* delta)
+                  const Worker& worker, const Matrix& input_panels, const NormWeights<T>& norm,
+                  const Shared& shared, const Own& own, T* delta)
       : cell_(cell),
         phases_(cell.phase_count()),
         gates_(cell.gates),
@@ -121,6 +131,7 @@ class WeightGradients {
         shared_(shared),
         own_(own),
         delta_(delta),
+        norm_(cell, problem, worker, norm, delta_size_, shared.bias_sums),
         sums_(many_rows(schedule_) ? shared.recent
                                    : Gradients{problem.dw_ih, problem.dw_hh, problem.dw_hr}) {}
 
@@ -129,7 +140,7 @@ class WeightGradients {
       const auto share = worker_.share(n);
       for (Index j = share.begin; j < share.end; ++j) from[j] = T(0);
     });
-    const auto biases = worker_.share(deltas_ * units_);
+    const auto biases = worker_.share(sum_rows(cell_) * units_);
     for (Index j = biases.begin; j < biases.end; ++j) shared_.bias_sums[j] = 0;
     if (!problem_.tokens.slot) return;
     const auto share = worker_.share(problem_.tokens.count * gates_ * units_);
@@ -151,6 +162,10 @@ class WeightGradients {
   }
 
  private:
+  static Index sum_rows(const CellFacts& cell) {
+    return cell.layer_norm ? NormGradients<V>::sum_rows(cell) : cell.deltas;
+  }
+
   static Index largest_part(const Schedule& schedule) {
     const Index chunk = largest_chunk(schedule, kChunkRows);
     return chunk < kPartRows ? chunk : kPartRows;
@@ -169,14 +184,15 @@ class WeightGradients {
     return part;
   }
 
-  void add_part(const Chunk& part, const T* delta) const {
+  void add_part(const Chunk& part, T* delta) const {
+    if (cell_.layer_norm) norm_.add(part, delta);
     pack_part(part, delta);
     worker_.offer(kInputRows, problem_.dx.data ? part.rows() : 0, kPieceRows);
     worker_.offer(kWeightTiles, all_tiles(), kPieceTiles);
     worker_.wait_team();
     worker_.for_pieces(
         kInputRows, [&](Index begin, Index end) { add_input_gradient(part, delta, begin, end); });
-    add_bias_gradients(part.rows(), delta);
+    if (!cell_.layer_norm) add_bias_gradients(part.rows(), delta);
     worker_.for_pieces(kWeightTiles, [&](Index begin, Index end) {
       add_weight_gradients(part.rows(), begin, end);
     });
@@ -202,10 +218,14 @@ class WeightGradients {
         for (Index j = share.begin; j < share.end; ++j)
           to[j] += static_cast<T>(from[j]), from[j] = 0;
       };
-      collect_biases(problem_.dbias, shared_.bias_sums, gates_ * units_);
-      if (multiplied_ > gates_)
-        collect_biases(problem_.dbias_hn, shared_.bias_sums + gates_ * units_, units_);
-      if (deltas_ > multiplied_) {
+      if (cell_.layer_norm) {
+        norm_.for_sums(collect_biases);
+      } else {
+        collect_biases(problem_.dbias, shared_.bias_sums, gates_ * units_);
+        if (multiplied_ > gates_)
+          collect_biases(problem_.dbias_hn, shared_.bias_sums + gates_ * units_, units_);
+      }
+      if (cell_.unit_weights > 0) {
         collect_biases(problem_.dunit_weights, shared_.bias_sums + multiplied_ * units_,
                        (deltas_ - multiplied_) * units_);
       }
@@ -338,40 +358,18 @@ class WeightGradients {
              own_.a, own_.c, 0, end - begin, true, own_.tile, worker_);
   }
 
-  // Column sums of the deltas, for this thread's columns. Equal addends lose the same again and
-  // again: 16 in a row, then a tree, and what that comes to is added in float64.
+  // Column sums of the deltas, for this thread's columns.
   void add_bias_gradients(Index rows, const T* delta) const {
-    constexpr Index kSums = 8, kRows = 16 * kSums;
     const Index lanes = (units_ + V::size - 1) / V::size;
     const auto share = worker_.share(deltas_ * lanes);
     for (Index j = share.begin; j < share.end; ++j) {
       const Index d = j / lanes, unit = j % lanes * V::size, n = units_ - unit;
       const T* from = delta + d * units_ + unit;
-      double* sums = shared_.bias_sums + d * units_ + unit;
-      for (Index begin = 0; begin < rows; begin += kRows) {
-        T sum[V::size];
-        column_sums<kSums>(from, begin, begin + kRows < rows ? begin + kRows : rows, n).store(sum);
-        for (Index k = 0; k < V::size && k < n; ++k) sums[k] += static_cast<double>(sum[k]);
-      }
+      add_column<V>(rows, n, shared_.bias_sums + d * units_ + unit,
+                    [&](Index k) __attribute__((always_inline)) {
+                      return load_some<V>(from + k * delta_size_, n);
+                    });
     }
-  }
-
-  // Of rows [begin, end). Several sums side by side keep the units busy.
-  template <Index kSums>
-  V column_sums(const T* from, Index begin, Index end, Index n) const {
-    const Index row = delta_size_;
-    V sums[kSums];
-    for (auto& sum : sums) sum = V(T(0));
-    Index k = begin;
-    for (; end - k >= kSums; k += kSums) {
-#pragma GCC unroll 8
-      for (Index i = 0; i < kSums; ++i) sums[i] = sums[i] + load_some<V>(from + (k + i) * row, n);
-    }
-    for (; k < end; ++k) sums[0] = sums[0] + load_some<V>(from + k * row, n);
-    for (Index half = kSums / 2; half > 0; half /= 2) {
-      for (Index i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
-    }
-    return sums[0];
   }
 
   // dW += deltasᵀ · (x, operand or inner) for tiles [begin, end) of the deltas' rows.
@@ -472,7 +470,8 @@ class WeightGradients {
   const Matrix input_panels_;  // W_ih
   const Shared shared_;
   const Own own_;
-  const T* const delta_;
+  T* const delta_;
+  const NormGradients<V> norm_;
   const Gradients sums_;  // what the products over a chunk are added to
 };
 

@@ -14,6 +14,7 @@ from rnnkern.devices.spec import (
     LayerSpec,
     Weights,
     cell_facts,
+    normalising,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = [
     "device_of",
     "get_device",
     "masked",
+    "normalising",
     "to_host",
 ]
 

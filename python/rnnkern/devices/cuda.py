@@ -85,6 +85,8 @@ class Cuda(Device):
         facts = spec.facts
         if not facts.recurrent_product or facts.unit_weights:
             raise ValueError(f"the cell {spec.cell!r} needs device='cpu', got device='cuda'")
+        if facts.layer_norm:
+            raise ValueError("layer_norm=True needs device='cpu', got device='cuda'")
         if spec.projection:
             raise ValueError("proj_size needs device='cpu', got device='cuda'")
         if spec.recurrent_dropout:

@@ -26,6 +26,10 @@ class Weights(NamedTuple):
     bias_hn: Array | None
     unit_weights: Array | None = None
     weight_hr: Array | None = None
+    gain_ih: Array | None = None  # these four where the cell normalises
+    gain_hh: Array | None = None
+    gain_c: Array | None = None
+    shift_c: Array | None = None
 
     @property
     def matrices(self) -> tuple[Array, ...]:
@@ -58,6 +62,7 @@ class CellFacts(NamedTuple):
         recurrent_bias_gate: the gate that ``bias_hn`` belongs to, or -1.
         unit_weights: how many weights of its own a unit has, which no product multiplies.
         unit_weights_name: of the parameter that has these, (unit_weights, H).
+        layer_norm: whether sums, and c, are normalised.
 
     """
 
@@ -68,6 +73,7 @@ class CellFacts(NamedTuple):
     recurrent_bias_gate: int
     unit_weights: int
     unit_weights_name: str
+    layer_norm: bool
 
 
 # A name out of ``_core.functions()``, alpha and beta; a function that takes none ignores them.
@@ -93,12 +99,19 @@ class CellOptions(NamedTuple):
     cell_clip: float
 
 
+NORMALISING = "_norm"  # at the end of a cell's name
 _FACTS = {name: CellFacts(**facts) for name, facts in _core.cells().items()}
 
 
 def cell_facts(cell: str) -> CellFacts:
     """Of a cell by the kernels' name."""
     return _FACTS[cell]
+
+
+def normalising(cell: str) -> str | None:
+    """The name of the cell with layer normalisation; None where there is none."""
+    name = cell + NORMALISING
+    return name if name in _FACTS else None
 
 
 @dataclass(frozen=True, eq=False)

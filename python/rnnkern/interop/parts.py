@@ -36,12 +36,19 @@ _OPTIONS: dict[str, tuple[Any, ...]] = {
     "cell_clip": (None,),
     "peepholes": (False,),
     "coupled": (False,),
+    "layer_norm": (False,),
     "zoneout": (0.0,),
     "cell_zoneout": (0.0,),
     **dict.fromkeys(DROPPED, (0.0,)),
 }
 # Those that ONNX's operators have.
-ONNX_OPTIONS = frozenset(_OPTIONS) - {"cell_clip", "proj_size", "zoneout", "cell_zoneout"}
+ONNX_OPTIONS = frozenset(_OPTIONS) - {
+    "cell_clip",
+    "proj_size",
+    "layer_norm",
+    "zoneout",
+    "cell_zoneout",
+}
 
 
 def refuse_options(layer: Configured, whose: str, known: Collection[str] = ()) -> None:

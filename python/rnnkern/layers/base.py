@@ -53,6 +53,10 @@ class Recurrent(Configured):
         clip: a bound: pre-activations are held within ±clip, as ONNX's ``clip`` says; no gradient
             passes where they are. Options that differ from the defaults need
             ``device="cpu"``.
+        layer_norm: whether the sums that gates see are normalised (Ba et al. 2016,
+            arXiv:1607.06450): W_x x_t and W_h h_{t-1} each by itself, over the units of a row, with
+            gains of their own; in an LSTM also the c that h_t is made of. It needs
+            ``device="cpu"``, and a cell with a recurrent matrix.
         zoneout: share of h that keeps its value of the step before, drawn for each step, row and
             unit in ``forward`` (Krueger et al. 2016, arXiv:1606.01305). Other calls, snapshots and
             streams have what that comes to in the mean: (1 - zoneout)·h_t + zoneout·h_{t-1}.
@@ -81,7 +85,9 @@ class Recurrent(Configured):
         params: name -> array, changed in place to learn (see `Parameters`). For layer k
             ``weight_ih_l{k}`` (G·H, I), ``weight_hh_l{k}`` (G·H, H), ``bias_l{k}`` (G·H) and, where
             the reset gate acts after the product, ``bias_hn_l{k}`` (H); the second direction's end
-            in ``_reverse``. The constructor's arguments are attributes too; all are read-only.
+            in ``_reverse``. With ``layer_norm`` also ``gain_ih_l{k}`` and ``gain_hh_l{k}`` (G·H),
+            1 at first, and where there is c ``gain_c_l{k}`` and, with a bias, ``shift_c_l{k}``
+            (H), 0 at first. The constructor's arguments are attributes too; all are read-only.
 
     Raises:
         TypeError: an argument is of the wrong type.

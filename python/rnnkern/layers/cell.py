@@ -37,6 +37,7 @@ class RecurrentCell(Fixed):
         activation: of the new value, as of the layers.
         recurrent_activation: of the gates, likewise.
         clip: a bound of pre-activations, likewise.
+        layer_norm: whether sums are normalised, likewise.
         bias: whether there are bias parameters.
         dtype: "float32" or "float64", of parameters, input and state.
         compute: how products are done, as of the layers.
@@ -71,6 +72,7 @@ class RecurrentCell(Fixed):
         activation: str = "tanh",
         recurrent_activation: str = "sigmoid",
         clip: float | None = None,
+        layer_norm: bool = False,
         bias: bool = True,
         dtype: DType = "float32",
         compute: str | None = None,
@@ -85,6 +87,7 @@ class RecurrentCell(Fixed):
                 activation=activation,
                 recurrent_activation=recurrent_activation,
                 clip=clip,
+                layer_norm=layer_norm,
                 bias=bias,
                 dtype=dtype,
                 compute=compute,

@@ -20,7 +20,7 @@ from rnnkern._checks import (
     positive_int,
     warn,
 )
-from rnnkern.devices import MERGES, CellOptions, LayerSpec, get_device
+from rnnkern.devices import MERGES, CellOptions, LayerSpec, get_device, normalising
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.functions import Functions, cell_options, checked, checked_clip
 from rnnkern.layers.parameter import Parameter
@@ -46,6 +46,7 @@ class Configured(Fixed):
         activation: Functions = "tanh",
         recurrent_activation: Functions = "sigmoid",
         clip: float | None = None,
+        layer_norm: bool = False,
         batch_first: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
@@ -76,6 +77,7 @@ class Configured(Fixed):
             "recurrent_activation", recurrent_activation, bidirectional=both
         )
         self.clip = checked_clip("clip", clip)
+        self.layer_norm = boolean("layer_norm", layer_norm)
         self.batch_first = boolean("batch_first", batch_first)
         self.bias = boolean("bias", bias)
         self.dropout = finite_float("dropout", dropout, minimum=0.0)
@@ -97,7 +99,7 @@ class Configured(Fixed):
         self.seed = None if seed is None else positive_int("seed", seed, minimum=0)
         self.recurrent_init = choice("recurrent_init", recurrent_init, ("uniform", "orthogonal"))
         self._spec = LayerSpec(
-            self._cell,
+            self._kernels_cell(),
             self.input_size,
             self.hidden_size,
             self.num_layers,
@@ -118,6 +120,10 @@ class Configured(Fixed):
                 "activation, recurrent_activation and clip must be left out for "
                 f"{type(self).__name__}, whose functions are its own"
             )
+        if self.layer_norm:
+            for name in ("recurrent_dropout", "zoneout", "cell_zoneout"):
+                if share := getattr(self._spec, name):
+                    raise ValueError(f"{name} must be 0 with layer_norm=True, got {share:g}")
         self._check_recurrent_product("recurrent_dropout", self.recurrent_dropout)
         self._check_recurrent_product("weight_drop", self.weight_drop)
         self._device.check(self._spec)
@@ -154,6 +160,28 @@ class Configured(Fixed):
     def _cell(self) -> str:
         """The kernel's name of the cell."""
         raise NotImplementedError
+
+    def _kernels_cell(self) -> str:
+        """That, or its twin that normalises."""
+        if not self.layer_norm:
+            return self._cell
+        if self._projection:
+            raise ValueError(
+                f"proj_size must be 0 with layer_norm=True, got {self._projection}: of a "
+                "projection nothing is known that normalises it"
+            )
+        twin = normalising(self._cell)
+        if getattr(self, "peepholes", False):
+            raise ValueError(
+                "peepholes must be False with layer_norm=True: they would see c as it is, which is "
+                "normalised for h alone"
+            )
+        if twin is None:
+            raise ValueError(
+                f"layer_norm must be False for {type(self).__name__}, which has no recurrent "
+                "product to normalise"
+            )
+        return twin
 
     @property
     def _projection(self) -> int:
@@ -193,6 +221,7 @@ class Configured(Fixed):
             "activation": self.activation,
             "recurrent_activation": self.recurrent_activation,
             "clip": self.clip,
+            "layer_norm": self.layer_norm,
             "batch_first": self.batch_first,
             "bias": self.bias,
             "dropout": self.dropout,

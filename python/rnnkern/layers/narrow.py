@@ -40,6 +40,11 @@ def check_narrow(network: Network, weights: str | None, offered: Sequence[str]) 
             f"weights='int8' needs a layer with compute=None, got compute={spec.compute!r}, which "
             "says how products are done"
         )
+    if weights == "int8" and spec.facts.layer_norm:
+        raise ValueError(
+            "weights='int8' needs a layer with layer_norm=False, got True: what is rounded would "
+            "be normalised"
+        )
 
 
 def narrow_layout(layout: Layout, weights: str | None) -> Layout:

@@ -31,6 +31,7 @@ def check_sizes(spec: LayerSpec) -> None:
 def parameter_kinds(spec: LayerSpec) -> list[str | None]:
     """What a layer's parameters in one direction are called, as ``Weights`` has its fields."""
     facts = spec.facts
+    of_c = facts.layer_norm and len(facts.states) > 1
     return [
         "weight_ih",
         "weight_hh" if facts.recurrent_product else None,
@@ -38,6 +39,8 @@ def parameter_kinds(spec: LayerSpec) -> list[str | None]:
         "bias_hn" if spec.bias and facts.recurrent_bias_gate >= 0 else None,
         facts.unit_weights_name if facts.unit_weights else None,
         "weight_hr" if spec.projection else None,
+        *("gain_ih" if facts.layer_norm else None, "gain_hh" if facts.layer_norm else None),
+        *("gain_c" if of_c else None, "shift_c" if of_c and spec.bias else None),
     ]
 
 
@@ -59,7 +62,8 @@ def parameter_shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
         inputs = spec.inputs if index < spec.directions else spec.features
         matrices = ((rows, inputs), (rows, spec.outputs))
         own, projection = (spec.facts.unit_weights, units), (spec.outputs, units)
-        of_kinds = (*matrices, (rows,), (units,), own, projection)
+        norm = ((rows,), (rows,), (units,), (units,))
+        of_kinds = (*matrices, (rows,), (units,), own, projection, *norm)
         shapes |= {n: s for n, s in zip(names, of_kinds, strict=True) if n is not None}
     return shapes
 
@@ -73,6 +77,8 @@ def initial_values(
     for name, shape in parameter_shapes(spec).items():
         if name.startswith("weight_hh") and recurrent_init == "orthogonal":
             yield name, _orthogonal(random, shape, spec.units, spec.dtype)
+        elif name.startswith(("gain_", "shift_")):
+            yield name, np.full(shape, name.startswith("gain_"), spec.dtype)
         else:
             yield name, random.uniform(-bound, bound, shape).astype(spec.dtype)
 
