@@ -188,8 +188,10 @@ void refuse_plan(const PlanRequest& r) {
   }
   if (r.groups > 0)
     throw std::invalid_argument("groups: no plan has " + std::to_string(r.groups) + " of them");
-  throw std::invalid_argument("units: no plan fits " + std::to_string(r.device.shared_bytes) +
-                              " bytes of shared memory a block");
+  throw std::invalid_argument(
+      "units, batch: no plan fits " + std::to_string(r.device.shared_bytes) +
+      " bytes of shared memory a block, got " + std::to_string(r.units) + " units and " +
+      std::to_string(r.batch) + " rows; more rows than fit go in several calls");
 }
 
 LayerSplit split_layers(int layers, const std::vector<double>& cycles, double launch_cycles) {
