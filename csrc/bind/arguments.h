@@ -40,6 +40,20 @@ inline const py::handle& required(const py::handle& object, const char* name) {
   return object;
 }
 
+// One for each `of` of these, or none.
+inline std::vector<py::object> read_each(const py::sequence& given, const char* name, Index count,
+                                         const char* of, bool needed) {
+  const py::tuple arrays(given);  // a sequence may be another each time it is asked
+  if (arrays.empty() ? needed : arrays.size() != static_cast<std::size_t>(count)) {
+    throw std::invalid_argument(std::string(name) + " must be one for each " + of +
+                                (needed ? "" : ", or none"));
+  }
+  std::vector<py::object> each;
+  for (const auto& own : arrays)
+    each.push_back(py::reinterpret_borrow<py::object>(required(own, name)));
+  return each;
+}
+
 // What two directions give together.
 enum class Merge { concat, sum, average, product };
 
@@ -122,6 +136,7 @@ inline LayerSpec read_spec(const py::handle& spec) {
   const py::object compute = field("compute");
   const Index directions = size("directions", 2);
   const int cell = find_cell(text(field("cell"), "cell"));
+  const auto& facts = cell_facts(cell);
   return {.cell = cell,
           .inputs = size("inputs", any),
           .units = size("units", any),
@@ -134,8 +149,8 @@ inline LayerSpec read_spec(const py::handle& spec) {
           .compute = compute.is_none() ? std::nullopt : std::optional(text(compute, "compute")),
           .options = read_options(py::getattr(spec, "options", py::none()),
                                   static_cast<std::size_t>(directions)),
-          .zoneout = share("zoneout", true),
-          .cell_zoneout = share("cell_zoneout", cell_facts(cell).cell_state)};
+          .zoneout = share("zoneout", !facts.layer_norm),
+          .cell_zoneout = share("cell_zoneout", facts.cell_state && !facts.layer_norm)};
 }
 
 // Calls f(float{}) or f(double{}), as the layer's dtype is.

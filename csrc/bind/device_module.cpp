@@ -60,6 +60,8 @@ std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index 
 Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
                  const py::object& lengths, bool tokens) {
   if (!spec.options.empty()) throw std::invalid_argument("options must be None");
+  if (spec.zoneout > 0 || spec.cell_zoneout > 0)
+    throw std::invalid_argument("zoneout and cell_zoneout must be 0");
   if (spec.facts().unit_weights > 0 || !spec.facts().recurrent_product) {
     throw std::invalid_argument(
         "cell must be one with a recurrent product, whose units have no weights of their own, got "

@@ -13,6 +13,7 @@
 #include "bind/callers.h"
 #include "bind/gil.h"
 #include "bind/merging.h"
+#include "bind/row_marks.h"
 #include "bind/stretches.h"
 #include "bind/weights.h"
 #include "core/schedule.h"
@@ -66,14 +67,6 @@ struct NetworkSizes {
     return static_cast<double>(directions) * sum;
   }
 };
-
-// Of each (T, B, features) whether a unit keeps its value.
-inline Sequence<const unsigned char> read_draws(const py::handle& draws, const char* name,
-                                                const ScheduleStorage& rows, Index features) {
-  const auto view =
-      sequence<const bool, HostArray>(draws, name, rows.steps(), rows.batch(), features);
-  return {reinterpret_cast<const unsigned char*>(view.data), view.step, view.row};
-}
 
 // (T, B, D·P) memory of our own, which a layer hands to the next.
 template <class T>
@@ -288,6 +281,10 @@ struct KeptOf {
     const Index h_size = schedule.batch() * outputs, c_size = schedule.batch() * units;
     const auto& facts = sizes.facts();
     const T* const h_0 = reinterpret_cast<const T*>(states.get());
+    const auto zone = [&](const py::object& drawn, const char* name, Index features) {
+      return Zoneout<T>{.drawn =
+                            read_marks(drawn, name, schedule.steps(), schedule.batch(), features)};
+    };
     std::vector<BackwardProblem<T>> problems;
     for (Index k = 0; k < sizes.layers; ++k) {
       const auto layer = static_cast<std::size_t>(k);
@@ -327,9 +324,8 @@ struct KeptOf {
              .norm = {directions[at].norm.ih, directions[at].norm.hh, directions[at].norm.scales_ih,
                       directions[at].norm.scales_hh},
              .dnorm = grads[at].norm,
-             .zone_h = {.drawn =
-                            read_draws(directions[at].drawn_h, "zoneout_h", schedule, outputs)},
-             .zone_c = {.drawn = read_draws(directions[at].drawn_c, "zoneout_c", schedule, units)},
+             .zone_h = zone(directions[at].drawn_h, "zoneout_h", outputs),
+             .zone_c = zone(directions[at].drawn_c, "zoneout_c", units),
              .fresh_c = read<T>(directions[at].fresh_c, "fresh_c", {live, units})});
       }
     }

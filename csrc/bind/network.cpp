@@ -9,7 +9,6 @@
 
 #include "bind/kept.h"
 #include "bind/modules.h"
-#include "bind/row_marks.h"
 
 namespace rnnkern {
 namespace {
@@ -58,7 +57,6 @@ class NetworkOf {
                      const py::object& resets, const py::object& mask, bool to_initial,
                      const py::object& h_factors, const py::sequence& zoneout_h,
                      const py::sequence& zoneout_c) const {
-    const py::tuple factors(masks);  // a sequence may be another each time it is asked
     const HostArray array(required(x, "x"), "x");
     const bool tokens = array.axes == 2;
     if (!tokens && array.axes != 3)
@@ -79,20 +77,19 @@ class NetworkOf {
     given.h = write<T>(required(h, "h"), "h", {count(), batch, sizes_.outputs});
     if (has_c()) given.c = write<T>(required(c, "c"), "c", {count(), batch, sizes_.units});
     given.y = sequence<T, HostArray>(required(y, "y"), "y", steps, batch, sizes_.features());
-    const auto most = static_cast<std::size_t>(sizes_.layers - 1);
-    if (!factors.empty() && factors.size() != most)
-      throw std::invalid_argument("masks must be one for each layer but the last, or none");
-    for (const auto& factor : factors)
-      given.masks.push_back(py::reinterpret_borrow<py::object>(required(factor, "mask")));
+    given.masks = read_each(masks, "masks", sizes_.layers - 1, "layer but the last", false);
     given.h_factors = h_factors;
-    given.drawn_h = read_each(zoneout_h, "zoneout_h", keep && sizes_.zoneout > 0);
-    given.drawn_c = read_each(zoneout_c, "zoneout_c", keep && sizes_.cell_zoneout > 0);
+    constexpr auto kWay = "layer and direction";
+    given.drawn_h = read_each(zoneout_h, "zoneout_h", count(), kWay, keep && sizes_.zoneout > 0);
+    given.drawn_c =
+        read_each(zoneout_c, "zoneout_c", count(), kWay, keep && sizes_.cell_zoneout > 0);
     return run(std::move(given), keep);
   }
 
   py::object direct(const py::object& x, const py::object& state, const py::object& lengths,
                     bool keep) const {
-    if (!py::isinstance<py::array>(x)) return py::none();
+    const bool needs_draws = keep && (sizes_.zoneout > 0 || sizes_.cell_zoneout > 0);
+    if (needs_draws || !py::isinstance<py::array>(x)) return py::none();
     const auto& array = *py::detail::array_proxy(x.ptr());
     const bool tokens = array.descr != native_dtype<T>();
     const int inner = tokens ? 0 : 1;
@@ -146,23 +143,13 @@ class NetworkOf {
   };
   using Between = typename KeptOf<T>::Between;
 
-  // Draws by layer and direction, or none.
-  std::vector<py::object> read_each(const py::sequence& given, const char* name,
-                                    bool needed) const {
-    const py::tuple draws(given);
-    if (draws.empty() ? needed : draws.size() != static_cast<std::size_t>(count()))
-      throw std::invalid_argument(std::string(name) + " must be one for each layer and direction");
-    std::vector<py::object> each;
-    for (const auto& own : draws)
-      each.push_back(py::reinterpret_borrow<py::object>(required(own, name)));
-    return each;
-  }
-
   Index count() const { return sizes_.layers * sizes_.directions; }
   bool has_c() const { return sizes_.facts().cell_state; }
 
   // None, or with `keep` what a backward pass needs.
   py::object run(Given given, bool keep) const {
+    if (keep && sizes_.compute == Compute::int8)
+      throw std::invalid_argument("compute 'int8' is for inference alone");
     const ScheduleStorage& rows = given.schedule;
     const Index live = rows.live_rows(), units = sizes_.units, outputs = sizes_.outputs;
     const Index h_size = rows.batch() * outputs, c_size = rows.batch() * units;
@@ -178,6 +165,10 @@ class NetworkOf {
     }
     const T* const h_factors =
         read<T>(given.h_factors, "h_factors", {count(), rows.batch(), outputs});
+    if (sizes_.facts().layer_norm &&
+        (h_factors || !given.drawn_h.empty() || !given.drawn_c.empty()))
+      throw std::invalid_argument(
+          "h_factors, zoneout_h and zoneout_c must be left out: the cell normalises");
     if (!given.drawn_c.empty() && !has_c())
       throw std::invalid_argument("zoneout_c must be empty: the cell has no c");
     if (h_factors && !sizes_.facts().recurrent_product)
@@ -200,7 +191,8 @@ class NetworkOf {
                                                 : given.y;
       problems.push_back(
           {.schedule = rows.schedule(sizes_.backwards(d)),
-           .parameters = parameters(at, keep || (given.tokens && layer == 0)),
+           .parameters =
+               parameters(at, (keep && backward_panels_.empty()) || (given.tokens && layer == 0)),
            .x = layer == 0 ? given.x : constant(between[layer - 1].below().view()),
            .tokens = layer == 0 ? view_of(given.tokens) : Tokens{},
            .h = given.h + i * h_size,
@@ -284,7 +276,7 @@ class NetworkOf {
   static Zoneout<T> zone(double share, const std::vector<py::object>& draws, std::size_t at,
                          const char* name, const ScheduleStorage& rows, Index features) {
     if (draws.empty()) return {.share = static_cast<T>(share)};
-    return {.drawn = read_draws(draws[at], name, rows, features)};
+    return {.drawn = read_marks(draws[at], name, rows.steps(), rows.batch(), features)};
   }
 
   // Of weights that are packed a call may need the sizes alone; the arrays are then not looked at.

@@ -17,9 +17,10 @@ inline std::optional<std::vector<Index>> read_lengths(const py::handle& lengths,
   return copied(read<std::int64_t>(lengths, "lengths", {batch}), batch);
 }
 
+// (T, B), or (T, B, inner).
 inline Sequence<const unsigned char> read_marks(const py::handle& marks, const char* name,
-                                                Index steps, Index batch) {
-  const auto view = sequence<const bool, HostArray>(marks, name, steps, batch, 0);
+                                                Index steps, Index batch, Index inner = 0) {
+  const auto view = sequence<const bool, HostArray>(marks, name, steps, batch, inner);
   return {reinterpret_cast<const unsigned char*>(view.data), view.step, view.row};
 }
 

@@ -8,12 +8,20 @@
 
 namespace rnnkern {
 
-// What is kept of rows from one on; parts from x, where there are as many of them.
-template <class T>
-void advance(NormKept<T>& norm, const CellFacts& cell, Index rows, Index units, bool with_input) {
-  if (!norm.hh) return;
-  norm.hh += rows * cell.gates * units, norm.scales_hh += rows * kNormScales;
-  if (with_input) norm.ih += rows * cell.gates * units, norm.scales_ih += rows * kNormScales;
+// To what a pass, forward or backward, has of the live rows behind the first so many.
+template <class Problem>
+void skip_rows(Problem& problem, const CellFacts& cell, Index rows, Index units) {
+  if (problem.saved) problem.saved += rows * cell.saved * units;
+  if (problem.cells) problem.cells += rows * units;
+  if (problem.inner) problem.inner += rows * units;
+  if (problem.fresh_c) problem.fresh_c += rows * units;
+  auto& norm = problem.norm;
+  if (norm.hh) norm.hh += rows * cell.gates * units, norm.scales_hh += rows * kNormScales;
+  if (problem.tokens.slot) {
+    problem.tokens.slot += rows;
+  } else if (norm.hh) {  // there are as many parts from x
+    norm.ih += rows * cell.gates * units, norm.scales_ih += rows * kNormScales;
+  }
 }
 
 // run(problem) of one direction, whose states are those of batch rows: where these are cut into
@@ -35,15 +43,10 @@ void run_stretches(const CellFacts& cell, const ScheduleStorage& rows,
   for (const auto& part : stretches->parts()) {
     if (part.rows == 0) break;
     ForwardProblem<T> some = own;
-    const Index before = part.first_live;
     some.schedule = stretches->schedule(reverse, part);
     some.h += part.first_row * outputs;
     if (own.c) some.c += part.first_row * units;
-    if (own.tokens.slot) some.tokens.slot += before;
-    if (own.saved) some.saved += before * cell.saved * units;
-    if (own.cells) some.cells += before * units;
-    if (own.inner) some.inner += before * units;
-    advance(some.norm, cell, before, units, !own.tokens.slot);
+    skip_rows(some, cell, part.first_live, units);
     run(some);
   }
   stretches->end(reverse, own.h, outputs, problem.h);
@@ -73,18 +76,14 @@ void run_stretches(const CellFacts& cell, const ScheduleStorage& rows,
   for (const auto& part : stretches->parts()) {
     if (part.rows == 0) break;
     BackwardProblem<T> some = own;
-    const Index of_part = part.first_row * outputs, before = part.first_live;
+    const Index of_part = part.first_row * outputs;
     some.schedule = stretches->schedule(reverse, part);
     some.h_0 += of_part, some.dh += of_part;
     if (own.dc) some.c_0 += part.first_row * units, some.dc += part.first_row * units;
-    if (own.tokens.slot) some.tokens.slot += before;
-    if (own.saved) some.saved += before * cell.saved * units;
-    if (own.cells) some.cells += before * units;
-    if (own.inner) some.inner += before * units;
-    advance(some.norm, cell, before, units, !own.tokens.slot);
+    skip_rows(some, cell, part.first_live, units);
     if (own.state_gradients) {
       const Index kept = static_cast<Index>(cell.states.size()) + cell.gates;
-      some.state_gradients += before * (kept * units + (outputs != units ? outputs : 0));
+      some.state_gradients += part.first_live * (kept * units + (outputs != units ? outputs : 0));
     }
     run(some);
   }

@@ -34,9 +34,12 @@ CellFacts facts_of() {
           .own_deltas = delta_count<Cell>};
 }
 
-// Whether layer normalisation of a cell is anywhere defined: not without a recurrent product, nor where gates
-// see c as it is.
-bool has_twin(const CellFacts& cell) { return cell.recurrent_product && cell.unit_weights == 0; }
+// Whether layer normalisation of a cell is anywhere defined, and the kernels have it: not without a recurrent
+// product, nor where gates see c as it is; a normalised c goes through an output gate behind the only phase.
+bool has_twin(const CellFacts& cell) {
+  const bool outputs_c = cell.output_gate != kNoGate && cell.phase_count() == 1;
+  return cell.recurrent_product && cell.unit_weights == 0 && (!cell.cell_state || outputs_c);
+}
 
 template <template <class> class... Cells>
 std::vector<CellFacts> describe(CellList<Cells...>) {

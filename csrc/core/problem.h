@@ -84,7 +84,8 @@ struct NormKept {
   T *ih = nullptr, *hh = nullptr, *scales_ih = nullptr, *scales_hh = nullptr;
 };
 // A scale a block, then of the recurrent ones c's mean and scale.
-inline constexpr Index kNormScales = 4, kNormScaleOfC = 2;
+inline constexpr Index kMostNormBlocks = 2, kNormScaleOfC = kMostNormBlocks,
+                       kNormScales = kNormScaleOfC + 2;
 
 template <class T>
 struct Parameters {

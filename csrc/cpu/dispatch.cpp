@@ -62,7 +62,7 @@ const std::vector<const Backend*>& supported_backends() {
       if (candidate.runs_here()) found.push_back(&candidate.get());
     }
     if (multiplies_pairs_slowly() && std::string_view(found[0]->name) == "avx512bf16")
-      std::swap(found[0], found[1]);  // avx512 goes first
+      std::swap(found[0], found[1]);  // the other products of AVX-512 go first
     return found;
   }();
   return supported;

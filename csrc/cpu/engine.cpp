@@ -48,15 +48,14 @@ Work work_of(int cell, const Schedule& schedule, Index inputs, Index units, Inde
 template <class T>
 const StepKernels<T>& step_kernels(bool narrow, Compute compute) {
   const auto& kernels = chosen_backend().backend->kernels<T>();
-  if (std::is_same_v<T, float> && compute != Compute::exact) return loops_of<T>(compute).step;
-  return narrow || compute != Compute::exact ? kernels.narrow_step : kernels.exact.step;
+  if (compute != Compute::exact) return loops_of<T>(compute).step;
+  return narrow ? kernels.narrow_step : kernels.exact.step;
 }
 
 // Whatever a step rounds, its equations are on the lanes that its kernels have.
 template <class T>
 LoopCell<T> step_cell(int cell, Compute compute, bool options) {
-  return loops_of<T>(std::is_same_v<T, float> ? compute : Compute::exact)
-      .equations->of(cell, options);
+  return loops_of<T>(compute).equations->of(cell, options);
 }
 
 }  // namespace

@@ -43,8 +43,8 @@ class Stepper {
  public:
   // h (L, B, P) and c (L, B, H), or null, are the state: the caller's memory, which step()
   // advances. Narrow rounds the weight matrices to bfloat16 (float32; the biases are kept whole),
-  // and a compute rounds the other operands too. With by_token there will be tokens alone, and of the first layer's W_ih, which must stay as it is, a column is
-  // packed when its token comes first.
+  // and a compute rounds the other operands too. With by_token there will be tokens alone, and of
+  // the first layer's W_ih, which must stay as it is, a column is packed when its token comes first.
   Stepper(int cell, const std::vector<Parameters<T>>& layers, Index batch, T* h, T* c, bool narrow,
           Compute compute, bool by_token, const std::optional<CellOptions<T>>& options,
           T zoneout = T(0), T cell_zoneout = T(0));

@@ -20,11 +20,11 @@ const Index own_cache_bytes = [] {
 Plan make_plan(const Work& work, int threads) {
   constexpr double kBarrierFlops = 1e4;  // what one meeting at a barrier costs, likewise
   if (threads <= 1) return {1, 1, "one thread is all that the limit allows"};
-  if (work.total_flops < kWakeFlops * threads)
+  const int most = work.whole_rows && work.batch < threads ? static_cast<int>(work.batch) : threads;
+  if (work.total_flops < kWakeFlops * most)
     return {1, 1, "too little work to wake a second thread"};
   if (work.whole_rows) {
-    const int rows = work.batch < threads ? static_cast<int>(work.batch) : threads;
-    return {rows, 1,
+    return {most, 1,
             "layer normalisation: each thread owns rows of the batch, with all their units"};
   }
   const bool fits = work.weight_bytes <= own_cache_bytes;

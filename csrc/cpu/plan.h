@@ -21,8 +21,8 @@ struct Work {
   bool barriers;  // whether units wait for each other between steps, for a product reads them all
   double step_flops, total_flops;
   Index weight_bytes;
-  bool whole_rows =
-      false;  // whether a row's units must stay with one thread, which takes sums over them
+  // Whether a row's units must stay with one thread, which takes sums over them.
+  bool whole_rows = false;
 };
 
 // What waking a thread of the team costs, in flops that a core could do meanwhile: measured with two

@@ -30,7 +30,6 @@ class BackwardKernel {
   RNNKERN_KERNEL BackwardKernel(Block block, const Arguments& problem)
       : block_(block),
         problem_(problem),
-        plan_(problem.plan),
         schedule_(problem.schedule),
         loop_(block, problem),
         strand_(loop_.strand()),
@@ -46,7 +45,7 @@ class BackwardKernel {
   RNNKERN_KERNEL void run() const {
     const Index last = problem_.end - 1;
     Around around{span(last - 1), span(last), span(last + 1), 0, 0};
-    around.rows = loop_.share(around.now.live()),
+    around.rows = loop_.share(around.now.live());
     around.next_rows = loop_.share(around.next.live());
     for (Index s = last; s >= problem_.begin; --s) {
       const Span then = span(s - 2);
@@ -215,7 +214,6 @@ class BackwardKernel {
 
   const Block block_;
   const Arguments& problem_;
-  const RecurrentPlan& plan_;
   const DeviceSchedule& schedule_;
   const Loop loop_;
   const BackwardStrand<T> strand_;  // by value: so that it is not read anew behind each flag

@@ -67,11 +67,12 @@ class ForwardKernel {
     const int rows = loop_.share(schedule_.batch);
     block_.each([&](int thread) {
       for (int local = 0; local < loop_.own_slices(); ++local) {
-        for (int e = thread; e < rows * plan_.units; e += kThreads) {
-          const int j = e / plan_.units, unit = loop_.slice(local) * plan_.units + e % plan_.units;
+        for (Index e = thread; e < Index{rows} * plan_.units; e += kThreads) {
+          const int j = static_cast<int>(e / plan_.units), m = static_cast<int>(e % plan_.units);
+          const int unit = loop_.slice(local) * plan_.units + m;
           if (unit >= units_) continue;
-          const auto h =
-              P::Element::round(strand_.h[schedule_.order[loop_.row(j)] * units_ + unit]);
+          const Index b = schedule_.order[loop_.row(j)];
+          const auto h = P::Element::round(strand_.h[b * units_ + unit]);
           loop_.operand(0, 0, j)[unit] = h;
           loop_.operand(0, 1, j)[unit] = h;
         }
@@ -177,6 +178,7 @@ class ForwardKernel {
     }
 #pragma unroll
     for (int k = 0; k < saves.count; ++k) *loop_.field(k, at) = step.saved[saves.first + k].v;
+    static_assert(N + 1 < kPhases || kNewState<N> <= kGates + 1);  // of the fields that a plan has
     if constexpr (N + 1 == kPhases) {
       *loop_.field(kNewState<N>, at) = step.h.v;
       if constexpr (has_c<Cell>) *loop_.field(kNewState<N> + 1, at) = step.c.v;

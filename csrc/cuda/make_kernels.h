@@ -25,7 +25,8 @@ template <class P, template <class> class... Cells>
 RecurrentKernels<typename P::Element::Sum> make_recurrent(bool vector, CellList<Cells...>) {
   using E = typename P::Element;
   using V = Scalar<typename E::Sum>;
-  return {{P::rows, P::columns, sizeof(typename E::Storage), sizeof(typename E::Sum), vector},
+  return {{P::rows, P::columns, P::columns_at_once, sizeof(typename E::Storage),
+           sizeof(typename E::Sum), vector},
           {launch_of<Cells<V>, ForwardKernel<Cells<V>, P>>()...},
           {launch_of<Cells<V>, BackwardKernel<Cells<V>, P>>()...}};
 }

@@ -12,10 +12,10 @@ namespace {
 constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 constexpr Index round_up(Index a, Index b) { return ceil_div(a, b) * b; }
 
-constexpr int kPartAlignment = 128;  // with the padding, an odd multiple of 64 apart
-constexpr int kColumnsAtOnce = 8;    // of the tensor cores, whose sums a warp stores without asking
-constexpr int kSmallestPart = 512;   // bytes below which barriers outweigh the work
+constexpr int kPartAlignment = 128;      // with the padding, an odd multiple of 64 apart
+constexpr int kSmallestPart = 512;       // bytes below which barriers outweigh the work
 constexpr Index kMostRowsOfSlice = 512;  // of weights
+constexpr Index kMostOrderRows = 4096;   // of a group, beyond which shared memory is for weights
 
 // Estimates, in cycles; none was measured. A phase hands over through L2: a flag, the operand, a
 // store.
@@ -36,7 +36,7 @@ struct Candidate {
   bool resident;
 };
 
-bool on_tensor_cores(const ProductFacts& product) { return !product.vector && product.rows == 16; }
+bool on_tensor_cores(const ProductFacts& product) { return product.columns_at_once > 1; }
 
 double sums_a_cycle(const ProductFacts& product) {
   return on_tensor_cores(product) ? kTensorSumsACycle : kScalarSumsACycle;
@@ -48,17 +48,22 @@ Index partial_row(const ProductFacts& product, Index rows) {
   return on_tensor_cores(product) ? ceil_div(std::max<Index>(rows - 4, 0), 16) * 16 + 4 : rows;
 }
 
+// Warp tiles over the rows of weights of a slice of so many units.
+Index most_row_tiles(const PlanRequest& r, Index units) {
+  Index most = 1;
+  for (const auto& weights : r.weights)
+    most = std::max(most, ceil_div(weights.gates * units, r.product.rows));
+  return most;
+}
+
 // A plan for slices of `units` units and parts that cut a row in `cuts`, if it fits.
 std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index groups, Index cuts) {
   const Index budget = r.device.multiprocessors / r.strands;
   const Index slices = ceil_div(r.units, units);
   const Index blocks = std::min(slices, budget / groups);
   const Index rows = ceil_div(r.batch, groups), per_block = ceil_div(slices, blocks);
-  Index most_row_tiles = 1;
-  for (const auto& weights : r.weights)
-    most_row_tiles = std::max(most_row_tiles, ceil_div(weights.gates * units, r.product.rows));
-  if (most_row_tiles > kWarps) return std::nullopt;
-  const Index column_tiles = std::min(ceil_div(rows, r.product.columns), kWarps / most_row_tiles);
+  const Index column_tiles =
+      std::min(ceil_div(rows, r.product.columns), kWarps / most_row_tiles(r, units));
 
   RecurrentPlan plan{};
   plan.units = static_cast<int>(units), plan.slices = static_cast<int>(slices);
@@ -67,9 +72,7 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
   plan.group_rows = static_cast<int>(rows);
   plan.slices_per_block = static_cast<int>(per_block), plan.phases = r.phases;
   plan.tile_rows = static_cast<int>(std::min(column_tiles * r.product.columns, rows));
-  plan.partial_rows = on_tensor_cores(r.product)
-                          ? static_cast<int>(round_up(plan.tile_rows, kColumnsAtOnce))
-                          : plan.tile_rows;
+  plan.partial_rows = static_cast<int>(round_up(plan.tile_rows, r.product.columns_at_once));
 
   Index operand = 0, partial = 0, largest_tile = 0, all_tiles = 0;
   for (int p = 0; p < kMaxProducts; ++p) {
@@ -97,7 +100,8 @@ std::optional<Candidate> plan_with(const PlanRequest& r, Index units, Index grou
   }
   const Index fields =
       round_up(Index{r.fields} * plan.tile_rows * units * r.field_bytes, kVectorBytes);
-  const Index order = round_up(rows * Index{sizeof(std::int32_t)}, kVectorBytes);
+  plan.order_rows = static_cast<int>(std::min(rows, kMostOrderRows));
+  const Index order = round_up(plan.order_rows * Index{sizeof(std::int32_t)}, kVectorBytes);
   const Index fixed = operand + partial + order + fields;
   const bool resident = all_tiles + fixed <= r.device.shared_bytes;
   Index room = r.device.shared_bytes - fixed - (resident ? 0 : largest_tile);
@@ -164,6 +168,7 @@ std::optional<ChosenPlan> choose_plan(const PlanRequest& r) {
   if (budget < 1) return std::nullopt;
   std::optional<Candidate> best;
   for (Index units = 1; units <= std::min(r.units, kMostRowsOfSlice); ++units) {
+    if (most_row_tiles(r, units) > kWarps) break;
     const Index most = std::clamp<Index>(budget / ceil_div(r.units, units), 1, r.batch);
     for (Index groups = most; groups >= 1; --groups) {
       if (r.groups > 0 && groups != r.groups) continue;
@@ -188,10 +193,8 @@ void refuse_plan(const PlanRequest& r) {
   }
   if (r.groups > 0)
     throw std::invalid_argument("groups: no plan has " + std::to_string(r.groups) + " of them");
-  throw std::invalid_argument(
-      "units, batch: no plan fits " + std::to_string(r.device.shared_bytes) +
-      " bytes of shared memory a block, got " + std::to_string(r.units) + " units and " +
-      std::to_string(r.batch) + " rows; more rows than fit go in several calls");
+  throw std::invalid_argument("units: no plan fits " + std::to_string(r.device.shared_bytes) +
+                              " bytes of shared memory a block");
 }
 
 LayerSplit split_layers(int layers, const std::vector<double>& cycles, double launch_cycles) {

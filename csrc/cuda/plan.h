@@ -42,6 +42,7 @@ struct DeviceFacts {
 // A warp's tile of the product that a kernel is built on.
 struct ProductFacts {
   int rows, columns;
+  int columns_at_once;  // whose sums a warp stores without asking for how many rows there are
   int element_bytes, sum_bytes;
   bool vector;  // made for few rows of the batch
 
@@ -59,11 +60,10 @@ struct WeightFacts {
 // A number that others are divided by, without a division: n / d is right for n >= 0 where n·d is
 // at most 2^31.
 struct Divisor {
-  std::uint32_t value, factor;
+  std::uint32_t factor;
 
   static constexpr Divisor of(Index value) {
-    const Index factor = ((Index{1} << 31) + value - 1) / value;
-    return {static_cast<std::uint32_t>(value), static_cast<std::uint32_t>(factor)};
+    return {static_cast<std::uint32_t>(((Index{1} << 31) + value - 1) / value)};
   }
   RNNKERN_DEVICE friend int operator/(int n, Divisor d) {
     return static_cast<int>(std::uint64_t{static_cast<std::uint32_t>(n)} * d.factor >> 31);
@@ -94,8 +94,9 @@ struct RecurrentPlan {
   int staged_at;   // a weight tile that does not stay
   int operand_at;  // a part of the tile's operand rows
   int partial_at;  // sums, by depth share, row of the batch, row of weights
-  int order_at;    // the batch rows of the group
-  int fields_at;   // what the cell's equations read besides the product
+  int order_at;    // the batch rows of the first order_rows rows of the group
+  int order_rows;
+  int fields_at;  // what the cell's equations read besides the product
   int shared_bytes;
 
   RNNKERN_DEVICE Index tiles(int p) const { return Index{slices} * product[p].parts; }

@@ -122,7 +122,7 @@ void sum_quads(Lanes<Sums>& sums) {
 template <class E, int M, int N>
 struct TensorProduct {
   using Element = E;
-  static constexpr int rows = 16 * M, columns = 8 * N;
+  static constexpr int rows = 16 * M, columns = 8 * N, columns_at_once = 8;
   struct Sums {
     float v[M][N][4];
   };
@@ -218,7 +218,7 @@ template <class E, int N>
 struct ScalarProduct {
   using Element = E;
   using Sum = typename E::Sum;
-  static constexpr int rows = 32, columns = N;
+  static constexpr int rows = 32, columns = N, columns_at_once = 1;
   struct Sums {
     Sum v[4][N];
   };

@@ -44,7 +44,7 @@ class Recurrence {
         member_(static_cast<int>(block.index() % plan_.blocks)),
         own_slices_((plan_.slices - member_ + plan_.blocks - 1) / plan_.blocks),
         flag_(flags(strand()) + member_) {
-    const int rows = share(problem.schedule.batch);
+    const int rows = least(share(problem.schedule.batch), plan_.order_rows);
     block_.each([&](int thread) {
       for (int j = thread; j < rows; j += kThreads) order()[j] = problem.schedule.order[row(j)];
     });
@@ -187,7 +187,7 @@ class Recurrence {
       const int unit = slice(local) * plan_.units + m;
       const Index i = row(first + n);
       if (unit < problem_.units)
-        visit(Place{n, m, first + n, unit, i, order()[first + n], offset + i});
+        visit(Place{n, m, first + n, unit, i, batch_row(first + n), offset + i});
     }
   }
 
@@ -307,7 +307,10 @@ class Recurrence {
   RNNKERN_KERNEL static Sum* partial(Block block, int partial_at, int row, int n, int m) {
     return reinterpret_cast<Sum*>(block.shared() + partial_at) + n * row + m;
   }
-  // The group's batch rows, in its order.
+  RNNKERN_KERNEL int batch_row(int j) const {
+    return j < plan_.order_rows ? order()[j] : problem_.schedule.order[row(j)];
+  }
+  // The first of the group's batch rows, in its order.
   RNNKERN_KERNEL std::int32_t* order() const {
     return reinterpret_cast<std::int32_t*>(block_.shared() + plan_.order_at);
   }

@@ -91,6 +91,15 @@ def test_how_layers_share_launches(side: Any) -> None:
     assert side.module.layers_per_launch(split, 256, 32, False) == [1, 1, 1]
 
 
+def test_more_rows_than_stand_in_shared_memory(side: Any) -> None:
+    """Of one group; where the others stand in the batch is read from the schedule."""
+    side.module.force_groups(1)
+    try:
+        check(side, Case("gru_after", 5, 4200, steps=3, inputs=2, lengths=(3, 1, 2) * 1400))
+    finally:
+        side.module.force_groups(0)
+
+
 def test_groups_can_be_forced(side: Any) -> None:
     """To measure with; the plan's own choice is another."""
     side.device(multiprocessors=48)

@@ -19,6 +19,7 @@ from rnnkern.layers.configured import spec_of
 
 from support import reference
 from support.compare import assert_close, assert_same_bits
+from support.differences import slope
 from support.dropped import (
     BATCH,
     HIDDEN,
@@ -298,6 +299,25 @@ def test_resets_begin_with_nothing_to_keep(cell: str) -> None:
     apart = [layer(part)[0] for part in (x[:3], x[3:])]
     resets[3] = True
     assert_same_bits("inference", layer(x, resets=resets)[0], np.concatenate(apart))
+
+
+def test_resets_of_more_rows_than_are_run_at_once() -> None:
+    """Every row begins anew: two stretches each, which the kernels take in parts."""
+    layer = make("lstm", 2, 3, dtype="float64", zoneout=0.2, cell_zoneout=0.5)
+    random = np.random.default_rng(0)
+    x, dy = random.standard_normal((6, 300, 2)), random.standard_normal((6, 300, 3))
+    resets = np.zeros((6, 300), bool)
+    resets[3] = True
+
+    def loss() -> float:
+        return float((layer.forward(x, resets=resets, dropout_key=KEY)[0] * dy).sum())
+
+    result = layer.forward(x, resets=resets, dropout_key=KEY)[2].backward(dy)
+    places = [x, *layer.params.values()]
+    ways = [random.standard_normal(array.shape) for array in places]
+    gradients = [result.x, *(result.params[name] for name in layer.params)]
+    along = sum(float((g * way).sum()) for g, way in zip(gradients, ways, strict=True))
+    assert slope(loss, places, ways) == pytest.approx(along, rel=1e-6)
 
 
 def test_tokens_and_bfloat16() -> None:

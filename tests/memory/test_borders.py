@@ -187,13 +187,7 @@ def test_a_plan_for_a_gpu_is_arithmetic() -> None:
             "from rnnkern import _emulation as gpu",
             """
 spec = LayerSpec("lstm", 3, 8)
-try:
-    gpu.plan(spec, 1, 10**9, True)
-except ValueError as error:
-    assert "got 8 units and 1000000000 rows; more rows than fit go in several calls" in str(error)
-else:
-    raise AssertionError("the rows of a group stand in shared memory")
-for steps, batch in ((10**9, 1), (1, 10**5)):
+for steps, batch in ((10**9, 1), (1, 10**9)):
     gpu.plan(spec, steps, batch, True)
     call = gpu.Call(spec, steps, batch, None, tokens=True)
     assert call.forward_workspace > 0 and call.backward_workspace > 0

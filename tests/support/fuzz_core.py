@@ -86,6 +86,7 @@ class Sizes:
             "merge": "concat",
             "dtype": self.dtype,
             "compute": self.compute,
+            **{name: 0.3 for name in ("zoneout", "cell_zoneout") if self.case.chance(0.15)},
             **changes,
         }
         if self.case.chance(0.1):
@@ -142,6 +143,14 @@ def play_network(s: Sizes) -> None:
             forward[name] = case.array(name, marks, layouts=STRIDED)
     if case.chance(0.2):
         forward["to_initial"] = case.chance(0.5)
+    if case.chance(0.2):
+        forward["h_factors"] = s.state("h_factors", layers * directions)
+    for name in ("zoneout_h", "zoneout_c"):
+        if case.chance(0.4):
+            forward[name] = [
+                case.array(name, case.numbers.random((s.steps, s.batch, s.units)) < 0.3)
+                for _ in range(layers * directions)
+            ]
     forward = mutated(case, forward)
     kept = case.call("forward", lambda: network.forward(**forward))
     state: Any = case.one(None, s.numbers("h", layers * directions, s.batch, s.units))

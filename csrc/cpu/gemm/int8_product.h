@@ -241,8 +241,10 @@ struct Int8Product {
     float scale = largest / 127.0f + zero, inverse = 127.0f / largest;
     if (largest < kLeast || zero != 0) scale = zero, inverse = 0;
     std::memcpy(to, &scale, sizeof scale);
-    for (Index j = 0; j < n; j += V::size)
-      Dot::store(to + kHeader + j, load_some<V>(from + j, n - j) * V(inverse));
+    for (Index j = 0; j < round_up(n, kDepthMultiple); j += V::size) {
+      const V v = j < n ? load_some<V>(from + j, n - j) : V(0);
+      Dot::store(to + kHeader + j, v * V(inverse));
+    }
     return to;
   }
   // A one-hot row takes its column as it is.

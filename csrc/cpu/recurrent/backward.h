@@ -263,8 +263,7 @@ class Backward {
               add(sums + j, i, first + j);
             if (i >= live || !problem_.zone_h.on()) continue;
             const Place place = schedule_.at(schedule_.time(s), i);
-            put_aside<V>(drawn_at(problem_.zone_h, place, first),
-                         scratch_.delta_now[i] + deltas_ * units_ + first,
+            put_aside<V>(drawn_at(problem_.zone_h, place, first), scratch_.dh_now[i] + first,
                          problem_.dh + schedule_.order[i] * outputs_ + first,
                          std::min(blocks * V::size, outputs_ - first));
           }

@@ -251,7 +251,9 @@ template <class V, class Visit>
 [[gnu::always_inline]] inline void for_lanes(Index units, Visit visit) {
   Index j = 0;
   for (; j + V::size <= units; j += V::size) visit(j, WholeLane<V>{});
-  if (j < units) visit(j, PartLane<V>{units - j});
+  if constexpr (V::size > 1) {
+    if (j < units) visit(j, PartLane<V>{units - j});
+  }
 }
 
 template <class V, class Functions>

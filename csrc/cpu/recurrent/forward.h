@@ -160,7 +160,7 @@ class Forward {
     multiply(panels_.input, typename Product::Tiles(panels_.input.width, chunk.rows(), tall_),
              scratch_.a, scratch_.c, gates_ * units_, share.end - share.begin, false, scratch_.tile,
              worker_);
-    for (Index p = first; p < chunk.first_row + share.end; ++p)
+    for (Index p = first; cell_.layer_norm && p < chunk.first_row + share.end; ++p)
       normalize_part(scratch_.c[p - first], p);
   }
 

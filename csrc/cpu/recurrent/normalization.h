@@ -23,10 +23,11 @@ inline constexpr double kNormEpsilon = 1e-5;
 // and of the recurrent part (G·H each), and of c (H).
 template <class T>
 struct NormWeights {
-  T *gain_ih = nullptr, *shift_ih, *gain_hh, *shift_hh, *gain_c, *shift_c;
+  T *gain_ih = nullptr, *shift_ih = nullptr, *gain_hh = nullptr, *shift_hh = nullptr;
+  T *gain_c = nullptr, *shift_c = nullptr;
 
   NormWeights() = default;
-  NormWeights(const CellFacts& cell, Index units, Arena& arena) {
+  [[gnu::always_inline]] NormWeights(const CellFacts& cell, Index units, Arena& arena) {
     if (!cell.layer_norm) return;
     const Index rows = cell.gates * units, of_c = cell.cell_state ? units : 0;
     gain_ih = arena.take<T>(rows), shift_ih = arena.take<T>(rows);
@@ -34,7 +35,7 @@ struct NormWeights {
     gain_c = arena.take<T>(of_c), shift_c = arena.take<T>(of_c);
   }
 
-  void pack(const CellFacts& cell, const Parameters<T>& parameters) const {
+  [[gnu::always_inline]] void pack(const CellFacts& cell, const Parameters<T>& parameters) const {
     if (!cell.layer_norm) return;
     const Index units = parameters.units, rows = cell.gates * units;
     const auto copy = [](const T* from, T* to, Index n) {
