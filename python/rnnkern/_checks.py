@@ -9,7 +9,7 @@ import operator
 import reprlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar, Union, cast
 
 import numpy as np
@@ -50,15 +50,18 @@ def finite_float(
 ) -> float:
     """The finite number `value` within its bounds; `exclusive` leaves the bounds themselves out."""
     is_number = not isinstance(value, (bool, np.bool_, str)) and hasattr(value, "__float__")
+    result = math.inf
     if is_number:
         try:
             result = float(value)
         except OverflowError:  # an integer beyond every float
-            result = math.inf
-        low = minimum is not None and (result <= minimum if exclusive else result < minimum)
-        high = maximum is not None and (result >= maximum if exclusive else result > maximum)
-        if math.isfinite(result) and not (low or high):
-            return result
+            pass
+        except TypeError:  # an array of several
+            is_number = False
+    low = minimum is not None and (result <= minimum if exclusive else result < minimum)
+    high = maximum is not None and (result >= maximum if exclusive else result > maximum)
+    if math.isfinite(result) and not (low or high):
+        return result
     wanted = f"{name} must be a finite number"
     if minimum is not None:
         wanted += f" {'above' if exclusive else 'of at least'} {minimum:g}"
@@ -66,6 +69,15 @@ def finite_float(
         wanted += f"{' and' if minimum is not None else ''} {'below' if exclusive else 'at most'}"
         wanted += f" {maximum:g}"
     raise (ValueError if is_number else TypeError)(f"{wanted}, got {value!r}")
+
+
+def positive_float(name: str, value: SupportsFloat, dtypes: Iterable[np.dtype[Any]]) -> float:
+    """The finite number `value`, above 0 in every dtype: what keeps a divisor from being 0."""
+    result = finite_float(name, value, minimum=0.0, exclusive=True)
+    for dtype in dtypes:
+        if dtype.type(result) == 0.0:
+            raise ValueError(f"{name} must be above 0 in {dtype.name}, got {value!r}")
+    return result
 
 
 def fraction(name: str, value: SupportsFloat) -> float:

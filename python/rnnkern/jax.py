@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnkern import _core
-from rnnkern.devices import cell_facts, to_host
+from rnnkern.devices import Weights, cell_facts, to_host
+from rnnkern.interop.parts import DROPPED, refuse_options
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.configured import spec_of
 from rnnkern.layers.merging import merged
@@ -60,21 +61,10 @@ class Function:
     """
 
     def __init__(self, layer: Recurrent) -> None:
+        refuse_options(
+            layer, "rnnkern.jax", known=("reverse", "merge", "peepholes", "coupled", *DROPPED)
+        )
         self._spec = spec_of(layer)
-        if self._spec.projection:
-            raise ValueError(
-                f"layer must have proj_size=0 for rnnkern.jax, got {self._spec.projection}"
-            )
-        for name in ("zoneout", "cell_zoneout"):
-            if share := getattr(self._spec, name):
-                raise ValueError(f"layer must have {name}=0 for rnnkern.jax, got {share:g}")
-        if self._spec.facts.layer_norm:
-            raise ValueError("layer must have layer_norm=False for rnnkern.jax, got True")
-        if self._spec.options is not None:
-            raise ValueError(
-                "rnnkern.jax has no layer with activations other than the cell's own or with a "
-                f"clip, got {layer!r}"
-            )
         self._batch_first = layer.batch_first
 
     def _key(self) -> tuple[Any, ...]:
@@ -187,25 +177,27 @@ class Function:
         found = {name: jnp.shape(array) for name, array in params.items()}
         if found != shapes:
             raise ValueError(f"params must have the names and shapes {shapes}, got {found}")
-        rows = len(spec.facts.gates) * spec.units
-        sizes = (0, 0, rows, spec.units, 0, 0)
         facts = spec.facts
-        taken = (
-            True,
-            facts.recurrent_product,
-            True,
-            facts.recurrent_bias_gate >= 0,
-            facts.unit_weights > 0,
-            False,
-        )
-        return [
-            tuple(
-                jnp.zeros(size, dtype) if name is None else jnp.asarray(params[name], dtype)
-                for name, size, there in zip(names[: len(sizes)], sizes, taken, strict=True)
-                if there
+        taken = ["weight_ih"]  # as csrc/bind/jax.cpp takes them
+        if facts.recurrent_product:
+            taken.append("weight_hh")
+        taken.append("bias")
+        if facts.recurrent_bias_gate >= 0:
+            taken.append("bias_hn")
+        if facts.unit_weights:
+            taken.append("unit_weights")
+        sizes = {"bias": len(facts.gates) * spec.units, "bias_hn": spec.units}
+        weights = []
+        for names in parameter_names(spec):
+            named = dict(zip(Weights._fields, names, strict=True))
+            arrays = (
+                jnp.zeros(sizes[field], dtype)
+                if (name := named[field]) is None
+                else jnp.asarray(params[name], dtype)
+                for field in taken
             )
-            for names in parameter_names(spec)
-        ]
+            weights.append(tuple(arrays))
+        return weights
 
 
 def functional(layer: Recurrent) -> tuple[Function, dict[str, Array]]:
@@ -235,7 +227,9 @@ def functional(layer: Recurrent) -> tuple[Function, dict[str, Array]]:
 
     Raises:
         TypeError: It is no recurrent layer.
-        ValueError: Its dtype is float64, and JAX is not set to have that (jax_enable_x64).
+        ValueError: It has what the function has not: a projection, zoneout, layer_norm, a clip
+            (cell_clip too) or other functions than the cell's own. Or its dtype is float64, and
+            JAX is not set to have that (jax_enable_x64).
 
     """
     if not isinstance(layer, Recurrent):

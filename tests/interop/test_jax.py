@@ -251,6 +251,43 @@ def test_mistakes_are_told(call: Any, error: type[Exception], message: str) -> N
         jax.block_until_ready(call(apply, params))
 
 
+class Held(rk.LSTM):
+    """Whose config says nothing of its zoneout."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(2, hidden_size, zoneout=0.1)
+
+    def config(self) -> dict[str, Any]:
+        return {"hidden_size": self.hidden_size}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (rk.GRU(2, 3, zoneout=0.1), "zoneout=0.1"),
+        (rk.LSTM(2, 3, cell_zoneout=0.1), "cell_zoneout=0.1"),
+        (rk.GRU(2, 3, layer_norm=True), "layer_norm=True"),
+        (rk.LSTM(2, 3, proj_size=2), "proj_size=2"),
+        (rk.GRU(2, 3, clip=1.0), "clip=1.0"),
+        (rk.LSTM(2, 3, cell_clip=1.0), "cell_clip=1.0"),
+        (rk.GRU(2, 3, activation="relu"), "activation='relu'"),
+        (rk.RNN(2, 3, nonlinearity="elu"), "nonlinearity='elu'"),
+        (Held(3), "zoneout=0.1"),
+    ],
+    ids=str,
+)
+def test_options_that_the_function_has_not_are_named(given: rk.Recurrent, message: str) -> None:
+    with pytest.raises(ValueError, match=f"rnnkern.jax has no layer with {message}"):
+        functional(given)
+
+
+def test_what_is_dropped_in_training_is_no_part_of_it() -> None:
+    given = rk.RNN(2, 3, nonlinearity="relu", recurrent_dropout=0.5, weight_drop=0.5, reverse=True)
+    apply, params = functional(given)
+    x = RNG(7).standard_normal((4, 1, 2), np.float32)
+    np.testing.assert_array_equal(apply(params, x)[0], given(x)[0])
+
+
 def test_what_is_no_layer_is_refused() -> None:
     with pytest.raises(TypeError, match="layer must be a recurrent layer"):
         functional(rk.Linear(2, 3))  # type: ignore[arg-type]

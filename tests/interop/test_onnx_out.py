@@ -83,6 +83,10 @@ def test_options_of_cells(kind: Any, options: dict[str, Any], tmp_path: Path) ->
 def test_options_that_onnx_lacks(tmp_path: Path) -> None:
     for layer, word in (
         (rk.LSTM(2, 3, cell_clip=1.0), "cell_clip=1.0"),
+        (rk.LSTM(2, 4, proj_size=2), "proj_size=2"),
+        (rk.LSTM(2, 3, layer_norm=True), "layer_norm=True"),
+        (rk.GRU(2, 3, zoneout=0.1), "zoneout=0.1"),
+        (rk.LSTM(2, 3, cell_zoneout=0.1), "cell_zoneout=0.1"),
         (rk.MGU(2, 3, recurrent_activation="tanh"), "recurrent_activation='tanh'"),
         (rk.SimplifiedGRU(2, 3, clip=1.0), "clip=1.0"),
     ):

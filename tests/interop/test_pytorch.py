@@ -227,6 +227,13 @@ def test_cells_that_pytorch_lacks_are_not_given_as_others(layer: Any) -> None:
         layer.to_torch()
 
 
+@pytest.mark.parametrize("options", [{"layer_norm": True}, {"zoneout": 0.1}], ids=str)
+def test_options_that_pytorch_lacks_are_named(options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"PyTorch has no layer with {name}={value}"):
+        rk.LSTM(2, 3, **options).to_torch()
+
+
 @pytest.mark.parametrize(("dtype", "off"), [("float64", 1e-7), ("float32", 1e-3)])
 def test_a_module_that_computes_a_little_else_is_refused(dtype: str, off: float) -> None:
     class Own(torch.nn.GRU):  # type: ignore[misc, name-defined]

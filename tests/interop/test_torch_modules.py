@@ -356,6 +356,14 @@ REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
         lambda: rt.LSTM(2, 4, dtype=torch.float16)(torch.zeros(3, 1, 2)),
     ),
     "no layer": (TypeError, "must be a recurrent layer", lambda: rt.from_layer(rk.Linear(2, 3))),
+    "layer norm": (
+        ValueError, "rnnkern.torch has no layer with layer_norm=True",
+        lambda: rt.from_layer(rk.LSTM(2, 4, layer_norm=True)),
+    ),
+    "zoneout": (
+        ValueError, "rnnkern.torch has no layer with zoneout=0.1",
+        lambda: rt.from_layer(rk.GRU(2, 4, zoneout=0.1)),
+    ),
 }  # fmt: skip
 
 

@@ -256,3 +256,10 @@ def test_what_layer_norm_refuses() -> None:
     _, tape = norm.forward(np.zeros((2, 4), np.float32))
     with pytest.raises(ValueError, match=r"dy must have shape \(2, 4\), got \(4,\)"):
         tape.backward(np.zeros(4, np.float32))
+
+
+def test_an_eps_that_the_dtype_does_not_know_is_refused() -> None:
+    """It would be 0, and a row that does not vary not a number."""
+    with pytest.raises(ValueError, match=r"eps must be above 0 in float32, got 1e-320"):
+        rk.LayerNorm(3, eps=1e-320)
+    assert np.all(rk.LayerNorm(3, eps=1e-320, dtype="float64")(np.ones((2, 3))) == 0.0)

@@ -32,14 +32,40 @@ def data(seed: int = 0) -> rk.Batches:
     return rk.batches(*sequences(seed), 16, shuffle=True, seed=1, bucket=2)
 
 
-def build(*, dropout: float = 0.0) -> rk.Model:
+def build(*, dropout: float = 0.0, of: type[rk.Model] = rk.Model) -> rk.Model:
     layer = rk.GRU(CLASSES, 8, 2, seed=0, dropout=dropout)
-    return rk.Model(layer, rk.Linear(8, CLASSES, seed=1), readout="last")
+    return of(layer, rk.Linear(8, CLASSES, seed=1), readout="last")
 
 
 def losses(history: rk.History) -> Any:
     """All but the seconds."""
     return history.array[:, :-1]
+
+
+class Halved(rk.Model):
+    """A model whose loss is its own, with the arguments that `fit` always gives."""
+
+    def loss_and_grads(  # type: ignore[override]
+        self,
+        x: Any,
+        targets: Any,
+        lengths: Any = None,
+        *,
+        mask: Any = None,
+        dropout_key: int | None = None,
+        loss: Any = None,
+    ) -> tuple[float, rk.Gradients]:
+        value, grads = super().loss_and_grads(
+            x, targets, lengths, mask=mask, dropout_key=dropout_key, loss=loss
+        )
+        return value / 2, grads
+
+
+def test_a_subclass_may_have_a_loss_of_its_own() -> None:
+    model, plain = build(of=Halved), build()
+    history, want = (rk.fit(m, data(), epochs=2) for m in (model, plain))
+    np.testing.assert_array_equal(2 * history["loss"], want["loss"])
+    assert model.params == plain.params
 
 
 def test_it_learns_and_notes_every_epoch() -> None:

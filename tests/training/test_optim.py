@@ -281,6 +281,17 @@ def test_refused_hyper_parameters(rule: str, name: str, bad: float) -> None:
     assert optimizer.steps == 0
 
 
+@pytest.mark.parametrize("rule", ["Adam", "RMSprop"])
+def test_an_eps_that_the_parameters_do_not_know_is_refused(rule: str) -> None:
+    """It would be 0, and a parameter whose gradients are 0 not a number."""
+    with pytest.raises(ValueError, match=r"eps must be above 0 in float32, got 1e-320"):
+        getattr(rk, rule)(arrays(0, "float32"), eps=1e-320)
+    params = arrays(0, "float64")
+    getattr(rk, rule)(params, eps=1e-320).step({n: np.zeros_like(p) for n, p in params.items()})
+    for name, array in arrays(0, "float64").items():
+        np.testing.assert_array_equal(params[name], array)
+
+
 def test_refused_betas_momentum_and_nesterov() -> None:
     params = arrays(0, "float32")
     for betas in [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (np.nan, 0.9)]:

@@ -26,8 +26,8 @@ _PIECES = [
     fault(
         f"{_LAYERS}/drops.py",
         "directions-by-themselves-have-one-mask",
-        "streams = range(_OF_STATES + drops.first,",
-        "streams = range(_OF_STATES,",
+        "drops.key, _OF_STATES + k)",
+        "drops.key, _OF_STATES + k - drops.first)",
         "layers/test_recurrent_dropout.py::test_both_directions_in_pieces",
     ),
     fault(

@@ -11,7 +11,6 @@ import numpy as np
 
 from rnnkern._checks import Array
 from rnnkern.cells import CELLS
-from rnnkern.layers.configured import spec_of
 
 # (B, T, H), from one row of a small network to a batch that fills any core; I = H.
 SIZES = (
@@ -66,7 +65,7 @@ class Problem:
     @property
     def recurrent_columns(self) -> int:
         """Of the recurrent matrix: H, or 0 for a cell that has none."""
-        return self.hidden if spec_of(CELLS[self.cell].build(1, 1)).facts.recurrent_product else 0
+        return self.hidden if CELLS[self.cell].facts.recurrent_product else 0
 
     def lengths(self) -> Array | None:
         """Of a ragged batch: uniform in 1..T, always the same."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from rnnkern.devices import CellFacts
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.cell import RecurrentCell
+from rnnkern.layers.configured import spec_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,3 +37,8 @@ class Cell:
         """A layer of this cell: the constructor's sizes and further options."""
         make: Callable[..., Recurrent] = self.layer
         return make(*sizes, **self.options, **options)
+
+    @cached_property
+    def facts(self) -> CellFacts:
+        """What the kernels say of it."""
+        return spec_of(self.build(1, 1)).facts

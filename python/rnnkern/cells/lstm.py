@@ -56,6 +56,8 @@ class LSTM(Recurrent):
       passes where it is.
     - ``cell_zoneout``: as ``zoneout``, of c; h_t is made of the c that the step gave.
 
+    ``proj_size``, ``peepholes`` and ``cell_zoneout`` need ``device="cpu"`` and no ``layer_norm``.
+
     Example:
         >>> lstm = rk.LSTM(3, 4, forget_bias=1.0, bidirectional=True, seed=0)
         >>> x = np.ones((5, 2, 3), np.float32)
@@ -128,6 +130,8 @@ class LSTM(Recurrent):
         )
         self.cell_clip = checked_clip("cell_clip", cell_clip)
         self.cell_zoneout = fraction("cell_zoneout", cell_zoneout)
+        if boolean("layer_norm", layer_norm):
+            self._check_normalised()
         super().__init__(
             input_size,
             hidden_size,
@@ -151,6 +155,23 @@ class LSTM(Recurrent):
             seed=seed,
             recurrent_init=recurrent_init,
         )
+
+    def _check_normalised(self) -> None:
+        """Refuse what does not go with layer_norm."""
+        if self.proj_size:
+            raise ValueError(
+                f"proj_size must be 0 with layer_norm=True, got {self.proj_size}: of a projection "
+                "nothing is known that normalises it"
+            )
+        if self.peepholes:
+            raise ValueError(
+                "peepholes must be False with layer_norm=True: they would see c as it is, which is "
+                "normalised for h alone"
+            )
+        if self.cell_zoneout:
+            raise ValueError(
+                f"cell_zoneout must be 0 with layer_norm=True, got {self.cell_zoneout:g}"
+            )
 
     @property
     def _cell(self) -> str:
@@ -187,9 +208,16 @@ class LSTM(Recurrent):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, from which an equal layer can be built."""
-        own = ["forget_bias", "proj_size", "peepholes", "coupled", "output_activation", "cell_clip"]
-        own.append("cell_zoneout")
-        return {**super().config(), **{name: getattr(self, name) for name in own}}
+        return {
+            **super().config(),
+            "forget_bias": self.forget_bias,
+            "proj_size": self.proj_size,
+            "peepholes": self.peepholes,
+            "coupled": self.coupled,
+            "output_activation": self.output_activation,
+            "cell_clip": self.cell_clip,
+            "cell_zoneout": self.cell_zoneout,
+        }
 
 
 class LSTMCell(RecurrentCell):

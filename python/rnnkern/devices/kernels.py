@@ -104,8 +104,8 @@ class NetworkKernels(Protocol):
             mask: likewise: where it is False a row keeps its state, and y is 0.
             to_initial: whether anew is from the initial state, not from zero.
             h_factors: (L·D, B, P) of h as recurrent products take it, at all steps; or None.
-            zoneout_h: by layer and direction (T, B, P) bool, which units of h keep their value; for
-                a spec with zoneout where there will be a backward pass, else none.
+            zoneout_h: by layer and direction (T, B, P) bool, which units of h keep their value;
+                needed with `keep` for a spec with zoneout. A pass without any takes the shares.
             zoneout_c: likewise (T, B, H), of c.
 
         """

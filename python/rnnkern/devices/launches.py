@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -124,13 +125,12 @@ class LaunchedNetwork:
         n = spec.directions
         self._device = device
         self._spec = spec
-        self._weights = weights
         self._layers = [weights[i : i + n] for i in range(0, len(weights), n)]
         self._fixed = fixed
 
     def packed(self, *, with_input: bool = True, with_backward: bool = False) -> LaunchedNetwork:
-        """The same: kernels read the weights as they are."""
-        return LaunchedNetwork(self._device, self._spec, self._weights, fixed=True)
+        """The same of fixed weights: there is nothing to pack, but no call need copy them."""
+        return LaunchedNetwork(self._device, self._spec, [*chain(*self._layers)], fixed=True)
 
     def direct(self, x: Any, state: Any, lengths: Any, keep: bool) -> None:
         """Nothing: a launch takes longer than to look at the arguments."""

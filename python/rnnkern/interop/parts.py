@@ -41,21 +41,28 @@ _OPTIONS: dict[str, tuple[Any, ...]] = {
     "cell_zoneout": (0.0,),
     **dict.fromkeys(DROPPED, (0.0,)),
 }
-# Those that ONNX's operators have.
-ONNX_OPTIONS = frozenset(_OPTIONS) - {
-    "cell_clip",
-    "proj_size",
-    "layer_norm",
-    "zoneout",
-    "cell_zoneout",
-}
+# Those that a file of ONNX's has, in its operators or by nodes behind them, or has no need of.
+ONNX_OPTIONS = (
+    "reverse",
+    "merge",
+    "nonlinearity",
+    "activation",
+    "recurrent_activation",
+    "output_activation",
+    "clip",
+    "peepholes",
+    "coupled",
+    *DROPPED,
+)
 
 
 def refuse_options(layer: Configured, whose: str, known: Collection[str] = ()) -> None:
     """Refuse options of a layer that change what it computes, but for those that they know too."""
-    config = layer.config()
     for name, plain in _OPTIONS.items():
-        value = config.get(name, plain[0])
+        if name == "activation" and hasattr(layer, "nonlinearity"):
+            continue  # an RNN's, by its other name
+        # Not of its config(), of which a subclass with fewer arguments has its own.
+        value = getattr(layer, name, plain[0])
         if value not in plain and name not in known:
             raise ValueError(f"{whose} has no layer with {name}={value!r}")
 

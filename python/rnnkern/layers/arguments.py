@@ -37,6 +37,11 @@ class Input(NamedTuple):
         return int(self.x.shape[1])
 
     @property
+    def by_token(self) -> bool:
+        """Whether x is tokens."""
+        return self.x.ndim == 2
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is nothing to compute."""
         return 0 in self.x.shape

@@ -56,10 +56,12 @@ class Recurrent(Configured):
         layer_norm: whether the sums that gates see are normalised (Ba et al. 2016,
             arXiv:1607.06450): W_x x_t and W_h h_{t-1} each by itself, over the units of a row, with
             gains of their own; in an LSTM also the c that h_t is made of. It needs
-            ``device="cpu"``, and a cell with a recurrent matrix.
+            ``device="cpu"`` and a cell with a recurrent matrix, and goes with neither
+            ``recurrent_dropout`` nor ``zoneout``.
         zoneout: share of h that keeps its value of the step before, drawn for each step, row and
             unit in ``forward`` (Krueger et al. 2016, arXiv:1606.01305). Other calls, snapshots and
-            streams have what that comes to in the mean: (1 - zoneout)·h_t + zoneout·h_{t-1}.
+            streams have what that comes to in the mean: (1 - zoneout)·h_t + zoneout·h_{t-1}. It
+            needs ``device="cpu"``.
         batch_first: x and y are (B, T, ·).
         bias: whether there are bias parameters.
         dropout: share of each layer's output, but the last one's, that ``forward`` sets to zero;
@@ -67,7 +69,8 @@ class Recurrent(Configured):
         recurrent_dropout: share of h_{t-1} that ``forward`` sets to zero where a recurrent matrix
             multiplies it, the same numbers at all steps, and others for each row; the rest counts
             1/(1 - recurrent_dropout) times (Gal & Ghahramani 2016, arXiv:1512.05287). What goes to
-            h_t beside the product, as in a GRU, stays whole. 0 where the cell has no such matrix.
+            h_t beside the product, as in a GRU, stays whole. It needs ``device="cpu"``, and is 0
+            where the cell has no such matrix.
         weight_drop: share of every ``weight_hh`` that ``forward`` sets to zero, the same for all
             its steps and rows; the others count 1/(1 - weight_drop) times (Merity et al. 2018,
             arXiv:1708.02182). 0 where the cell has no such matrix.
@@ -242,7 +245,8 @@ class Recurrent(Configured):
                 numbers; biases and state stay float32. None keeps them all.
 
         Raises:
-            ValueError: int8 is asked of a layer of float64, with a `compute`, or on a GPU.
+            ValueError: int8 is asked of a layer of float64, with a `compute`, with `layer_norm`, or
+                on a GPU.
 
         Example:
             >>> lstm, x = rk.LSTM(3, 4, seed=0), np.ones((5, 2, 3), np.float32)
@@ -269,7 +273,7 @@ class Recurrent(Configured):
         Raises:
             ValueError: the layer also, or only, runs from the last step, so that its output needs
                 the whole sequence; or it cannot have such weights: they need float32 and a CPU,
-                and int8 a layer without `compute`.
+                and int8 a layer without `compute` and without `layer_norm`.
 
         """
         return Stream(self._network, positive_int("batch", batch, minimum=0), weights)
@@ -385,28 +389,24 @@ class Recurrent(Configured):
 
     def _drops(self, given: SupportsIndex | None) -> Drops:
         """What a call of ``forward`` with that ``dropout_key`` drops."""
-        shares = {
-            "dropout": self.dropout if self.num_layers > 1 else 0.0,
-            "recurrent_dropout": self.recurrent_dropout,
-            "weight_drop": self.weight_drop,
-            "zoneout": self.zoneout,
-            "cell_zoneout": self._spec.cell_zoneout,
-        }
-        if given is None:
-            for name, share in shares.items():
-                if share > 0.0:
-                    raise ValueError(
-                        f"dropout_key must be given when {name} is {share:g}, got None"
-                    )
+        key = None if given is None else check_dropout_key(given, 64)
+        shares = self._shares
+        if shares == NOTHING:
             return NOTHING
-        key = check_dropout_key(given, 64)
+        if key is None:
+            name, share = next((n, s) for n, s in shares._asdict().items() if s > 0.0)
+            raise ValueError(f"dropout_key must be given when {name} is {share:g}, got None")
+        return shares._replace(key=key)
+
+    @cached_property
+    def _shares(self) -> Drops:
+        """What ``forward`` drops with any key."""
         return Drops(
-            between=shares["dropout"],
-            recurrent=self.recurrent_dropout,
-            weights=self.weight_drop,
+            dropout=self.dropout if self.num_layers > 1 else 0.0,
+            recurrent_dropout=self.recurrent_dropout,
+            weight_drop=self.weight_drop,
             zoneout=self.zoneout,
             cell_zoneout=self._spec.cell_zoneout,
-            key=key,
         )
 
     def _one_step(self, k: int, *, reverse: bool) -> tuple[LayerSpec, Device, dict[str, Parameter]]:

@@ -13,6 +13,7 @@ from rnnkern._checks import Array, DType, boolean, explains_options, positive_in
 from rnnkern.devices import Weights
 from rnnkern.layers.arguments import Layout, State
 from rnnkern.layers.base import Recurrent, one_step_of
+from rnnkern.layers.configured import spec_of
 from rnnkern.layers.fixed import Fixed
 from rnnkern.layers.functions import of_direction
 from rnnkern.layers.gradients import Gradients
@@ -47,8 +48,10 @@ class RecurrentCell(Fixed):
 
     Attributes:
         params: ``weight_ih`` (G·H, I), ``weight_hh`` (G·H, H), ``bias`` (G·H) and, where the reset
-            gate acts after the product, ``bias_hn`` (H). Those of a cell made by ``of`` are the
-            layer's own arrays. The constructor's arguments are attributes too.
+            gate acts after the product, ``bias_hn`` (H). With ``layer_norm`` also ``gain_ih`` and
+            ``gain_hh`` (G·H) and, where there is c, ``gain_c`` and, with a bias, ``shift_c`` (H).
+            Those of a cell made by ``of`` are the layer's own arrays. The constructor's arguments
+            are attributes too.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -101,6 +104,8 @@ class RecurrentCell(Fixed):
     def of(cls: type[Own], layer: Recurrent, k: SupportsIndex = 0, *, reverse: bool = False) -> Own:
         """The step of a layer: the cell's parameters are the layer's own arrays.
 
+        What the layer drops in training is no part of the cell.
+
         Args:
             layer: of the class that goes with this one, as an `LSTM` for an `LSTMCell`.
             k: which of its stacked layers, from 0.
@@ -108,7 +113,8 @@ class RecurrentCell(Fixed):
 
         Raises:
             TypeError: the layer is of another class.
-            ValueError: it has no such layer or direction.
+            ValueError: it has no such layer or direction, or it has zoneout, of which a call of the
+                layer has the mean.
 
         """
         if type(layer) is not cls.kind:
@@ -120,6 +126,9 @@ class RecurrentCell(Fixed):
             raise ValueError(f"k must be below num_layers = {layer.num_layers}, got {place}")
         if boolean("reverse", reverse) and not layer.bidirectional:
             raise ValueError("reverse needs a layer with bidirectional=True")
+        for name in ("zoneout", "cell_zoneout"):
+            if share := getattr(spec_of(layer), name):
+                raise ValueError(f"layer must have {name}=0 for a cell of one step, got {share:g}")
         cell = cls.__new__(cls)
         cell._share(layer, place, reverse=reverse)
         return cell
@@ -127,9 +136,6 @@ class RecurrentCell(Fixed):
     def _share(self, layer: Recurrent, k: int = 0, *, reverse: bool = False) -> None:
         """Be the step of that layer and direction."""
         self._spec, self._device, own = one_step_of(layer, k, reverse=reverse)
-        for name in ("zoneout", "cell_zoneout"):
-            if share := getattr(self._spec, name):
-                raise ValueError(f"layer must have {name}=0 for a cell of one step, got {share:g}")
         self.params = Parameters(own)
         self._own = own
         self.input_size, self.hidden_size = self._spec.inputs, self._spec.units

@@ -14,7 +14,6 @@ from rnnkern._checks import (
     boolean,
     choice,
     explains_options,
-    finite_float,
     float_dtype,
     fraction,
     positive_int,
@@ -80,9 +79,7 @@ class Configured(Fixed):
         self.layer_norm = boolean("layer_norm", layer_norm)
         self.batch_first = boolean("batch_first", batch_first)
         self.bias = boolean("bias", bias)
-        self.dropout = finite_float("dropout", dropout, minimum=0.0)
-        if self.dropout >= 1.0:
-            raise ValueError(f"dropout must be below 1, got {dropout!r}")
+        self.dropout = fraction("dropout", dropout)
         if self.dropout > 0.0 and self.num_layers == 1:
             warn(f"dropout={dropout!r} does nothing with num_layers=1: it lies between layers")
         self.recurrent_dropout = fraction("recurrent_dropout", recurrent_dropout)
@@ -121,11 +118,16 @@ class Configured(Fixed):
                 f"{type(self).__name__}, whose functions are its own"
             )
         if self.layer_norm:
-            for name in ("recurrent_dropout", "zoneout", "cell_zoneout"):
-                if share := getattr(self._spec, name):
+            for name in ("recurrent_dropout", "zoneout"):
+                if share := getattr(self, name):
                     raise ValueError(f"{name} must be 0 with layer_norm=True, got {share:g}")
-        self._check_recurrent_product("recurrent_dropout", self.recurrent_dropout)
-        self._check_recurrent_product("weight_drop", self.weight_drop)
+        for name in ("recurrent_dropout", "weight_drop"):
+            share = getattr(self, name)
+            if share > 0.0 and not self._spec.facts.recurrent_product:
+                raise ValueError(
+                    f"{name} must be 0 for {type(self).__name__}, which has no recurrent matrix, "
+                    f"got {share:g}"
+                )
         self._device.check(self._spec)
         check_sizes(self._spec)
         self._parameters = {
@@ -148,14 +150,6 @@ class Configured(Fixed):
         """
         return self._spec.features
 
-    def _check_recurrent_product(self, name: str, share: float) -> None:
-        """Refuse a share of what a cell has not."""
-        if share > 0.0 and not self._spec.facts.recurrent_product:
-            raise ValueError(
-                f"{name} must be 0 for {type(self).__name__}, which has no recurrent matrix, "
-                f"got {share:g}"
-            )
-
     @property
     def _cell(self) -> str:
         """The kernel's name of the cell."""
@@ -165,17 +159,7 @@ class Configured(Fixed):
         """That, or its twin that normalises."""
         if not self.layer_norm:
             return self._cell
-        if self._projection:
-            raise ValueError(
-                f"proj_size must be 0 with layer_norm=True, got {self._projection}: of a "
-                "projection nothing is known that normalises it"
-            )
         twin = normalising(self._cell)
-        if getattr(self, "peepholes", False):
-            raise ValueError(
-                "peepholes must be False with layer_norm=True: they would see c as it is, which is "
-                "normalised for h alone"
-            )
         if twin is None:
             raise ValueError(
                 f"layer_norm must be False for {type(self).__name__}, which has no recurrent "
@@ -237,7 +221,8 @@ class Configured(Fixed):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: `_network` names arrays that a copy has anew."""
-        return {name: value for name, value in vars(self).items() if name != "_network"}
+        made_anew = ("_network", "_shares")
+        return {name: value for name, value in vars(self).items() if name not in made_anew}
 
 
 def spec_of(layer: Configured) -> LayerSpec:

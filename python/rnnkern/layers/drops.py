@@ -7,15 +7,13 @@ direction, so that they can be drawn again, in parts too, and threads have no pa
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from rnnkern._checks import Array
 from rnnkern.devices import masked
-from rnnkern.layers.arguments import Input
-from rnnkern.layers.network import Masks, Network, dropout_mask
+from rnnkern.layers.network import NO_MASKS, Masks, Network, dropout_mask
 from rnnkern.layers.weights import parameter_names
 
 # Streams of random numbers begin here, one a layer and direction; those of what lies between
@@ -27,9 +25,9 @@ class Drops(NamedTuple):
     """What a call of ``forward`` drops.
 
     Attributes:
-        between: share of what each layer hands to the next.
-        recurrent: share of h as recurrent products take it.
-        weights: share of the recurrent matrices.
+        dropout: share of what each layer hands to the next.
+        recurrent_dropout: share of h as recurrent products take it.
+        weight_drop: share of the recurrent matrices.
         zoneout: share of h that keeps its value at a step.
         cell_zoneout: share of c that does.
         key: of all masks.
@@ -37,9 +35,9 @@ class Drops(NamedTuple):
 
     """
 
-    between: float = 0.0
-    recurrent: float = 0.0
-    weights: float = 0.0
+    dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    weight_drop: float = 0.0
     zoneout: float = 0.0
     cell_zoneout: float = 0.0
     key: int = 0
@@ -48,42 +46,43 @@ class Drops(NamedTuple):
     @property
     def by_call(self) -> bool:
         """Whether a call of the kernels is given masks."""
-        return max(self.between, self.recurrent, self.zoneout, self.cell_zoneout) > 0.0
+        return max(self.dropout, self.recurrent_dropout, self.zoneout, self.cell_zoneout) > 0.0
 
 
 NOTHING = Drops()
 
 
-def draw(network: Network, given: Input, drops: Drops, first_step: int = 0) -> Masks:
-    """The masks of a call, or of its steps from `first_step` on."""
+def draw(network: Network, steps: int, batch: int, drops: Drops, first_step: int = 0) -> Masks:
+    """The masks of a call, or of so many of its steps from `first_step` on."""
+    if not drops.by_call:
+        return NO_MASKS
     spec, device = network.spec, network.device
+    ways = range(drops.first, drops.first + spec.states)
     between: list[Array] = []
-    if drops.between > 0.0:
-        shape = (given.steps, given.batch, spec.features)
-        first = first_step * math.prod(shape[1:])
+    if drops.dropout > 0.0:
+        shape = (steps, batch, spec.features)
+        first = first_step * batch * spec.features
         between = [
-            dropout_mask(device, shape, spec.dtype, drops.between, drops.key, layer, first)
+            dropout_mask(device, shape, spec.dtype, drops.dropout, drops.key, layer, first)
             for layer in range(spec.layers - 1)
         ]
     h_factors = None
-    if drops.recurrent > 0.0:
-        of_one = (given.batch, spec.outputs)
-        streams = range(_OF_STATES + drops.first, _OF_STATES + drops.first + spec.states)
+    if drops.recurrent_dropout > 0.0:
+        share, shape_of_h = drops.recurrent_dropout, (batch, spec.outputs)
         h_factors = np.stack(
             [
-                dropout_mask(device, of_one, spec.dtype, drops.recurrent, drops.key, stream)
-                for stream in streams
+                dropout_mask(device, shape_of_h, spec.dtype, share, drops.key, _OF_STATES + k)
+                for k in ways
             ]
         )
 
     def zones(share: float, begin: int, width: int) -> list[Array]:
         """Of each layer and direction, where units keep their value."""
-        shape = (given.steps, given.batch, width)
-        first = first_step * given.batch * width
-        streams = range(begin + drops.first, begin + drops.first + spec.states)
         if share == 0.0:
             return []
-        return [device.random(drops.key, k, shape, first) < np.float32(share) for k in streams]
+        shape, first = (steps, batch, width), first_step * batch * width
+        most = np.float32(share)
+        return [device.random(drops.key, begin + k, shape, first) < most for k in ways]
 
     return Masks(
         between,
@@ -107,7 +106,7 @@ def drop_weights(network: Network, drops: Drops) -> tuple[Network, dict[str, Arr
         matrix, name = own.recurrent, names[own._fields.index("weight_hh")]
         assert name is not None
         factors[name] = dropout_mask(
-            device, matrix.shape, dtype, drops.weights, drops.key, _OF_WEIGHTS + k
+            device, matrix.shape, dtype, drops.weight_drop, drops.key, _OF_WEIGHTS + k
         )
         weights.append(own._replace(weight_hh=masked(matrix, factors[name])))
     return Network(network.layout, weights), factors

@@ -13,8 +13,8 @@ from rnnkern._checks import (
     DType,
     boolean,
     explains_options,
-    finite_float,
     float_dtype,
+    positive_float,
     positive_int,
 )
 from rnnkern.devices import get_device
@@ -67,9 +67,9 @@ class LayerNorm(Fixed):
         device: str = "cpu",
     ) -> None:
         self.features = positive_int("features", features)
-        self.eps = finite_float("eps", eps, minimum=0.0, exclusive=True)
         self.bias = boolean("bias", bias)
         self.dtype = float_dtype("dtype", dtype)
+        self.eps = positive_float("eps", eps, [self.dtype])
         self._device = get_device(device)
         self.device = self._device.name
         names = ("weight", "bias") if self.bias else ("weight",)

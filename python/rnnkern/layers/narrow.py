@@ -35,16 +35,17 @@ def check_narrow(network: Network, weights: str | None, offered: Sequence[str]) 
         raise ValueError(
             f"weights={weights!r} needs a layer of dtype float32, got {spec.dtype.name}"
         )
-    if weights == "int8" and spec.compute not in (None, "int8"):  # the second of a copied stream
-        raise ValueError(
-            f"weights='int8' needs a layer with compute=None, got compute={spec.compute!r}, which "
-            "says how products are done"
-        )
-    if weights == "int8" and spec.facts.layer_norm:
-        raise ValueError(
-            "weights='int8' needs a layer with layer_norm=False, got True: what is rounded would "
-            "be normalised"
-        )
+    if weights == "int8":
+        if spec.compute not in (None, "int8"):  # the second of a copied stream
+            raise ValueError(
+                f"weights='int8' needs a layer with compute=None, got compute={spec.compute!r}, "
+                "which says how products are done"
+            )
+        if spec.facts.layer_norm:
+            raise ValueError(
+                "weights='int8' needs a layer with layer_norm=False, got True: what is rounded "
+                "would be normalised"
+            )
 
 
 def narrow_layout(layout: Layout, weights: str | None) -> Layout:

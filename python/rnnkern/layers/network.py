@@ -176,7 +176,7 @@ def backward(
     """
     zeros, dtype = network.device.xp.zeros, network.spec.dtype
     gradients = [zeros_like(network, weights) for weights in network.weights]
-    dx = None if given.x.ndim == 2 or not with_dx else zeros(given.x.shape, dtype)
+    dx = None if given.by_token or not with_dx else zeros(given.x.shape, dtype)
     if kept is not None:
         kept.backward(given.x, y, dy, dh, dc, dx, gradients, traces)
     return dx, by_name(network, (a for a in chain(*gradients) if a is not None))

@@ -65,7 +65,8 @@ class Pieces:
 
     def masks(self, span: slice) -> Masks:
         """Those that the whole call has there."""
-        return draw(self._network, self.input(span), self._drops, span.start)
+        steps, batch = span.stop - span.start, self._given.batch
+        return draw(self._network, steps, batch, self._drops, span.start)
 
 
 class Sums:

@@ -74,7 +74,7 @@ class _OneWay(_Sparse):
         drops: Drops,
     ) -> None:
         """Forward; the weights are the pass's own."""
-        self._network = network.packed(by_token=given.x.ndim == 2, with_backward=True)
+        self._network = network.packed(by_token=given.by_token, with_backward=True)
         self._pieces = Pieces(network, given, every, drops)
         spans = self._pieces.spans
         count, empty = len(spans), network.device.xp.empty
@@ -133,7 +133,8 @@ class _BothWays(_Sparse):
     ) -> None:
         """As `_OneWay`."""
         self._network = network
-        self._masked = draw(network, given, Drops(drops.between, key=drops.key)).between
+        between = Drops(drops.dropout, key=drops.key)
+        self._masked = draw(network, given.steps, given.batch, between).between
         self._given: list[Array] = []  # x of each layer
         self._gave: list[list[Array]] = []  # what its directions gave, where they are multiplied
         self._ways: list[list[_OneWay]] = []
@@ -145,7 +146,7 @@ class _BothWays(_Sparse):
             gave = []
             for d in range(2):
                 i = 2 * k + d
-                of_way = drops._replace(between=0.0, first=i)
+                of_way = drops._replace(dropout=0.0, first=i)
                 part = xp.empty((given.steps, given.batch, spec.outputs), spec.dtype)
                 own_c = None if c is None else c[i : i + 1]
                 of_layer, own = given._replace(x=x), self._one_way(k, d)

@@ -67,7 +67,7 @@ class Stream:
         if not by_token:
             layout = replace(narrow_layout(network.layout, weights), batch_first=False)
             network = network.snapshot(layout)
-        round_weights(network, weights)
+            round_weights(network, weights)
         self._network = network
         self._layout = network.layout
         self._rounding = weights

@@ -74,8 +74,8 @@ class Tape:
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tape:
-        # Neither the layer's facts nor what was kept for the kernels ever change.
-        for never_changed in (self._network, self._kept):
+        # Neither the layer's facts nor what was kept for the kernels ever change, nor do factors.
+        for never_changed in (self._network, self._kept, self._dropped):
             memo[id(never_changed)] = never_changed
         twin = copy(self)
         vars(twin).update(deepcopy(vars(self), memo))
@@ -154,16 +154,15 @@ class Tape:
             TypeError, ValueError: dy, dstate or dlast has the wrong dtype or shape.
 
         """
-        if state_gradients is not False or x_gradient is not True:
-            state_gradients = boolean("state_gradients", state_gradients)
-            x_gradient = boolean("x_gradient", x_gradient)
+        state_gradients = boolean("state_gradients", state_gradients)
+        x_gradient = boolean("x_gradient", x_gradient)
         network, given, kept = self._network, self._given, self._kept
         repeats = repeated(network, given)
         if kept is not None and dlast is None and not state_gradients and repeats is None:
             done = kept.direct(given.x, self._y, dy, dstate, given.unbatched, x_gradient)
             if done is not None:  # else something has to be converted, or is wrong
                 dx, state, arrays = done
-                return Gradients(self._of_kept(by_name(network, arrays)), dx, state)
+                return Gradients(self._with_dropped(by_name(network, arrays)), dx, state)
         layout = network.layout
         dh, dc = layout.own_state("dstate", dstate, given.batch, unbatched=given.unbatched)
         if dlast is not None:
@@ -176,15 +175,17 @@ class Tape:
             network, given, self._y, kept, upstream, dh, dc, traces, with_dx=x_gradient
         )
         return Gradients(
-            params=self._of_kept(grads),
+            params=self._with_dropped(grads),
             x=None if dx is None else layout.as_given(dx, given),
             state=layout.state_as_given(dh, dc, given),
             steps=None if traces is None else self._as_steps(traces),
         )
 
-    def _of_kept(self, grads: dict[str, Array]) -> dict[str, Array]:
-        """The gradients, of weights that were dropped 0."""
-        return grads | {name: masked(grads[name], mask) for name, mask in self._dropped.items()}
+    def _with_dropped(self, grads: dict[str, Array]) -> dict[str, Array]:
+        """The gradients, in place those of matrices of which the call had dropped weights."""
+        for name, factors in self._dropped.items():
+            grads[name] = masked(grads[name], factors)
+        return grads
 
     def _by_direction(self, dlast: Any) -> Array:
         """A gradient (B, features), or unbatched (features,), as (D, B, P)."""
@@ -265,10 +266,11 @@ def run_taped(
     asked: Asked | None = None,
 ) -> tuple[Array, State, Tape]:
     """A call that can be gone back: y, the last state and a tape."""
+    # The layer's own, which the caller can write to: those of a twin that lost some are new.
     layout, own_weights = network.layout, () if out is None else network.named_weights()
     whole = recompute is None and tbptt is None
     factors: dict[str, Array] = {}
-    if drops.weights > 0.0:
+    if drops.weight_drop > 0.0:
         network, factors = drop_weights(network, drops)
     if out is None and not drops.by_call and whole and asked is None:
         done = network.kernels.direct(x, state, lengths, True)
@@ -286,7 +288,8 @@ def run_taped(
         h, c = h.copy(), None if c is None else c.copy()
     kept: Kept | None = None
     if whole:
-        kept = forward(network, given, h, c, result, draw(network, given, drops), keep=True)
+        masks = draw(network, given.steps, given.batch, drops)
+        kept = forward(network, given, h, c, result, masks, keep=True)
     elif recompute is not None and not given.is_empty:
         kept = run_sparsely(network, given, h, c, result, recompute, drops)
     elif tbptt is not None and not given.is_empty:

@@ -31,7 +31,7 @@ class Truncated(Kept):
         self, network: Network, pieces: Pieces, h: Array, c: Array | None, y: Array
     ) -> None:
         """Run it: h and c change in place, y is written."""
-        by_token = pieces.input(pieces.spans[0]).x.ndim == 2
+        by_token = pieces.input(pieces.spans[0]).by_token
         self._network = network = network.snapshot(network.layout).packed(
             by_token=by_token, with_backward=True
         )

@@ -39,8 +39,10 @@ def parameter_kinds(spec: LayerSpec) -> list[str | None]:
         "bias_hn" if spec.bias and facts.recurrent_bias_gate >= 0 else None,
         facts.unit_weights_name if facts.unit_weights else None,
         "weight_hr" if spec.projection else None,
-        *("gain_ih" if facts.layer_norm else None, "gain_hh" if facts.layer_norm else None),
-        *("gain_c" if of_c else None, "shift_c" if of_c and spec.bias else None),
+        "gain_ih" if facts.layer_norm else None,
+        "gain_hh" if facts.layer_norm else None,
+        "gain_c" if of_c else None,
+        "shift_c" if of_c and spec.bias else None,
     ]
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from rnnkern._checks import Array
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.configured import spec_of, state_names
@@ -34,7 +36,9 @@ def check_options(cell: Options | None, decoder: Options | None, *, one_cell: bo
         remedy = "; decoder_cell and decoder_options give it others than the encoder's"
     plain = {"reverse": False, "merge": "concat"}
     for option, value in (options or {}).items():
-        if isinstance(value, (tuple, list)) or value != plain.get(option, value):
+        # What is of no type for the option is for the layer to refuse.
+        known = option in plain and isinstance(value, (bool, np.bool_, str))
+        if isinstance(value, (tuple, list)) or (known and value != plain[option]):
             raise ValueError(
                 f"{name} must have no {option}={value!r}, for they are the decoder's, which has "
                 f"one direction, from the first step on{remedy}"

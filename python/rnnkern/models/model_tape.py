@@ -69,6 +69,7 @@ class ModelTape:
             TypeError, ValueError: ``doutputs`` or ``dstate`` has the wrong dtype or shape.
 
         """
+        x_gradient = boolean("x_gradient", x_gradient)
         head = self._head.backward(doutputs)
         assert head.x is not None
         dy, dlast = self._readout.backward(head.x)
@@ -77,7 +78,7 @@ class ModelTape:
             dstate,
             dlast=dlast,
             state_gradients=state_gradients,
-            x_gradient=boolean("x_gradient", x_gradient) or self._embedding is not None,
+            x_gradient=x_gradient or self._embedding is not None,
         )
         parts: dict[str, Mapping[str, Array]] = {"recurrent": layers.params, "head": head.params}
         if self._embedding is not None:

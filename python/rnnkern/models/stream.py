@@ -58,8 +58,9 @@ class ModelStream:
         """
         if out is not None:
             self._check_out(out, (self.batch,))
-        y = self._recurrent.step(self._features(x, mask), mask=mask)
-        return self._outputs(y, mask, out)
+        features, live = self._features(x, mask)
+        y = self._recurrent.step(features, mask=mask)
+        return self._outputs(y, mask, live, out)
 
     def block(
         self, x: Any, out: Array | None = None, *, resets: Any = None, mask: Any = None
@@ -74,17 +75,20 @@ class ModelStream:
                 and nobody looks at what x has for it.
 
         """
-        features = self._features(x, mask)
+        features, live = self._features(x, mask)
         if out is not None:
             self._check_out(out, self._device.array("x", features).shape[:2])
         y = self._recurrent.block(features, resets=resets, mask=mask)
-        return self._outputs(y, mask, out)
+        return self._outputs(y, mask, live, out)
 
-    def _outputs(self, y: Array, mask: Any, out: Array | None) -> Array:
-        """The head's of what the layers gave, and 0 where the mask is False."""
+    def _outputs(
+        self, y: Array, mask: Any, live: tuple[Array, ...] | None, out: Array | None
+    ) -> Array:
+        """The head's of what the layers gave, and 0 where the mask, with its places, is False."""
         if mask is None:
             return self._head(y, out=out)
-        live = self._places(mask)
+        if live is None:
+            live = self._places(mask)
         outputs = self._head(y[live])
         if out is None:
             out = self._device.xp.empty((*y.shape[:-1], outputs.shape[-1]), outputs.dtype)
@@ -101,21 +105,24 @@ class ModelStream:
         head = self._source[1]
         check_out(self._device, out, (*rows, head.out_features), head.dtype)
 
-    def _features(self, x: Any, mask: Any) -> Any:
-        """What the layers are given: of tokens where the mask is False, whatever these are, 0."""
+    def _features(self, x: Any, mask: Any) -> tuple[Any, tuple[Array, ...] | None]:
+        """What the layers are given: of tokens where the mask is False, whatever these are, 0.
+
+        And the mask's places, where these had to be found.
+        """
         if self._embedding is None:
-            return x
+            return x, None
         if mask is None:
-            return self._embedding(x)
+            return self._embedding(x), None
         x = self._device.array("x", x)
         if x.dtype.kind not in "iu" or x.shape != np.shape(mask):
-            return self._embedding(x)  # which refuses it, or the layers will
+            return self._embedding(x), None  # which refuses it, or the layers will
         features = self._device.xp.zeros(
             (*x.shape, self._embedding.features), self._embedding.dtype
         )
         live = self._places(mask)
         features[live] = self._embedding(x[live])
-        return features
+        return features, live
 
     @property
     def batch(self) -> int:

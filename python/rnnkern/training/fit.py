@@ -7,11 +7,13 @@ at the validation data, and when to keep what (`run.py`).
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,17 @@ def fit(
     return run.history
 
 
+def _leaves_out_x_gradients(model: Any) -> bool:
+    """Whether a model can be told that the gradient in x is not needed."""
+    return isinstance(model, Model) and _has_argument(type(model).loss_and_grads, "x_gradient")
+
+
+@cache
+def _has_argument(function: Callable[..., Any], name: str) -> bool:
+    arguments = inspect.signature(function).parameters.values()
+    return any(a.name == name or a.kind is a.VAR_KEYWORD for a in arguments)
+
+
 def advance(
     model: Any,
     batch: Any,
@@ -179,8 +192,9 @@ def advance(
 
     """
     x, targets, lengths, mask = own_part(model, batch, ranks)
-    # A Seq2Seq, whose x is tokens, has no gradient in it to leave out.
-    unneeded = {"x_gradient": False} if isinstance(model, Model) else {}
+    # A Seq2Seq, whose x is tokens, has no gradient in it to leave out; the method of a subclass
+    # need not have the argument.
+    unneeded = {"x_gradient": False} if _leaves_out_x_gradients(model) else {}
     value, grads = model.loss_and_grads(
         x, targets, lengths, mask=mask, dropout_key=key, loss=loss, **unneeded
     )

@@ -11,7 +11,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rnnkern._checks import FLOATS, Array, boolean, explains_options, finite_float, fraction
+from rnnkern._checks import (
+    FLOATS,
+    Array,
+    boolean,
+    explains_options,
+    finite_float,
+    fraction,
+    positive_float,
+)
 from rnnkern.devices import device_of
 from rnnkern.layers.gradients import Gradients
 from rnnkern.training.named import named_arrays
@@ -292,9 +300,9 @@ class Adam(Optimizer):
         if len(betas) != 2:
             raise ValueError(f"betas must be two numbers, got {betas!r}")
         self.betas = (fraction("betas[0]", betas[0]), fraction("betas[1]", betas[1]))
-        self.eps = finite_float("eps", eps, minimum=0.0, exclusive=True)
         self.weight_decay = finite_float("weight_decay", weight_decay, minimum=0.0)
         super().__init__(params, lr, ("first", "second"))
+        self.eps = positive_float("eps", eps, self._scratch)
 
     def step(self, grads: Any, lr: float | None = None) -> None:
         """As ``Optimizer.step``."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnkern._checks import Array, boolean, explains_options, finite_float, fraction
+from rnnkern._checks import Array, boolean, explains_options, finite_float, fraction, positive_float
 from rnnkern.training.optim import STEPS_TO_TIDY, Optimizer, Rate
 
 
@@ -58,12 +58,12 @@ class RMSprop(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         self.decay = fraction("decay", decay)
-        self.eps = finite_float("eps", eps, minimum=0.0, exclusive=True)
         self.momentum = fraction("momentum", momentum)
         self.centered = boolean("centered", centered)
         self.weight_decay = finite_float("weight_decay", weight_decay, minimum=0.0)
         kinds = {"square": True, "mean": self.centered, "velocity": self.momentum > 0.0}
         super().__init__(params, lr, tuple(kind for kind, kept in kinds.items() if kept))
+        self.eps = positive_float("eps", eps, self._scratch)
         self._squares = {dtype: array.copy() for dtype, array in self._scratch.items()}
 
     def step(self, grads: Any, lr: float | None = None) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rnnkern._checks import Array
 from rnnkern.interop.building import recurrent
-from rnnkern.interop.gates import Theirs
+from rnnkern.interop.gates import ORDERS, Theirs
 from rnnkern.interop.onnx.functions import read_functions
 from rnnkern.interop.onnx.graph import Node
 from rnnkern.layers.base import Recurrent
@@ -28,7 +28,6 @@ _ARGUMENTS = {
     "GRU": ("recurrent_activation", "activation"),
     "LSTM": ("recurrent_activation", "activation", "output_activation"),
 }
-_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 
@@ -70,7 +69,7 @@ class Recurrence:
             raise ValueError(
                 f"{node} has hidden_size={attributes['hidden_size']}, but R {weights[1].shape}"
             )
-        rows, inputs = _GATES[op] * units, weights[0].shape[2]
+        rows, inputs = len(ORDERS["ONNX"][op].split()) * units, weights[0].shape[2]
         shapes = ((count, rows, inputs), (count, rows, units), (count, 2 * rows))
         for key, array, shape in zip("WRB", (*weights, bias), shapes, strict=True):
             if array is not None and array.shape != shape:
