@@ -48,7 +48,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "cell": _name(settings),
         "seed": settings.seed,
         "layers": settings.layers,
-        "parameters": sum(p.size for p in training.adder.model.params.values()),
+        "parameters": rk.num_parameters(training.adder.model),
         "steps": training.step,
         "batch": settings.batch,
         "seconds": training.seconds,
@@ -130,9 +130,13 @@ def main() -> None:
     record: dict[str, Any] = {"facts": facts(), "runs": []}
     if options.json.exists():
         record = json.loads(options.json.read_text(encoding="utf-8"))
+
+    def asked(cell: str, seed: int = 0) -> Settings:
+        return Settings(cell=cell, layers=options.layers, seed=seed, attention=options.attention)
+
     if options.pace is not None:
-        asked = [Settings(cell=cell, layers=options.layers) for cell in options.cell or ()]
-        names = {run["cell"] for run in record["runs"]} | set(map(_name, asked))
+        names = {run["cell"] for run in record["runs"]}
+        names |= {_name(asked(cell)) for cell in options.cell or ()}
         record["pace"] = pace(_models(names), options.pace)
         record["pace facts"] = facts()
         _write(options.json, record)
@@ -140,9 +144,7 @@ def main() -> None:
     done = {(run["cell"], run["seed"]) for run in record["runs"]}
     for cell in options.cell or CELLS:
         for seed in range(options.seeds):
-            settings = Settings(
-                cell=cell, layers=options.layers, seed=seed, attention=options.attention
-            )
+            settings = asked(cell, seed)
             if (_name(settings), seed) in done:
                 continue
             run = measure(settings)

@@ -15,6 +15,7 @@ tensor cores where it is built on them.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -86,17 +87,23 @@ def faults(kernel: str, counts: Counter[str]) -> Iterator[str]:
         yield "no loads of 16 bytes from shared memory"
 
 
-def tool(name: str) -> str:
-    """The path of one of NVIDIA's tools."""
-    found = shutil.which(name)
+def found(name: str) -> str | None:
+    """The path of one of NVIDIA's tools, on the PATH or of a package, if it is there."""
+    if path := shutil.which(name):
+        return path
     spec = importlib.util.find_spec("nvidia")
     places = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
     inside = [path for place in places for path in place.glob(f"cu*/bin/{name}")]
-    if found is None and not inside:
+    return str(inside[0]) if inside else None
+
+
+def tool(name: str) -> str:
+    """The path of one of NVIDIA's tools, to be run; the program ends where it is not there."""
+    if (path := found(name)) is None:
         sys.exit(f"{name} is not there: pip install nvidia-cuda-{name}")
-    if found is None:
-        inside[0].chmod(0o755)  # a wheel's files may not be executable
-    return found or str(inside[0])
+    if not os.access(path, os.X_OK):
+        Path(path).chmod(0o755)  # a wheel's files may not be executable
+    return path
 
 
 def run(*command: str, folder: str | None = None) -> str:
@@ -113,11 +120,11 @@ def read_file(file: Path) -> dict[str, Counter[str]]:
             run(tool("cuobjdump"), "-xelf", CODE, str(file.resolve()), folder=folder)
             cubins = sorted(Path(folder).glob("*.cubin"))
         for cubin in cubins:
-            found = read(run(tool("nvdisasm"), "-c", str(cubin)).splitlines())
+            listed = read(run(tool("nvdisasm"), "-c", str(cubin)).splitlines())
             usage = read_usage(run(tool("cuobjdump"), "--dump-resource-usage", str(cubin)))
-            for name, counts in found.items():
+            for name, counts in listed.items():
                 counts["registers"], counts["stack"] = usage[name]
-            kernels |= found
+            kernels |= listed
     return kernels
 
 
@@ -127,11 +134,11 @@ def main() -> None:
     for file in sys.argv[1:]:
         kernels |= read_file(Path(file))
     of_kind: dict[tuple[str, str], list[Counter[str]]] = defaultdict(list)
-    found: list[str] = []
+    wrong: list[str] = []
     for name, counts in kernels.items():
         kernel, element = kind(name)
         of_kind[kernel, element].append(counts)
-        found += [f"{kernel} {element} ({name}): {fault}" for fault in faults(kernel, counts)]
+        wrong += [f"{kernel} {element} ({name}): {fault}" for fault in faults(kernel, counts)]
     columns = ("stack", "all", *(what for what, _ in CLASSES))
     print("| kernel, tile of a warp | operands | cells | registers | " + " | ".join(columns) + " |")
     print("|---|---|---|---|" + "---|" * len(columns))
@@ -140,8 +147,8 @@ def main() -> None:
         used = [counts["registers"] for counts in those]
         registers = f"{min(used)}-{max(used)}"
         print("| " + " | ".join([kernel, element, str(len(those)), registers, *most]) + " |")
-    print("\n".join(found), file=sys.stderr)
-    sys.exit(bool(found) or not kernels)
+    print("\n".join(wrong), file=sys.stderr)
+    sys.exit(bool(wrong) or not kernels)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,9 @@ def stretches(
                 if visit.instruction.name.startswith("BAR.SYNC"):
                     break
             visits.append(own)
+        if not any(visits):
+            flags = sum(stretch.publishes for stretch in found)
+            raise RuntimeError(f"the code ended after {len(found)} stretches and {flags} flags")
         latest = max(walker.time for walker in walkers)
         flag = max(walker.published for walker in walkers)
         found.append(Stretch(visits, [w.time - before for w in walkers], flag > published))
@@ -191,3 +194,5 @@ if __name__ == "__main__":
         main()
     except subprocess.CalledProcessError as error:
         sys.exit(f"{error.cmd[0]} failed")
+    except RuntimeError as error:
+        sys.exit(str(error))

@@ -46,13 +46,13 @@ def test_the_pace_is_measured_of_what_there_are_runs_of(
     path = tmp_path / "record.json"
     runs = [run("mingru, 2 layers", 0, 10, layers=2), run("indrnn", 0, 10)]
     path.write_text(json.dumps({"facts": {}, "runs": runs}), encoding="utf-8")
-    options = ["--json", str(path), "--pace", "0.001", "--cell", "lstm"]
+    options = ["--json", str(path), "--pace", "0.001", "--cell", "lstm", "--attention"]
     monkeypatch.setattr("sys.argv", ["adder_seeds.py", *options])
     with using_threads(1):
         adder_seeds.main()
     record = json.loads(path.read_text(encoding="utf-8"))
     assert record["runs"] == runs
-    assert record["pace"].keys() == {"lstm", "mingru, 2 layers", "indrnn"}
+    assert record["pace"].keys() == {"lstm, attention", "mingru, 2 layers", "indrnn"}
     assert record["pace facts"]["threads"] == 1
     assert record["table"]["header"][2] == "ms of a step"
     for name, _, pace, *_ in record["table"]["rows"]:

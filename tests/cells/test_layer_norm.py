@@ -294,6 +294,19 @@ def test_recompute_truncation_and_masks(case: Case) -> None:
         assert_close(name, masked[name], array, 1e-12)
 
 
+def of_normed_c(layer: Any, c: Array, dfactor: Array) -> Array:
+    """∂L/∂c through the factor of o in h, out(norm(c)), of which ∂L/∂ is given."""
+    deviation = np.sqrt(c.var(axis=1, keepdims=True) + 1e-5)
+    normed = (c - c.mean(axis=1, keepdims=True)) / deviation
+    scaled = normed * layer.params["gain_c_l0"] + layer.params["shift_c_l0"]
+    softsign = layer.config().get("output_activation") == "softsign"
+    slopes = 1 / (1 + abs(scaled)) ** 2 if softsign else 1 - np.tanh(scaled) ** 2
+    d = dfactor * slopes * layer.params["gain_c_l0"]
+    along = normed * (d * normed).mean(axis=1, keepdims=True)
+    found: Array = (d - d.mean(axis=1, keepdims=True) - along) / deviation
+    return found
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_is_told_of_states(case: Case) -> None:
     """∂L/∂h_t and ∂L/∂c_t are those of the states; gates' ones give the bias's gradient."""
@@ -306,12 +319,13 @@ def test_what_is_told_of_states(case: Case) -> None:
     assert_close("gates", gates, gradients.params["bias_l0"], 1e-12)
     later = layer.forward(x[:3], as_layer_state(state))
     after = layer.forward(x[3:], later[1])[2].backward(dy[3:], as_layer_state(dstate))
-    told = (steps.h, steps.c)
-    for k, of_state in enumerate(as_tuple(after.state)):
-        here = told[k]
-        assert here is not None
-        if k == 0:
-            assert_close("h", here[2], of_state[0] + dy[2], 1e-12)
+    of_h, *of_c = (s[0] for s in as_tuple(after.state))
+    dh = of_h + dy[2]
+    assert_close("h", steps.h[2], dh, 1e-12)
+    assert (steps.c is None) == (not of_c)
+    if steps.c is not None:
+        through_h = of_normed_c(layer, later[1][1][0], dh * tape.gates()[0]["o"][2])
+        assert_close("c", steps.c[2], of_c[0] + through_h, 1e-12)
 
 
 def test_parameters_and_their_first_values() -> None:
@@ -353,7 +367,8 @@ def test_rows_that_do_not_vary() -> None:
 
 def test_models_learn_by_it(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(0, 4, (64, 5))
-    stack = rk.Stack([rk.LSTM(4, 8, layer_norm=True, seed=0), rk.GRU(8, 8, layer_norm=True)])
+    lstm, gru = rk.LSTM(4, 8, layer_norm=True, seed=0), rk.GRU(8, 8, layer_norm=True, seed=2)
+    stack = rk.Stack([lstm, gru])
     model = rk.Model(stack, rk.Linear(8, 4, seed=1), readout="last")
     data = rk.batches(x, x[:, -1], 16, shuffle=True, seed=0)
     history = rk.fit(model, data, epochs=20, optimizer=rk.Adam(model, lr=0.03), progress=False)

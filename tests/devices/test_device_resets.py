@@ -76,7 +76,7 @@ def test_pieces_agree_with_the_cpu(cuda: devices.Cuda, way: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"reverse": True}, {"bidirectional": True}], ids=str)
 def test_tokens_and_gates(cuda: devices.Cuda, options: dict[str, Any], cell: str) -> None:
     layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 2, **options, seed=1)
-    x = RANDOM.integers(0, INPUTS, (STEPS, BATCH))
+    x = np.random.default_rng(0).integers(0, INPUTS, (STEPS, BATCH))
     for marks in MARKS.values():
         y, _, tape = layer.forward(x, **marks)
         own_y, _, own_tape = twin.forward(put(cuda, x), **marks)
@@ -88,7 +88,7 @@ def test_tokens_and_gates(cuda: devices.Cuda, options: dict[str, Any], cell: str
 
 def test_gates_of_pieces_without_a_live_step(cuda: devices.Cuda) -> None:
     layer, twin = twins(cuda, "gru_after", INPUTS, HIDDEN, 2, seed=1)
-    x = RANDOM.standard_normal((STEPS, BATCH, INPUTS)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((STEPS, BATCH, INPUTS)).astype(np.float32)
     mask = np.repeat(np.arange(STEPS)[:, None] >= 3, BATCH, axis=1)
     want = layer.forward(x, mask=mask, tbptt=2)[2].gates()
     got = twin.forward(put(cuda, x), mask=mask, tbptt=2)[2].gates()

@@ -75,7 +75,8 @@ def test_a_block_that_is_refused_leaves_the_states_of_all_layers() -> None:
 def test_blocks_of_a_model_are_a_call(names: tuple[str, ...], embedding: bool) -> None:
     words = rk.Embedding(9, WIDTH, dtype="float64", seed=3) if embedding else None
     model = rk.Model(stack(True), rk.Linear(WIDTH, 2, dtype="float64", seed=4), embedding=words)
-    x: Any = RANDOM.integers(0, 9, (STEPS, BATCH)) if embedding else X.copy()
+    tokens = np.random.default_rng(0).integers(0, 9, (STEPS, BATCH))
+    x: Any = tokens if embedding else X.copy()
     features = words(x) if words is not None else x
     y, _ = model.recurrent(features, **of(names, slice(None)))
     want = model.head(y)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,3 +58,23 @@ def test_machine_code_is_held_against_what_it_must_be() -> None:
     assert list(check_sass.faults("Zero", bad)) == []
     usage = " Function _Z3one:\n  REG:157 STACK:8 SHARED:0"
     assert check_sass.read_usage(usage) == {"_Z3one": (157, 8)}
+
+
+def test_tools_are_on_the_path_or_of_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = tmp_path / "bin", tmp_path / "nvidia" / "cu13" / "bin"
+    package = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    monkeypatch.setattr(check_sass.importlib.util, "find_spec", lambda _: package)
+    monkeypatch.setenv("PATH", str(places[0]))
+    for folder in places:  # a package of NVIDIA's is there, and this tool is not of it
+        folder.mkdir(parents=True)
+    assert check_sass.found("nvdisasm") is None
+    with pytest.raises(SystemExit, match="pip install nvidia-cuda-nvdisasm"):
+        check_sass.tool("nvdisasm")
+    for folder in reversed(places):
+        own = folder / "nvdisasm"
+        own.write_text("a program")
+        own.chmod(0o644 if folder is places[1] else 0o755)
+        assert check_sass.tool("nvdisasm") == check_sass.found("nvdisasm") == str(own)
+        assert os.access(own, os.X_OK)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shutil
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -124,14 +123,20 @@ def test_time_waits_for_memory_and_unknown_branches_pass_over_calls() -> None:
     assert visits[-1].instruction.name == "EXIT"
 
 
+def test_code_that_ends_before_its_flags_is_told() -> None:
+    facts = {"blocks": 1, "phases": 1, "parameters": "", "order": 0, "offset": 0, "flags": 0}
+    with pytest.raises(RuntimeError, match="the code ended after 2 stretches and 0 flags"):
+        walk_step.stretches(listed("BAR.SYNC.DEFER_BLOCKING 0x0", "EXIT"), facts, 1)
+
+
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """LSTM's kernels on tensor cores, compiled."""
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc")
-    packaged = find_spec("nvidia") is not None and find_spec("nvidia.cu13") is not None
-    if not packaged and shutil.which("nvdisasm") is None:
-        pytest.skip("no nvdisasm: pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump")
+    for name in ("nvdisasm", "cuobjdump"):
+        if check_sass.found(name) is None:
+            pytest.skip(f"no {name}: pip install nvidia-cuda-{name}")
     folder, made = tmp_path_factory.mktemp("walk"), {}
     for way in ("forward", "backward"):
         facts = walk_step.arguments_of(folder, "lstm", "768", "16", "1024", "768", way)

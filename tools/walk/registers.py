@@ -76,11 +76,10 @@ class Registers:
         return None if low is None or high is None else high << 32 | low
 
     def _put(self, text: str, value: int | None, size: int = 4) -> None:
-        kind = re.fullmatch(r"(U?R)(\d+)", text)
-        for k in range((size + 3) // 4 if kind else 0):
-            assert kind
-            name = f"{kind[1]}{int(kind[2]) + k}"
-            self.registers[name] = None if value is None else value >> 32 * k & MASK
+        if kind := re.fullmatch(r"(U?R)(\d+)", text):
+            for k in range((size + 3) // 4):
+                name = f"{kind[1]}{int(kind[2]) + k}"
+                self.registers[name] = None if value is None else value >> 32 * k & MASK
 
     def _constant(self, text: str, size: int) -> int | None:
         found = re.fullmatch(r"c\[0x0\]\[(?:(U?R\d+)\+?)?(0x[0-9a-f]+)?\]", text)
@@ -126,8 +125,7 @@ class Registers:
 
     def execute(self, i: Instruction) -> None:
         """Changes the registers as an instruction does."""
-        name = i.name[1:] if i.name[0] == "U" and i.name != "USETMAXREG" else i.name
-        base, *rest = name.split(".")
+        base, *rest = i.name.removeprefix("U").split(".")
         if handle := getattr(self, "_do_" + base.lower(), None):
             handle(i.operands, set(rest))
             return
