@@ -23,7 +23,7 @@ from rnnkern.adder import Adder, Settings, Training
 from rnnkern.bench.timing import alternate
 from rnnkern.cells import CELLS
 from rnnkern.progress import Progress
-from rnnkern.record import facts
+from rnnkern.record import facts, write
 
 _REPORT_EVERY = 100  # steps
 _MOST_LAYERS = 4
@@ -160,8 +160,7 @@ def main() -> None:
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     """With its table."""
-    record["table"] = summary(record)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(path, {**record, "table": summary(record)})
 
 
 if __name__ == "__main__":

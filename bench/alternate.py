@@ -203,7 +203,7 @@ def main() -> None:
         build.close()
     if options.record:
         # Not above: an older build, in a process that this one starts, may not have it.
-        from rnnkern.record import facts
+        from rnnkern import record
 
         header = ["case", "old", "new", "new over old", "quartiles"]
         rows = [
@@ -216,15 +216,14 @@ def main() -> None:
             ]
             for name, f in figures.items()
         ]
-        record = {
-            "facts": facts(),
+        parts = {
             "threads": options.threads,
             "old": infos[0],
             "new": infos[1],
             "cases": figures,
             "table": {"header": header, "rows": rows},
         }
-        options.record.write_text(json.dumps(record, indent=1) + "\n")
+        record.write(options.record, parts)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ row ends early. A build whose ``Linear`` cannot be frozen is measured too.
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from typing import Any
 import numpy as np
 
 import rnnkern as rk
+from rnnkern import record
 from rnnkern.bench.report import table
 from rnnkern.bench.timing import alternate
-from rnnkern.record import facts
 
 VOCABULARY, SOURCE, LENGTH, WIDTH = 256, 8, 32, 4
 BOS = EOS = 0
@@ -101,14 +100,13 @@ def main() -> None:
     header = ["cell", "H", "B", "greedy", "over the loop", "beam", "over the loop"]
     print(table(header, rows))
     if options.json is not None:
-        record = {
-            "facts": facts(),
+        parts = {
             "steps": LENGTH,
             "vocabulary": VOCABULARY,
             "decode": lines,
             "table": {"header": header, "rows": rows},
         }
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record.write(options.json, parts)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ and so does rnnkern.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnnkern as rk
+from rnnkern import record
 from rnnkern.bench.jax_peer import scanned
 from rnnkern.bench.timing import Call, alternate
 from rnnkern.jax import functional
-from rnnkern.record import facts
 
 _SIZES = ((1, 1, 16), (1, 100, 64), (16, 50, 128), (32, 50, 256), (64, 25, 512))
 _SECONDS = 0.75  # of every contender
@@ -79,8 +78,8 @@ def main() -> None:
             lines.append(measure(cell, batch, steps, hidden))
             print(" | ".join(table(lines)["rows"][-1]), flush=True)
     if options.json is not None:
-        record = {"facts": facts() | {"jax": jax.__version__}, "jax": lines, "table": table(lines)}
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        facts = record.facts() | {"jax": jax.__version__}
+        record.write(options.json, {"facts": facts, "jax": lines, "table": table(lines)})
 
 
 if __name__ == "__main__":

@@ -10,16 +10,15 @@ by its own compute, which rounds x and h too.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import rnnkern as rk
+from rnnkern import record
 from rnnkern.bench.report import duration
 from rnnkern.bench.timing import Call, alternate
-from rnnkern.record import facts
 
 CELLS = {"LSTM": rk.LSTM, "GRU": rk.GRU}
 HIDDEN = (128, 256, 512, 1024)
@@ -101,8 +100,7 @@ def main() -> None:
     for row in (made["header"], *made["rows"]):
         print(" | ".join(row))
     if options.json is not None:
-        record = {"facts": facts(), "narrow": lines, "table": made}
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record.write(options.json, {"narrow": lines, "table": made})
 
 
 if __name__ == "__main__":

@@ -243,8 +243,8 @@ def main() -> None:
         serve(options.serve)
         return
     # Not above: an older build, in a process that this one starts, may not have them.
+    from rnnkern import record
     from rnnkern.bench.report import table
-    from rnnkern.record import facts
 
     builds = dict(b.split("=", 1) for b in options.builds) or {"this": sys.executable}
     works = [list(WORKS)[k] for k in options.works]
@@ -267,8 +267,7 @@ def main() -> None:
     header = ["call", "", *builds, "bound"]
     print(table(header, rows))
     if options.record:
-        record = {
-            "facts": facts(),
+        parts = {
             "kernel": platform.release(),
             "rounds": options.rounds,
             "seconds": options.seconds,
@@ -284,7 +283,7 @@ def main() -> None:
                 for build, by_work in measured["times"].items()
             },
         }
-        options.record.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        record.write(options.record, parts, indent=None)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ pass. Options are in OPTIONS; a new one is an entry there.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any
 import numpy as np
 
 import rnnkern as rk
+from rnnkern import record
 from rnnkern.bench.timing import Call, alternate
-from rnnkern.record import facts
 
 STEPS = 128
 SIZES = tuple((batch, hidden) for hidden in (128, 256) for batch in (1, 16, 64))
@@ -145,8 +144,7 @@ def main() -> None:
     for row in (made["header"], *made["rows"]):
         print(" | ".join(row))
     if options.json is not None:
-        record = {"facts": facts(), "options": lines, "table": made}
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record.write(options.json, {"options": lines, "table": made})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ sum of the gradients is told, and what a model says of machines that are joined 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import numpy as np
 from mpi4py import MPI
 
 import rnnkern as rk
-from rnnkern.record import facts
+from rnnkern import record
 
 # (H, batch, steps): an LSTM with as many inputs, and the head of a model of 64 classes.
 _SIZES = ((64, 64, 50), (128, 64, 50), (256, 64, 50), (512, 64, 25), (1024, 64, 12))
@@ -143,8 +142,7 @@ def main() -> None:
             if ranks.is_first:
                 print(" | ".join(table(lines)["rows"][-1]), flush=True)
         if ranks.is_first and options.json is not None:
-            record = {"facts": facts(), "ranks": lines, "table": table(lines)}
-            options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            record.write(options.json, {"ranks": lines, "table": table(lines)})
 
 
 if __name__ == "__main__":

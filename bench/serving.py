@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from rnnkern import record
 from rnnkern.bench.case import Case, make_case, relative_error
 from rnnkern.bench.onnx_peer import onnxruntime_session
 from rnnkern.bench.problems import Problem
 from rnnkern.bench.torch_peer import torch_module
-from rnnkern.record import facts
 
 _CLIENTS, _STEPS = 64, 20
 _WORKS = {
@@ -198,8 +198,7 @@ def main() -> None:
     for row in made["rows"]:
         print(" | ".join(row))
     if options.json:
-        record = {"facts": facts(), "serving": lines, "table": made}
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record.write(options.json, {"serving": lines, "table": made})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ import torch
 
 import rnnkern as rk
 import rnnkern.torch as rt
+from rnnkern import record
 from rnnkern.bench.timing import Call, alternate
-from rnnkern.record import facts
 
 _SIZES = ((1, 100, 64), (16, 50, 128), (32, 50, 256))
 _SECONDS = 0.5  # of every contender
@@ -153,13 +152,14 @@ def main() -> None:
     for cost in costs:
         print(cost["cell"], {n: f"{1e3 * v['ms']:.1f} µs" for n, v in cost.items() if n != "cell"})
     if options.json is not None:
-        record = {
-            "facts": facts() | {"torch": torch.__version__, "threads": torch.get_num_threads()},
+        parts = {
+            "facts": record.facts()
+            | {"torch": torch.__version__, "threads": torch.get_num_threads()},
             "models": lines,
             "overhead": costs,
             "table": table(lines),
         }
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record.write(options.json, parts)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every record of measurements says of where its numbers come from."""
+"""What every record of measurements says of where its numbers come from, and its file."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -42,6 +42,12 @@ def facts() -> dict[str, Any]:
             **{name: version(name) for name in _PACKAGES if find_spec(name)},
         },
     }
+
+
+def write(path: Path, parts: Mapping[str, Any], *, indent: int | None = 1) -> None:
+    """A record's file: the facts, those of ``parts`` where it has its own, and then the parts."""
+    whole = {"facts": facts(), **parts}
+    path.write_text(json.dumps(whole, indent=indent) + "\n", encoding="utf-8")
 
 
 def build() -> dict[str, str]:

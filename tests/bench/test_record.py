@@ -43,6 +43,19 @@ def test_facts() -> None:
         assert_names_its_origin(record.facts(), 1)
 
 
+def test_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    record.write(path, {"table": [1, 2]})
+    text = path.read_text(encoding="utf-8")
+    written = json.loads(text)
+    assert list(written) == ["facts", "table"]
+    assert written["facts"] == record.facts()
+    assert text.startswith('{\n "facts": {')
+    assert text.endswith("}\n")
+    record.write(path, {"times": [], "facts": "own"}, indent=None)
+    assert path.read_text(encoding="utf-8") == '{"facts": "own", "times": []}\n'
+
+
 def test_the_benchs_file(tmp_path: Path) -> None:
     path = tmp_path / "numbers.json"
     with using_threads(1):

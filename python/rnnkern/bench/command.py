@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -223,8 +222,8 @@ class _Run:
     def write(self, facts: dict[str, Any]) -> None:
         """All that has been measured so far, to the files asked for."""
         if self.options.json is not None:
-            whole = {"facts": facts, **self.machine.describe(), **self.results}
-            self.options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+            parts = {"facts": facts, **self.machine.describe(), **self.results}
+            record.write(self.options.json, parts)
         if self.options.markdown is not None:
             self.options.markdown.write_text("\n\n".join(self.tables) + "\n", encoding="utf-8")
 
