@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,17 @@ import pytest
 
 import rnnkern as rk
 from rnnkern import _core
-from rnnkern.cells import CELLS
 from rnnkern.devices import Cuda, Weights
 from rnnkern.layers.configured import spec_of
 
 from support.compare import assert_close, assert_same_bits
-from support.layers import TOLERANCE, as_layer_state, as_tuple
+from support.differences import check_layer
+from support.layers import TOLERANCE, arrays, as_layer_state, as_tuple, computed
 from support.reference import Array, sigmoid
-from support.threads import using_teams
+from support.threads import check_same_bits
+from support.ways import check_cell, check_ways
+
+STEPS, BATCH = 6, 5
 
 Case = tuple[type[Any], dict[str, Any]]
 CASES: list[Case] = [
@@ -45,37 +46,6 @@ def make(case: Case, *sizes: int, **options: Any) -> Any:
     for name, p in layer.params.items():
         p[...] = rng.uniform(-1.0, 1.0, p.shape) + name.startswith("gain")
     return layer
-
-
-def arrays(layer: Any, steps: int = 6, batch: int = 5) -> tuple[Any, ...]:
-    """x, a state, dy and dstate."""
-    rng = np.random.default_rng(2)
-    states = 2 if isinstance(layer, rk.LSTM) else 1
-    shape = layer.num_layers * layer.num_directions, batch, layer.hidden_size
-
-    def draw(*sizes: int) -> Array:
-        return np.asarray(rng.standard_normal(sizes), layer.dtype)
-
-    return (
-        draw(steps, batch, layer.input_size),
-        tuple(draw(*shape) for _ in range(states)),
-        draw(steps, batch, layer.output_size),
-        tuple(draw(*shape) for _ in range(states)),
-    )
-
-
-def computed(
-    layer: Any, x: Array, state: Any, lengths: Any, dy: Array, dstate: Any, **options: Any
-) -> dict[str, Array]:
-    """All that a call and its backward pass give."""
-    y, last, tape = layer.forward(x, as_layer_state(state), lengths, **options)
-    dx, dfirst, grads = tape.backward(dy, as_layer_state(dstate))
-    found = {"y": y, **{f"d{name}": g for name, g in grads.items()}}
-    if dx is not None:
-        found["dx"] = dx
-    for name, s, ds in zip(("h", "c"), as_tuple(last), as_tuple(dfirst), strict=False):
-        found |= {f"{name}_n": s, f"d{name}_0": ds}
-    return found
 
 
 def norm(rows: Array, gain: Array, shift: Any = 0.0) -> Array:
@@ -109,7 +79,7 @@ def gru_step(p: dict[str, Array], x: Array, h: Array) -> tuple[Array]:
 @pytest.mark.parametrize("case", [(rk.LSTM, {}), (rk.GRU, {"reset": "after"})], ids=str)
 def test_values_are_those_of_the_papers_equations(case: Case) -> None:
     layer = make(case, 5, 7, dtype="float64")
-    x, state, _, _ = arrays(layer)
+    x, state, _, _ = arrays(layer, STEPS, BATCH)
     step: Any = lstm_step if case[0] is rk.LSTM else gru_step
     y, last = layer(x, as_layer_state(state))
     params, now = dict(layer.params), tuple(s[0] for s in state)
@@ -125,10 +95,10 @@ def test_values_and_gradients_against_torch(case: Case) -> None:
     pytest.importorskip("torch")
     variants = importlib.import_module("support.variants")
     layer = make(case, 3, 11, 2, bidirectional=True, dtype="float64")
-    x, state, dy, dstate = arrays(layer)
+    x, state, dy, dstate = arrays(layer, STEPS, BATCH)
     lengths = np.array([6, 2, 0, 5, 6])
     want = variants.run(layer, x, state, lengths, dy, dstate)
-    found = computed(layer, x, state, lengths, dy, dstate)
+    found = computed(layer, x, state, dy, dstate, lengths=lengths)
     assert found.keys() == want.keys()
     for name, array in found.items():
         assert_close(name, array, want[name], 10 * TOLERANCE["float64"])
@@ -146,7 +116,7 @@ def test_sizes_in_float32_against_torch(case: Case, sizes: tuple[int, ...]) -> N
             p *= 0.3
     x, state, dy, dstate = arrays(layer, steps, batch)
     want = variants.run(layer, x, state, None, dy, dstate)
-    for name, array in computed(layer, x, state, None, dy, dstate).items():
+    for name, array in computed(layer, x, state, dy, dstate).items():
         assert array.dtype == np.float32
         assert_close(name, array, want[name], 10 * TOLERANCE["float32"])
 
@@ -154,27 +124,7 @@ def test_sizes_in_float32_against_torch(case: Case, sizes: tuple[int, ...]) -> N
 @pytest.mark.parametrize("case", CASES[:-1], ids=str)
 def test_gradients_are_those_of_finite_differences(case: Case) -> None:
     layer = make(case, 2, 3, bidirectional=True, dtype="float64")
-    x, state, dy, dstate = arrays(layer, 3, 2)
-    grads = layer.forward(x, as_layer_state(state))[2].backward(dy, as_layer_state(dstate))
-
-    def loss() -> float:
-        y, last = layer(x, as_layer_state(state))
-        return float((y * dy).sum()) + sum(
-            float((s * d).sum()) for s, d in zip(as_tuple(last), dstate, strict=True)
-        )
-
-    of_state = zip(state, as_tuple(grads.state), strict=True)
-    params = ((p, grads.params[n]) for n, p in layer.params.items())
-    for array, gradient in [*params, (x, grads.x), *of_state]:
-        flat, found = array.reshape(-1), gradient.reshape(-1)
-        for k in range(flat.size):
-            kept = flat[k]
-            flat[k] = kept + 1e-6
-            above = loss()
-            flat[k] = kept - 1e-6
-            slope = (above - loss()) / 2e-6
-            flat[k] = kept
-            assert abs(slope - found[k]) < 1e-6 * max(1.0, abs(slope)), (k, slope, found[k])
+    check_layer(layer, *arrays(layer, 3, 2), tolerance=1e-6)
 
 
 @pytest.mark.parametrize("compute", [None, "bfloat16"])
@@ -182,35 +132,8 @@ def test_gradients_are_those_of_finite_differences(case: Case) -> None:
 def test_every_way_to_compute_it(case: Case, compute: str | None, tmp_path: Path) -> None:
     layer = make(case, 3, 11, compute=compute)
     x, state, _, _ = arrays(layer, 9, 3)
-    given = as_layer_state(state)
-    y, last = layer(x, given)
-    rk.save(tmp_path / "layer.safetensors", layer)
-    loaded = rk.load(tmp_path / "layer.safetensors")
-    assert loaded.config() == layer.config()
-    for name, (again, end) in {
-        "frozen": layer.freeze()(x, given),
-        "forward": layer.forward(x, given)[:2],
-        "loaded": loaded(x, given),
-        "copied": copy.deepcopy(layer)(x, given),
-        "pickled": pickle.loads(pickle.dumps(layer))(x, given),
-    }.items():
-        assert_same_bits(name, again, y)
-        for a, b in zip(as_tuple(end), as_tuple(last), strict=True):
-            assert_same_bits(name, a, b)
-    stream = layer.stream(batch=3)
-    stream.state = given
-    assert_same_bits("stream", np.stack([stream.step(x_t) for x_t in x]), y)
-    stream.state = given
-    assert_same_bits("block", stream.block(x), y)
-    cell = next(c.step for c in CELLS.values() if c.layer is type(layer)).of(layer)
-    now = tuple(s[0] for s in state)
-    for t, x_t in enumerate(x):
-        now = as_tuple(cell(x_t, as_layer_state(now)))
-        assert_same_bits(f"cell at step {t}", now[0], y[t])
-    for row in range(3):
-        alone = tuple(s[:, row : row + 1] for s in state)
-        own, _ = layer(x[:, row : row + 1], as_layer_state(alone))
-        assert_same_bits("a row alone", own, y[:, [row]])
+    y, _ = check_ways(layer, x, state, tmp_path)
+    check_cell(layer, x, state, y)
 
 
 @pytest.mark.parametrize("compute", [None, "bfloat16"])
@@ -218,32 +141,24 @@ def test_every_way_to_compute_it(case: Case, compute: str | None, tmp_path: Path
 @pytest.mark.parametrize("batch", [1, 9])
 def test_the_same_bits_for_any_team(case: Case, compute: str | None, batch: int) -> None:
     layer = make(case, 5, 40, bidirectional=True, compute=compute)
-    x, state, dy, dstate = arrays(layer, 12, batch)
-    want = computed(layer, x, state, None, dy, dstate)
-    for sizes in ([2], [1, 3, 2]):
-        with using_teams(sizes):
-            for name, array in computed(layer, x, state, None, dy, dstate).items():
-                assert_same_bits(f"{name} by {sizes}", array, want[name])
+    given = arrays(layer, 12, batch)
+    check_same_bits(lambda: computed(layer, *given))
 
 
 def test_many_rows_and_more_steps_than_a_chunk_by_any_team() -> None:
     layer = make((rk.LSTM, {}), 4, 17)
-    x, state, dy, dstate = arrays(layer, 90, 40)
-    lengths = np.random.default_rng(3).integers(0, 91, 40)
-    want = computed(layer, x, state, lengths, dy, dstate)
-    with using_teams([2, 1, 3]):
-        for name, array in computed(layer, x, state, lengths, dy, dstate).items():
-            assert_same_bits(name, array, want[name])
+    given, lengths = arrays(layer, 90, 40), np.random.default_rng(3).integers(0, 91, 40)
+    check_same_bits(lambda: computed(layer, *given, lengths=lengths), teams=[[2, 1, 3]])
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_tokens_are_one_hot_rows(case: Case) -> None:
     layer = make(case, 7, 11, dtype="float64")
-    _, state, dy, dstate = arrays(layer)
+    _, state, dy, dstate = arrays(layer, STEPS, BATCH)
     tokens = np.random.default_rng(3).integers(0, 7, (6, 5))
     lengths = [1, 6, 0, 3, 6]
-    want = computed(layer, np.eye(7)[tokens], state, lengths, dy, dstate)
-    for name, array in computed(layer, tokens, state, lengths, dy, dstate).items():
+    want = computed(layer, np.eye(7)[tokens], state, dy, dstate, lengths=lengths)
+    for name, array in computed(layer, tokens, state, dy, dstate, lengths=lengths).items():
         assert_close(name, array, want[name], 1e-12)
     assert_same_bits("frozen", layer.freeze()(tokens)[0], layer(tokens)[0])
     stream = layer.stream(batch=5)
@@ -260,7 +175,7 @@ def test_resets_are_sequences_of_their_own(case: Case, tokens: bool) -> None:
         x = np.random.default_rng(3).integers(0, 3, (9, 3))
     resets = np.zeros((9, 3), bool)
     resets[4] = resets[7] = True
-    found = computed(layer, x, state, None, dy, dstate, resets=resets)
+    found = computed(layer, x, state, dy, dstate, resets=resets)
     grads: dict[str, Array] = {}
     given, nothing = as_layer_state(state), None
     for span in (slice(0, 4), slice(4, 7), slice(7, 9)):
@@ -279,18 +194,18 @@ def test_resets_are_sequences_of_their_own(case: Case, tokens: bool) -> None:
 def test_recompute_truncation_and_masks(case: Case) -> None:
     layer = make(case, 3, 11, 2, dtype="float64")
     x, state, dy, dstate = arrays(layer, 9, 3)
-    want = computed(layer, x, state, None, dy, dstate)
-    for name, array in computed(layer, x, state, None, dy, dstate, recompute=4).items():
+    want = computed(layer, x, state, dy, dstate)
+    for name, array in computed(layer, x, state, dy, dstate, recompute=4).items():
         assert_close(name, array, want[name], 1e-12)
-    truncated = computed(layer, x, state, None, dy, dstate, tbptt=4)
+    truncated = computed(layer, x, state, dy, dstate, tbptt=4)
     assert_same_bits("y", truncated["y"], want["y"])
-    whole = computed(layer, x, state, None, dy, dstate, tbptt=9)
+    whole = computed(layer, x, state, dy, dstate, tbptt=9)
     for name, array in whole.items():
         assert_close(name, array, want[name], 1e-12)
     lengths = np.array([9, 4, 0])
     mask = np.arange(9)[:, None] < lengths
-    masked = computed(layer, x, state, None, dy, dstate, mask=mask)
-    for name, array in computed(layer, x, state, lengths, dy, dstate).items():
+    masked = computed(layer, x, state, dy, dstate, mask=mask)
+    for name, array in computed(layer, x, state, dy, dstate, lengths=lengths).items():
         assert_close(name, masked[name], array, 1e-12)
 
 
@@ -311,7 +226,7 @@ def of_normed_c(layer: Any, c: Array, dfactor: Array) -> Array:
 def test_what_is_told_of_states(case: Case) -> None:
     """∂L/∂h_t and ∂L/∂c_t are those of the states; gates' ones give the bias's gradient."""
     layer = make(case, 3, 11, dtype="float64")
-    x, state, dy, dstate = arrays(layer)
+    x, state, dy, dstate = arrays(layer, STEPS, BATCH)
     tape = layer.forward(x, as_layer_state(state))[2]
     gradients = tape.backward(dy, as_layer_state(dstate), state_gradients=True)
     steps = gradients.steps[0]
@@ -347,7 +262,7 @@ def test_parameters_and_their_first_values() -> None:
 
 def test_scales_of_weights_have_no_part_in_it() -> None:
     layer = make((rk.LSTM, {}), 3, 16, dtype="float64")
-    x, state, _, _ = arrays(layer)
+    x, state, _, _ = arrays(layer, STEPS, BATCH)
     y, _ = layer(x, state)
     for name in ("weight_ih_l0", "weight_hh_l0"):
         layer.params[name][...] *= 1e3

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,14 @@ import numpy as np
 import pytest
 
 import rnnkern as rk
-from rnnkern.cells import CELLS
 from rnnkern.devices import Cuda
 from rnnkern.layers.configured import spec_of
 
 from support.compare import assert_close, assert_same_bits
-from support.differences import differences
-from support.layers import TOLERANCE, as_layer_state, as_tuple
-from support.reference import Array
-from support.threads import using_teams
+from support.differences import check_layer
+from support.layers import TOLERANCE, arrays, computed
+from support.threads import check_same_bits
+from support.ways import check_cell, check_ways
 
 pytest.importorskip("torch")  # which the reference is of
 variants = importlib.import_module("support.variants")
@@ -99,40 +97,13 @@ def one_way(case: Case) -> Case:
     return kind, {k: v[0] if isinstance(v, tuple) else v for k, v in own.items()}
 
 
-def arrays(layer: Any, dtype: str, steps: int = STEPS, batch: int = BATCH) -> tuple[Any, ...]:
-    """x, a state, dy and dstate."""
-    rng = np.random.default_rng(2)
-    states = 2 if isinstance(layer, rk.LSTM) else 1
-    shape = layer.num_layers * layer.num_directions, batch, layer.hidden_size
-
-    def draw(*sizes: int) -> Array:
-        return np.asarray(rng.standard_normal(sizes), dtype)
-
-    return (
-        draw(steps, batch, layer.input_size),
-        tuple(draw(*shape) for _ in range(states)),
-        draw(steps, batch, layer.output_size),
-        tuple(draw(*shape) for _ in range(states)),
-    )
-
-
-def computed(layer: Any, x: Array, state: Any, lengths: Any, dy: Array, dstate: Any) -> Any:
-    """All that a call and its backward pass give, by the names that `variants.run` has."""
-    y, last, tape = layer.forward(x, as_layer_state(state), lengths)
-    dx, dfirst, grads = tape.backward(dy, as_layer_state(dstate))
-    found = {"y": y, "dx": dx, **{f"d{name}": g for name, g in grads.items()}}
-    for name, s, ds in zip(("h", "c"), as_tuple(last), as_tuple(dfirst), strict=False):
-        found |= {f"{name}_n": s, f"d{name}_0": ds}
-    return found
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients(case: Case) -> None:
     layer = make(case, INPUTS, HIDDEN, 2, bidirectional=True, dtype="float64")
-    x, state, dy, dstate = arrays(layer, "float64")
+    x, state, dy, dstate = arrays(layer, STEPS, BATCH)
     lengths = np.array([6, 2, 0, 5, 6])
     want = variants.run(layer, x, state, lengths, dy, dstate)
-    found = computed(layer, x, state, lengths, dy, dstate)
+    found = computed(layer, x, state, dy, dstate, lengths=lengths)
     assert found.keys() == want.keys()
     for name, array in found.items():
         assert_close(name, array, want[name], TOLERANCE["float64"])
@@ -141,9 +112,9 @@ def test_values_and_gradients(case: Case) -> None:
 @pytest.mark.parametrize("case", EXACT, ids=str)
 def test_in_float32(case: Case) -> None:
     layer = make(case, INPUTS, HIDDEN)
-    x, state, dy, dstate = arrays(layer, "float32")
+    x, state, dy, dstate = arrays(layer, STEPS, BATCH)
     want = variants.run(layer, x, state, None, dy, dstate)
-    for name, array in computed(layer, x, state, None, dy, dstate).items():
+    for name, array in computed(layer, x, state, dy, dstate).items():
         assert array.dtype == np.float32
         assert_close(name, array, want[name], TOLERANCE["float32"])
 
@@ -151,39 +122,16 @@ def test_in_float32(case: Case) -> None:
 @pytest.mark.parametrize("case", WAYS, ids=str)
 def test_every_way_to_compute_it(case: Case, tmp_path: Path) -> None:
     layer = make(one_way(case), INPUTS, HIDDEN)
-    x, state, _, _ = arrays(layer, "float32", steps=9, batch=3)
-    given = as_layer_state(state)
-    y, last = layer(x, given)
-    rk.save(tmp_path / "layer.safetensors", layer)
-    loaded = rk.load(tmp_path / "layer.safetensors")
-    assert loaded.config() == layer.config()
-    for name, (again, end) in {
-        "frozen": layer.freeze()(x, given),
-        "forward": layer.forward(x, given)[:2],
-        "loaded": loaded(x, given),
-        "pickled": pickle.loads(pickle.dumps(layer))(x, given),
-    }.items():
-        assert_same_bits(name, again, y)
-        assert_same_bits(name, as_tuple(end)[0], as_tuple(last)[0])
-    stream = layer.stream(batch=3)
-    stream.state = given
-    assert_same_bits("stream", np.stack([stream.step(x_t) for x_t in x]), y)
-    cell = next(c.step for c in CELLS.values() if c.layer is type(layer)).of(layer)
-    state_now = tuple(s[0] for s in state)
-    for t, x_t in enumerate(x):
-        state_now = as_tuple(cell(x_t, as_layer_state(state_now)))
-        assert_same_bits(f"cell at step {t}", state_now[0], y[t])
+    x, state, _, _ = arrays(layer, 9, 3)
+    y, _ = check_ways(layer, x, state, tmp_path)
+    check_cell(layer, x, state, y)
 
 
 @pytest.mark.parametrize("case", WAYS, ids=str)
 def test_the_same_bits_for_any_team(case: Case) -> None:
     layer = make(case, 5, 40, bidirectional=True)
-    x, state, dy, dstate = arrays(layer, "float32", steps=12, batch=9)
-    want = computed(layer, x, state, None, dy, dstate)
-    for sizes in ([2], [1, 3, 2]):
-        with using_teams(sizes):
-            for name, array in computed(layer, x, state, None, dy, dstate).items():
-                assert_same_bits(f"{name} by {sizes}", array, want[name])
+    given = arrays(layer, 12, 9)
+    check_same_bits(lambda: computed(layer, *given))
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
@@ -195,25 +143,16 @@ def test_gradients_are_those_of_finite_differences() -> None:
         bidirectional=True,
         dtype="float64",
     )
-    x, state, dy, dstate = arrays(layer, "float64", steps=4, batch=2)
-    _, _, tape = layer.forward(x, state)
-    grads = tape.backward(dy, dstate)
-
-    def loss() -> float:
-        y, last = layer(x, state)
-        return float((y * dy).sum() + sum((s * d).sum() for s, d in zip(last, dstate, strict=True)))
-
-    for array, gradient in [*((p, grads.params[n]) for n, p in layer.params.items()), (x, grads.x)]:
-        np.testing.assert_allclose(gradient, differences(loss, array), rtol=1e-7, atol=1e-7)
+    check_layer(layer, *arrays(layer, 4, 2))
 
 
 def test_bfloat16_rounds_operands_alone() -> None:
     """Peepholes, functions and bounds are of what float32 has."""
     exact = make((rk.LSTM, {"peepholes": True, **OLD_KERAS}), INPUTS, HIDDEN)
     rounded = make((rk.LSTM, {"peepholes": True, **OLD_KERAS}), INPUTS, HIDDEN, compute="bfloat16")
-    x, state, dy, dstate = arrays(exact, "float32")
-    want = computed(exact, x, state, None, dy, dstate)
-    for name, array in computed(rounded, x, state, None, dy, dstate).items():
+    x, state, dy, dstate = arrays(exact, STEPS, BATCH)
+    want = computed(exact, x, state, dy, dstate)
+    for name, array in computed(rounded, x, state, dy, dstate).items():
         assert_close(name, array, want[name], 0.1)
     for layer in (exact, rounded):
         for p in (layer.params["weight_ih_l0"], layer.params["weight_hh_l0"]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +23,27 @@ from support.dropped import (
     INPUTS,
     KEY,
     STEPS,
-    arrays,
+    check_differences,
+    check_inference,
+    check_pieces,
+    check_recompute,
     check_share,
-    check_slopes,
+    check_tokens_and_bfloat16,
     computed,
+    h_factors,
 )
-from support.layers import TOLERANCE, WITH_PRODUCT, as_tuple, make
+from support.layers import TOLERANCE, WITH_PRODUCT, arrays, make
 from support.reference import Array
-from support.threads import using_teams
 
 SHARE = 0.4
 LENGTHS = np.array([STEPS, 1, 0, 4, 3])
-
-
-def factors(layer: Any, batch: int = BATCH, key: int = KEY) -> Array:
-    """Of h (L·D, B, P): what a layer that passes h on gives of ones."""
-    shape = as_tuple(layer(np.zeros((1, batch, layer.input_size), layer.dtype))[1])[0].shape
-    twin = rk.RNN(
-        1,
-        shape[2],
-        layer.num_layers,
-        nonlinearity="identity",
-        bidirectional=layer.bidirectional,
-        dtype=layer.dtype,
-        recurrent_dropout=layer.recurrent_dropout,
-    )
-    for name, p in twin.params.items():
-        p[...] = np.eye(shape[2]) if name.startswith("weight_hh") else 0.0
-    x, ones = np.zeros((1, batch, 1), layer.dtype), np.ones(shape, layer.dtype)
-    return as_tuple(twin.forward(x, ones, dropout_key=key)[1])[0]
 
 
 def wanted(
     layer: Any, cell: str, x: Array, state: Any, dy: Array, dstate: Any, *, lengths: Any = None
 ) -> dict[str, Array]:
     """By the reference, row by row, for a row's factors may as well be of the columns of W_hh."""
-    of_h, parts = factors(layer, x.shape[1]), []
+    of_h, parts = h_factors(layer, x.shape[1]), []
     for b in range(x.shape[1]):
         row = slice(b, b + 1)
         params = dict(layer.params)
@@ -87,7 +71,7 @@ def wanted(
 @pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_against_the_reference(cell: str, lengths: Any, dtype: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, 2, bidirectional=True, recurrent_dropout=SHARE, dtype=dtype)
-    given = arrays(layer, cell)
+    given = arrays(layer, STEPS, BATCH)
     got = computed(layer, *given, lengths=lengths)
     for name, want in wanted(layer, cell, *given, lengths=lengths).items():
         assert_close(name, got[name], want, 3 * TOLERANCE[dtype])
@@ -98,7 +82,7 @@ def test_over_many_chunks_of_steps(reverse: bool) -> None:
     """As many rows as weight gradients take in parts."""
     options = {"recurrent_dropout": SHARE, "reverse": reverse}
     layer = make("gru_before", INPUTS, HIDDEN, **options)
-    given = arrays(layer, "gru_before", steps=150, batch=20)
+    given = arrays(layer, 150, 20)
     if reverse:  # the reference's params say nothing of it
         x, state, dy, dstate = given
         got = computed(layer, x[::-1].copy(), state, dy[::-1].copy(), dstate)
@@ -126,9 +110,8 @@ def test_against_a_loop_of_pytorch(kind: type[Any], options: dict[str, Any]) -> 
     pytest.importorskip("torch")
     variants = importlib.import_module("support.variants")
     layer = kind(INPUTS, HIDDEN, 2, bidirectional=True, recurrent_dropout=SHARE, **options, seed=3)
-    cell = "lstm" if kind is rk.LSTM else "rnn_tanh"
-    x, state, dy, dstate = arrays(layer, cell)
-    want = variants.run(layer, x, state, LENGTHS, dy, dstate, factors(layer))
+    x, state, dy, dstate = arrays(layer, STEPS, BATCH)
+    want = variants.run(layer, x, state, LENGTHS, dy, dstate, h_factors(layer))
     got = computed(layer, x, state, dy, dstate, lengths=LENGTHS)
     assert got.keys() == want.keys()
     for name, array in want.items():
@@ -163,73 +146,56 @@ def test_as_keras_does_it_with_that_mask(kind: str) -> None:
 
 def factors_of_batch_first(layer: Any) -> Array:
     twin = type(layer)(**{**layer.config(), "batch_first": False})
-    of_h: Array = factors(twin)[0]
+    of_h: Array = h_factors(twin)[0]
     return of_h
 
 
 @pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_gradients_are_those_of_finite_differences(cell: str) -> None:
     layer = make(cell, 2, 3, bidirectional=True, recurrent_dropout=SHARE, dtype="float64")
-    given = arrays(layer, cell, steps=4, batch=2)
-    check_slopes(layer, *given, recompute=3)
-    check_slopes(layer, *given, lengths=[4, 2])
+    given = arrays(layer, 4, 2)
+    check_differences(layer, *given, recompute=3)
+    check_differences(layer, *given, lengths=[4, 2])
 
 
 def test_of_a_projection() -> None:
     layer = make("lstm", 2, 5, proj_size=3, recurrent_dropout=SHARE, dtype="float64")
-    assert factors(layer).shape == (1, BATCH, 3)
-    given = arrays(layer, "lstm", steps=4, batch=3)
-    check_slopes(layer, *given)
+    assert h_factors(layer).shape == (1, BATCH, 3)
+    given = arrays(layer, 4, 3)
+    check_differences(layer, *given)
     got = computed(layer, *given, lengths=[4, 0, 2])
     assert np.isfinite(got["dweight_hr_l0"]).all()
 
 
 def test_masks_are_of_their_share_and_of_nothing_else() -> None:
     layer = make("rnn_tanh", INPUTS, 64, 2, bidirectional=True, recurrent_dropout=SHARE)
-    of_h = factors(layer, 50)
+    of_h = h_factors(layer, 50)
     np.testing.assert_allclose(of_h[of_h != 0], 1.0 / (1.0 - SHARE), rtol=1e-6)
     for own in of_h:
         check_share(own != 0, SHARE)
     assert len({row.tobytes() for own in of_h for row in own}) == 4 * 50
     for key in (0, KEY + 1, 2**64 - 1):
-        agreement = np.mean((factors(layer, 50, key) != 0) == (of_h != 0))
+        agreement = np.mean((h_factors(layer, 50, key) != 0) == (of_h != 0))
         assert abs(agreement - (SHARE**2 + (1 - SHARE) ** 2)) < 0.03
     both = make("rnn_tanh", INPUTS, 64, 2, bidirectional=True, recurrent_dropout=SHARE, dropout=0.3)
-    assert_same_bits("with dropout", factors(both, 50), of_h)
+    assert_same_bits("with dropout", h_factors(both, 50), of_h)
 
 
 @pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_the_same_by_any_team_and_in_pieces(cell: str) -> None:
-    layer = make(cell, INPUTS, 33, 2, recurrent_dropout=SHARE, dropout=0.3)
-    given = arrays(layer, cell, steps=12, batch=9)
-    lengths = np.array([12, 3, 0, 7, 12, 1, 2, 9, 5])
-    want = computed(layer, *given, lengths=lengths)
-    for sizes in ([2], [1, 3, 2]):
-        with using_teams(sizes):
-            for name, array in computed(layer, *given, lengths=lengths).items():
-                assert_same_bits(f"{name} by {sizes}", array, want[name])
-    sparse = computed(layer, *given, lengths=lengths, recompute=5)
-    for name in ("y", "dx", "h_n", "dh_0"):
-        assert_same_bits(f"{name} with recompute", sparse[name], want[name])
-    for name, array in sparse.items():
-        assert_close(f"{name} with recompute", array, want[name], 1e-5)
-    cut = computed(layer, *given, lengths=lengths, tbptt=5)
-    assert_same_bits("y with tbptt", cut["y"], want["y"])
+    check_pieces(make(cell, INPUTS, 33, 2, recurrent_dropout=SHARE, dropout=0.3))
 
 
 @pytest.mark.parametrize("every", [2, 4])
 def test_both_directions_in_pieces(every: int) -> None:
     layer = make("gru_after", INPUTS, 7, 2, bidirectional=True, recurrent_dropout=SHARE)
-    given = arrays(layer, "gru_after")
-    want, got = computed(layer, *given), computed(layer, *given, recompute=every)
-    for name in ("y", "dx", "h_n", "dh_0"):
-        assert_same_bits(name, got[name], want[name])
+    check_recompute(layer, *arrays(layer, STEPS, BATCH), every=every)
 
 
 @pytest.mark.parametrize("cell", ["gru_before", "lstm"])
 def test_resets_keep_the_mask_of_the_row(cell: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, recurrent_dropout=SHARE)
-    x, _, dy, _ = arrays(layer, cell)
+    x, _, dy, _ = arrays(layer, STEPS, BATCH)
     resets = np.zeros((STEPS, BATCH), bool)
     resets[3] = True
     y, _, tape = layer.forward(x, resets=resets, dropout_key=KEY)
@@ -249,41 +215,13 @@ def test_resets_keep_the_mask_of_the_row(cell: str) -> None:
 
 
 def test_tokens_masks_and_bfloat16() -> None:
-    layer = make("gru_before", INPUTS, HIDDEN, recurrent_dropout=SHARE)
-    tokens = np.random.default_rng(0).integers(0, INPUTS, (STEPS, BATCH))
-    hot = np.eye(INPUTS, dtype=np.float32)[tokens]
     skip = np.random.default_rng(1).random((STEPS, BATCH)) < 0.7
-    options = {"mask": skip, "dropout_key": KEY}
-    want, _, tape = layer.forward(hot, **options)
-    assert_close("y of tokens", layer.forward(tokens, **options)[0], want, 1e-6)
-    rounded = make("gru_before", INPUTS, HIDDEN, recurrent_dropout=SHARE, compute="bfloat16")
-    y, _, own = rounded.forward(hot, **options)
-    assert_close("y in bfloat16", y, want, 0.02)
-    exact, other = (t.backward(np.ones_like(y)).params for t in (tape, own))
-    for name, array in exact.items():
-        assert_close(f"{name} in bfloat16", other[name], array, 0.05)
+    check_tokens_and_bfloat16("gru_before", skip, recurrent_dropout=SHARE)
 
 
 @pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_inference_drops_nothing(cell: str, tmp_path: Path) -> None:
-    layer = make(cell, INPUTS, HIDDEN, recurrent_dropout=SHARE)
-    x = arrays(layer, cell)[0]
-    want, last = make(cell, INPUTS, HIDDEN)(x)
-    rk.save(tmp_path / "layer.safetensors", layer)
-    loaded = rk.load(tmp_path / "layer.safetensors")
-    assert loaded.config() == layer.config()
-    assert loaded.recurrent_dropout == SHARE
-    stream = layer.stream(batch=BATCH)
-    for name, y in {
-        "layer": layer(x)[0],
-        "frozen": layer.freeze()(x)[0],
-        "stream": np.stack([stream.step(x_t) for x_t in x]),
-        "loaded": loaded(x)[0],
-        "pickled": pickle.loads(pickle.dumps(layer))(x)[0],
-    }.items():
-        assert_same_bits(name, y, want)
-    assert_same_bits("h", as_tuple(layer(x)[1])[0], as_tuple(last)[0])
-    assert not np.array_equal(layer.forward(x, dropout_key=KEY)[0], want)
+    check_inference(cell, tmp_path, recurrent_dropout=SHARE)
 
 
 @pytest.mark.parametrize(

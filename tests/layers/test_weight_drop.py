@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,15 @@ from support.dropped import (
     INPUTS,
     KEY,
     STEPS,
-    arrays,
+    check_differences,
+    check_inference,
+    check_pieces,
     check_share,
-    check_slopes,
+    check_tokens_and_bfloat16,
     computed,
 )
-from support.layers import TOLERANCE, WITH_PRODUCT, as_tuple, make
+from support.layers import TOLERANCE, WITH_PRODUCT, arrays, make
 from support.reference import Array
-from support.threads import using_teams
 
 SHARE, SIZES = 0.4, (INPUTS, HIDDEN, 2)
 
@@ -50,7 +50,7 @@ def test_against_the_reference_with_those_weights(cell: str, lengths: Any, dtype
     # Masks follow from the key and the shape alone; of a relu some gradients are 0 too.
     masks = factors(make("rnn_tanh", *SIZES, **options) if cell == "rnn_relu" else layer)
     assert len(masks) == 4
-    x, state, dy, dstate = arrays(layer, cell)
+    x, state, dy, dstate = arrays(layer, STEPS, BATCH)
     params = {n: p * masks[n] if n in masks else p for n, p in layer.params.items()}
     oracle = reference.Tape(cell, params, x, state, None if lengths is None else np.array(lengths))
     want_dx, want_first, want_grads = oracle.backward(dy, dstate)
@@ -68,7 +68,7 @@ def test_against_pytorch_with_that_mask() -> None:
     """PyTorch's own LSTM, differentiated by autograd through weight * mask."""
     torch = pytest.importorskip("torch")
     layer = make("lstm", INPUTS, HIDDEN, weight_drop=SHARE)
-    x, state, dy, dstate = arrays(layer, "lstm")
+    x, state, dy, dstate = arrays(layer, STEPS, BATCH)
     got = computed(layer, x, state, dy, dstate)
     module = torch.nn.LSTM(INPUTS, HIDDEN, dtype=torch.float64)
     module.load_state_dict(layer.to_torch())
@@ -94,13 +94,13 @@ def test_against_pytorch_with_that_mask() -> None:
 @pytest.mark.parametrize("cell", ["gru_before", "gru_after", "minimal_gated", "lstm"])
 def test_gradients_are_those_of_finite_differences(cell: str) -> None:
     layer = make(cell, 2, 3, bidirectional=True, weight_drop=SHARE, dtype="float64")
-    check_slopes(layer, *arrays(layer, cell, steps=4, batch=2))
+    check_differences(layer, *arrays(layer, 4, 2))
 
 
 def test_a_projection_keeps_its_own_weights() -> None:
     layer = make("lstm", 2, 5, proj_size=3, weight_drop=SHARE, dtype="float64")
-    check_slopes(layer, *arrays(layer, "lstm", steps=3, batch=2))
-    x = arrays(layer, "lstm")[0]
+    check_differences(layer, *arrays(layer, 3, 2))
+    x = arrays(layer, STEPS, BATCH)[0]
     _, _, tape = layer.forward(x, dropout_key=KEY)
     grads = tape.backward(np.ones((*x.shape[:2], 3))).params
     assert (grads["weight_hr_l0"] != 0).all()
@@ -128,19 +128,7 @@ def test_masks_are_of_their_share_and_of_nothing_else() -> None:
 @pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_the_same_by_any_team_and_in_pieces(cell: str) -> None:
     layer = make(cell, INPUTS, 33, 2, weight_drop=SHARE, dropout=0.3)
-    given = arrays(layer, cell, steps=12, batch=9)
-    want = computed(layer, *given)
-    for sizes in ([2], [1, 3, 2]):
-        with using_teams(sizes):
-            for name, array in computed(layer, *given).items():
-                assert_same_bits(f"{name} by {sizes}", array, want[name])
-    sparse = computed(layer, *given, recompute=5)
-    for name in ("y", "dx", "h_n"):
-        assert_same_bits(f"{name} with recompute", sparse[name], want[name])
-    for name, array in sparse.items():
-        assert_close(f"{name} with recompute", array, want[name], 1e-5)
-    cut = computed(layer, *given, tbptt=5)
-    assert_same_bits("y with tbptt", cut["y"], want["y"])
+    want, cut = check_pieces(layer, lengths=None)
     assert (cut["dweight_hh_l0"] == 0).sum() == (want["dweight_hh_l0"] == 0).sum()
 
 
@@ -148,43 +136,21 @@ def test_with_resets_tokens_and_bfloat16() -> None:
     resets = np.zeros((STEPS, BATCH), bool)
     resets[3] = True
     layer = make("gru_after", INPUTS, HIDDEN, weight_drop=SHARE)
-    x = arrays(layer, "gru_after")[0]
+    x = arrays(layer, STEPS, BATCH)[0]
     y, _, _ = layer.forward(x, resets=resets, dropout_key=KEY)
     apart = [layer.forward(part, dropout_key=KEY)[0] for part in (x[:3], x[3:])]
     assert_same_bits("y", y, np.concatenate(apart))
-    tokens = np.random.default_rng(0).integers(0, INPUTS, (STEPS, BATCH))
-    hot = np.eye(INPUTS, dtype=np.float32)[tokens]
-    want = layer.forward(hot, dropout_key=KEY)[0]
-    assert_close("y of tokens", layer.forward(tokens, dropout_key=KEY)[0], want, 1e-6)
-    rounded = make("gru_after", INPUTS, HIDDEN, weight_drop=SHARE, compute="bfloat16")
-    assert_close("y in bfloat16", rounded.forward(hot, dropout_key=KEY)[0], want, 0.02)
+    check_tokens_and_bfloat16("gru_after", None, weight_drop=SHARE)
 
 
 @pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_inference_has_all_weights(cell: str, tmp_path: Path) -> None:
-    layer, plain = make(cell, INPUTS, HIDDEN, weight_drop=SHARE), make(cell, INPUTS, HIDDEN)
-    x = arrays(layer, cell)[0]
-    want, last = plain(x)
-    rk.save(tmp_path / "layer.safetensors", layer)
-    loaded = rk.load(tmp_path / "layer.safetensors")
-    assert loaded.config() == layer.config()
-    assert loaded.weight_drop == SHARE
-    stream = layer.stream(batch=BATCH)
-    for name, y in {
-        "layer": layer(x)[0],
-        "frozen": layer.freeze()(x)[0],
-        "stream": np.stack([stream.step(x_t) for x_t in x]),
-        "loaded": loaded(x)[0],
-        "pickled": pickle.loads(pickle.dumps(layer))(x)[0],
-    }.items():
-        assert_same_bits(name, y, want)
-    assert_same_bits("h", as_tuple(layer(x)[1])[0], as_tuple(last)[0])
-    assert not np.array_equal(layer.forward(x, dropout_key=KEY)[0], want)
+    check_inference(cell, tmp_path, weight_drop=SHARE)
 
 
 def test_the_tape_forgets_later_changes_and_the_key_is_looked_at() -> None:
     layer = make("lstm", INPUTS, HIDDEN, weight_drop=SHARE)
-    x, state, dy, dstate = arrays(layer, "lstm")
+    x, state, dy, dstate = arrays(layer, STEPS, BATCH)
     want = computed(layer, x, state, dy, dstate)["dweight_hh_l0"]
     _, _, tape = layer.forward(x, state, dropout_key=KEY)
     layer.params["weight_hh_l0"][...] = 0.0

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,21 +18,24 @@ from rnnkern.layers.configured import spec_of
 
 from support import reference
 from support.compare import assert_close, assert_same_bits
-from support.differences import slope
+from support.differences import check_slope, weighted
 from support.dropped import (
     BATCH,
     HIDDEN,
     INPUTS,
     KEY,
     STEPS,
-    arrays,
+    check_differences,
+    check_pieces,
+    check_recompute,
     check_share,
-    check_slopes,
+    check_tokens_and_bfloat16,
     computed,
+    h_factors,
 )
-from support.layers import CELLS, DTYPES, TOLERANCE, as_layer_state, as_tuple, make
+from support.layers import CELLS, DTYPES, TOLERANCE, arrays, as_layer_state, as_tuple, make
 from support.reference import Array, State, Weights
-from support.threads import using_teams
+from support.ways import check_ways
 
 LENGTHS = np.array([STEPS, 1, 0, 4, 3])
 
@@ -117,7 +119,7 @@ def zoned(layer: Any, cell: str, zones: list[Any], steps: int = STEPS) -> Iterat
 @pytest.mark.parametrize("cell", CELLS)
 def test_against_the_reference(cell: str, lengths: Any, dtype: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, 2, bidirectional=True, dtype=dtype, **options_of(cell))
-    x, state, dy, dstate = arrays(layer, cell)
+    x, state, dy, dstate = arrays(layer, STEPS, BATCH)
     with zoned(layer, cell, drawn(layer)):
         tape = reference.Tape("zoned", layer.params, x, state, lengths)
         dx, dfirst, grads = tape.backward(dy, dstate)
@@ -134,7 +136,7 @@ def test_against_the_reference(cell: str, lengths: Any, dtype: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_state_gradients_are_of_the_states(cell: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, dtype="float64", **options_of(cell))
-    x, state, dy, dstate = arrays(layer, cell)
+    x, state, dy, dstate = arrays(layer, STEPS, BATCH)
     with zoned(layer, cell, drawn(layer)) as own:
         reference.Tape("zoned", layer.params, x, state).backward(dy, dstate)
     _, _, tape = layer.forward(x, as_layer_state(state), dropout_key=KEY)
@@ -163,21 +165,8 @@ def test_against_a_loop_of_pytorch(kind: type[Any], options: dict[str, Any]) -> 
     pytest.importorskip("torch")
     variants = importlib.import_module("support.variants")
     layer = kind(INPUTS, HIDDEN, 2, bidirectional=True, **options, seed=3)
-    x, state, dy, dstate = arrays(layer, "lstm" if kind is rk.LSTM else "rnn_tanh")
-    of_h = None
-    if layer.recurrent_dropout:
-        twin = rk.RNN(
-            1,
-            HIDDEN,
-            2,
-            nonlinearity="identity",
-            bidirectional=True,
-            recurrent_dropout=layer.recurrent_dropout,
-        )
-        for name, p in twin.params.items():
-            p[...] = np.eye(HIDDEN) if name.startswith("weight_hh") else 0.0
-        ones = np.ones((4, BATCH, HIDDEN), np.float32)
-        of_h = twin.forward(np.zeros((1, BATCH, 1), np.float32), ones, dropout_key=KEY)[1]
+    x, state, dy, dstate = arrays(layer, STEPS, BATCH)
+    of_h = h_factors(layer) if layer.recurrent_dropout else None
     want = variants.run(layer, x, state, LENGTHS, dy, dstate, of_h, drawn(layer))
     got = computed(layer, x, state, dy, dstate, lengths=LENGTHS)
     for name, array in want.items():
@@ -188,30 +177,14 @@ def test_against_a_loop_of_pytorch(kind: type[Any], options: dict[str, Any]) -> 
 @pytest.mark.parametrize("cell", CELLS)
 def test_inference_is_what_is_expected(cell: str, dtype: str, tmp_path: Path) -> None:
     layer = make(cell, INPUTS, HIDDEN, dtype=dtype, **options_of(cell))
-    x, state, _, _ = arrays(layer, cell)
+    x, state, _, _ = arrays(layer, STEPS, BATCH)
     with zoned(layer, cell, list(options_of(cell).values())):
         want = reference.Tape("zoned", layer.params, x, state)
-    given = as_layer_state(state)
-    y, last = layer(x, given)
+    y, last = check_ways(layer, x, state, tmp_path, drops=True)
     assert_close("y", y, want.y, TOLERANCE[dtype])
-    for mine, theirs in zip(as_tuple(last), want.state, strict=True):
+    for mine, theirs in zip(last, want.state, strict=True):
         assert_close("state", mine, theirs, TOLERANCE[dtype])
-    rk.save(tmp_path / "layer.safetensors", layer)
-    loaded = rk.load(tmp_path / "layer.safetensors")
-    assert loaded.config() == layer.config()
-    stream, block = layer.stream(batch=BATCH), layer.stream(batch=BATCH)
-    stream.state = block.state = given
-    for name, again in {
-        "frozen": layer.freeze()(x, given)[0],
-        "stream": np.stack([stream.step(x_t) for x_t in x]),
-        "block": block.block(x),
-        "loaded": loaded(x, given)[0],
-        "pickled": pickle.loads(pickle.dumps(layer))(x, given)[0],
-    }.items():
-        assert_same_bits(name, again, y)
-    for mine, theirs in zip(as_tuple(stream.state), as_tuple(last), strict=True):
-        assert_same_bits("the stream's state", mine, theirs)
-    ended, _ = layer(x, given, LENGTHS)
+    ended, _ = layer(x, as_layer_state(state), LENGTHS)
     for b, end in enumerate(LENGTHS):
         assert_same_bits(f"row {b}", ended[:end, b], y[:end, b])
 
@@ -219,27 +192,21 @@ def test_inference_is_what_is_expected(cell: str, dtype: str, tmp_path: Path) ->
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_are_those_of_finite_differences(cell: str) -> None:
     layer = make(cell, 2, 3, bidirectional=True, dtype="float64", **options_of(cell))
-    given = arrays(layer, cell, steps=4, batch=2)
-    check_slopes(layer, *given, lengths=[4, 2])
+    given = arrays(layer, 4, 2)
+    check_differences(layer, *given, lengths=[4, 2])
     if cell in ("gru_before", "lstm"):
-        check_slopes(layer, *given, recompute=3)
+        check_differences(layer, *given, recompute=3)
 
 
 @pytest.mark.parametrize(
     "zones", [{"zoneout": 0.4}, {"zoneout": 0.4, "cell_zoneout": 0.4}], ids=str
 )
-def test_of_a_projection(zones: dict[str, float]) -> None:
+def test_of_a_projection(zones: dict[str, float], tmp_path: Path) -> None:
     layer = make("lstm", 2, 5, proj_size=3, dtype="float64", recurrent_dropout=0.3, **zones)
-    given = arrays(layer, "lstm", steps=4, batch=3)
-    check_slopes(layer, *given)
-    check_slopes(layer, *given, lengths=[4, 0, 2])
-    x, state = given[:2]
-    y, last = layer(x, state)
-    stream = layer.stream(batch=3)
-    stream.state = state
-    assert_same_bits("stream", np.stack([stream.step(x_t) for x_t in x]), y)
-    for mine, theirs in zip(stream.state, last, strict=True):
-        assert_same_bits("the stream's state", mine, theirs)
+    given = arrays(layer, 4, 3)
+    check_differences(layer, *given)
+    check_differences(layer, *given, lengths=[4, 0, 2])
+    check_ways(layer, *given[:2], tmp_path, drops=True)
 
 
 def test_draws_are_of_their_share_and_of_nothing_else() -> None:
@@ -256,36 +223,18 @@ def test_draws_are_of_their_share_and_of_nothing_else() -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_same_by_any_team_and_in_pieces(cell: str) -> None:
-    layer = make(cell, INPUTS, 33, 2, dropout=0.3, **options_of(cell))
-    given = arrays(layer, cell, steps=12, batch=9)
-    lengths = np.array([12, 3, 0, 7, 12, 1, 2, 9, 5])
-    want, plain = computed(layer, *given, lengths=lengths), layer(given[0])[0]
-    for sizes in ([2], [1, 3, 2]):
-        with using_teams(sizes):
-            assert_same_bits("y of inference", layer(given[0])[0], plain)
-            for name, array in computed(layer, *given, lengths=lengths).items():
-                assert_same_bits(f"{name} by {sizes}", array, want[name])
-    sparse = computed(layer, *given, lengths=lengths, recompute=5)
-    for name in ("y", "dx", "h_n", "dh_0"):
-        assert_same_bits(f"{name} with recompute", sparse[name], want[name])
-    for name, array in sparse.items():
-        assert_close(f"{name} with recompute", array, want[name], 1e-5)
-    cut = computed(layer, *given, lengths=lengths, tbptt=5)
-    assert_same_bits("y with tbptt", cut["y"], want["y"])
+    check_pieces(make(cell, INPUTS, 33, 2, dropout=0.3, **options_of(cell)))
 
 
 def test_both_directions_in_pieces() -> None:
     layer = make("lstm", INPUTS, 7, 2, bidirectional=True, **options_of("lstm"))
-    given = arrays(layer, "lstm")
-    want, got = computed(layer, *given), computed(layer, *given, recompute=4)
-    for name in ("y", "dx", "h_n", "dh_0", "c_n", "dc_0"):
-        assert_same_bits(name, got[name], want[name])
+    check_recompute(layer, *arrays(layer, STEPS, BATCH), every=4)
 
 
 @pytest.mark.parametrize("cell", ["gru_before", "lstm"])
 def test_resets_begin_with_nothing_to_keep(cell: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, **options_of(cell))
-    x, _, dy, _ = arrays(layer, cell)
+    x, _, dy, _ = arrays(layer, STEPS, BATCH)
     resets = np.zeros((STEPS, BATCH), bool)
     resets[3, ::2] = True
     y, _, tape = layer.forward(x, resets=resets, dropout_key=KEY)
@@ -310,32 +259,15 @@ def test_resets_of_more_rows_than_are_run_at_once() -> None:
     resets[3] = True
 
     def loss() -> float:
-        return float((layer.forward(x, resets=resets, dropout_key=KEY)[0] * dy).sum())
+        return weighted(layer.forward(x, resets=resets, dropout_key=KEY)[:1], [dy])
 
-    result = layer.forward(x, resets=resets, dropout_key=KEY)[2].backward(dy)
-    places = [x, *layer.params.values()]
-    ways = [random.standard_normal(array.shape) for array in places]
-    gradients = [result.x, *(result.params[name] for name in layer.params)]
-    along = sum(float((g * way).sum()) for g, way in zip(gradients, ways, strict=True))
-    assert slope(loss, places, ways) == pytest.approx(along, rel=1e-6)
+    found = layer.forward(x, resets=resets, dropout_key=KEY)[2].backward(dy)
+    params = {name: (p, found.params[name]) for name, p in layer.params.items()}
+    check_slope(loss, {"x": (x, found.x), **params})
 
 
 def test_tokens_and_bfloat16() -> None:
-    zones = options_of("lstm")
-    layer = make("lstm", INPUTS, HIDDEN, **zones)
-    tokens = np.random.default_rng(0).integers(0, INPUTS, (STEPS, BATCH))
-    hot = np.eye(INPUTS, dtype=np.float32)[tokens]
-    want, _, tape = layer.forward(hot, dropout_key=KEY)
-    assert_close("y of tokens", layer.forward(tokens, dropout_key=KEY)[0], want, 1e-6)
-    rounded = make("lstm", INPUTS, HIDDEN, compute="bfloat16", **zones)
-    y, _, own = rounded.forward(hot, dropout_key=KEY)
-    assert_close("y in bfloat16", y, want, 0.02)
-    exact, other = (t.backward(np.ones_like(y)).params for t in (tape, own))
-    for name, array in exact.items():
-        assert_close(f"{name} in bfloat16", other[name], array, 0.05)
-    stream = rounded.stream(batch=BATCH)
-    steps = np.stack([stream.step(x_t) for x_t in hot])
-    assert_same_bits("stream in bfloat16", steps, rounded(hot)[0])
+    check_tokens_and_bfloat16("lstm", None, **options_of("lstm"))
 
 
 @pytest.mark.parametrize(

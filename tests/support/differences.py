@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pytest
 
-from support.reference import Array
+from support.layers import as_layer_state, as_tuple, computed
+from support.reference import Array, State
 
 STEP = 1e-5  # in float64: the error is about its square
 
 Place = tuple[int, ...]
+Claimed = Mapping[str, tuple[Array, Array]]  # name -> what the loss reads, the gradient of it
 
 
 def differences(
@@ -48,3 +52,49 @@ def slope(
     for array, value in zip(at, kept, strict=True):
         array[...] = value
     return (losses[0] - losses[1]) / (2.0 * step)
+
+
+def weighted(results: Iterable[Array], weights: Iterable[Array]) -> float:
+    """The loss whose gradients in the results are the weights."""
+    return sum(float(np.sum(a * w)) for a, w in zip(results, weights, strict=True))
+
+
+def check_gradients(
+    loss: Callable[[], float], claimed: Claimed, *, rtol: float, atol: float = 0.0
+) -> None:
+    """Each number of each gradient is that of central differences."""
+    for name, (at, gradient) in claimed.items():
+        assert gradient.shape == at.shape, name
+        want = differences(loss, at)
+        np.testing.assert_allclose(gradient, want, rtol=rtol, atol=atol, err_msg=name)
+
+
+def check_slope(loss: Callable[[], float], claimed: Claimed, *, atol: float = 1e-12) -> None:
+    """All gradients at once are those of the loss along one random way."""
+    rng = np.random.default_rng(0)
+    places, gradients = zip(*claimed.values(), strict=True)
+    ways = [rng.standard_normal(at.shape) for at in places]
+    want = weighted(gradients, ways)
+    assert slope(loss, places, ways) == pytest.approx(want, rel=1e-6, abs=atol)
+
+
+def check_layer(
+    layer: Any,
+    x: Array,
+    state: State,
+    dy: Array,
+    dstate: State,
+    *,
+    tolerance: float = 1e-7,
+    **options: Any,
+) -> None:
+    """Every gradient of a float64 layer; the tolerance is of numbers of 1, or of larger ones."""
+    found = computed(layer, x, state, dy, dstate, **options)
+
+    def loss() -> float:
+        y, last, _ = layer.forward(x, as_layer_state(state), **options)
+        return weighted((y, *as_tuple(last)), (dy, *dstate))
+
+    moved = {"x": x, **layer.params, **dict(zip(("h_0", "c_0"), state, strict=False))}
+    claimed = {name: (at, found[f"d{name}"]) for name, at in moved.items()}
+    check_gradients(loss, claimed, rtol=tolerance / 2, atol=tolerance / 2)

@@ -57,6 +57,11 @@ def as_layer_state(state: State | None) -> Any:
     return state[0] if state is not None and len(state) == 1 else state
 
 
+def draw(*shape: int, dtype: str = "float32", seed: int = 0) -> Array:
+    """Random numbers of the normal distribution."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
 def random_state(cell: str, shape: tuple[int, ...], seed: int = 0) -> State:
     """Random states, float64, ``(h,)`` or ``(h, c)``."""
     rng = np.random.default_rng(seed)
@@ -66,6 +71,34 @@ def random_state(cell: str, shape: tuple[int, ...], seed: int = 0) -> State:
 def cast(state: State, dtype: str) -> State:
     """The same states in another dtype."""
     return tuple(s.astype(dtype) for s in state)
+
+
+def arrays(layer: Any, steps: int, batch: int) -> tuple[Array, State, Array, State]:
+    """x, a first state, dy and dstate, of random numbers, of a layer whose x begins with steps."""
+    rng = np.random.default_rng(2)
+
+    def drawn(*shape: int) -> Array:
+        return rng.standard_normal(shape).astype(layer.dtype)
+
+    x = drawn(steps, batch, layer.input_size)
+    shapes = [part.shape for part in as_tuple(layer(x[:1])[1])]
+    state = tuple(drawn(*shape) for shape in shapes)
+    dy = drawn(steps, batch, layer.output_size)
+    return x, state, dy, tuple(drawn(*shape) for shape in shapes)
+
+
+def computed(
+    layer: Any, x: Array, state: State | None, dy: Array, dstate: State | None, **options: Any
+) -> dict[str, Array]:
+    """All that ``forward`` and its backward pass give, by name: "h_n", "dh_0", "dweight_hh_l0"."""
+    y, last, tape = layer.forward(x, as_layer_state(state), **options)
+    gradients = tape.backward(dy, as_layer_state(dstate))
+    found = {"y": y, **{f"d{name}": array for name, array in gradients.params.items()}}
+    if gradients.x is not None:
+        found["dx"] = gradients.x
+    for letter, end, first in zip("hc", as_tuple(last), as_tuple(gradients.state), strict=False):
+        found |= {f"{letter}_n": end, f"d{letter}_0": first}
+    return found
 
 
 def check_against_reference(
