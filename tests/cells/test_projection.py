@@ -17,10 +17,12 @@ from rnnkern import _core
 from rnnkern.devices import LayerSpec, Weights
 
 from support.compare import assert_close, assert_same_bits
-from support.differences import differences
+from support.differences import check_layer
+from support.layers import arrays
 from support.marks import live_steps
 from support.reference import Array
-from support.threads import using_teams
+from support.threads import check_same_bits
+from support.ways import check_ways
 
 torch = pytest.importorskip("torch")
 
@@ -127,20 +129,7 @@ def test_against_torch(sizes: tuple[Any, ...], dtype: str, ragged: bool) -> None
 
 def test_differences() -> None:
     layer = rk.LSTM(2, 4, 2, proj_size=3, bidirectional=True, dropout=0.3, dtype="float64", seed=0)
-    x, state = arguments(layer, 4, 3)
-    lengths = [4, 0, 2]
-    y, last, tape = layer.forward(x, state, lengths, dropout_key=1)
-    weights = like((y, *last))
-    dx, dstate, grads = tape.backward(weights[0], (weights[1], weights[2]))
-
-    def loss() -> float:
-        y, last, _ = layer.forward(x, state, lengths, dropout_key=1)
-        return sum(float((a * w).sum()) for a, w in zip((y, *last), weights, strict=True))
-
-    claimed = {"x": (x, dx), "h": (state[0], dstate[0]), "c": (state[1], dstate[1])}
-    claimed |= {name: (layer.params[name], grads[name]) for name in grads}
-    for name, (at, gradient) in claimed.items():
-        assert_close(name, gradient, differences(loss, at), 1e-6)
+    check_layer(layer, *arrays(layer, 4, 3), lengths=[4, 0, 2], dropout_key=1)
 
 
 def results_of(layer: rk.LSTM, *given: Any) -> list[Array]:
@@ -158,15 +147,9 @@ def test_threads_change_no_bit(compute: str | None) -> None:
     layer = rk.LSTM(40, 130, 2, proj_size=37, bidirectional=True, compute=compute, seed=0)
     x, state = arguments(layer, 40, 33)
     lengths = np.random.default_rng(3).integers(0, 41, 33)
-    results = []
-    for count in (1, 2, 5):
-        with rk.threads(count):
-            results.append(results_of(layer, x, state, lengths))
-    with using_teams([3, 1, 4, 2]):
-        results.append(results_of(layer, x, state, lengths))
-    for other in results[1:]:
-        for got, want in zip(other, results[0], strict=True):
-            assert_same_bits("with other threads", got, want)
+    check_same_bits(
+        lambda: results_of(layer, x, state, lengths), threads=(2, 5), teams=[[3, 1, 4, 2]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,27 +157,12 @@ def test_threads_change_no_bit(compute: str | None) -> None:
 )
 @pytest.mark.parametrize("sizes", SIZES)
 def test_every_way_gives_the_same_bits(
-    sizes: tuple[Any, ...], dtype: str, compute: str | None
+    sizes: tuple[Any, ...], dtype: str, compute: str | None, tmp_path: Path
 ) -> None:
     inputs, hidden, outputs, layers, _, batch, steps = sizes
     layer = rk.LSTM(inputs, hidden, layers, proj_size=outputs, dtype=dtype, compute=compute, seed=0)
     x, state = arguments(layer, steps, batch)
-    y, (h, c) = layer(x, state)
-    assert_same_bits("training", layer.forward(x, state)[0], y)
-    assert_same_bits("frozen", layer.freeze()(x, state)[0], y)
-    cut = steps // 3
-    first, between = layer(x[:cut], state)
-    assert_same_bits("pieces", np.concatenate([first, layer(x[cut:], between)[0]]), y)
-    row, own = batch // 2, [part[:, batch // 2 : batch // 2 + 1].copy() for part in state]
-    alone, _ = layer(x[:, row : row + 1].copy(), (own[0], own[1]))
-    assert_same_bits("a row alone", alone, y[:, row : row + 1])
-    stream = layer.stream(batch)
-    stream.state = state
-    assert_same_bits("steps", np.stack([stream.step(x_t) for x_t in x]), y)
-    for got, want in zip(stream.state, (h, c), strict=True):
-        assert_same_bits("state", got, want)
-    stream.state = state
-    assert_same_bits("block", stream.block(x), y)
+    check_ways(layer, x, state, tmp_path)
 
 
 def test_tokens_are_one_hot_rows() -> None:

@@ -11,13 +11,13 @@ import pytest
 import rnnkern as rk
 
 from support.compare import assert_close, assert_same_bits
-from support.layers import make
-from support.threads import using_threads
+from support.layers import KINDS_WITHOUT_PRODUCT, WITHOUT_PRODUCT, make
+from support.reference import Array
+from support.threads import check_same_bits, using_threads
 
 torch: Any = pytest.importorskip("torch")
 
 STEPS, BATCH, INPUTS, UNITS = 12, 4, 5, 19
-CELLS = ["min_gru", "min_lstm", "ind_rnn"]
 
 
 def _loop(cell: str, p: dict[str, Any], x: Any, h: Any) -> tuple[Any, Any]:
@@ -39,7 +39,7 @@ def _loop(cell: str, p: dict[str, Any], x: Any, h: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITHOUT_PRODUCT)
 def test_pytorch_computes_the_same(cell: str, dtype: str) -> None:
     layer = make(cell, INPUTS, UNITS, dtype=dtype)
     rng = np.random.default_rng(0)
@@ -65,19 +65,17 @@ def test_pytorch_computes_the_same(cell: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITHOUT_PRODUCT)
 def test_threads_change_no_bit(cell: str, batch: int) -> None:
     """Shared by rows or, without barriers, by units."""
     layer = make(cell, 64, 130, 2)
     x = np.random.default_rng(1).standard_normal((900, batch, 64), dtype=np.float32)
-    results = []
-    for threads in (1, 2, 4):
-        with using_threads(threads):
-            y, _, tape = layer.forward(x)
-            results.append([y, *tape.backward(y).params.values()])
-    for other in results[1:]:
-        for got, want in zip(other, results[0], strict=True):
-            assert_same_bits("result", got, want)
+
+    def results() -> list[Array]:
+        y, _, tape = layer.forward(x)
+        return [y, *tape.backward(y).params.values()]
+
+    check_same_bits(results, threads=(2, 4), teams=())
 
 
 def test_units_that_wait_for_nobody_are_shared() -> None:
@@ -96,7 +94,7 @@ def test_closed_gates_share_alike() -> None:
     assert np.isfinite(tape.backward(y).params["weight_ih_l0"]).all()
 
 
-@pytest.mark.parametrize("cls", [rk.MinGRU, rk.MinLSTM, rk.IndRNN])
+@pytest.mark.parametrize("cls", KINDS_WITHOUT_PRODUCT)
 def test_what_there_is_not(cls: Any) -> None:
     layer = cls(3, 4, recurrent_init="orthogonal", seed=0)
     assert not any(name.startswith("weight_hh") for name in layer.params)

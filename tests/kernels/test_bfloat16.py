@@ -25,12 +25,13 @@ from support.layers import (
     as_layer_state,
     as_tuple,
     check_against_reference,
+    draw,
     make,
     random_state,
     run_all,
 )
 from support.needs import ISAS
-from support.threads import using_threads
+from support.threads import check_same_bits
 
 # Norm-wise relative errors. Against exact operands; and against operands rounded as they are, over
 # one step and over many of stacked layers: there only float32 sums differ, and now and then, with
@@ -49,10 +50,6 @@ SIZES = [
     (5, 1, 3, 1),
 ]
 DEEP = (1, 17, 1100, 5)  # more inputs than one block of a product takes
-
-
-def draw(*shape: int, seed: int = 0) -> reference.Array:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def check_one_step(cell: str, size: tuple[int, int, int, int]) -> None:
@@ -93,13 +90,8 @@ def check_threads(cell: str, size: tuple[int, int, int, int]) -> None:
     steps, batch, inputs, hidden = size
     layer = make(cell, inputs, hidden, 2, bidirectional=True, dropout=0.3, compute="bfloat16")
     lengths = np.random.default_rng(4).integers(0, steps + 1, batch)
-    results = []
-    for threads in (1, 2, 4):
-        with using_threads(threads):
-            results.append(run_all(layer, cell, draw(steps, batch, inputs), lengths, key=3))
-    for other in results[1:]:
-        for k, (got, want) in enumerate(zip(other, results[0], strict=True)):
-            assert_same_bits(f"result {k}", got, want)
+    x = draw(steps, batch, inputs)
+    check_same_bits(lambda: run_all(layer, cell, x, lengths, key=3), threads=(2, 4), teams=())
 
 
 def check_stream(cell: str) -> None:
@@ -153,13 +145,12 @@ def test_threads_change_no_bit_of_a_large_step(isa: str, cell: str) -> None:
         hidden = math.isqrt(int(_SHARED_STEP_FLOPS) // (2 * batch * gates)) + 1
         layer = make(cell, 40, hidden, compute=compute)
         x = draw(3, batch, 40)
-        results = []
-        for threads in (1, 2):
-            with using_threads(threads):
-                stream = layer.stream(batch)
-                results.append([*(stream.step(x_t) for x_t in x), *as_tuple(stream.state)])
-        for got, want in zip(*results, strict=True):
-            assert_same_bits(f"{isa} {compute} {batch}", got, want)
+
+        def results(layer: Any = layer, x: Any = x, batch: int = batch) -> list[Any]:
+            stream = layer.stream(batch)
+            return [*(stream.step(x_t) for x_t in x), *as_tuple(stream.state)]
+
+        check_same_bits(results, threads=[2], teams=())
 
 
 @pytest.mark.parametrize("dtype", ["float64", np.float64])

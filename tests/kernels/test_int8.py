@@ -18,9 +18,9 @@ from rnnkern.devices import LayerSpec
 from support import reference
 from support.compare import assert_close, assert_same_bits, relative_error
 from support.isa import using_isa
-from support.layers import CELLS, as_layer_state, as_tuple, make, random_state
+from support.layers import CELLS, as_layer_state, as_tuple, draw, make, random_state
 from support.needs import ISAS
-from support.threads import using_teams, using_threads
+from support.threads import check_same_bits
 
 # Norm-wise relative errors. Against operands rounded as they are, over one step, where now and then
 # a number is half way and its sum's last bit decides; and of a whole call of small layers, in which
@@ -36,10 +36,6 @@ SIZES = [
     (5, 1, 3, 1),
     (6, 6, 70, 9),
 ]
-
-
-def draw(*shape: int, seed: int = 0) -> reference.Array:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def check_reference(cell: str, size: tuple[int, int, int, int]) -> None:
@@ -128,12 +124,12 @@ def test_threads_cuts_and_other_rows_change_no_bit(cell: str) -> None:
     frozen, x = layer.freeze(weights="int8"), draw(steps, batch, inputs)
     lengths = np.random.default_rng(1).integers(1, steps + 1, batch)
     for given in (x, np.arange(steps * batch).reshape(steps, batch) % inputs):
-        want, last = frozen(given)
-        for threads in (1, 2, 4):
-            with using_threads(threads):
-                assert_same_bits("y", frozen(given)[0], want)
-        with using_teams([1, 2, 3]):
-            assert_same_bits("y by teams", frozen(given)[0], want)
+
+        def results(given: Any = given) -> list[Any]:
+            y, last = frozen(given)
+            return [y, *as_tuple(last)]
+
+        want, *last = check_same_bits(results, threads=(2, 4), teams=[[1, 2, 3]]).values()
         ragged, _ = frozen(given, None, lengths)
         for b in (0, 17, 39):
             alone, _ = frozen(np.ascontiguousarray(given[: lengths[b], b : b + 1]))
@@ -144,7 +140,7 @@ def test_threads_cuts_and_other_rows_change_no_bit(cell: str) -> None:
         assert_same_bits(
             "blocks", np.concatenate([blocks.block(p) for p in (given[:4], given[4:])]), want
         )
-        for got, end in zip(as_tuple(stream.state), as_tuple(last), strict=True):
+        for got, end in zip(as_tuple(stream.state), last, strict=True):
             assert_same_bits("state", got, end)
 
 

@@ -12,15 +12,10 @@ import pytest
 import rnnkern as rk
 
 from support.compare import assert_same_bits
-from support.layers import CELLS, DTYPES, as_layer_state, as_tuple, cast, make, random_state
-from support.reference import Array
+from support.layers import CELLS, DTYPES, as_layer_state, as_tuple, cast, draw, make, random_state
 from support.threads import using_threads
 
 STEPS, BATCH, INPUTS, HIDDEN = 7, 3, 5, 17
-
-
-def draw(dtype: str, *shape: int) -> Array:
-    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
 
 def assert_same_results(layer: Any, frozen: rk.Frozen, *arguments: Any) -> None:
@@ -39,7 +34,7 @@ def assert_same_results(layer: Any, frozen: rk.Frozen, *arguments: Any) -> None:
 def test_calls(cell: str, dtype: str, layers: int, directions: int, lengths: Any) -> None:
     layer = make(cell, INPUTS, HIDDEN, layers, dtype=dtype, bidirectional=directions == 2)
     state = cast(random_state(cell, (layers * directions, BATCH, HIDDEN)), dtype)
-    x = draw(dtype, STEPS, BATCH, INPUTS)
+    x = draw(STEPS, BATCH, INPUTS, dtype=dtype)
     assert_same_results(layer, layer.freeze(), x, as_layer_state(state), lengths)
 
 
@@ -53,7 +48,7 @@ def test_sizes_that_a_call_would_pack_in_other_ways(
     """Few rows are packed as they are met, many before all steps, by all threads."""
     layer = make(cell, 70, 96, compute=compute)
     with using_threads(threads):
-        assert_same_results(layer, layer.freeze(), draw("float32", steps, batch, 70))
+        assert_same_results(layer, layer.freeze(), draw(steps, batch, 70))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -67,7 +62,7 @@ def test_it_is_a_snapshot(cell: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, 2, batch_first=True)
     # W_ih of tokens is read where it stands, not from what was packed.
     inputs = (
-        draw("float32", BATCH, STEPS, INPUTS),
+        draw(BATCH, STEPS, INPUTS),
         np.arange(BATCH * STEPS).reshape(BATCH, -1) % 5,
     )
     before = [layer(x)[0] for x in inputs]
@@ -80,7 +75,7 @@ def test_it_is_a_snapshot(cell: str) -> None:
 
 def test_an_output_is_written_where_it_is_asked_for() -> None:
     layer = make("lstm", INPUTS, HIDDEN, batch_first=True)
-    x, out = draw("float32", BATCH, STEPS, INPUTS), np.empty((BATCH, STEPS, HIDDEN), np.float32)
+    x, out = draw(BATCH, STEPS, INPUTS), np.empty((BATCH, STEPS, HIDDEN), np.float32)
     y, _ = layer.freeze()(x, out=out)
     assert y is out
     assert_same_bits("out", out, layer(x)[0])

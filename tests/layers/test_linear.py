@@ -10,7 +10,7 @@ import pytest
 
 import rnnkern as rk
 
-from support.differences import differences
+from support.differences import check_gradients, weighted
 from support.threads import using_threads
 
 
@@ -98,11 +98,9 @@ def test_gradients_agree_with_finite_differences(bias: bool) -> None:
     _, tape = lin.forward(x)
     dx, grads = tape.backward(dy)
     assert grads.keys() == lin.params.keys()
-    for array, gradient in [(x, dx), *((lin.params[name], grads[name]) for name in grads)]:
-        assert gradient.shape == array.shape
-        # The map is linear in each: only rounding is left.
-        want = differences(lambda: float(np.sum(lin(x) * dy)), array)
-        np.testing.assert_allclose(gradient, want, rtol=1e-6)
+    claimed = {"x": (x, dx), **{name: (lin.params[name], grads[name]) for name in grads}}
+    # The map is linear in each: only rounding is left.
+    check_gradients(lambda: weighted([lin(x)], [dy]), claimed, rtol=1e-6)
 
 
 def test_strided_input_is_taken() -> None:

@@ -12,10 +12,10 @@ import pytest
 import rnnkern as rk
 
 from support.compare import assert_close, assert_same_bits
-from support.differences import slope
+from support.differences import check_slope, slope, weighted
 from support.layers import CELLS, CLASSES, as_layer_state, as_tuple, make, random_state
 from support.marks import live_steps
-from support.threads import using_threads
+from support.threads import check_same_bits
 
 STEPS, BATCH, INPUTS, HIDDEN = 13, 4, 3, 5
 LENGTHS = [STEPS, 0, 7, 12]
@@ -112,17 +112,14 @@ def test_gradients_by_finite_differences(cell: str, bidirectional: bool) -> None
     y, _, tape = layer.forward(case.x, as_layer_state(first), **given)
     dy, dlast = case.normal(*y.shape), random_state(cell, first[0].shape, 1)
     gradients = tape.backward(dy, as_layer_state(dlast))
-    moved = [case.x, *first, *layer.params.values()]
-    ways = [case.normal(*a.shape) for a in moved]
 
     def loss() -> float:
         y, last = layer(case.x, as_layer_state(first), **given)
-        of_last = zip(as_tuple(last), dlast, strict=True)
-        return float((y * dy).sum() + sum((a * d).sum() for a, d in of_last))
+        return weighted((y, *as_tuple(last)), (dy, *dlast))
 
-    found = (gradients.x, *as_tuple(gradients.state), *gradients.params.values())
-    expected = sum((g * way).sum() for g, way in zip(found, ways, strict=True))
-    assert abs(slope(loss, moved, ways) - expected) < 1e-6 * max(1.0, abs(expected))
+    claimed = {n: (p, gradients.params[n]) for n, p in layer.params.items()}
+    claimed |= dict(zip("hc", zip(first, as_tuple(gradients.state), strict=True), strict=False))
+    check_slope(loss, claimed | {"x": (case.x, gradients.x)})
 
 
 @pytest.mark.parametrize(
@@ -255,11 +252,7 @@ def test_threads_have_no_part_in_it(often: float) -> None:
         y, h, tape = layer.forward(x, resets=resets)
         return [y, h, *tape.backward(y)[2].values()]
 
-    with using_threads(1):
-        want = results()
-    with using_threads(3):
-        for mine, theirs in zip(results(), want, strict=True):
-            assert_same_bits("result", mine, theirs)
+    check_same_bits(results, threads=[3], teams=())
 
 
 def test_a_stream_goes_on_where_rows_begin_anew() -> None:

@@ -11,16 +11,11 @@ import pytest
 from rnnkern.layers.base import stream_of_tokens
 
 from support.compare import assert_close, assert_same_bits, rounded
-from support.layers import CELLS, DTYPES, as_layer_state, as_tuple, cast, make, random_state
-from support.reference import Array
+from support.layers import CELLS, DTYPES, as_layer_state, as_tuple, cast, draw, make, random_state
 from support.threads import using_threads
 
 TOLERANCE = {"float32": 1e-6, "float64": 1e-14}
 STEPS, BATCH, INPUTS, HIDDEN, LAYERS = 9, 3, 5, 17, 2
-
-
-def draw(dtype: str, *shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
 def assert_states_close(got: Any, want: Any, tolerance: float) -> None:
@@ -34,7 +29,7 @@ def assert_states_close(got: Any, want: Any, tolerance: float) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_steps_are_the_whole_call(cell: str, dtype: str, layers: int, batch: int) -> None:
     layer = make(cell, INPUTS, HIDDEN, layers, dtype=dtype)
-    x = draw(dtype, STEPS, batch, INPUTS)
+    x = draw(STEPS, batch, INPUTS, dtype=dtype)
     want, want_last = layer(x)
     stream = layer.stream(batch=batch)
     for state in as_tuple(stream.state):
@@ -51,7 +46,7 @@ def test_steps_are_the_whole_call(cell: str, dtype: str, layers: int, batch: int
 @pytest.mark.parametrize("cell", CELLS)
 def test_blocks_and_steps_mix(cell: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, LAYERS)
-    x = draw("float32", STEPS, BATCH, INPUTS)
+    x = draw(STEPS, BATCH, INPUTS)
     want, want_last = layer(x)
     stream = layer.stream(batch=BATCH)
     parts = [stream.block(x[:4]), stream.step(x[4])[None], stream.block(x[5:])]
@@ -62,7 +57,7 @@ def test_blocks_and_steps_mix(cell: str) -> None:
 def test_batch_first_is_for_layers_alone() -> None:
     """A stream's blocks are (T, B, I) whatever the layer's order."""
     layer = make("lstm", INPUTS, HIDDEN, batch_first=True)
-    x = draw("float32", STEPS, BATCH, INPUTS)
+    x = draw(STEPS, BATCH, INPUTS)
     want, _ = layer(x.swapaxes(0, 1))
     assert_close("y", layer.stream(batch=BATCH).block(x), want.swapaxes(0, 1), 1e-6)
 
@@ -98,7 +93,7 @@ def test_a_stream_by_token_takes_tokens_alone() -> None:
     layer = make("lstm", INPUTS, HIDDEN)
     stepper = stream_of_tokens(layer, BATCH)._stepper
     assert stepper is not None
-    assert stepper.step(draw("float32", BATCH, INPUTS), None) is None
+    assert stepper.step(draw(BATCH, INPUTS), None) is None
     for token in (-1, INPUTS):
         assert stepper.step(np.full(BATCH, token), None) is None
 
@@ -106,7 +101,7 @@ def test_a_stream_by_token_takes_tokens_alone() -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_rows_are_taken(cell: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, LAYERS)
-    x = draw("float32", STEPS, BATCH, INPUTS)
+    x = draw(STEPS, BATCH, INPUTS)
     stream, want = layer.stream(BATCH), layer.stream(BATCH)
     stream.block(x)
     want.block(x[:, [2, 0, 2]])
@@ -118,7 +113,7 @@ def test_rows_are_taken(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_state_is_read_and_set(cell: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, LAYERS)
-    x = draw("float32", STEPS, BATCH, INPUTS)
+    x = draw(STEPS, BATCH, INPUTS)
     state = cast(random_state(cell, (LAYERS, BATCH, HIDDEN)), "float32")
     want, want_last = layer(x, as_layer_state(state))
     stream = layer.stream(batch=BATCH)
@@ -147,7 +142,7 @@ def test_a_state_set_is_copied(cell: str) -> None:
     state = cast(random_state(cell, (1, 1, HIDDEN)), "float32")
     before = tuple(s.copy() for s in state)
     stream.state = as_layer_state(state)
-    stream.step(draw("float32", 1, INPUTS))
+    stream.step(draw(1, INPUTS))
     for got, want in zip(state, before, strict=True):
         assert_same_bits("the caller's array", got, want)
 
@@ -155,7 +150,7 @@ def test_a_state_set_is_copied(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_reset_touches_only_the_masked_rows(cell: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, LAYERS)
-    x = draw("float32", STEPS, BATCH, INPUTS)
+    x = draw(STEPS, BATCH, INPUTS)
     stream = layer.stream(batch=BATCH)
     stream.block(x)
     before = tuple(s.copy() for s in as_tuple(stream.state))
@@ -174,7 +169,7 @@ def test_reset_touches_only_the_masked_rows(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_weights_are_a_snapshot(cell: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, LAYERS)
-    x = draw("float32", STEPS, BATCH, INPUTS)
+    x = draw(STEPS, BATCH, INPUTS)
     want, _ = layer(x)
     stream = layer.stream(batch=BATCH)
     for p in layer.params.values():
@@ -188,7 +183,7 @@ def test_weights_are_a_snapshot(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_out_is_filled_and_returned(cell: str) -> None:
     layer = make(cell, INPUTS, HIDDEN, LAYERS)
-    x = draw("float32", BATCH, INPUTS)
+    x = draw(BATCH, INPUTS)
     want = layer.stream(batch=BATCH).step(x)
     out = np.full((BATCH, HIDDEN), np.nan, np.float32)
     assert layer.stream(batch=BATCH).step(x, out=out) is out
@@ -198,7 +193,7 @@ def test_out_is_filled_and_returned(cell: str) -> None:
 def test_results_are_not_overwritten_by_the_next_step() -> None:
     layer = make("gru_before", INPUTS, HIDDEN)
     stream = layer.stream()
-    x = draw("float32", STEPS, 1, INPUTS)
+    x = draw(STEPS, 1, INPUTS)
     first = stream.step(x[0])
     kept = first.copy()
     state = as_tuple(stream.state)[0]
@@ -210,7 +205,7 @@ def test_results_are_not_overwritten_by_the_next_step() -> None:
 
 def test_streams_of_one_layer_are_apart() -> None:
     layer = make("lstm", INPUTS, HIDDEN)
-    x, other_x = draw("float32", STEPS, 1, INPUTS), draw("float32", STEPS, 1, INPUTS, seed=1)
+    x, other_x = draw(STEPS, 1, INPUTS), draw(STEPS, 1, INPUTS, seed=1)
     want, _ = layer(x)
     stream, other = layer.stream(), layer.stream()
     for t in range(STEPS):
@@ -220,7 +215,7 @@ def test_streams_of_one_layer_are_apart() -> None:
 
 def test_a_stream_drops_nothing() -> None:
     layer = make("lstm", INPUTS, HIDDEN, LAYERS, dropout=0.5)
-    x = draw("float32", STEPS, BATCH, INPUTS)
+    x = draw(STEPS, BATCH, INPUTS)
     want, _ = layer(x)
     assert_close("y", layer.stream(batch=BATCH).block(x), want, TOLERANCE["float32"])
 
@@ -240,7 +235,7 @@ def test_a_step_has_the_bits_of_the_whole_call(
     cell: str, dtype: str, hidden: int, batch: int
 ) -> None:
     layer = make(cell, INPUTS, hidden, LAYERS, dtype=dtype)
-    x = draw(dtype, 3, batch, INPUTS)
+    x = draw(3, batch, INPUTS, dtype=dtype)
     want, want_last = layer(x)
     stream = layer.stream(batch)
     for x_t, want_t in zip(x, want, strict=True):
@@ -253,7 +248,7 @@ def test_a_step_has_the_bits_of_the_whole_call(
 def test_a_step_has_the_bits_of_the_whole_call_over_many_inputs(dtype: str) -> None:
     """More than a product's chains are long, and more than it takes at once."""
     layer = make("gru_after", 1300, 300, 2, dtype=dtype)
-    x = draw(dtype, 3, 2, 1300)
+    x = draw(3, 2, 1300, dtype=dtype)
     want, _ = layer(x)
     stream = layer.stream(2)
     for x_t, want_t in zip(x, want, strict=True):
@@ -262,7 +257,7 @@ def test_a_step_has_the_bits_of_the_whole_call_over_many_inputs(dtype: str) -> N
 
 def test_threads_share_a_large_step(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make("lstm", 64, 512)
-    x = draw("float32", 8, 64)
+    x = draw(8, 64)
     alone = layer.stream(8).step(x)
     monkeypatch.setattr("rnnkern.layers.stream._SHARED_STEP_FLOPS", 0)
     monkeypatch.setattr("rnnkern.devices.Cpu.plan", lambda *_, **__: {"threads": 2})
@@ -274,7 +269,7 @@ def test_threads_share_a_large_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_array_can_be_a_step() -> None:
     """What the kernel cannot take as it stands is converted, to the same answer."""
     layer = make("gru_before", INPUTS, HIDDEN)
-    x = draw("float32", BATCH, INPUTS)
+    x = draw(BATCH, INPUTS)
     want = layer.stream(BATCH).step(x)
     wide = np.zeros((BATCH, 2 * INPUTS), np.float32)
     wide[:, ::2] = x
@@ -295,7 +290,7 @@ def test_any_array_can_be_a_step() -> None:
 
 def test_a_step_may_be_written_over_its_input() -> None:
     layer = make("lstm", HIDDEN, HIDDEN)
-    x = draw("float32", BATCH, HIDDEN)
+    x = draw(BATCH, HIDDEN)
     want = layer.stream(BATCH).step(x)
     assert_same_bits("y", layer.stream(BATCH).step(x, out=x), want)
 
@@ -310,7 +305,7 @@ def test_a_step_refuses_a_read_only_out() -> None:
     out = np.zeros((1, HIDDEN), np.float32)
     out.flags.writeable = False
     with pytest.raises(ValueError, match="out must be writable"):
-        make("rnn_tanh", INPUTS, HIDDEN).stream().step(draw("float32", 1, INPUTS), out=out)
+        make("rnn_tanh", INPUTS, HIDDEN).stream().step(draw(1, INPUTS), out=out)
     assert not np.any(out)
 
 
@@ -336,7 +331,7 @@ def test_bfloat16_weights_are_rounded_weights(cell: str, hidden: int, batch: int
         if name.startswith(("weight_ih", "weight_hh")):
             array[...] = rounded(array)
             assert np.any(array != before[name])
-    for x in (draw("float32", 4, batch, INPUTS), np.arange(4 * batch).reshape(4, batch) % INPUTS):
+    for x in (draw(4, batch, INPUTS), np.arange(4 * batch).reshape(4, batch) % INPUTS):
         want, want_last = layer(x)
         stream.reset()
         blocks.reset()
@@ -348,7 +343,7 @@ def test_bfloat16_weights_are_rounded_weights(cell: str, hidden: int, batch: int
 
 def test_bfloat16_weights_stay_near_the_exact_ones() -> None:
     layer = make("lstm", 64, 64)
-    x = draw("float32", 200, 1, 64)
+    x = draw(200, 1, 64)
     stream = layer.stream(weights="bfloat16")
     y = np.stack([stream.step(x_t) for x_t in x])
     error = np.linalg.norm(y - layer(x)[0]) / np.linalg.norm(y)

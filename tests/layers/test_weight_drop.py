@@ -26,7 +26,7 @@ from support.dropped import (
     check_tokens_and_bfloat16,
     computed,
 )
-from support.layers import TOLERANCE, WITH_PRODUCT, arrays, make
+from support.layers import KINDS_WITHOUT_PRODUCT, TOLERANCE, WITH_PRODUCT, arrays, make
 from support.reference import Array
 
 SHARE, SIZES = 0.4, (INPUTS, HIDDEN, 2)
@@ -191,7 +191,7 @@ def test_what_is_wrong_is_named(options: dict[str, Any], message: str) -> None:
             kind(2, 3, **options)
 
 
-@pytest.mark.parametrize("kind", [rk.MinGRU, rk.MinLSTM, rk.IndRNN])
+@pytest.mark.parametrize("kind", KINDS_WITHOUT_PRODUCT)
 def test_cells_without_a_recurrent_matrix_refuse_it(kind: type[Any]) -> None:
     with pytest.raises(ValueError, match=f"weight_drop must be 0 for {kind.__name__}, which has"):
         kind(2, 3, weight_drop=0.5)

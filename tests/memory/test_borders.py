@@ -13,7 +13,8 @@ from rnnkern.devices import LayerSpec, Weights
 
 from support.compare import assert_same_bits
 from support.emulation import emulated_kernels
-from support.kernel_arguments import SPEC, draw, forward, forward_arguments, weights
+from support.kernel_arguments import SPEC, forward, forward_arguments, weights
+from support.layers import draw
 from support.needs import emulated_device
 from support.processes import run_python
 

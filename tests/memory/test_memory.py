@@ -17,12 +17,12 @@ from support.kernel_arguments import (
     SPEC,
     STEPS,
     UNITS,
-    draw,
     forward,
     forward_arguments,
     network,
     weights,
 )
+from support.layers import draw
 from support.processes import run_python
 from support.reference import Array
 

@@ -11,8 +11,8 @@ import pytest
 from rnnkern.devices.memory import Region
 
 from support.compare import assert_same_bits
-from support.kernel_arguments import BATCH, STEPS, UNITS, draw
-from support.layers import CELLS, as_layer_state, as_tuple, make
+from support.kernel_arguments import BATCH, STEPS, UNITS
+from support.layers import CELLS, as_layer_state, as_tuple, draw, make
 from support.reference import Array
 
 

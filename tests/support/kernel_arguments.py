@@ -10,13 +10,9 @@ import numpy as np
 from rnnkern import _core
 from rnnkern.devices import LayerSpec, Weights
 
-from support.reference import Array
+from support.layers import draw
 
 STEPS, BATCH, UNITS = 5, 3, 4
-
-
-def draw(*shape: int) -> Array:
-    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
 SPEC = LayerSpec("lstm", 3, UNITS)

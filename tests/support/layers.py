@@ -17,6 +17,7 @@ from support.reference import Array, State
 CELLS = list(reference.CELLS)
 # Those with a recurrent product: the GPU's kernels, and others' formats, have no other.
 WITH_PRODUCT = [name for name, cell in reference.CELLS.items() if cell.recurrent == "weight_hh"]
+WITHOUT_PRODUCT = [name for name in CELLS if name not in WITH_PRODUCT]
 
 DTYPES = ["float32", "float64"]
 
@@ -28,6 +29,7 @@ CLASSES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     **{cell.build(1, 1)._cell: (cell.layer, {**cell.options}) for cell in REGISTRY.values()},
     "rnn_relu": (rk.RNN, {"nonlinearity": "relu"}),
 }
+KINDS_WITHOUT_PRODUCT = [CLASSES[name][0] for name in WITHOUT_PRODUCT]
 
 
 # A layer of any class: the classes share no base that the tests may count on.

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
 
-import rnnkern as rk
 from rnnkern import _core
 
 from support.compare import assert_close, assert_same_bits
@@ -21,7 +21,7 @@ from support.layers import (
     run_all,
 )
 from support.reference import Array
-from support.threads import using_teams, using_threads
+from support.threads import check_same_bits, using_threads
 
 # steps, batch, inputs, hidden: sizes that are shared by rows, shared by units (the last, also where
 # a step has no product) and not at all; rows and units that tiles divide and do not; rows so many
@@ -54,18 +54,15 @@ def test_same_bits_for_any_number_of_threads(
 ) -> None:
     layer, x, lengths = problem(cell, size, dtype)
     tokens = np.random.default_rng(6).integers(0, size[2], x.shape[:2])
-    results = []
-    for threads in (1, 2, 4):
-        with using_threads(threads):
-            assert rk.get_num_threads() == threads
-            results.append(
-                run_all(layer, cell, x, lengths, 7)
-                + run_all(layer, cell, x, None, 7)
-                + run_all(layer, cell, tokens, lengths, 7)
-            )
-    for other in results[1:]:
-        for k, (got, want) in enumerate(zip(other, results[0], strict=True)):
-            assert_same_bits(f"result {k}", got, want)
+    check_same_bits(
+        lambda: [
+            *run_all(layer, cell, x, lengths, 7),
+            *run_all(layer, cell, x, None, 7),
+            *run_all(layer, cell, tokens, lengths, 7),
+        ],
+        threads=(2, 4),
+        teams=(),
+    )
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -75,24 +72,18 @@ def test_same_bits_when_the_team_changes_in_the_middle(
 ) -> None:
     layer, x, lengths = problem(cell, size, "float32")
     tokens = np.random.default_rng(6).integers(0, size[2], x.shape[:2])
-    for given in (x, tokens):
-        with using_threads(1):
-            want = run_all(layer, cell, given, lengths, 7)
-        for sizes in ([1], [4, 1, 3, 2]):
-            with using_teams(sizes):
-                for k, got in enumerate(run_all(layer, cell, given, lengths, 7)):
-                    assert_same_bits(f"result {k}", got, want[k])
+    check_same_bits(
+        lambda: run_all(layer, cell, x, lengths, 7) + run_all(layer, cell, tokens, lengths, 7),
+        teams=([1], [4, 1, 3, 2]),
+    )
 
 
 def test_same_bits_when_the_team_changes_between_chunks() -> None:
     """Long enough for several runs of steps, by rows of the batch and by units."""
     for size in [(40, 40, 8, 24), (1100, 1, 3, 70)]:
         layer, x, _ = problem("gru_before", size, "float32")
-        with using_threads(1):
-            want = run_all(layer, "gru_before", x, None, 7)
-        with using_teams([3, 2, 4, 1]):
-            for k, got in enumerate(run_all(layer, "gru_before", x, None, 7)):
-                assert_same_bits(f"result {k}", got, want[k])
+        compute = partial(run_all, layer, "gru_before", x, None, 7)
+        check_same_bits(compute, teams=[[3, 2, 4, 1]])
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -11,7 +11,7 @@ import pytest
 import rnnkern as rk
 
 from support.compare import assert_close
-from support.differences import differences
+from support.differences import check_gradients, differences
 
 
 def problem(dtype: str = "float64") -> tuple[Any, Any, Any]:
@@ -265,8 +265,11 @@ def test_losses_of_numbers_agree_with_finite_differences(name: str) -> None:
     ours, options, *_ = NUMBERS[name]
     outputs, targets, mask = numbers(name, "float64")
     _, gradient = ours(outputs, targets, mask, **options)
-    want = differences(lambda: ours(outputs, targets, mask, **options)[0], outputs)
-    np.testing.assert_allclose(gradient, want, rtol=1e-5, atol=1e-9)
+
+    def loss() -> float:
+        return float(ours(outputs, targets, mask, **options)[0])
+
+    check_gradients(loss, {"outputs": (outputs, gradient)}, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
