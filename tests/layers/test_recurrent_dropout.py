@@ -82,7 +82,7 @@ def test_over_many_chunks_of_steps(reverse: bool) -> None:
     """As many rows as weight gradients take in parts."""
     options = {"recurrent_dropout": SHARE, "reverse": reverse}
     layer = make("gru_before", INPUTS, HIDDEN, **options)
-    given = arrays(layer, 150, 20)
+    given = arrays(layer, 150, 14)
     if reverse:  # the reference's params say nothing of it
         x, state, dy, dstate = given
         got = computed(layer, x[::-1].copy(), state, dy[::-1].copy(), dstate)
