@@ -171,6 +171,7 @@ def run(
     `h_factors`, as the states, are of h as recurrent products take it; `keeps` of h, and of c, say
     where (L·D, T, B, H) a state keeps its value.
     """
+    torch.set_num_threads(1)  # more of them wait long for each other where cores are shared
     params = {
         k: torch.tensor(v.astype(np.float64), requires_grad=True) for k, v in layer.params.items()
     }
