@@ -25,11 +25,11 @@
 #include <cstdint>
 #include <type_traits>
 
-// On functions that also run on a GPU.
+// On functions that also run on a GPU; on a processor they are part of what calls them.
 #ifdef __CUDACC__
 #define RNNKERN_DEVICE __host__ __device__
 #else
-#define RNNKERN_DEVICE
+#define RNNKERN_DEVICE __attribute__((always_inline))
 #endif
 
 namespace rnnkern {

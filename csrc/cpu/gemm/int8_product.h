@@ -177,6 +177,7 @@ struct Int8Product {
     constexpr std::uint32_t kInfinite = 0x7F800000, kDropped = 0xFF;
     std::uint32_t most =
         0;  // of absolute values, which stand in order as whole numbers do, NaN last
+#pragma omp simd reduction(max : most)
     for (Index k = 0; k < n; ++k)
       most = std::max(most, std::bit_cast<std::uint32_t>(values[k]) & 0x7FFFFFFFu);
     if (most >= kInfinite) return std::numeric_limits<float>::quiet_NaN();

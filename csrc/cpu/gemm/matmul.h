@@ -98,6 +98,7 @@ class Matmul {
     for (Index k0 = 0; k0 < problem.depth; k0 += kBlock) {
       const Index k1 = k0 + kBlock < problem.depth ? k0 + kBlock : problem.depth;
       for (Index i = rows.begin; i < rows.end; ++i) {
+#pragma omp simd
         for (Index k = k0; k < k1; ++k) {
           turned[i * problem.depth + k] = problem.a[i * problem.a_row + k * problem.a_depth];
         }

@@ -175,7 +175,8 @@ void pack_columns(const PanelMatrix<V, Product> m, Index begin, Index end, Sourc
   static_assert(V::size % kDeep == 0);
   const Index depth = m.padded_depth();
   if constexpr (Product::kScaled) pack_scales(m, begin, end, source);
-  const auto pack_block = [&](Index group, int panel, int w, Index line) {
+  const auto pack_block = [=](Index group, int panel, int w,
+                              Index line) __attribute__((always_inline)) {
     const typename V::value* column[kWide][V::size];
     int real[kWide];
     for (int i = 0; i < kWide; ++i) {
@@ -282,8 +283,9 @@ template <class Visit>
 // A tile that is not whole goes by way of scratch memory: `width` columns a row there, of which the
 // first `real` are those of row[r] from `column` on.
 template <class V>
-void load_tile(const typename V::value* const* row, Index column, Index rows, Index real,
-               Index width, typename V::value* tile) {
+[[gnu::always_inline]] inline void load_tile(const typename V::value* const* row, Index column,
+                                             Index rows, Index real, Index width,
+                                             typename V::value* tile) {
   for (Index r = 0; r < rows; ++r) {
     for (Index j = 0; j < width; j += V::size) {
       load_some<V>(row[r] + column + j, real - j).store(tile + r * width + j);
@@ -292,8 +294,9 @@ void load_tile(const typename V::value* const* row, Index column, Index rows, In
 }
 
 template <class V>
-void store_tile(typename V::value* const* row, Index column, Index rows, Index real, Index width,
-                const typename V::value* tile) {
+[[gnu::always_inline]] inline void store_tile(typename V::value* const* row, Index column,
+                                              Index rows, Index real, Index width,
+                                              const typename V::value* tile) {
   for (Index r = 0; r < rows; ++r) {
     for (Index j = 0; j < real; j += V::size) {
       store_some(row[r] + column + j, V::load(tile + r * width + j), real - j);

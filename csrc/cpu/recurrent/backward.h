@@ -167,7 +167,7 @@ class Backward {
     return breaks_up;
   }
 
-  void fill_rows(const Chunk& chunk, Index s) const {
+  [[gnu::always_inline]] void fill_rows(const Chunk& chunk, Index s) const {
     const Index live = schedule_.live(s), after = schedule_.live(s + 1);
     for_tiles<V>(cut_, worker_, after, [&](Index begin, Index end) {
       for (Index i = begin; i < end; ++i) {
@@ -435,8 +435,9 @@ class Backward {
 
   // Σ over the phase's gates of delta · W_hh for rows [begin, end): where the gates do not lie side
   // by side, one stretch after another onto the same sums.
-  void sum_tile(const Multiplied& a, const Matrix& matrix, const typename Product::Tiles& tiles,
-                Index panel, Index side, Index begin, Index end, Ahead& ahead) const {
+  [[gnu::always_inline]] void sum_tile(const Multiplied& a, const Matrix& matrix,
+                                       const typename Product::Tiles& tiles, Index panel,
+                                       Index side, Index begin, Index end, Ahead& ahead) const {
     if (begin >= end) return;
     const Range gates = a.gates;
     for (int g = 0, run; g < gates.count; g += run) {

@@ -322,22 +322,25 @@ class Forward {
     const Index most = groups_together(matrix, tiles, highest, share.end - share.begin);
     const auto apply = equations_.forward[phase];
     ForwardTile<T> tile = tile_of(phase, matrix);
-    sweep(share.begin, share.end, most, s % 2 != 0, [&](Index p, Index side, Index next) {
-      const Index panels = side * matrix.panels();
-      Ahead ahead = matrix.ahead(next * matrix.panels(), panels);
-      tile.first_unit = p * matrix.group_units(), tile.groups = side;
-      tile.sums_row = panels * matrix.row_size();
-      for_tiles<V>(cut_, worker_, schedule_.live(s), [&](Index begin, Index end) {
-        prefetch_rows(phase, begin, end, tile.first_unit, side * matrix.group_units());
-        if (product)
-          multiply_panels(matrix, tiles, a + begin, static_cast<int>(end - begin),
-                          p * matrix.panels(), panels, ahead, scratch_.tile);
-        tile.begin = begin, tile.end = end;
-        apply(tile);
-        if (phase + 1 == phases_)
-          zone_units(s, begin, end, tile.first_unit, side * matrix.group_units());
-      });
-    });
+    sweep(share.begin, share.end, most, s % 2 != 0,
+          [&](Index p, Index side, Index next) __attribute__((always_inline)) {
+            const Index panels = side * matrix.panels();
+            Ahead ahead = matrix.ahead(next * matrix.panels(), panels);
+            tile.first_unit = p * matrix.group_units(), tile.groups = side;
+            tile.sums_row = panels * matrix.row_size();
+            for_tiles<V>(
+                cut_, worker_, schedule_.live(s),
+                [&](Index begin, Index end) __attribute__((always_inline)) {
+                  prefetch_rows(phase, begin, end, tile.first_unit, side * matrix.group_units());
+                  if (product)
+                    multiply_panels(matrix, tiles, a + begin, static_cast<int>(end - begin),
+                                    p * matrix.panels(), panels, ahead, scratch_.tile);
+                  tile.begin = begin, tile.end = end;
+                  apply(tile);
+                  if (phase + 1 == phases_)
+                    zone_units(s, begin, end, tile.first_unit, side * matrix.group_units());
+                });
+          });
   }
 
   // Zoneout of what the last phase left.
@@ -441,7 +444,7 @@ class Forward {
   }
 
   // Rows that end with this step leave their last state behind: what this thread wrote.
-  void finish_rows(Index s) const {
+  [[gnu::always_inline]] void finish_rows(Index s) const {
     const Index going_on = schedule_.live(s + 1), live = schedule_.live(s);
     if (going_on >= live) return;
     const auto of_c =

@@ -209,12 +209,14 @@ class WeightGradients {
     if (ends_rows(kSumRows)) {
       for_recent_sums([&](T* from, T* to, Index n) {
         const auto share = worker_.share(to ? n : 0);
+#pragma omp simd
         for (Index j = share.begin; j < share.end; ++j) to[j] += from[j], from[j] = T(0);
       });
     }
     if (done == all) {
       const auto collect_biases = [&](T* to, double* from, Index n) {
         const auto share = worker_.share(to ? n : 0);
+#pragma omp simd
         for (Index j = share.begin; j < share.end; ++j)
           to[j] += static_cast<T>(from[j]), from[j] = 0;
       };
@@ -443,6 +445,7 @@ class WeightGradients {
     for (Index k = 0; k < part.rows(); ++k) {
       const T* from = delta + k * delta_size_;
       T* to = shared_.token_gradient + problem_.tokens.slot[part.first_row + k] * gates_ * units_;
+#pragma omp simd
       for (Index j = share.begin; j < share.end; ++j) to[j] += Product::rounded(from[j]);
     }
   }

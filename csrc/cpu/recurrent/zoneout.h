@@ -20,6 +20,7 @@ template <class V, class T>
 void zone_row(const Zoneout<T>& zone, const unsigned char* drawn, const T* fresh, const T* before,
               Index n, T* to) {
   if (drawn) {
+#pragma omp simd
     for (Index j = 0; j < n; ++j) to[j] = drawn[j] ? before[j] : fresh[j];
     return;
   }
@@ -52,6 +53,7 @@ template <class V, class T>
 // The way back: what of a gradient goes to the step before alone is put aside, the rest is the cell's.
 template <class V, class T>
 void put_aside(const unsigned char* drawn, T* gradient, T* aside, Index n) {
+#pragma omp simd
   for (Index j = 0; j < n; ++j) {
     aside[j] = drawn[j] ? gradient[j] : T(0);
     gradient[j] = drawn[j] ? T(0) : gradient[j];
