@@ -154,8 +154,9 @@ class Tape:
             TypeError, ValueError: dy, dstate or dlast has the wrong dtype or shape.
 
         """
-        state_gradients = boolean("state_gradients", state_gradients)
-        x_gradient = boolean("x_gradient", x_gradient)
+        if state_gradients is not False or x_gradient is not True:  # small calls feel the checks
+            state_gradients = boolean("state_gradients", state_gradients)
+            x_gradient = boolean("x_gradient", x_gradient)
         network, given, kept = self._network, self._given, self._kept
         repeats = repeated(network, given)
         if kept is not None and dlast is None and not state_gradients and repeats is None:
