@@ -17,10 +17,10 @@ import numpy as np
 
 from rnnkern import _core
 from rnnkern.devices import Weights, cell_facts, to_host
+from rnnkern.devices.merging import merged
 from rnnkern.interop.parts import DROPPED, refuse_options
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.configured import spec_of
-from rnnkern.layers.merging import merged
 from rnnkern.layers.weights import parameter_names, parameter_shapes
 
 try:

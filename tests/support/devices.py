@@ -13,7 +13,7 @@ from rnnkern.adder import Settings
 from rnnkern.cli import main
 
 from support.compare import assert_close
-from support.layers import make
+from support.layers import arrays, as_layer_state, computed, make
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 
@@ -66,3 +66,31 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
     """What the command line says to a question that it does not take."""
     assert main(["adder", "ask", "3+4", *options]) == 2
     return capsys.readouterr().err
+
+
+def check_calls_agree(
+    cuda: devices.Cuda, layer: Any, twin: Any, *, tokens: bool = False, **options: Any
+) -> None:
+    """All that a layer gives is what its twin on the device gives.
+
+    `options` are of ``forward``.
+    """
+    tolerance = TOLERANCE[layer.dtype.name]
+    x, state, dy, dstate = arrays(layer, STEPS, BATCH)
+    if tokens:
+        x = np.random.default_rng(3).integers(0, layer.input_size, x.shape[:2])
+    given = x, state, dy, dstate
+    want = computed(layer, *given, **options)
+    agree_by_name(cuda, computed(twin, *(put(cuda, a) for a in given), **options), want, tolerance)
+
+    dlast = np.random.default_rng(4).standard_normal((BATCH, layer.output_size)).astype(layer.dtype)
+    y, last, tape = layer.forward(x, as_layer_state(state), **options)
+    got, got_last, got_tape = twin.forward(
+        put(cuda, x), as_layer_state(put(cuda, state)), **options
+    )
+    agree(cuda, "last", twin.last_output(got, got_last), layer.last_output(y, last), tolerance)
+    of_last = got_tape.backward(dlast=put(cuda, dlast)).params
+    agree_by_name(cuda, of_last, tape.backward(dlast=dlast).params, tolerance)
+    if "recompute" not in options:
+        for got_gates, gates in zip(got_tape.gates(), tape.gates(), strict=True):
+            agree_by_name(cuda, got_gates, gates, tolerance)

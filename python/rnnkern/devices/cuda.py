@@ -97,8 +97,6 @@ class Cuda(Device):
         for name in ("zoneout", "cell_zoneout"):
             if share := getattr(spec, name):
                 raise ValueError(f"{name}={share:g} needs device='cpu', got device='cuda'")
-        if spec.merges:
-            raise ValueError(f"merge={spec.merge!r} needs device='cpu', got device='cuda'")
         if spec.options is not None:
             raise ValueError(
                 "activations other than the cell's own (activation, recurrent_activation, "
@@ -159,7 +157,7 @@ class Cuda(Device):
                         "c": None if c is None else c[index],
                         **own._asdict(),
                         "reverse": spec.backwards(d),
-                        "y": _direction(ys[k], d, units),
+                        "y": spec.by_direction(ys[k])[d],
                         "saved": saved,
                         "cells": cells,
                         "mask": masks[k] if k < len(masks) else None,
@@ -184,7 +182,7 @@ class Cuda(Device):
         self,
         spec: LayerSpec,
         passes: list[Pass],
-        dy: Array | None,
+        dys: Sequence[Array] | None,
         dh: Array,
         dc: Array | None,
         dx: Array | None,
@@ -192,7 +190,7 @@ class Cuda(Device):
         masks: Sequence[Array],
     ) -> None:
         """See `Launcher`."""
-        units, last = spec.units, len(passes) - 1
+        last = len(passes) - 1
         call = self._call(spec, passes[0].kept.schedule, passes[0].x, len(passes))
         launched: list[dict[str, Any]] = []
         for k, (x, y, own) in enumerate(passes):
@@ -206,10 +204,10 @@ class Cuda(Device):
                         "weight_ih": weight_ih,
                         "weight_hh": weight_hh,
                         "reverse": spec.backwards(d),
-                        "y": _direction(y, d, units),
+                        "y": spec.by_direction(y)[d],
                         "saved": own.saved[d],
                         "cells": own.cells[d],
-                        "dy": None if dy is None or k < last else _direction(dy, d, units),
+                        "dy": None if dys is None or k < last else dys[d],
                         "dh": dh[index],
                         "dc": None if dc is None else dc[index],
                         "dx": dx if k == 0 else None,
@@ -320,11 +318,6 @@ def _matrices(own: Weights, *, fixed: bool) -> tuple[Array, Array]:
     if fixed:
         return own.weight_ih, own.recurrent
     return own.weight_ih.copy(), own.recurrent.copy()
-
-
-def _direction(array: Array, direction: int, units: int) -> Array:
-    """The part of a (T, B, D·H) array that belongs to a direction."""
-    return array[..., direction * units : (direction + 1) * units]
 
 
 def cuda_status() -> str:

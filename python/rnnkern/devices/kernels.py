@@ -25,7 +25,7 @@ class Kept(Protocol):
 
     @property
     def between(self) -> Sequence[Array]:
-        """Of every layer but the last y (T, B, D·H)."""
+        """Of every layer but the last y (T, B, D·H); of merged directions the last one's too."""
 
     def backward(
         self,
@@ -97,8 +97,8 @@ class NetworkKernels(Protocol):
             lengths: (B,) in host memory, or None.
             h: (L·D, B, H), in place: the initial states in, the last ones out.
             c: likewise; None for a cell without c.
-            y: (T, B, D·H), written.
-            masks: factors, (T, B, D·H), of what each layer hands to the next, or none.
+            y: (T, B, features), written.
+            masks: factors, (T, B, features), of what each layer hands to the next, or none.
             keep: whether a backward pass follows: then what it needs is given.
             resets: (T, B) bool in host memory: before that step a row begins anew; or None.
             mask: likewise: where it is False a row keeps its state, and y is 0.

@@ -13,6 +13,7 @@ import numpy as np
 from rnnkern._checks import Array
 from rnnkern.devices.base import masked
 from rnnkern.devices.kernels import Gradient, Kept
+from rnnkern.devices.merging import merged, split_gradient
 from rnnkern.devices.spec import LayerSpec, Weights
 from rnnkern.devices.stretches import Copier, StretchedKept, Stretches
 
@@ -42,7 +43,7 @@ class Pass(NamedTuple):
     """One layer's run over a sequence: what backward needs of it."""
 
     x: Array
-    y: Array
+    y: Array  # (T, B, D·H), of its directions side by side, also where they are merged
     kept: KeptLayer
 
 
@@ -77,7 +78,7 @@ class Launcher(Copier, Protocol):
             x: (T, B, I), or tokens (T, B).
             h: (layers·D, B, H), in place: the initial states in, the last ones out.
             c: likewise; None for a cell without c.
-            ys: (T, B, D·H), written, of each layer. It is the x of the next.
+            ys: (T, B, D·H), written, of each layer. Of stacked ones it is the x of the next.
             masks: factors, (T, B, D·H), of the y's on the way to the next layer, or none.
             keep: whether a backward pass follows: then what it needs is given for each layer.
             fixed: whether nobody writes to the weights, so that no copies need be kept.
@@ -88,7 +89,7 @@ class Launcher(Copier, Protocol):
         self,
         spec: LayerSpec,
         passes: list[Pass],
-        dy: Array | None,
+        dys: Sequence[Array] | None,
         dh: Array,
         dc: Array | None,
         dx: Array | None,
@@ -100,7 +101,7 @@ class Launcher(Copier, Protocol):
         Args:
             spec: as in ``forward``.
             passes: of each layer, forward.
-            dy: of the last of the layers; None is zero.
+            dys: (T, B, H), of what each direction of the last of the layers gave; None is zero.
             dh: (layers·D, B, H), in place: of the last states in, of the initial ones out.
             dc: likewise; None for a cell without c.
             dx: of the first of the layers, added to; None for tokens.
@@ -163,9 +164,10 @@ class LaunchedNetwork:
         first = 0
         for count in device.layers_per_launch(spec, schedule, backward=False):
             end = first + count
-            inner = count - (end == spec.layers)
-            ys = [device.xp.empty(y.shape, spec.dtype) for _ in range(inner)]
-            if end == spec.layers:
+            into_y = end == spec.layers and not spec.merges
+            shape = (steps, batch, spec.unmerged)
+            ys = [device.xp.empty(shape, spec.dtype) for _ in range(count - into_y)]
+            if into_y:
                 ys.append(y)
             kept = device.forward(
                 spec if first == 0 else spec.above,
@@ -182,8 +184,14 @@ class LaunchedNetwork:
             for layer, own in enumerate(ys, first):
                 if keep:
                     passes.append(Pass(x, own, kept[layer - first]))
-                x = masked(own, masks[layer]) if layer < len(masks) else own
+                x = own
+                if spec.merges:
+                    x = merged(device.xp, spec, spec.by_direction(own))
+                if layer < len(masks):
+                    x = masked(x, masks[layer])
             first = end
+        if spec.merges:
+            y[...] = x
         return LaunchedKept(device, spec, passes, masks) if keep else None
 
     def _forward_stretches(
@@ -240,8 +248,9 @@ class LaunchedKept(Kept):
 
     @property
     def between(self) -> list[Array]:
-        """Of every layer but the last y."""
-        return [p.y for p in self._passes[:-1]]
+        """See `Kept`."""
+        ys = [p.y for p in self._passes]
+        return ys if self._spec.merges else ys[:-1]
 
     def backward(
         self,
@@ -263,16 +272,20 @@ class LaunchedKept(Kept):
         spec, device, masks = self._spec, self._device, self._masks
         passes = list(self._passes)
         passes[0] = passes[0]._replace(x=x)
-        passes[-1] = passes[-1]._replace(y=y)
+        if not spec.merges:
+            passes[-1] = passes[-1]._replace(y=y)
         n, end = spec.directions, spec.layers
         schedule = passes[0].kept.schedule
         for count in reversed(device.layers_per_launch(spec, schedule, backward=True)):
             first = end - count
             below = dx if first == 0 else device.xp.zeros(passes[first].x.shape, spec.dtype)
+            dys = None
+            if dy is not None:
+                dys = split_gradient(spec, dy, spec.by_direction(passes[end - 1].y))
             device.backward(
                 spec if first == 0 else spec.above,
                 passes[first:end],
-                dy,
+                dys,
                 _states(dh, first, end, spec),
                 None if dc is None else _states(dc, first, end, spec),
                 below,

@@ -184,6 +184,11 @@ class LayerSpec:
         """Of y: D·P, or P where the directions are merged into one."""
         return self.outputs if self.merges else self.unmerged
 
+    def by_direction(self, array: Array) -> list[Array]:
+        """The parts (..., P) of what the directions gave, side by side (..., D·P)."""
+        width = self.outputs
+        return [array[..., d * width : (d + 1) * width] for d in range(self.directions)]
+
     def backwards(self, direction: int) -> bool:
         """Whether a direction is that from the last step to the first."""
         return self.reverse or direction == 1

@@ -16,12 +16,12 @@ from typing import Any, SupportsIndex
 
 from rnnkern._checks import Array, boolean, positive_int
 from rnnkern.devices import Device, LayerSpec, Weights
+from rnnkern.devices.merging import merged
 from rnnkern.layers.arguments import Layout, State, check_dropout_key
 from rnnkern.layers.configured import Configured
 from rnnkern.layers.drops import NOTHING, Drops
 from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.marks import asked
-from rnnkern.layers.merging import merged
 from rnnkern.layers.network import Network, run
 from rnnkern.layers.parameter import Parameter
 from rnnkern.layers.stream import Stream

@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from rnnkern._checks import Array
 from rnnkern.devices import Gradient, Kept, masked
+from rnnkern.devices.merging import merged, split_gradient
 from rnnkern.layers.arguments import Input
 from rnnkern.layers.drops import Drops, draw
-from rnnkern.layers.merging import merged, split_gradient
 from rnnkern.layers.network import Network, forward
 from rnnkern.layers.pieces import Pieces, Sums
 

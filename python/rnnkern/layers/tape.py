@@ -9,11 +9,11 @@ from typing import Any, NoReturn
 
 from rnnkern._checks import Array, boolean
 from rnnkern.devices import Kept, LayerSpec, masked
+from rnnkern.devices.merging import split_gradient
 from rnnkern.layers.arguments import Input, State
 from rnnkern.layers.drops import NOTHING, Drops, draw, drop_weights
 from rnnkern.layers.gradients import Gradients, StateGradients
 from rnnkern.layers.marks import Asked
-from rnnkern.layers.merging import split_gradient
 from rnnkern.layers.network import (
     Network,
     backward,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rnnkern._checks import Array
-from rnnkern.devices import LayerSpec
+from rnnkern.devices.spec import LayerSpec
 
 
 def merged(xp: Any, spec: LayerSpec, parts: Sequence[Array]) -> Array:
@@ -33,7 +33,7 @@ def split_gradient(spec: LayerSpec, gradient: Array, parts: Sequence[Array]) -> 
     `parts` are what they gave; "product" alone looks at them.
     """
     if not spec.merges:
-        return [gradient[..., d * spec.outputs : (d + 1) * spec.outputs] for d in range(len(parts))]
+        return spec.by_direction(gradient)
     if spec.merge == "sum":
         return [gradient, gradient]
     with np.errstate(all="ignore"):
