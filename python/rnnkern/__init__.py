@@ -8,11 +8,8 @@ from rnnkern._version import __version__
 from rnnkern.cells import *  # noqa: F403
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.cell import RecurrentCell
-from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.gradients import Gradients, StateGradients
-from rnnkern.layers.linear import FrozenLinear, Linear
 from rnnkern.layers.parameters import Parameters
-from rnnkern.layers.stream import Stream
 from rnnkern.layers.tape import Tape
 from rnnkern.machine import (
     get_num_threads,
@@ -30,10 +27,13 @@ if TYPE_CHECKING:
     from rnnkern.interop.pytorch import from_torch
     from rnnkern.layers.dropout import Dropout
     from rnnkern.layers.embedding import Embedding
+    from rnnkern.layers.frozen import Frozen
     from rnnkern.layers.layer_norm import LayerNorm
+    from rnnkern.layers.linear import FrozenLinear, Linear
     from rnnkern.layers.stack import FrozenStack, Stack
     from rnnkern.layers.stack_stream import StackStream
     from rnnkern.layers.stack_tape import StackTape
+    from rnnkern.layers.stream import Stream
     from rnnkern.models.model import Model
     from rnnkern.models.model_tape import ModelTape
     from rnnkern.models.sampling import sample
@@ -135,10 +135,13 @@ _LATER = {
     "rnnkern.interop.pytorch": ("from_torch",),
     "rnnkern.layers.dropout": ("Dropout",),
     "rnnkern.layers.embedding": ("Embedding",),
+    "rnnkern.layers.frozen": ("Frozen",),
     "rnnkern.layers.layer_norm": ("LayerNorm",),
+    "rnnkern.layers.linear": ("FrozenLinear", "Linear"),
     "rnnkern.layers.stack": ("FrozenStack", "Stack"),
     "rnnkern.layers.stack_stream": ("StackStream",),
     "rnnkern.layers.stack_tape": ("StackTape",),
+    "rnnkern.layers.stream": ("Stream",),
     "rnnkern.models.model": ("Model",),
     "rnnkern.models.model_tape": ("ModelTape",),
     "rnnkern.models.sampling": ("sample",),

@@ -10,15 +10,26 @@ import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, SupportsFloat, SupportsIndex, TypeVar, Union, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    SupportsFloat,
+    SupportsIndex,
+    TypeAlias,
+    TypeVar,
+    Union,
+    cast,
+)
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # for annotations alone, and takes a millisecond of everyone's import
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 Init = TypeVar("Init", bound="Callable[..., None]")
 
-Array = NDArray[Any]  # NumPy's, or CuPy's of the same kind
+Array: TypeAlias = "NDArray[Any]"  # NumPy's, or CuPy's of the same kind
 DType = Union[str, "np.dtype[Any]", type]  # one of those that NumPy takes for a dtype
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))  # of parameters

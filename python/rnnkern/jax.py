@@ -8,7 +8,6 @@ without copies. Imported on request: ``from rnnkern.jax import functional``; nee
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -68,8 +67,7 @@ class Function:
         self._batch_first = layer.batch_first
 
     def _key(self) -> tuple[Any, ...]:
-        fields = (getattr(self._spec, field.name) for field in dataclasses.fields(self._spec))
-        return *fields, self._batch_first
+        return *self._spec, self._batch_first
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Function) and other._key() == self._key()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,7 @@ def test_a_network_takes_weights_of_one_kind() -> None:
         with pytest.raises(ValueError, match=f"each layer and direction, 2, got {count}"):
             _core.Network(spec, [of(UNITS, "f4")] * count)
     with pytest.raises(ValueError, match="must fit those of the layer below"):
-        _core.Network(replace(spec, layers=2, directions=1), [of(UNITS, "f4")] * 2)
+        _core.Network(spec._replace(layers=2, directions=1), [of(UNITS, "f4")] * 2)
 
 
 def test_a_packed_matrix_refuses_what_does_not_fit() -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -278,7 +278,7 @@ def check(side: Any, case: Case) -> Results:
         TOLERANCE[case.dtype, case.compute],
         case.units,
         side.module.plan(
-            replace(case.spec(), layers=len(way)) if stacked else case.spec(),
+            case.spec()._replace(layers=len(way)) if stacked else case.spec(),
             case.steps,
             case.batch,
             True,

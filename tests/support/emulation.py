@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -298,7 +297,7 @@ class StandInCall:
         cs = None if c is None else np.stack([host(c)] * 2)
         y = np.zeros((*x.shape[:2], 2 * self._spec.units), self._spec.dtype)
         both: Any = [weights, weights]
-        spec = replace(self._spec, layers=1, directions=2, compute=None, merge="concat")
+        spec = self._spec._replace(layers=1, directions=2, compute=None, merge="concat")
         network = _core.Network(spec, both)
         kept = network.forward(x, self._lengths, hs, cs, y, (), keep)
         return y, hs, cs, kept

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,10 +11,10 @@ from rnnkern.devices import CellFacts
 from rnnkern.layers.base import Recurrent
 from rnnkern.layers.cell import RecurrentCell
 from rnnkern.layers.configured import spec_of
+from rnnkern.layers.fixed import ReadOnly
 
 
-@dataclass(frozen=True, eq=False)
-class Cell:
+class Cell(ReadOnly):
     """A cell by its name on the command line.
 
     Attributes:
@@ -31,7 +30,17 @@ class Cell:
     label: str
     layer: type[Recurrent]
     step: type[RecurrentCell]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any]
+
+    def __init__(
+        self,
+        name: str,
+        label: str,
+        layer: type[Recurrent],
+        step: type[RecurrentCell],
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        vars(self).update(name=name, label=label, layer=layer, step=step, options=options or {})
 
     def build(self, *sizes: int, **options: Any) -> Recurrent:
         """A layer of this cell: the constructor's sizes and further options."""

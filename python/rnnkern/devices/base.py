@@ -10,16 +10,19 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rnnkern import _core
 from rnnkern._checks import FLOATS, Array, choice, conversion, dtype_text, on_gpu
 from rnnkern.devices.kernels import NetworkKernels
-from rnnkern.devices.memory import Region
 from rnnkern.devices.spec import LayerSpec, Weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rnnkern.devices.memory import Region
 
 
 class Device(ABC):
@@ -83,6 +86,8 @@ class Device(ABC):
 
     def region(self, array: Array) -> Region:
         """The memory that the array lies in."""
+        from rnnkern.devices.memory import Region
+
         return Region(self.address(array), array.shape, array.strides, array.itemsize)
 
     def overlap(self, a: Array, b: Array) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rnnkern import _core
 from rnnkern._checks import Array, host_array
@@ -16,6 +15,9 @@ from rnnkern.devices import philox
 from rnnkern.devices.base import Device
 from rnnkern.devices.kernels import NetworkKernels
 from rnnkern.devices.spec import LayerSpec, Weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Cpu(Device):

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,8 +112,7 @@ def normalising(cell: str) -> str | None:
     return name if name in _FACTS else None
 
 
-@dataclass(frozen=True, eq=False)
-class LayerSpec:
+class LayerSpec(NamedTuple):
     """Stacked layers of one cell.
 
     Attributes:
@@ -144,7 +141,7 @@ class LayerSpec:
     layers: int = 1
     directions: int = 1
     bias: bool = True
-    dtype: np.dtype[Any] = np.dtype(np.float32)  # noqa: RUF009  # dtypes never change
+    dtype: np.dtype[Any] = np.dtype(np.float32)
     compute: str | None = None
     reverse: bool = False
     merge: str = "concat"
@@ -154,7 +151,7 @@ class LayerSpec:
     zoneout: float = 0.0
     cell_zoneout: float = 0.0
 
-    @cached_property
+    @property
     def facts(self) -> CellFacts:
         """Of the cell."""
         return cell_facts(self.cell)
@@ -164,7 +161,7 @@ class LayerSpec:
         """Numbers of h: P where there is a projection, else H."""
         return self.projection or self.units
 
-    @cached_property
+    @property
     def widths(self) -> tuple[int, ...]:
         """Numbers of each part of the state, as the cell names them."""
         return (self.outputs, self.units)[: len(self.facts.states)]
@@ -203,15 +200,15 @@ class LayerSpec:
         """L·D, arrays (B, H) of each kind of state."""
         return self.layers * self.directions
 
-    @cached_property
+    @property
     def above(self) -> LayerSpec:
         """The same with the inputs of every layer but the first."""
-        return replace(self, inputs=self.features)
+        return self._replace(inputs=self.features)
 
     def alone(self, layer: int, direction: int) -> LayerSpec:
         """Of one of the layers in one of its directions, as a network of its own."""
-        return replace(
-            self if layer == 0 else self.above,
+        own = self if layer == 0 else self.above
+        return own._replace(
             layers=1,
             directions=1,
             reverse=self.backwards(direction),

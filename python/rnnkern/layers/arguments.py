@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias, Union
 
 import numpy as np
@@ -47,8 +45,7 @@ class Input(NamedTuple):
         return 0 in self.x.shape
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
+class Layout(NamedTuple):
     """How callers lay out the arrays of a network, and what its errors call it.
 
     Attributes:
@@ -63,14 +60,6 @@ class Layout:
     device: Device
     batch_first: bool
     owner: str
-
-    @cached_property
-    def _has_c(self) -> bool:
-        return len(self.spec.facts.states) > 1
-
-    @cached_property
-    def _features(self) -> int:
-        return self.spec.features
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -156,7 +145,8 @@ class Layout:
 
         New ones for None, else perhaps the caller's own.
         """
-        spec, device, has_c, zeros = self.spec, self.device, self._has_c, self.device.xp.zeros
+        spec, device, zeros = self.spec, self.device, self.device.xp.zeros
+        has_c = len(spec.widths) > 1
         full = [(spec.states, batch, width) for width in spec.widths]
         if state is None:
             fresh = [zeros(shape, spec.dtype) for shape in full]
@@ -242,9 +232,9 @@ class Layout:
         """Of y and dy, as the caller has it."""
         steps, batch, *_ = given.x.shape
         if given.unbatched:
-            return steps, self._features
+            return steps, self.spec.features
         order = (batch, steps) if self.batch_first else (steps, batch)
-        return *order, self._features
+        return *order, self.spec.features
 
     def time_first(self, array: Array, given: Input) -> Array:
         """A view of the caller's array with the kernels' axes."""

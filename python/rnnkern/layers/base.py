@@ -10,9 +10,8 @@ without theirs. Integer x (T, B) stands for one-hot rows.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from functools import cached_property
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from rnnkern._checks import Array, boolean, positive_int
 from rnnkern.devices import Device, LayerSpec, Weights
@@ -20,13 +19,15 @@ from rnnkern.devices.merging import merged
 from rnnkern.layers.arguments import Layout, State, check_dropout_key
 from rnnkern.layers.configured import Configured
 from rnnkern.layers.drops import NOTHING, Drops
-from rnnkern.layers.frozen import Frozen
 from rnnkern.layers.marks import asked
 from rnnkern.layers.network import Network, run
 from rnnkern.layers.parameter import Parameter
-from rnnkern.layers.stream import Stream
 from rnnkern.layers.tape import Tape, run_taped
 from rnnkern.layers.weights import parameter_kinds, parameter_names
+
+if TYPE_CHECKING:
+    from rnnkern.layers.frozen import Frozen
+    from rnnkern.layers.stream import Stream
 
 
 class Recurrent(Configured):
@@ -255,6 +256,8 @@ class Recurrent(Configured):
             True
 
         """
+        from rnnkern.layers.frozen import Frozen
+
         return Frozen(self._network, repr(self), weights)
 
     def stream(self, batch: int = 1, *, weights: str | None = None) -> Stream:
@@ -276,6 +279,8 @@ class Recurrent(Configured):
                 and int8 a layer without `compute` and without `layer_norm`.
 
         """
+        from rnnkern.layers.stream import Stream
+
         return Stream(self._network, positive_int("batch", batch, minimum=0), weights)
 
     def plan(self, steps: int, batch: int, *, training: bool = False) -> dict[str, Any]:
@@ -411,7 +416,7 @@ class Recurrent(Configured):
 
     def _one_step(self, k: int, *, reverse: bool) -> tuple[LayerSpec, Device, dict[str, Parameter]]:
         """One layer and direction as a network of its own, and its parameters by their kinds."""
-        step = replace(self._spec.alone(k, int(reverse)), reverse=False)
+        step = self._spec.alone(k, int(reverse))._replace(reverse=False)
         names = parameter_names(self._spec)[k * self.num_directions + reverse]
         kinds = zip(parameter_kinds(self._spec), names, strict=True)
         own = {kind: self._parameters[name] for kind, name in kinds if kind and name}
@@ -445,4 +450,6 @@ def stream_of_tokens(layer: Recurrent, batch: int) -> Stream:
 
     It copies none of them, and of a large vocabulary it packs no more than the tokens that come.
     """
+    from rnnkern.layers.stream import Stream
+
     return Stream(layer._network, batch, by_token=True)

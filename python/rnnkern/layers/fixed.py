@@ -4,7 +4,20 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NoReturn
+
+
+class ReadOnly:
+    """Values by name that stay as the constructor sets them, in ``vars(self)``.
+
+    A frozen dataclass does the same, and takes a millisecond of everyone's import.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"{name} of {type(self).__name__} is read-only")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{name} of {type(self).__name__} is read-only")
 
 
 class Fixed:

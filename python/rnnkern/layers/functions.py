@@ -16,7 +16,7 @@ from rnnkern.devices import CellOptions, Function
 Functions: TypeAlias = "str | Sequence[str]"
 
 KNOWN: dict[str, tuple[int, float, float]] = _core.functions()
-_CALL = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*")
+_CALL = r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*"
 
 
 def function(name: str, value: Any) -> Function:
@@ -33,7 +33,7 @@ def function(name: str, value: Any) -> Function:
     """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {value!r}")
-    found = _CALL.fullmatch(value)
+    found = re.fullmatch(_CALL, value)
     if found is None or found[1] not in KNOWN:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, KNOWN))}, got {value!r}")
     kind, (count, *numbers) = found[1], KNOWN[found[1]]

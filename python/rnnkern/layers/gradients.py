@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from rnnkern._checks import Array, array_text
+from rnnkern.layers.fixed import ReadOnly
 
 
-@dataclass(frozen=True, eq=False)
-class StateGradients:
+class StateGradients(ReadOnly):
     """∂L/∂(what a layer computes at each step): arrays (T, B, D·H), 0 past a row's length.
 
     T and B stand as in y.
@@ -35,13 +34,15 @@ class StateGradients:
     c: Array | None
     gates: dict[str, Array]
 
+    def __init__(self, h: Array, c: Array | None, gates: dict[str, Array]) -> None:
+        vars(self).update(h=h, c=c, gates=gates)
+
     def __repr__(self) -> str:
         gates = ", ".join(f"{name}: {array_text(a)}" for name, a in self.gates.items())
         return f"StateGradients(h={array_text(self.h)}, c={array_text(self.c)}, gates={{{gates}}})"
 
 
-@dataclass(frozen=True, eq=False)
-class Gradients:
+class Gradients(ReadOnly):
     """The gradients of a loss L.
 
     It unpacks to what it has, in the order x, state, params, steps: ``dx, dstate, grads`` from a
@@ -66,9 +67,18 @@ class Gradients:
     """
 
     params: dict[str, Array]
-    x: Array | None = None
-    state: Any = None
-    steps: list[StateGradients] | None = None
+    x: Array | None
+    state: Any
+    steps: list[StateGradients] | None
+
+    def __init__(
+        self,
+        params: dict[str, Array],
+        x: Array | None = None,
+        state: Any = None,
+        steps: list[StateGradients] | None = None,
+    ) -> None:
+        vars(self).update(params=params, x=x, state=state, steps=steps)
 
     def __repr__(self) -> str:
         params = ", ".join(f"{name}: {array_text(a)}" for name, a in self.params.items())

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rnnkern._checks import Array, choice, host_array
 from rnnkern.devices import Device
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 RESET_TO = ("zero", "initial")
 MASKED_OUTPUT = ("zero", "last")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -52,7 +51,7 @@ def narrow_layout(layout: Layout, weights: str | None) -> Layout:
     """That of a snapshot with such weights: int8 is how its products are done, too."""
     if weights != "int8":
         return layout
-    return replace(layout, spec=replace(layout.spec, compute="int8"))
+    return layout._replace(spec=layout.spec._replace(compute="int8"))
 
 
 def round_weights(network: Network, weights: str | None) -> None:

@@ -17,7 +17,7 @@ from rnnkern.layers.parameter import Parameter
 T = TypeVar("T")
 
 _undrawn = ContextVar("_undrawn", default=False)
-_TORCH_BIAS = re.compile(r"(?P<part>.*)bias_(?P<kind>ih|hh)_(?P<place>l\d+(_reverse)?)")
+_TORCH_BIAS = r"(?P<part>.*)bias_(?P<kind>ih|hh)_(?P<place>l\d+(_reverse)?)"
 
 
 class Parameters(MutableMapping[str, Array]):
@@ -171,7 +171,7 @@ class Parameters(MutableMapping[str, Array]):
 
     def _unknown(self, name: str) -> str:
         text = f"params has no {name!r}, only {_listed(self._parameters)}"
-        found = _TORCH_BIAS.fullmatch(name) if isinstance(name, str) else None
+        found = re.fullmatch(_TORCH_BIAS, name) if isinstance(name, str) else None
         if found is None:
             return text
         bias, apart = (f"{found['part']}{kind}_{found['place']}" for kind in ("bias", "bias_hn"))

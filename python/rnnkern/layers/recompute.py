@@ -8,7 +8,6 @@ arXiv:1606.03401, with one level of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NoReturn
 
 from rnnkern._checks import Array
@@ -192,7 +191,7 @@ class _BothWays(_Sparse):
     def _one_way(self, k: int, d: int) -> Network:
         """Layer k in direction d as a network of its own."""
         network = self._network
-        layout = replace(network.layout, spec=network.spec.alone(k, d))
+        layout = network.layout._replace(spec=network.spec.alone(k, d))
         return Network(layout, [network.weights[2 * k + d]])
 
 

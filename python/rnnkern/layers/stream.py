@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,7 @@ class Stream:
         self._source: Network | None = network
         check_narrow(network, weights, ("bfloat16", "int8"))
         if not by_token:
-            layout = replace(narrow_layout(network.layout, weights), batch_first=False)
+            layout = narrow_layout(network.layout, weights)._replace(batch_first=False)
             network = network.snapshot(layout)
             round_weights(network, weights)
         self._network = network

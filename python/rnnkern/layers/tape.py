@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy, deepcopy
 from typing import Any, NoReturn
 
 from rnnkern._checks import Array, boolean
@@ -22,9 +21,6 @@ from rnnkern.layers.network import (
     repeat_outputs,
     repeated,
 )
-from rnnkern.layers.pieces import Pieces
-from rnnkern.layers.recompute import run_sparsely
-from rnnkern.layers.truncate import Truncated
 
 
 class Tape:
@@ -74,10 +70,12 @@ class Tape:
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tape:
+        from copy import deepcopy
+
         # Neither the layer's facts nor what was kept for the kernels ever change, nor do factors.
         for never_changed in (self._network, self._kept, self._dropped):
             memo[id(never_changed)] = never_changed
-        twin = copy(self)
+        twin = self.__copy__()
         vars(twin).update(deepcopy(vars(self), memo))
         return twin
 
@@ -292,10 +290,14 @@ def run_taped(
         masks = draw(network, given.steps, given.batch, drops)
         kept = forward(network, given, h, c, result, masks, keep=True)
     elif recompute is not None and not given.is_empty:
+        from rnnkern.layers.recompute import run_sparsely
+
         kept = run_sparsely(network, given, h, c, result, recompute, drops)
     elif tbptt is not None and not given.is_empty:
-        pieces = Pieces(network, given, tbptt, drops)
-        kept = Truncated(network, pieces, h, c, result)
+        from rnnkern.layers.pieces import Pieces
+        from rnnkern.layers.truncate import Truncated
+
+        kept = Truncated(network, Pieces(network, given, tbptt, drops), h, c, result)
     repeat_outputs(network, given, result)
     y = layout.as_given(result, given) if out is None else out
     last = layout.state_as_given(h, c, given)
