@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -340,15 +340,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.resume:
         forget_failures(path)
     if options.here:
-        shutil.rmtree(SITE, ignore_errors=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what runs is ended too
+        shutil.rmtree(SITE, ignore_errors=True)  # and what makes it runs again
     # The wait for a registry does not count.
     seconds = 60.0 * options.minutes + (0 if options.here else sum(s.seconds for s in before))
-    run = Run(path, seconds, environment)
+    with exit_when_terminated():
+        return carry_out(Run(path, seconds, environment), before, after, again=options.here)
+
+
+@contextmanager
+def exit_when_terminated() -> Iterator[None]:
+    """Within, SIGTERM ends this process by an exception, so that what it runs is ended too."""
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def carry_out(run: Run, before: list[Stage], after: list[Stage], *, again: bool) -> int:
+    """Every stage that has not passed, those before it in any case `again`; the exit code."""
+    path = run.path
     passed = {record["stage"] for record in read(path) if record.get("ok")}
     for stage in before:
-        again = options.here or stage.name not in passed  # SITE is made anew
-        if again and not run.run(stage, 0.0):
+        if (again or stage.name not in passed) and not run.run(stage, 0.0):
             return 1
     for index, stage in enumerate(after):
         # What works through a list may have had no time for all of it.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -412,6 +413,7 @@ def test_a_run_without_a_gpu_says_what_failed(
     )
     path = tmp_path / "results" / "gpu.jsonl"
     arguments = ["--python", sys.executable, "--results", str(path.with_suffix(""))]
+    terminated = signal.getsignal(signal.SIGTERM)
     assert gpu_run.main(arguments) == 1
     first = {r["stage"]: r for r in gpu_work.read(path)}
     assert (first["tests"]["ok"], first["tests"]["detail"]) == (True, "fine")
@@ -425,6 +427,30 @@ def test_a_run_without_a_gpu_says_what_failed(
     assert gpu_run.main(arguments) == 1
     assert path.with_suffix(".previous.jsonl").exists()
     assert len(list(path.parent.iterdir())) <= 8
+    assert signal.getsignal(signal.SIGTERM) is terminated
+
+
+def test_a_run_that_is_terminated_ends_what_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import os, signal, time\n"
+        "open('started', 'w').close()\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)"
+    )
+    monkeypatch.setattr(gpu_run, "ROOT", tmp_path)  # where stages run
+    monkeypatch.setattr(
+        gpu_run,
+        "stages",
+        lambda python, path, quick: [gpu_run.Stage("tests", (python, "-c", code), 60)],
+    )
+    terminated = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        gpu_run.main(["--python", sys.executable, "--results", str(tmp_path / "gpu")])
+    assert ended.value.code == 1
+    assert (tmp_path / "started").exists()
+    assert signal.getsignal(signal.SIGTERM) is terminated
 
 
 class HostClock:
