@@ -76,6 +76,7 @@ struct LayerSpec {
   std::optional<std::string> compute;
   std::vector<CellOptions<double>> options;  // one a direction, or none
   double zoneout, cell_zoneout;              // of a plain call
+  double recurrent_dropout;                  // of training
 
   const CellFacts& facts() const { return cell_facts(cell); }
 };
@@ -150,7 +151,9 @@ inline LayerSpec read_spec(const py::handle& spec) {
           .options = read_options(py::getattr(spec, "options", py::none()),
                                   static_cast<std::size_t>(directions)),
           .zoneout = share("zoneout", !facts.layer_norm),
-          .cell_zoneout = share("cell_zoneout", facts.cell_state && !facts.layer_norm)};
+          .cell_zoneout = share("cell_zoneout", facts.cell_state && !facts.layer_norm),
+          .recurrent_dropout =
+              share("recurrent_dropout", facts.recurrent_product && !facts.layer_norm)};
 }
 
 // Calls f(float{}) or f(double{}), as the layer's dtype is.

@@ -99,6 +99,7 @@ Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
           .stacked = layers > 1,
           .tokens = tokens,
           .compute = read_compute(spec.compute),
+          .drops = spec.recurrent_dropout > 0,
           .lengths = read_lengths(lengths, steps, batch)};
 }
 
@@ -166,7 +167,7 @@ std::byte* read_workspace(const py::object& workspace, Index bytes) {
   return array.data<std::byte>();
 }
 
-// What forward and backward read alike of strand k: x as numbers or as tokens, mask and parameters.
+// What forward and backward read alike of strand k: x as numbers or as tokens, mask, factors and parameters.
 template <class T, class Layer>
 void read_input(const Shape& shape, const py::dict& strand, std::size_t k, bool backward,
                 Layer& layer) {
@@ -182,6 +183,10 @@ void read_input(const Shape& shape, const py::dict& strand, std::size_t k, bool 
     layer.mask = device_sequence<const T>(get(strand, "mask"), "mask", shape.steps, shape.batch,
                                           shape.units);
   }
+  layer.h_factors =
+      device_pointer<const T>(get(strand, "h_factors"), "h_factors", {shape.batch, shape.units});
+  if (layer.h_factors && !shape.drops)
+    throw std::invalid_argument("h_factors must be None where recurrent_dropout is 0");
   layer.reverse = is_reverse(strand);
   layer.parameters = read_parameters<T>(shape, strand, inputs);
 }
@@ -440,10 +445,11 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
           },
           py::arg("strands"), py::arg("workspace"), py::arg("stream"),
           "Each strand, a direction of a layer, is a dict of x, h, c, weight_ih, weight_hh, bias, "
-          "bias_hn, reverse, y, saved, cells, mask; what does not apply is None. h and c (B, H) "
-          "are advanced; y, saved (N, saved, H) and cells (N, H) are written where given. Of "
-          "stacked layers each but the first has None as x and takes the y below it, times the "
-          "mask (T, B, H) there if any. Tokens outside the weights count as the nearest inside.")
+          "bias_hn, reverse, y, saved, cells, mask, h_factors; what does not apply is None. h and "
+          "c (B, H) are advanced; y, saved (N, saved, H) and cells (N, H) are written where given. "
+          "h_factors (B, H) are of what recurrent products take of h. Of stacked layers each but "
+          "the first has None as x and takes the y below it, times the mask (T, B, H) there if "
+          "any. Tokens outside the weights count as the nearest inside.")
       .def(
           "backward",
           [](const py::handle& self, const std::vector<py::dict>& strands,
@@ -452,10 +458,10 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
           },
           py::arg("strands"), py::arg("workspace"), py::arg("stream"),
           "Gradients of forward(), in the same order: each strand is a dict of x, h_0, c_0, "
-          "weight_ih, weight_hh, reverse, y, saved, cells, mask, dy, dh, dc, dx, dweight_ih, "
-          "dweight_hh, dbias, dbias_hn as of _core.Kept.backward, in one direction. Directions "
-          "may share dx. Of stacked layers the first alone has dx and the last alone dy; the x of "
-          "each other is the y below it, times the mask.");
+          "weight_ih, weight_hh, reverse, y, saved, cells, mask, h_factors, dy, dh, dc, dx, "
+          "dweight_ih, dweight_hh, dbias, dbias_hn as of _core.Kept.backward, in one direction. "
+          "Directions may share dx. Of stacked layers the first alone has dx and the last alone "
+          "dy; the x of each other is the y below it, times the mask.");
   m.def("force_groups", cuda::force_groups, py::arg("groups"),
         "To measure with: the groups of the batch that every later plan must have; 0 as is best.");
   m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("transpose_a"),

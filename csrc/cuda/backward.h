@@ -90,11 +90,13 @@ class BackwardKernel {
   // ∂L/∂h_t in the place of dy) and dc are where they were, and the gradients of the gates begin at
   // kFound.
   enum { kDh, kDc, kDy, kPreviousC, kC, kPreviousH, kH, kSaved, kFound = kPreviousC };
+  static constexpr int kFactor = kSaved + Cell::saved;  // of h
 
   template <int N>
   RNNKERN_KERNEL void prefetch(Index s, const Around& around, const Place& at, bool lives) const {
     const Index state = at.b * units_ + at.unit;
     block_.copy(loop_.field(kDh, at), strand_.dh + state);
+    if (loop_.factored()) block_.copy(loop_.field(kFactor, at), loop_.h_factor(at.b, at.unit));
     if (!lives) return;
     const Index t = schedule_.time_of(s, strand_.reverse);
     const Index before = schedule_.time_of(s - 1, strand_.reverse);
@@ -129,7 +131,7 @@ class BackwardKernel {
   RNNKERN_KERNEL void apply(Index s, const Place& at, bool lives) const {
     T sum[1];
     loop_.sums(N, at, sum);
-    const V product(sum[0]), dh(*loop_.field(kDh, at));
+    const V product(loop_.times_factor(sum[0], kFactor, at)), dh(*loop_.field(kDh, at));
     if (!lives) {
       *loop_.field(kDh, at) = (dh + product).v;
       return;

@@ -23,7 +23,7 @@ class BackwardCall : Call<T> {
         strand.saved = layer.saved, strand.cells = layer.cells;
         strand.dy = layer.dy, strand.mask = layer.mask;
         strand.dh = layer.dh, strand.dc = layer.dc, strand.delta = space.chunk[k];
-        strand.dh_now = space.scratch[k];
+        strand.dh_now = space.scratch[k], strand.h_factors = layer.h_factors;
       }
       this->recurrent_.backward[shape.cell](this->grid(stream), problem);
       // Strand by strand, so that a shared dx is added to in one order.
@@ -111,7 +111,7 @@ class BackwardCall : Call<T> {
     Operand<T> h{};
     h.kind = Operand<T>::kPrevious, h.reverse = layer.reverse;
     h.first = static_cast<std::int32_t>(first), h.columns = static_cast<std::int32_t>(units);
-    h.sequence = layer.y, h.initial = layer.h_0;
+    h.sequence = layer.y, h.initial = layer.h_0, h.factors = layer.h_factors;
     if (phase > 0)
       h.gate = layer.saved + cell.operand_gate * units, h.gate_row = cell.saved * units;
     return h;

@@ -25,6 +25,7 @@ struct Shape {
   bool stacked;
   bool tokens;
   Compute compute;
+  bool drops;                                 // strands may have h_factors
   std::optional<std::vector<Index>> lengths;  // one a batch row, on the host
 
   // The live steps of all rows.
@@ -48,6 +49,7 @@ struct ForwardLayer {
   T* saved;
   T* cells;
   Sequence<const T> mask;
+  const T* h_factors;  // (B, H): of what recurrent products take of h; null for none
 };
 
 template <class T>
@@ -63,6 +65,7 @@ struct BackwardLayer {
   const T* cells;
   Sequence<const T> dy;
   Sequence<const T> mask;
+  const T* h_factors;
   T* dh;
   T* dc;
   Sequence<T> dx;

@@ -72,7 +72,9 @@ class ForwardKernel {
           const int unit = loop_.slice(local) * plan_.units + m;
           if (unit >= units_) continue;
           const Index b = schedule_.order[loop_.row(j)];
-          const auto h = P::Element::round(strand_.h[b * units_ + unit]);
+          T given = strand_.h[b * units_ + unit];
+          if (loop_.factored()) given *= *loop_.h_factor(b, unit);
+          const auto h = P::Element::round(given);
           loop_.operand(0, 0, j)[unit] = h;
           loop_.operand(0, 1, j)[unit] = h;
         }
@@ -101,10 +103,14 @@ class ForwardKernel {
                          : strand_.scratch + at.i * Cell::saved * units_;
   }
 
-  // What stands in the fields: W_ih x + b of the phase's gates, h, c, what phase 0 saved, and the
-  // mask.
+  // What stands in the fields: W_ih x + b of the phase's gates, h, c, what phase 0 saved, the mask,
+  // and the factor of h.
   template <int N>
   static constexpr int kSavedBefore = saved_in<Cell>(N).first;
+  template <int N>
+  static constexpr int kMask = Cell::phases[N].count + kStates + kSavedBefore<N>;
+  template <int N>
+  static constexpr int kFactor = kMask<N> + 1;
   // And when the equations have been computed: what the phase saves; of the last one also h and c.
   template <int N>
   static constexpr int kNewState = saved_in<Cell>(N).count;
@@ -133,9 +139,10 @@ class ForwardKernel {
     for (int k = 0; k < kSavedBefore<N>; ++k)
       block_.copy(loop_.field(phase.count + kStates + k, at), saved_row(at) + k * units_ + at.unit);
     if (N + 1 == kPhases && strand_.mask.data) {
-      block_.copy(loop_.field(phase.count + kStates + kSavedBefore<N>, at),
+      block_.copy(loop_.field(kMask<N>, at),
                   strand_.mask.at(schedule_.time_of(s, strand_.reverse), at.b) + at.unit);
     }
+    if (loop_.factored()) block_.copy(loop_.field(kFactor<N>, at), loop_.h_factor(at.b, at.unit));
   }
 
   // The layer below's y_t has come through W_ih.
@@ -172,7 +179,8 @@ class ForwardKernel {
 
     if constexpr (N + 1 < kPhases) {
       const V next = step.saved[Cell::operand_gate] * step.h;
-      loop_.operand(N + 1, s, at.j)[at.unit] = P::Element::round(next.v);
+      loop_.operand(N + 1, s, at.j)[at.unit] =
+          P::Element::round(loop_.times_factor(next.v, kFactor<N>, at));
     } else {
       hand_over(s, at, step.h.v);
     }
@@ -187,11 +195,11 @@ class ForwardKernel {
 
   // The new h to the other blocks and to the layer above.
   RNNKERN_KERNEL void hand_over(Index s, const Place& at, T h) const {
-    loop_.operand(0, s + 1, at.j)[at.unit] = P::Element::round(h);
+    constexpr int last = kPhases - 1;
+    loop_.operand(0, s + 1, at.j)[at.unit] =
+        P::Element::round(loop_.times_factor(h, kFactor<last>, at));
     if (loop_.hands_on()) {
-      constexpr int last = kPhases - 1,
-                    mask = Cell::phases[last].count + kStates + kSavedBefore<last>;
-      const T handed = strand_.mask.data ? h * *loop_.field(mask, at) : h;
+      const T handed = strand_.mask.data ? h * *loop_.field(kMask<last>, at) : h;
       loop_.handed(at.packed)[at.unit] = P::Element::round(handed);
     }
   }

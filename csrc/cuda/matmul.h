@@ -61,6 +61,11 @@ RNNKERN_KERNEL Quad<T> quad(const Operand<T>& o, const DeviceSchedule& schedule,
 #pragma unroll
     for (int i = 0; i < 4; ++i) q.value[i] *= gate.value[i];
   }
+  if (o.factors) {
+    const Quad<T> factor = load_quad(o.factors + b * o.columns + c, count);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) q.value[i] *= factor.value[i];
+  }
   return q;
 }
 

@@ -50,6 +50,8 @@ struct Exchange {
   std::byte* handed;
 };
 
+// What few layers have (`h_factors`) kernels look up among their parameters where it is needed: kept at
+// hand it would take registers of all others.
 template <class T>
 struct ForwardStrand {
   bool reverse;
@@ -64,6 +66,7 @@ struct ForwardStrand {
   T* saved;                // (N, saved, H); null when no backward pass will follow
   T* cells;                // (N, H): likewise
   T* scratch;              // (B, saved, H): what a phase leaves to the next where `saved` is null
+  const T* h_factors;      // (B, H): of what recurrent products take of h; or null
 };
 
 template <class T>
@@ -81,6 +84,7 @@ struct BackwardStrand {
   T* dc;                   // (B, H): likewise for c
   T* delta;                // (packed rows of the chunk, deltas, H)
   T* dh_now;               // (B, H): ∂L/∂h_t, from the phase that finds it to the next; or null
+  const T* h_factors;      // (B, H), as forward
 };
 
 // A chunk of processed steps [begin, end); a backward one that begins at 0 also ends in ∂L/∂h_0.
@@ -101,7 +105,7 @@ struct Operand {
     kMatrix,    // data[r·row + c]
     kSequence,  // x of packed row r
     kTokens,    // 1 where c is the token of packed row r
-    kPrevious,  // h before packed row r, times the gate where there is one
+    kPrevious,  // h before packed row r, times the gate and the factors where there are any
   };
   Kind kind;
   bool reverse;          // kPrevious: of its strand
@@ -114,6 +118,7 @@ struct Operand {
   const T* initial;  // kPrevious: (B, H) h_0
   const T* gate;     // kPrevious: (rows, gate_row): the gate of packed row r, or null
   Index gate_row;
+  const T* factors;  // kPrevious: (B, columns), by the batch row; or null
 };
 
 // out (M, N) = [out +] a bᵀ [+ bias]: element (m, k) of a is a.at(m, k), or a.at(k, m) where it is

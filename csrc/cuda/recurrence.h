@@ -43,6 +43,7 @@ class Recurrence {
         group_(static_cast<int>(block.index() % blocks_of_strand() / plan_.blocks)),
         member_(static_cast<int>(block.index() % plan_.blocks)),
         own_slices_((plan_.slices - member_ + plan_.blocks - 1) / plan_.blocks),
+        factored_(strand().h_factors != nullptr),
         flag_(flags(strand()) + member_) {
     const int rows = least(share(problem.schedule.batch), plan_.order_rows);
     block_.each([&](int thread) {
@@ -91,6 +92,16 @@ class Recurrence {
   RNNKERN_KERNEL bool hands_on() const { return strand().exchange.handed != nullptr; }
   RNNKERN_KERNEL Storage* handed(Index packed) const {
     return reinterpret_cast<Storage*>(handed_row(strand(), packed));
+  }
+
+  // Whether what recurrent products take of h counts so many times, and the factor of a row and unit.
+  RNNKERN_KERNEL bool factored() const { return factored_; }
+  RNNKERN_KERNEL const Sum* h_factor(Index b, int unit) const {
+    return strand().h_factors + b * problem_.units + unit;
+  }
+  // The value times the factor that stands in a field, where there are any.
+  RNNKERN_KERNEL Sum times_factor(Sum value, int index, const Place& at) const {
+    return factored_ ? value * *field(index, at) : value;
   }
 
   // A phase of a step.
@@ -348,6 +359,7 @@ class Recurrence {
   const Problem& problem_;
   const RecurrentPlan& plan_;
   const int strand_index_, group_, member_, own_slices_;
+  const bool factored_;
   std::uint32_t* const flag_;
 };
 

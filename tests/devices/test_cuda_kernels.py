@@ -6,12 +6,14 @@ The emulation (CMake: RNNKERN_EMULATE=device) is the kernels' text, every block 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from support.cuda_kernels import (
+    DROPS,
     KINDS,
     MODES,
     Case,
@@ -59,6 +61,23 @@ def test_kinds_of_input(side: Any, cell: str, kind: str) -> None:
 def test_kinds_of_input_on_tensor_cores(side: Any, cell: str) -> None:
     check(side, Case(cell, 13, batch=6, compute="bfloat16", **KINDS["tokens-ragged-both"]))
     check(side, Case(cell, 13, batch=6, compute="float16", **KINDS["ragged-both"]))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=mode_ids)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
+def test_drops(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
+    dtype, compute = mode
+    case = Case(cell, 33, batch=7, dtype=dtype, compute=compute, **DROPS)
+    check(side, case)
+    check(side, replace(case, lengths=(2, 0, 5, 5, 1, 3, 4), reverse=(False, True)))
+    check(side, replace(case, units=20, batch=2, reverse=(True,)))
+
+
+@pytest.mark.parametrize("facts", [{"chunk_bytes": 1}, {"shared_bytes": 20 << 10}], ids=str)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
+def test_drops_on_other_paths(side: Any, cell: str, facts: dict[str, int]) -> None:
+    side.device(multiprocessors=4, **facts)
+    check(side, Case(cell, 70, batch=9, lengths=(5, 2, 5, 0, 4, 5, 3, 1, 5), **DROPS))
 
 
 # Made-up devices, and what the plan has to come to on them.
@@ -149,6 +168,14 @@ def test_matmul(
     side: Any, transpose_a: bool, transpose_b: bool, mode: tuple[str, str | None]
 ) -> None:
     check_matmul(side, transpose_a, transpose_b, mode)
+
+
+def test_draws_are_of_options(side: Any) -> None:
+    given = {name: side.empty((3, 4), "float32") for name in ("h", "h_factors")}
+    given["x"] = side.empty((5, 3, 4), "float32")
+    call = side.module.Call(spec("rnn_tanh", 4, 4), 5, 3, None)
+    with pytest.raises(ValueError, match="h_factors must be None where recurrent_dropout is 0"):
+        call.forward([given], side.workspace(64), side.stream)
 
 
 def test_a_wait_in_vain_ends(side: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from support.cuda_kernels import (
+    DROPS,
     KINDS,
     MODES,
     Stack,
@@ -45,6 +46,15 @@ def test_wavefronts_with_dropout(side: Any, cell: str, mode: tuple[str, str | No
     case = Stack(cell, 33, batch=7, dtype=dtype, compute=compute, layers=3, dropout=True)
     check(side, case)
     check(side, replace(case, lengths=(2, 0, 5, 5, 1, 3, 4), reverse=(True,)))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=mode_ids)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
+def test_wavefronts_with_drops(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
+    dtype, compute = mode
+    case = Stack(cell, 33, batch=7, dtype=dtype, compute=compute, layers=3, dropout=True, **DROPS)
+    check(side, replace(case, lengths=(2, 0, 5, 5, 1, 3, 4)))
+    check(side, replace(case, units=13, batch=3, reverse=(True,)))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "both" not in kind])

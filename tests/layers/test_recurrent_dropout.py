@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 
 import rnnkern as rk
-from rnnkern.devices import Cuda
-from rnnkern.layers.configured import spec_of
 
 from support import reference
 from support.compare import assert_close, assert_same_bits
@@ -251,8 +249,6 @@ def test_the_key_is_asked_for_and_others_refuse_it() -> None:
         ValueError, match=r"dropout_key must be given when recurrent_dropout is 0\.2"
     ):
         layer.forward(x)
-    with pytest.raises(ValueError, match=r"recurrent_dropout=0.25 needs device='cpu'"):
-        Cuda(np, None).check(spec_of(layer))
     plain = rk.GRU(2, 3, reset="after")
     assert layer.to_torch(arrays=True).keys() == plain.to_torch(arrays=True).keys()
     model = rk.Model(layer, rk.Linear(3, 1, seed=0), loss="mse", readout="all")

@@ -14,6 +14,7 @@ from rnnkern.devices import LayerSpec, cell_facts
 
 from support import reference
 from support.compare import assert_close, assert_same_bits
+from support.draws import ByRow
 from support.emulation import emulated_kernels
 from support.gpu import the_gpu
 from support.locate import assert_right
@@ -115,6 +116,7 @@ class Case:
     dtype: str = "float32"
     compute: str | None = None
     keep: bool = True  # a backward pass follows
+    recurrent_dropout: float = 0.0
 
     def random(self, *shape: int, seed: int) -> Array:
         return np.random.default_rng(seed).uniform(-1.0, 1.0, shape).astype(self.dtype)
@@ -132,6 +134,14 @@ class Case:
                 made["bias_hn"] = self.random(self.units, seed=seed + 3)
         return {name: p.astype(self.dtype) for name, p in made.items()}
 
+    def draws(self, k: int) -> dict[str, Array]:
+        """What is drawn of direction, or layer, k."""
+        if not self.recurrent_dropout:
+            return {}
+        rest = 1.0 - self.recurrent_dropout
+        kept = np.random.default_rng(60 + k).random((self.batch, self.units)) < rest
+        return {"h_factors": (kept / rest).astype(self.dtype)}
+
     given: tuple[tuple[int, ...], ...] | None = None  # tokens other than the drawn ones
 
     def spec(self) -> LayerSpec:
@@ -142,6 +152,7 @@ class Case:
             directions=len(self.reverse),
             dtype=self.dtype,
             compute=self.compute,
+            recurrent_dropout=self.recurrent_dropout,
         )
 
     def x(self) -> Array:
@@ -161,15 +172,21 @@ def spec(
 Results = dict[str, Array]
 
 
-def oracle(case: Case, own: dict[str, Array], lengths: Array, *, reverse: bool) -> Any:
-    """One direction of the reference, with these weights."""
+def oracle(case: Case, k: int, own: dict[str, Array], lengths: Array, *, reverse: bool) -> Any:
+    """Direction, or layer, k of the reference, with these weights."""
     rows = len(own["weight_hh"])
     shapes = {"bias": rows, "bias_hn": case.units}
     whole = {name: np.zeros(shape) for name, shape in shapes.items()} | own
     w = reference.Weights(
         *(whole[n].astype(np.float64) for n in ("weight_ih", "weight_hh", "bias", "bias_hn"))
     )
-    return reference.Direction(reference.CELLS[case.cell], w, lengths, reverse=reverse)
+    cell, draws = reference.CELLS[case.cell], case.draws(k)
+
+    def of(rows: slice, w: reference.Weights) -> reference.Direction:
+        return reference.Direction(cell, w, lengths[rows], reverse=reverse)
+
+    factors = draws.get("h_factors")
+    return of(slice(None), w) if factors is None else ByRow(w, factors.astype(np.float64), of)
 
 
 def run(side: Any, case: Case) -> tuple[Results, Results]:
@@ -202,7 +219,7 @@ def run(side: Any, case: Case) -> tuple[Results, Results]:
         half = slice(k * units, (k + 1) * units)
 
         common = {"x": device_x, "reverse": reverse, "y": y[..., half]}
-        common |= {name: side.put(p) for name, p in own.items()}
+        common |= {name: side.put(p) for name, p in (own | case.draws(k)).items()}
         common |= {"saved": None, "cells": None}
         if case.keep:
             common["saved"] = side.empty((live, facts.saved, units), dtype)
@@ -216,7 +233,7 @@ def run(side: Any, case: Case) -> tuple[Results, Results]:
             | {"dy": None if case.upstream == "state" else device_dy[..., half], "dx": dx}
         )
 
-        direction = oracle(case, own, lengths, reverse=reverse)
+        direction = oracle(case, k, own, lengths, reverse=reverse)
         want_y, want_last = direction.forward(wide_x, tuple(a.astype(np.float64) for a in first))
         want[f"y {k}"] = want_y
         want |= {f"{s}_n {k}": a for s, a in zip(states, want_last, strict=True)}
@@ -327,7 +344,7 @@ def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
         last = [case.random(batch, units, seed=70 + 2 * k + i) for i in range(len(states))]
         if case.upstream == "y":
             last = [np.zeros_like(d) for d in last]
-        common: dict[str, Any] = {name: side.put(p) for name, p in own.items()}
+        common: dict[str, Any] = {n: side.put(p) for n, p in (own | case.draws(k)).items()}
         common |= {"reverse": reverse, "mask": None}
         if case.dropout and k < top:
             common["mask"] = side.put(case.mask(k))
@@ -348,7 +365,7 @@ def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
             | {f"d{name}": side.put(np.full_like(p, 0.5)) for name, p in own.items()}
             | {"dy": side.put(dy) if given else None, "dx": dx if k == 0 else None}
         )
-        direction = oracle(case, own, lengths, reverse=reverse)
+        direction = oracle(case, k, own, lengths, reverse=reverse)
         below, want_last = direction.forward(below, tuple(a.astype(np.float64) for a in first))
         directions.append(direction)
         lasts.append(tuple(a.astype(np.float64) for a in last))
@@ -402,6 +419,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "upstream-state": {"upstream": "state"},
     "inference": {"keep": False, "lengths": (5, 1, 2, 3, 4, 0), "reverse": (False, True)},
 }
+
+
+DROPS: dict[str, Any] = {"recurrent_dropout": 0.4}
 
 
 class Spoiled:

@@ -299,7 +299,8 @@ class StandInCall:
         both: Any = [weights, weights]
         spec = self._spec._replace(layers=1, directions=2, compute=None, merge="concat")
         network = _core.Network(spec, both)
-        kept = network.forward(x, self._lengths, hs, cs, y, (), keep)
+        factors = None if p["h_factors"] is None else np.stack([host(p["h_factors"])] * 2)
+        kept = network.forward(x, self._lengths, hs, cs, y, (), keep, h_factors=factors)
         return y, hs, cs, kept
 
     def _half(self, direction: int) -> Any:

@@ -54,6 +54,7 @@ def call(s: Sizes, *, keep: bool) -> dict[str, Any]:
         "y": s.zeros("y", s.steps, s.batch, s.units, layouts=STRIDED),
         "saved": s.zeros("saved", live, s.saved, s.units) if keep and s.saved else None,
         "cells": s.zeros("cells", live, s.units) if keep and s.states > 1 else None,
+        "h_factors": s.state("h_factors") if s.case.chance(0.3) else None,
     }
 
 
@@ -88,7 +89,9 @@ def play(case: Case) -> None:
     keep = case.chance(0.5)
     one = call(s, keep=keep)
     tokens = one["x"].ndim == 2
-    sizes = {"spec": s.spec(), "steps": s.steps, "batch": s.batch, "lengths": lengths}
+    share = 0.0 if one["h_factors"] is None else 0.3
+    spec = s.spec(recurrent_dropout=share)
+    sizes = {"spec": spec, "steps": s.steps, "batch": s.batch, "lengths": lengths}
     sizes |= {"tokens": tokens, "layers": 1}
     if which == "call" or case.chance(0.1):
         sizes = mutated(case, sizes)
@@ -113,7 +116,7 @@ def play(case: Case) -> None:
     weights = {name: one[name] for name in ("weight_ih", "weight_hh")}
     gradients = {"d" + name: one[name] for name in (*weights, "bias", "bias_hn")}
     back: dict[str, Any] = {
-        **{name: one[name] for name in ("x", "reverse", "y", "saved", "cells")},
+        **{name: one[name] for name in ("x", "reverse", "y", "saved", "cells", "h_factors")},
         **weights,
         "h_0": s.numbers("h_0", s.batch, s.units),
         "c_0": s.numbers("c_0", s.batch, s.units),

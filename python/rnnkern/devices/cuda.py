@@ -16,7 +16,7 @@ from rnnkern._checks import Array, from_dlpack, on_gpu
 from rnnkern.devices import philox
 from rnnkern.devices.base import Device, get_device
 from rnnkern.devices.kernels import Gradient, NetworkKernels
-from rnnkern.devices.launches import KeptLayer, LaunchedNetwork, Pass, Schedule
+from rnnkern.devices.launches import Draws, KeptLayer, LaunchedNetwork, Pass, Schedule
 from rnnkern.devices.spec import LayerSpec, Weights
 
 _GRADIENTS = tuple("d" + name for name in Weights._fields)
@@ -89,11 +89,6 @@ class Cuda(Device):
             raise ValueError("layer_norm=True needs device='cpu', got device='cuda'")
         if spec.projection:
             raise ValueError("proj_size needs device='cpu', got device='cuda'")
-        if spec.recurrent_dropout:
-            raise ValueError(
-                f"recurrent_dropout={spec.recurrent_dropout:g} needs device='cpu', got "
-                "device='cuda': weight_drop is there too"
-            )
         for name in ("zoneout", "cell_zoneout"):
             if share := getattr(spec, name):
                 raise ValueError(f"{name}={share:g} needs device='cpu', got device='cuda'")
@@ -129,6 +124,7 @@ class Cuda(Device):
         c: Array | None,
         ys: list[Array],
         masks: Sequence[Array],
+        draws: Draws,
         *,
         keep: bool,
         fixed: bool,
@@ -161,6 +157,7 @@ class Cuda(Device):
                         "saved": saved,
                         "cells": cells,
                         "mask": masks[k] if k < len(masks) else None,
+                        **draws.strand(index),
                     }
                 )
             if keep:
@@ -188,6 +185,7 @@ class Cuda(Device):
         dx: Array | None,
         gradients: Sequence[Gradient],
         masks: Sequence[Array],
+        draws: Draws,
     ) -> None:
         """See `Launcher`."""
         last = len(passes) - 1
@@ -212,6 +210,7 @@ class Cuda(Device):
                         "dc": None if dc is None else dc[index],
                         "dx": dx if k == 0 else None,
                         "mask": masks[k] if k < len(masks) else None,
+                        **draws.strand(index),
                         **dict(zip(_GRADIENTS, gradients[index], strict=True)),
                     }
                 )

@@ -47,6 +47,32 @@ class Pass(NamedTuple):
     kept: KeptLayer
 
 
+class Draws(NamedTuple):
+    """What a pass in training is given of random numbers, but for the masks between layers.
+
+    Attributes:
+        h_factors: by layer and direction (B, H), of h as recurrent products take it; or none.
+
+    """
+
+    h_factors: Sequence[Array] = ()
+
+    def of(self, first: int, end: int) -> Draws:
+        """Those of some layers and directions."""
+        return Draws(*(each[first:end] for each in self))
+
+    def strand(self, index: int) -> dict[str, Array | None]:
+        """Those of one, by the kernels' names."""
+        return {
+            name: each[index] if each else None
+            for name, each in zip(self._fields, self, strict=True)
+        }
+
+    def taken(self, stretches: Stretches) -> Draws:
+        """Those of stretches."""
+        return Draws([stretches.by_row(own) for own in self.h_factors])
+
+
 class Launcher(Copier, Protocol):
     """Of a device, what launches some layers at once: see `Cuda`."""
 
@@ -65,6 +91,7 @@ class Launcher(Copier, Protocol):
         c: Array | None,
         ys: list[Array],
         masks: Sequence[Array],
+        draws: Draws,
         *,
         keep: bool,
         fixed: bool,
@@ -80,6 +107,7 @@ class Launcher(Copier, Protocol):
             c: likewise; None for a cell without c.
             ys: (T, B, D·H), written, of each layer. Of stacked ones it is the x of the next.
             masks: factors, (T, B, D·H), of the y's on the way to the next layer, or none.
+            draws: of the layers.
             keep: whether a backward pass follows: then what it needs is given for each layer.
             fixed: whether nobody writes to the weights, so that no copies need be kept.
 
@@ -95,6 +123,7 @@ class Launcher(Copier, Protocol):
         dx: Array | None,
         gradients: Sequence[Gradient],
         masks: Sequence[Array],
+        draws: Draws,
     ) -> None:
         """The gradients of one launch, of as many layers.
 
@@ -107,6 +136,7 @@ class Launcher(Copier, Protocol):
             dx: of the first of the layers, added to; None for tokens.
             gradients: by layer and direction, added to.
             masks: as in ``forward``.
+            draws: likewise.
 
         """
 
@@ -155,9 +185,26 @@ class LaunchedNetwork:
     ) -> Kept | None:
         """See `NetworkKernels`."""
         spec, device = self._spec, self._device
+        draws = Draws(() if h_factors is None else list(h_factors))
         if resets is not None or mask is not None:
             stretches = Stretches(device, x.shape[:2], spec.ways, lengths, resets, mask, to_initial)
-            return self._forward_stretches(stretches, x, h, c, y, masks, keep=keep)
+            return self._forward_stretches(stretches, x, h, c, y, masks, draws, keep=keep)
+        return self._forward(x, lengths, h, c, y, masks, draws, keep=keep)
+
+    def _forward(
+        self,
+        x: Array,
+        lengths: Array | None,
+        h: Array,
+        c: Array | None,
+        y: Array,
+        masks: Sequence[Array],
+        draws: Draws,
+        *,
+        keep: bool,
+    ) -> LaunchedKept | None:
+        """The same for rows that have no more than lengths."""
+        spec, device = self._spec, self._device
         steps, batch = x.shape[:2]
         schedule = Schedule(steps, batch, lengths)
         passes: list[Pass] = []
@@ -178,6 +225,7 @@ class LaunchedNetwork:
                 None if c is None else _states(c, first, end, spec),
                 ys,
                 masks[first : end - 1],
+                draws.of(first * spec.directions, end * spec.directions),
                 keep=keep,
                 fixed=self._fixed,
             )
@@ -192,7 +240,7 @@ class LaunchedNetwork:
             first = end
         if spec.merges:
             y[...] = x
-        return LaunchedKept(device, spec, passes, masks) if keep else None
+        return LaunchedKept(device, spec, passes, masks, draws) if keep else None
 
     def _forward_stretches(
         self,
@@ -202,6 +250,7 @@ class LaunchedNetwork:
         c: Array | None,
         y: Array,
         masks: Sequence[Array],
+        draws: Draws,
         *,
         keep: bool,
     ) -> Kept | None:
@@ -210,7 +259,10 @@ class LaunchedNetwork:
         own_c = None if c is None else stretches.begin(c)
         own_y = self._device.xp.empty((*own_x.shape[:2], y.shape[2]), y.dtype)
         own_masks = [stretches.taken(mask) for mask in masks]
-        kept = self.forward(own_x, stretches.lengths, own_h, own_c, own_y, own_masks, keep)
+        own = draws.taken(stretches)
+        kept = self._forward(
+            own_x, stretches.lengths, own_h, own_c, own_y, own_masks, own, keep=keep
+        )
         stretches.give(own_y, y)
         stretches.end(own_h, h)
         if c is not None and own_c is not None:
@@ -224,12 +276,18 @@ class LaunchedKept(Kept):
     """What a forward pass kept, layer by layer."""
 
     def __init__(
-        self, device: Launcher, spec: LayerSpec, passes: list[Pass], masks: Sequence[Array]
+        self,
+        device: Launcher,
+        spec: LayerSpec,
+        passes: list[Pass],
+        masks: Sequence[Array],
+        draws: Draws,
     ) -> None:
         self._device = device
         self._spec = spec
         self._passes = passes
         self._masks = masks
+        self._draws = draws
 
     @property
     def saved(self) -> list[Array | None]:
@@ -291,6 +349,7 @@ class LaunchedKept(Kept):
                 below,
                 gradients[first * n : end * n],
                 masks[first : end - 1],
+                self._draws.of(first * n, end * n),
             )
             if first > 0:
                 assert below is not None

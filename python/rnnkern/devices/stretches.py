@@ -80,6 +80,11 @@ class Stretches:
         rows: Array = array[self._grid]
         return rows
 
+    def by_row(self, array: Array) -> Array:
+        """What an array (B, ·) has for them: (rows, ·)."""
+        rows: Array = array[self._grid[1][0]]
+        return rows
+
     def give(self, rows: Array, array: Array) -> None:
         """The other way: into an array (T, B, ·), in which all else becomes 0."""
         array[...] = 0

@@ -70,8 +70,8 @@ class Recurrent(Configured):
         recurrent_dropout: share of h_{t-1} that ``forward`` sets to zero where a recurrent matrix
             multiplies it, the same numbers at all steps, and others for each row; the rest counts
             1/(1 - recurrent_dropout) times (Gal & Ghahramani 2016, arXiv:1512.05287). What goes to
-            h_t beside the product, as in a GRU, stays whole. It needs ``device="cpu"``, and is 0
-            where the cell has no such matrix.
+            h_t beside the product, as in a GRU, stays whole. 0 where the cell
+            has no such matrix.
         weight_drop: share of every ``weight_hh`` that ``forward`` sets to zero, the same for all
             its steps and rows; the others count 1/(1 - weight_drop) times (Merity et al. 2018,
             arXiv:1708.02182). 0 where the cell has no such matrix.

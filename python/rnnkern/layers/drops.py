@@ -69,7 +69,7 @@ def draw(network: Network, steps: int, batch: int, drops: Drops, first_step: int
     h_factors = None
     if drops.recurrent_dropout > 0.0:
         share, shape_of_h = drops.recurrent_dropout, (batch, spec.outputs)
-        h_factors = np.stack(
+        h_factors = device.xp.stack(
             [
                 dropout_mask(device, shape_of_h, spec.dtype, share, drops.key, _OF_STATES + k)
                 for k in ways
