@@ -152,7 +152,10 @@ def test_what_cannot_be_asked_is_named() -> None:
     model = build("last")
     calls: tuple[tuple[Callable[[], Any], str], ...] = (
         (lambda: model.predict([]), "x must hold at least one sequence, got none"),
-        (lambda: model.predict([[1, 2], [3]], [2, 1]), "lengths are for x as one array, got a li"),
+        (
+            lambda: model.predict([[1, 2], [3]], [2, 1]),
+            "lengths needs x as one array, got a list of",
+        ),
         (
             lambda: model.predict(np.zeros((2, 2, 2, 2), np.float32)),
             r"x must have shape \(T, B\) of",

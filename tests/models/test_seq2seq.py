@@ -405,7 +405,7 @@ def test_refused_arguments() -> None:
             TypeError, match="source must be an array of numbers, got the text 'abc'"
         ):
             call("abc")
-    with pytest.raises(ValueError, match="source_lengths are for source as one array, got a list"):
+    with pytest.raises(ValueError, match="source_lengths needs source as one array, got a list"):
         model.greedy([[1, 2], [3]], [2, 1])
     with pytest.raises(TypeError, match="source must be integers, got float64"):
         model.greedy([[[1.0]]])

@@ -109,7 +109,7 @@ class Model(RecurrentModel):
         """The share of the targets that count whose class is the likeliest by the model."""
         outputs = self.predict(batch.x, batch.lengths)
         right = outputs.argmax(axis=-1) == batch.targets
-        counted = self._counted(outputs, batch.lengths, batch.mask)
+        counted = self._counted(outputs.shape[:-1], batch.lengths, batch.mask)
         return float((right if counted is None else right[counted]).mean())
 
     def loss_of(self, batch: Batch) -> float:
@@ -126,7 +126,7 @@ class Model(RecurrentModel):
     def trace(self, batch: Batch) -> tuple[Tape, list[StateGradients]]:
         """The tape, and the gradients of every step's state and gates in the loss."""
         outputs, _, tape = self.forward(batch.x, None, batch.lengths)
-        counted = self._counted(outputs, batch.lengths, batch.mask)
+        counted = self._counted(outputs.shape[:-1], batch.lengths, batch.mask)
         _, doutputs = loss_named(self.loss)(outputs, batch.targets, counted)
         traced = tape.backward(doutputs, state_gradients=True, x_gradient=False).steps
         assert traced is not None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ class Question(NamedTuple):
 def question(device: Device, source: Any, lengths: Any, max_length: Any) -> Question:
     """A source (S, B), (S,) or a list of such, checked; an answer has at most 2·S + 10 tokens."""
     if is_list_of_sequences(source):
-        refuse_lengths("source_lengths", "source", lengths)
+        refuse_of_list("source", {"source_lengths": lengths})
         padded, lengths = pad(list(checked_sequences("source", source)))
         source = device.put(padded)
     source = device.array("source", source)
@@ -71,10 +72,13 @@ def is_list_of_sequences(x: Any) -> bool:
     return isinstance(x, (list, tuple)) and not (x and isinstance(x[0], (int, float, np.generic)))
 
 
-def refuse_lengths(name: str, of: str, lengths: Any) -> None:
-    """Refuse the lengths of a list."""
-    if lengths is not None:
-        raise ValueError(f"{name} are for {of} as one array, got a list, whose are known")
+def refuse_of_list(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse what is said of the steps of an array, by its name, where there is a list."""
+    for own, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{own} needs {name} as one array, got a list of sequences, whose lengths are known"
+            )
 
 
 def predicted(model: Any, x: Any) -> Any:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any, SupportsIndex
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rnnkern._checks import Array, boolean, choice, explains_options
+from rnnkern._checks import Array, boolean, choice, explains_options, host_array
 from rnnkern.devices import get_device
 from rnnkern.layers.arguments import State
 from rnnkern.layers.base import Recurrent
@@ -20,12 +21,12 @@ from rnnkern.layers.gradients import Gradients
 from rnnkern.layers.linear import Linear
 from rnnkern.layers.parameters import Parameters
 from rnnkern.layers.stack import Stack
-from rnnkern.layers.steps import live_steps
-from rnnkern.models.asking import is_list_of_sequences, predicted, refuse_lengths
+from rnnkern.models.asking import is_list_of_sequences, predicted, refuse_of_list
 from rnnkern.models.generating import written
 from rnnkern.models.losses import LOSSES, Loss, loss_named
 from rnnkern.models.model_tape import ModelTape
 from rnnkern.models.readout import READOUTS, Readout
+from rnnkern.models.rows import checked_mask, live_within
 from rnnkern.models.sampling import Sampler
 from rnnkern.models.stream import ModelStream
 from rnnkern.training.batches import Batches
@@ -133,7 +134,9 @@ class Model(Fixed):
         lengths: Any = None,
         *,
         resets: Any = None,
+        reset_to: str = "zero",
         segments: Any = None,
+        x_mask: Any = None,
     ) -> tuple[Array, State]:
         """Outputs and the recurrent layers' last state, with nothing kept and no dropout.
 
@@ -142,21 +145,35 @@ class Model(Fixed):
             state: The recurrent layers' initial state; ``None`` is zero.
             lengths: (B,) integers in 0..T, in host memory; ``None`` means T throughout. Outputs of
                 "all" steps are the head's bias past a row's length.
-            resets: (T, B) bool: before these steps a row's state is zero again, as of a layer.
+            resets: (T, B) bool: before these steps a row's state begins anew, as of a layer.
+            reset_to: What it begins with then, as of a layer.
             segments: (T, B) integers: which of several sequences of its row a step belongs to, as
                 of a layer.
+            x_mask: (T, B) bool: where it is False the row skips the step, as by a layer's ``mask``.
+                No readout sees it; outputs of "all" steps are the head's bias there.
 
         Raises:
             TypeError, ValueError: As the parts raise.
 
         """
-        x = self._checked(x)
+        x, mask = self._input(x, x_mask)
         features = x if self.embedding is None else self.embedding(x)
-        y, last_state = self.recurrent(features, state, lengths, resets=resets, segments=segments)
-        last = self.recurrent.last_output(y, last_state, lengths)
-        return self.head(self._readout(y, lengths).forward(last)), last_state
+        y, last_state = self.recurrent(
+            features, state, lengths, resets=resets, reset_to=reset_to, segments=segments, mask=mask
+        )
+        last = self.recurrent.last_output(y, last_state, lengths, mask=mask)
+        return self.head(self._readout(y, lengths, mask).forward(last)), last_state
 
-    def predict(self, x: Any, lengths: Any = None, *, batch_first: bool | None = None) -> Any:
+    def predict(
+        self,
+        x: Any,
+        lengths: Any = None,
+        *,
+        batch_first: bool | None = None,
+        resets: Any = None,
+        segments: Any = None,
+        x_mask: Any = None,
+    ) -> Any:
         """The outputs alone, from a state of zero: of an array, or of a list of sequences.
 
         Args:
@@ -164,8 +181,11 @@ class Model(Fixed):
                 (T_n, I), or what `batches` makes of such: they are gone through in batches of
                 sequences of like lengths, which changes no bit.
             lengths: As in a call; those of a list are known.
-            batch_first: Whether an array x, and outputs of "all" steps, are (B, T, ...); ``None``
-                is as the layers have it.
+            batch_first: Whether an array x, outputs of "all" steps and the three below are
+                (B, T, ...); ``None`` is as the layers have it.
+            resets: As in a call, of an array x.
+            segments: As in a call, likewise.
+            x_mask: As in a call, likewise.
 
         Returns:
             As a call gives them. Of N sequences, in their order: (N, K), or of "all" steps a list
@@ -180,18 +200,15 @@ class Model(Fixed):
             (3, 3)
 
         """
+        rows = {"resets": resets, "segments": segments, "x_mask": x_mask}
         if isinstance(x, Batches) or is_list_of_sequences(x):
-            refuse_lengths("lengths", "x", lengths)
+            refuse_of_list("x", {"lengths": lengths, **rows})
             return predicted(self, x)
-        turned = batch_first is not None and boolean("batch_first", batch_first) != (
-            self._axis == 1
-        )
-        if turned:
-            x = self._checked(x)
-            turned = not self._is_alone(x)
-        if not turned:
-            return self(x, None, lengths)[0]
-        outputs, _ = self(x.swapaxes(0, 1), None, lengths)
+        as_it_is = batch_first is None or boolean("batch_first", batch_first) == (self._axis == 1)
+        if as_it_is or self._is_alone(x := self._checked(x)):
+            return self(x, None, lengths, **rows)[0]
+        rows = {n: None if a is None else host_array(n, a).T for n, a in rows.items()}
+        outputs, _ = self(x.swapaxes(0, 1), None, lengths, **rows)
         return outputs.swapaxes(0, 1) if self.readout == "all" else outputs
 
     def generate(
@@ -248,7 +265,9 @@ class Model(Fixed):
         recompute: SupportsIndex | None = None,
         tbptt: SupportsIndex | None = None,
         resets: Any = None,
+        reset_to: str = "zero",
         segments: Any = None,
+        x_mask: Any = None,
     ) -> tuple[Array, State, ModelTape]:
         """As a call, with dropout where the layers have it, and a tape.
 
@@ -260,10 +279,12 @@ class Model(Fixed):
             recompute: As of a layer's ``forward``, for long sequences.
             tbptt: As of a layer's ``forward``.
             resets: As in a call.
+            reset_to: As in a call.
             segments: As in a call.
+            x_mask: As in a call.
 
         """
-        x, embedding_tape = self._checked(x), None
+        (x, mask), embedding_tape = self._input(x, x_mask), None
         if self.embedding is not None:
             x, embedding_tape = self.embedding.forward(x)
         y, last_state, tape = self.recurrent.forward(
@@ -274,10 +295,12 @@ class Model(Fixed):
             recompute=recompute,
             tbptt=tbptt,
             resets=resets,
+            reset_to=reset_to,
             segments=segments,
+            mask=mask,
         )
-        readout = self._readout(y, lengths)
-        last = self.recurrent.last_output(y, last_state, lengths)
+        readout = self._readout(y, lengths, mask)
+        last = self.recurrent.last_output(y, last_state, lengths, mask=mask)
         outputs, head_tape = self.head.forward(readout.forward(last))
         return outputs, last_state, ModelTape(embedding_tape, tape, readout, head_tape)
 
@@ -293,7 +316,9 @@ class Model(Fixed):
         recompute: SupportsIndex | None = None,
         tbptt: SupportsIndex | None = None,
         resets: Any = None,
+        reset_to: str = "zero",
         segments: Any = None,
+        x_mask: Any = None,
         loss: Loss | None = None,
         x_gradient: bool = True,
     ) -> tuple[float, Gradients]:
@@ -303,14 +328,17 @@ class Model(Fixed):
             x: As in a call.
             targets: What the loss takes: of classes (T, B), or (B,) where the head sees one thing a
                 row; of numbers shaped as the outputs.
-            lengths: As in a call. Of "all" steps those past a row's length do not count.
+            lengths: As in a call. Of "all" steps those past a row's length do not count, nor those
+                that ``x_mask`` has a row skip.
             mask: Bool (T, B), or (B,): the targets that count; ``None`` is all of them.
             state: As in a call.
             dropout_key: As in ``forward``.
             recompute: As in ``forward``.
             tbptt: As in ``forward``.
             resets: As in a call.
+            reset_to: As in a call.
             segments: As in a call.
+            x_mask: As in a call.
             loss: Another loss: a name, or a function of outputs, targets and mask that gives the
                 mean and its gradient in the outputs.
             x_gradient: As of the tape's ``backward``: a step of training has no use for ∂L/∂x.
@@ -327,11 +355,12 @@ class Model(Fixed):
             recompute=recompute,
             tbptt=tbptt,
             resets=resets,
+            reset_to=reset_to,
             segments=segments,
+            x_mask=x_mask,
         )
-        value, doutputs = loss_named(loss, self.loss)(
-            outputs, targets, self._counted(outputs, lengths, mask)
-        )
+        counted = self._counted(outputs.shape[:-1], lengths, mask, x_mask)
+        value, doutputs = loss_named(loss, self.loss)(outputs, targets, counted)
         return value, tape.backward(doutputs, x_gradient=x_gradient)
 
     def evaluate(
@@ -343,25 +372,29 @@ class Model(Fixed):
         mask: Any = None,
         state: State | None = None,
         resets: Any = None,
+        reset_to: str = "zero",
         segments: Any = None,
+        x_mask: Any = None,
         loss: Loss | None = None,
     ) -> float:
         """The loss without dropout and without gradients; arguments as in ``loss_and_grads``."""
-        outputs, _ = self(x, state, lengths, resets=resets, segments=segments)
-        counted = self._counted(outputs, lengths, mask)
+        outputs, _ = self(
+            x, state, lengths, resets=resets, reset_to=reset_to, segments=segments, x_mask=x_mask
+        )
+        counted = self._counted(outputs.shape[:-1], lengths, mask, x_mask)
         value: float = loss_named(loss, self.loss)(outputs, targets, counted)[0]
         return value
 
-    def places(self, x: Any, targets: Any, lengths: Any = None, *, mask: Any = None) -> int:
+    def places(
+        self, x: Any, targets: Any, lengths: Any = None, *, mask: Any = None, x_mask: Any = None
+    ) -> int:
         """How many targets the mean of ``loss_and_grads`` is over, for means over batches."""
         x = self._checked(x)
         shape = x.shape[: 1 if self._is_alone(x) else 2]  # of the steps
         if self.readout != "all":
             shape = shape[1 - self._axis :][:1] if len(shape) == 2 else ()
-        counted = self._mask(shape, lengths, mask)
-        if counted is None:
-            return math.prod(shape)
-        return int((counted if hasattr(counted, "sum") else np.asarray(counted)).sum())
+        counted = self._counted(shape, lengths, mask, x_mask)
+        return math.prod(shape) if counted is None else int(counted.sum())
 
     def part(
         self, x: Any, targets: Any, lengths: Any, mask: Any, share: Callable[[int], slice]
@@ -438,27 +471,28 @@ class Model(Fixed):
         """Whether it is one sequence, without an axis of rows."""
         return bool(x.ndim == (1 if x.dtype.kind in "iu" else 2))
 
-    def _readout(self, y: Array, lengths: Any) -> Readout:
-        lengths = None if lengths is None else np.array(lengths, np.int64)  # the tape's own
-        return Readout(self.readout, self._device, self._axis, y, lengths)
+    def _input(self, x: Any, x_mask: Any) -> tuple[Array, NDArray[np.bool_] | None]:
+        """What the first part is given, and which steps of it rows go through."""
+        x = self._checked(x)
+        mask = checked_mask(x, x_mask)
+        if mask is not None and self.embedding is not None and x.dtype.kind in "iu":
+            x = self._device.xp.where(self._device.put(mask), x, x.dtype.type(0))  # nobody looks
+        return x, mask
 
-    def _counted(self, outputs: Array, lengths: Any, mask: Any) -> Array | None:
-        """The mask for the loss."""
-        shape = outputs.shape[:-1]
-        counted = self._mask(shape, lengths, mask)
-        return None if counted is None else self._device.put(counted)
+    def _readout(self, y: Array, lengths: Any, x_mask: Any) -> Readout:
+        live = live_within(y.shape[:-1], self._axis, lengths, x_mask)
+        return Readout(self.readout, self._device, self._axis, y, live)
 
-    def _mask(self, shape: tuple[int, ...], lengths: Any, mask: Any) -> Any:
-        """Which targets count: those of the mask, and of steps those within their lengths."""
-        if lengths is None or self.readout != "all":
-            return mask
-        if len(shape) == 1:
-            live = live_steps(shape[0], np.asarray(lengths), 0)[:, 0]
-        else:
-            live = live_steps(shape[self._axis], np.asarray(lengths), self._axis)
-        if mask is None:
-            return live
-        return self._device.put(live) & self._device.array("mask", mask)
+    def _counted(self, shape: tuple[int, ...], lengths: Any, mask: Any, x_mask: Any = None) -> Any:
+        """Which targets count: those of the mask, and of steps those that rows go through."""
+        counted = None if mask is None else self._device.array("mask", mask)
+        if self.readout != "all":
+            return counted
+        live = live_within(shape, self._axis, lengths, x_mask)
+        if live is None:
+            return counted
+        there = self._device.put(live)
+        return there if counted is None else there & counted
 
 
 def _check_part(name: str, part: Any, wanted: str, good: bool) -> None:

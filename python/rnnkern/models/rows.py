@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which steps of a model's x its rows go through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnkern._checks import Array, host_array
+from rnnkern.layers.steps import live_steps
+
+
+def checked_mask(x: Array, x_mask: Any) -> NDArray[np.bool_] | None:
+    """A mask of the steps of x, a batch or one sequence, of tokens or features: a copy."""
+    if x_mask is None:
+        return None
+    mask: NDArray[np.bool_] = host_array("x_mask", x_mask).copy()
+    if mask.dtype != np.bool_:
+        raise TypeError(
+            f"x_mask must be bool, got {mask.dtype.name}: x_mask != 0 is an array of bools"
+        )
+    shape = x.shape if x.dtype.kind in "iu" else x.shape[:-1]
+    if mask.shape != shape:
+        raise ValueError(f"x_mask must have shape {shape}, got {mask.shape}")
+    return mask
+
+
+def live_within(
+    shape: tuple[int, ...], axis: int, lengths: Any, x_mask: Any
+) -> NDArray[np.bool_] | None:
+    """Of steps (T, B), or (B, T) where ``axis`` is 1, or (T,): those within lengths and mask.
+
+    ``None`` is all of them.
+    """
+    live: NDArray[np.bool_] | None = None if x_mask is None else host_array("x_mask", x_mask)
+    if lengths is None:
+        return live
+    axis = axis if len(shape) == 2 else 0
+    within = live_steps(shape[axis], np.asarray(lengths), axis).reshape(shape)
+    return within if live is None else within & live
