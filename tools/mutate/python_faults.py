@@ -407,8 +407,8 @@ _PROGRAMS = [
     fault(
         f"{_PACKAGE}/models/readout.py",
         "the-mean-is-over-padding-too",
-        "(1.0 / np.maximum(self._lengths, 1)).astype",
-        "np.full(len(self._lengths), 1.0 / self._shape[self._axis]).astype",
+        "(1.0 / np.maximum(count, 1)).astype",
+        "np.full(count.shape, 1.0 / self._shape[self._axis]).astype",
         "models/test_model.py::test_padding_does_not_count",
     ),
     fault(
