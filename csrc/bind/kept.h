@@ -135,7 +135,7 @@ struct KeptOf {
   ScheduleStorage schedule;
   std::shared_ptr<const TokenStorage> tokens;
   py::object h_factors;               // (L·D, B, P), or None
-  AlignedBytes states;                // h_0 (L·D, B, P), then c_0 (L·D, B, H)
+  AlignedBytes states;                // h_0 (L·D, state rows, P), then c_0 (L·D, state rows, H)
   std::vector<Direction> directions;  // by layer
   std::vector<Between> between;
   std::vector<Handed<T>> both;  // of every layer what its directions gave, where they are merged
@@ -170,10 +170,11 @@ struct KeptOf {
     const auto below =
         sequence<T, HostArray>(dx, "dx", schedule.steps(), schedule.batch(), sizes.inputs);
     T* const dh_data =
-        write<T>(required(dh, "dh"), "dh", {count(), schedule.batch(), sizes.outputs});
-    T* const dc_data = sizes.facts().cell_state ? write<T>(required(dc, "dc"), "dc",
-                                                           {count(), schedule.batch(), sizes.units})
-                                                : nullptr;
+        write<T>(required(dh, "dh"), "dh", {count(), schedule.state_rows(), sizes.outputs});
+    T* const dc_data =
+        sizes.facts().cell_state
+            ? write<T>(required(dc, "dc"), "dc", {count(), schedule.state_rows(), sizes.units})
+            : nullptr;
     std::vector<Gradient> grads;
     std::vector<T*> told;
     for (Index i = 0; i < count(); ++i) {
@@ -218,11 +219,13 @@ struct KeptOf {
   }
 
   // The same for what a caller gives, in new arrays: (dx, dstate, gradients of what parameters there
-  // are); None where dy or dstate would have to be converted, and for dx without `with_dx`.
+  // are); None where dy or dstate would have to be converted or rows begin anew with states of their own,
+  // and for dx without `with_dx`.
   py::object direct(const py::object& given_x, const py::object& y, const py::object& dy,
                     const py::object& dstate, bool unbatched, bool with_dx) const {
     if (unbatched && schedule.batch() > 1)
       throw std::invalid_argument("unbatched must be False where there are several rows");
+    if (schedule.state_rows() != schedule.batch()) return py::none();
     const StateShape<T> shape{.states = count(),
                               .batch = schedule.batch(),
                               .units = sizes.units,
@@ -278,7 +281,8 @@ struct KeptOf {
            Sequence<T> dx, const std::vector<Gradient>& grads,
            const std::vector<T*>& traces) const {
     const Index live = schedule.live_rows(), units = sizes.units, outputs = sizes.outputs;
-    const Index h_size = schedule.batch() * outputs, c_size = schedule.batch() * units;
+    const Index h_size = schedule.state_rows() * outputs;
+    const Index c_size = schedule.state_rows() * units;
     const auto& facts = sizes.facts();
     const T* const h_0 = reinterpret_cast<const T*>(states.get());
     const auto zone = [&](const py::object& drawn, const char* name, Index features) {
@@ -332,7 +336,7 @@ struct KeptOf {
     if (const T* const own =
             read<T>(h_factors, "h_factors", {count(), schedule.batch(), outputs})) {
       for (Index i = 0; i < count(); ++i)
-        problems[static_cast<std::size_t>(i)].h_factors = own + i * h_size;
+        problems[static_cast<std::size_t>(i)].h_factors = own + i * schedule.batch() * outputs;
     }
     std::vector<const T*> factors;
     for (const auto& layer : between) factors.push_back(layer.factors(schedule, sizes.features()));

@@ -54,7 +54,7 @@ class NetworkOf {
 
   py::object forward(const py::object& x, const py::object& lengths, const py::object& h,
                      const py::object& c, const py::object& y, const py::sequence& masks, bool keep,
-                     const py::object& resets, const py::object& mask, bool to_initial,
+                     const py::object& resets, const py::object& mask, bool states_anew,
                      const py::object& h_factors, const py::sequence& zoneout_h,
                      const py::sequence& zoneout_c) const {
     const HostArray array(required(x, "x"), "x");
@@ -66,7 +66,7 @@ class NetworkOf {
       array.refuse("have at least one step and one row, got shape " + array.shape_text());
     const RowMarks marks{.resets = read_marks(resets, "resets", steps, batch),
                          .mask = read_marks(mask, "mask", steps, batch),
-                         .to_initial = to_initial};
+                         .states_anew = states_anew};
     Given given{.schedule = {steps, batch, read_lengths(lengths, batch), marks}};
     if (tokens) {
       given.set_tokens(sequence<const std::int64_t, HostArray>(x, "x", steps, batch, 0),
@@ -74,8 +74,9 @@ class NetworkOf {
     } else {
       given.x = sequence<const T, HostArray>(x, "x", steps, batch, sizes_.inputs);
     }
-    given.h = write<T>(required(h, "h"), "h", {count(), batch, sizes_.outputs});
-    if (has_c()) given.c = write<T>(required(c, "c"), "c", {count(), batch, sizes_.units});
+    const Index states = given.schedule.state_rows();
+    given.h = write<T>(required(h, "h"), "h", {count(), states, sizes_.outputs});
+    if (has_c()) given.c = write<T>(required(c, "c"), "c", {count(), states, sizes_.units});
     given.y = sequence<T, HostArray>(required(y, "y"), "y", steps, batch, sizes_.features());
     given.masks = read_each(masks, "masks", sizes_.layers - 1, "layer but the last", false);
     given.h_factors = h_factors;
@@ -131,7 +132,7 @@ class NetworkOf {
     ScheduleStorage schedule;
     Sequence<const T> x{};
     std::shared_ptr<const TokenStorage> tokens{};
-    T *h = nullptr, *c = nullptr;  // (L·D, B, P) and (L·D, B, H), in place
+    T *h = nullptr, *c = nullptr;  // (L·D, state rows, P) and (L·D, state rows, H), in place
     Sequence<T> y{};
     std::vector<py::object> masks{};
     py::object h_factors = py::none();             // (L·D, B, P)
@@ -152,7 +153,7 @@ class NetworkOf {
       throw std::invalid_argument("compute 'int8' is for inference alone");
     const ScheduleStorage& rows = given.schedule;
     const Index live = rows.live_rows(), units = sizes_.units, outputs = sizes_.outputs;
-    const Index h_size = rows.batch() * outputs, c_size = rows.batch() * units;
+    const Index h_size = rows.state_rows() * outputs, c_size = rows.state_rows() * units;
     std::vector<Between> between(static_cast<std::size_t>(sizes_.layers - 1));
     std::vector<const T*> factors;
     for (std::size_t k = 0; k < between.size(); ++k) {
@@ -179,7 +180,7 @@ class NetworkOf {
     std::vector<typename KeptOf<T>::Direction> kept(keep ? static_cast<std::size_t>(count())
                                                          : std::size_t{0});
     AlignedBytes states;
-    if (keep) states = copy_of_states(given, rows.batch());
+    if (keep) states = copy_of_states(given);
     std::vector<ForwardProblem<T>> problems;
     problems.reserve(static_cast<std::size_t>(count()));
     for (Index i = 0; i < count(); ++i) {
@@ -201,7 +202,7 @@ class NetworkOf {
            .saved = nullptr,
            .cells = nullptr,
            .options = options_.empty() ? nullptr : &options_[static_cast<std::size_t>(d)],
-           .h_factors = h_factors ? h_factors + i * h_size : nullptr,
+           .h_factors = h_factors ? h_factors + i * rows.batch() * outputs : nullptr,
            .zone_h = zone(sizes_.zoneout, given.drawn_h, at, "zoneout_h", rows, outputs),
            .zone_c = zone(sizes_.cell_zoneout, given.drawn_c, at, "zoneout_c", rows, units)});
       if (!keep) continue;
@@ -298,8 +299,8 @@ class NetworkOf {
                                                     with_input, sizes_.compute);
   }
 
-  AlignedBytes copy_of_states(const Given& given, Index batch) const {
-    const Index rows = count() * batch, of_h = rows * sizes_.outputs;
+  AlignedBytes copy_of_states(const Given& given) const {
+    const Index rows = count() * given.schedule.state_rows(), of_h = rows * sizes_.outputs;
     const Index of_c = given.c ? rows * sizes_.units : 0;
     AlignedBytes states((of_h + of_c) * static_cast<Index>(sizeof(T)));
     T* const h_0 = reinterpret_cast<T*>(states.get());
@@ -379,11 +380,12 @@ class Network {
 void bind_network(py::module_& m) {
   m.def(
       "stretches", find_stretches, py::arg("steps"), py::arg("batch"), py::arg("lengths"),
-      py::arg("resets"), py::arg("mask"), py::arg("to_initial"),
+      py::arg("resets"), py::arg("mask"), py::arg("states_anew"),
       "The rows of a batch cut where they begin anew, without the steps that they skip, by falling "
-      "length: (t·B + b of each live step in packed order, lengths, (by direction the batch row "
-      "whose initial state each begins with, or -1 for zero), (by direction and batch row the one "
-      "that leaves its last state, or -1 for the initial one, or -2 for zero)).");
+      "length: (t·B + b of each live step in packed order, lengths, (by direction the row "
+      "of the states given that each begins with, or -1 for zero), (by direction and batch row the "
+      "one that leaves its last state, or -1 for the initial one, -2 for zero, -3 for that of row "
+      "B + b)). With states_anew rows b begin anew with those of rows B + b, else from zero.");
   py::class_<Kept>(m, "Kept", "What Network.forward() kept of one call.")
       .def_property_readonly(
           "saved", [](const py::handle& self) { return built<Kept>(self, "self").saved(); },
@@ -450,16 +452,16 @@ void bind_network(py::module_& m) {
           [](const py::handle& self, const py::object& x, const py::object& lengths,
              const py::object& h, const py::object& c, const py::object& y,
              const py::sequence& masks, bool keep, const py::object& resets, const py::object& mask,
-             bool to_initial, const py::object& h_factors, const py::sequence& zoneout_h,
+             bool states_anew, const py::object& h_factors, const py::sequence& zoneout_h,
              const py::sequence& zoneout_c) {
             return built<Network>(self, "self").visit([&](const auto& network) {
-              return network.forward(x, lengths, h, c, y, masks, keep, resets, mask, to_initial,
+              return network.forward(x, lengths, h, c, y, masks, keep, resets, mask, states_anew,
                                      h_factors, zoneout_h, zoneout_c);
             });
           },
           py::arg("x"), py::arg("lengths"), py::arg("h"), py::arg("c"), py::arg("y"),
           py::arg("masks"), py::arg("keep"), py::arg("resets") = py::none(),
-          py::arg("mask") = py::none(), py::arg("to_initial") = false,
+          py::arg("mask") = py::none(), py::arg("states_anew") = false,
           py::arg("h_factors") = py::none(), py::arg("zoneout_h") = py::tuple(),
           py::arg("zoneout_c") = py::tuple(),
           "x (T, B, I) or tokens (T, B); lengths (B,) or None. h (L·D, B, P) and c (L·D, B, H) go "
@@ -467,8 +469,9 @@ void bind_network(py::module_& m) {
           "masks: "
           "factors (T, B, D·P) of what each layer hands to the next, or none. resets and mask (T, "
           "B) "
-          "are booleans or None: before a step that is reset a row begins anew, from zero or with "
-          "to_initial from its initial state; where mask is False it keeps its state, and y is 0. "
+          "are booleans or None: before a step that is reset a row begins anew, from zero or, with "
+          "states_anew, from row B + b of h and c, which then have 2·B; where mask is False it "
+          "keeps its state, and y is 0. "
           "h_factors (L·D, B, P) or None: of what recurrent products take of h, at all steps. "
           "zoneout_h (T, B, P) and zoneout_c (T, B, H) are booleans by layer and direction: which "
           "units keep their "

@@ -27,7 +27,8 @@ inline Sequence<const unsigned char> read_marks(const py::handle& marks, const c
 // (places, lengths, sources, leaving) of the stretches of a batch, for devices that have no memory of the
 // host's: sources and leaving by direction.
 inline py::tuple find_stretches(Index steps, Index batch, const py::object& lengths,
-                                const py::object& resets, const py::object& mask, bool to_initial) {
+                                const py::object& resets, const py::object& mask,
+                                bool states_anew) {
   if (steps < 1 || batch < 1) throw std::invalid_argument("steps and batch must be at least 1");
   if (resets.is_none() && mask.is_none()) {
     throw std::invalid_argument(
@@ -38,7 +39,7 @@ inline py::tuple find_stretches(Index steps, Index batch, const py::object& leng
   const Stretches stretches(steps, batch, given,
                             {.resets = read_marks(resets, "resets", steps, batch),
                              .mask = read_marks(mask, "mask", steps, batch),
-                             .to_initial = to_initial},
+                             .states_anew = states_anew},
                             std::numeric_limits<Index>::max());
   const auto filled = [](Index count, auto value) {
     py::object array = new_array<std::int64_t>({count});

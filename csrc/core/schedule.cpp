@@ -10,7 +10,7 @@ namespace rnnkern {
 
 ScheduleStorage::ScheduleStorage(Index steps, Index batch,
                                  std::optional<std::vector<Index>> lengths, const RowMarks& marks)
-    : steps_(steps), batch_(batch) {
+    : steps_(steps), batch_(batch), state_rows_(marks.states_anew ? 2 * batch : batch) {
   if (lengths) check_lengths(*lengths, steps);
   if (marks.any()) {
     constexpr Index kPartRows = 256;  // enough for the products over a step

@@ -40,6 +40,8 @@ class ScheduleStorage {
   // Of a call's arrays (T, B, ·).
   Index steps() const { return steps_; }
   Index batch() const { return batch_; }
+  // Of its states (L·D, rows, ·): B, and as many more where rows begin anew with states of their own.
+  Index state_rows() const { return state_rows_; }
 
   // Of rows that are cut into stretches, that of the first part of these.
   Schedule schedule(bool reverse) const {
@@ -54,7 +56,7 @@ class ScheduleStorage {
   const Stretches* stretches() const { return stretches_ ? &*stretches_ : nullptr; }
 
  private:
-  Index steps_, batch_;
+  Index steps_, batch_, state_rows_;
   std::vector<Index> lengths_;  // none where all rows have all steps
   std::vector<Index> numbers_;  // the order, then the offsets, of `Schedule`
   std::optional<Stretches> stretches_;

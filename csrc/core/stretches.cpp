@@ -25,7 +25,9 @@ struct Stretches::Found {
 
 Stretches::Stretches(Index steps, Index batch, const std::optional<std::vector<Index>>& lengths,
                      const RowMarks& marks, Index most_rows)
-    : batch_(batch), to_initial_(marks.to_initial), live_(static_cast<std::size_t>(steps * batch)) {
+    : batch_(batch),
+      states_anew_(marks.states_anew),
+      live_(static_cast<std::size_t>(steps * batch)) {
   Found found;
   found.steps.reserve(live_.size());
   for (Way& way : way_) way.leaving.assign(static_cast<std::size_t>(batch), kGiven);
@@ -60,7 +62,7 @@ void Stretches::add_row(Index b, Index length, const RowMarks& marks, Found& fou
   auto& reverse = way_[1].leaving[static_cast<std::size_t>(b)];
   const bool lives = all.size() > own;
   if (lives) all.back().anew[1] = pending;
-  const Index anew = to_initial_ ? kGiven : kNothing;
+  const Index anew = states_anew_ ? kAnew : kNothing;
   if (pending) {
     forward = anew;
   } else if (lives) {

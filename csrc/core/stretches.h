@@ -16,7 +16,8 @@ namespace rnnkern {
 struct RowMarks {
   Sequence<const unsigned char> resets;  // (T, B): before that step the row's state begins anew
   Sequence<const unsigned char> mask;    // (T, B): where it is false the row keeps its state
-  bool to_initial = false;               // anew from the state that the row was given, or from zero
+  // Anew from states that stand behind those of the batch, as many of them; or from zero.
+  bool states_anew = false;
 
   bool any() const { return resets.data || mask.data; }
 };
@@ -55,20 +56,21 @@ class Stretches {
   bool has_gaps() const { return live_rows() < static_cast<Index>(live_.size()); }
   bool live(Index t, Index b) const { return live_[static_cast<std::size_t>(t * batch_ + b)]; }
 
-  static constexpr Index kGiven = -1, kNothing = -2;
+  static constexpr Index kGiven = -1, kNothing = -2, kAnew = -3;
 
-  // The batch row whose given state stretch v begins with, or -1 for none.
+  // The given state that stretch v begins with, of its batch row or B rows behind it; or -1 for none.
   Index source(bool reverse, Index v) const {
     const auto at = static_cast<std::size_t>(v);
-    return way_[reverse].anew[at] && !to_initial_ ? Index{-1} : row_[at];
+    if (!way_[reverse].anew[at]) return row_[at];
+    return states_anew_ ? batch_ + row_[at] : Index{-1};
   }
   // The stretch that leaves the last state of a batch row; kGiven where it is the one given, kNothing
-  // where it is zero.
+  // where it is zero, kAnew where it is the one that the row begins anew with.
   Index leaving(bool reverse, Index b) const {
     return way_[reverse].leaving[static_cast<std::size_t>(b)];
   }
 
-  // Of states (B, H) that a call is given, those (rows, H) that the stretches begin with.
+  // Of states (B, H), or (2·B, H), that a call is given, those (rows, H) that the stretches begin with.
   template <class T>
   void begin(bool reverse, const T* given, Index units, T* states) const {
     for (Index v = 0; v < rows(); ++v) {
@@ -91,6 +93,8 @@ class Stretches {
         std::copy_n(states + from * units, units, state + b * units);
       } else if (from == kNothing) {
         std::fill_n(state + b * units, units, T(0));
+      } else if (from == kAnew) {
+        std::copy_n(state + (batch_ + b) * units, units, state + b * units);
       }
     }
   }
@@ -105,14 +109,20 @@ class Stretches {
     }
   }
 
-  // And of begin(): ∂L/∂(the state given), in the place of ∂L/∂(the last one).
+  // And of begin(): ∂L/∂(the states given), in the place of ∂L/∂(the last ones); those to begin anew
+  // with are added to.
   template <class T>
   void end_backward(bool reverse, const T* dstates, Index units, T* dstate) const {
-    for (Index b = 0; b < batch_; ++b)
-      if (leaving(reverse, b) != kGiven) std::fill_n(dstate + b * units, units, T(0));
+    const auto add = [&](const T* from, Index to) {
+      for (Index j = 0; j < units; ++j) dstate[to * units + j] += from[j];
+    };
+    for (Index b = 0; b < batch_; ++b) {
+      const Index from = leaving(reverse, b);
+      if (from == kAnew) add(dstate + b * units, batch_ + b);
+      if (from != kGiven) std::fill_n(dstate + b * units, units, T(0));
+    }
     for (Index v = 0; v < rows(); ++v) {
-      const Index b = source(reverse, v);
-      for (Index j = 0; b >= 0 && j < units; ++j) dstate[b * units + j] += dstates[v * units + j];
+      if (const Index to = source(reverse, v); to >= 0) add(dstates + v * units, to);
     }
   }
 
@@ -128,8 +138,8 @@ class Stretches {
   void sort(const Found& found, Index most_rows);
 
   Index batch_;
-  bool to_initial_, resets_ = false;  // whether there is any reset
-  std::vector<char> live_;            // (T, B)
+  bool states_anew_, resets_ = false;  // whether there is any reset
+  std::vector<char> live_;             // (T, B)
   std::vector<Index> row_;  // (rows) the batch row of a stretch; they stand by falling length
   std::vector<Part> parts_;
   std::vector<Index> numbers_;  // the order of the rows of any part, then the parts' offsets

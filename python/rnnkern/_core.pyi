@@ -51,7 +51,7 @@ class Network:
         keep: bool,
         resets: Array | None = None,
         mask: Array | None = None,
-        to_initial: bool = False,
+        states_anew: bool = False,
         h_factors: Array | None = None,
         zoneout_h: Sequence[Array] = (),
         zoneout_c: Sequence[Array] = (),
@@ -128,7 +128,7 @@ def stretches(
     lengths: Array | None,
     resets: Array | None,
     mask: Array | None,
-    to_initial: bool,
+    states_anew: bool,
 ) -> tuple[Array, Array, tuple[Array, Array], tuple[Array, Array]]: ...
 def supported_isas() -> list[str]: ...
 def thread_limit() -> int: ...

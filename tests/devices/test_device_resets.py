@@ -21,6 +21,7 @@ MARKS: dict[str, dict[str, Any]] = {
         "resets": RANDOM.random((STEPS, BATCH)) < 0.3,
         "reset_to": "initial",
     },
+    "to a state": {"resets": RANDOM.random((STEPS, BATCH)) < 0.3, "reset_to": "state"},
     "mask": {"mask": RANDOM.random((STEPS, BATCH)) < 0.6, "masked_output": "last"},
     "all": {
         "resets": RANDOM.random((STEPS, BATCH)) < 0.3,
@@ -40,9 +41,13 @@ def check(cuda: devices.Cuda, cell: str, ways: dict[str, Any], given: dict[str, 
     states = (2 * layer.num_directions, BATCH, HIDDEN)
     first = tuple(s.astype(np.float32) for s in random_state(cell, states))
     dy = random.standard_normal((STEPS, BATCH, layer.output_size)).astype(np.float32)
-    y, last, tape = layer.forward(x, as_layer_state(first), **given, dropout_key=1)
     there = as_layer_state(tuple(put(cuda, s) for s in first))
-    own_y, own_last, own_tape = twin.forward(put(cuda, x), there, **given, dropout_key=1)
+    own = given
+    if given.get("reset_to") == "state":
+        given = {**given, "reset_to": as_layer_state(tuple(-s for s in first))}
+        own = {**given, "reset_to": as_layer_state(tuple(put(cuda, -s) for s in first))}
+    y, last, tape = layer.forward(x, as_layer_state(first), **given, dropout_key=1)
+    own_y, own_last, own_tape = twin.forward(put(cuda, x), there, **own, dropout_key=1)
     agree(cuda, "y", own_y, y, tolerance)
     for mine, theirs in zip(as_tuple(own_last), as_tuple(last), strict=True):
         agree(cuda, "last", mine, theirs, tolerance)
@@ -51,6 +56,9 @@ def check(cuda: devices.Cuda, cell: str, ways: dict[str, Any], given: dict[str, 
     agree(cuda, "dx", got.x, want.x, tolerance)
     for mine, theirs in zip(as_tuple(got.state), as_tuple(want.state), strict=True):
         agree(cuda, "first", mine, theirs, tolerance)
+    if want.reset_to is not None:
+        for mine, theirs in zip(as_tuple(got.reset_to), as_tuple(want.reset_to), strict=True):
+            agree(cuda, "reset_to", mine, theirs, tolerance)
     for name, array in want.params.items():
         agree(cuda, name, got.params[name], array, tolerance)
 
@@ -77,7 +85,7 @@ def test_pieces_agree_with_the_cpu(cuda: devices.Cuda, way: str) -> None:
 def test_tokens_and_gates(cuda: devices.Cuda, options: dict[str, Any], cell: str) -> None:
     layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 2, **options, seed=1)
     x = np.random.default_rng(0).integers(0, INPUTS, (STEPS, BATCH))
-    for marks in MARKS.values():
+    for marks in (given for given in MARKS.values() if given.get("reset_to") != "state"):
         y, _, tape = layer.forward(x, **marks)
         own_y, _, own_tape = twin.forward(put(cuda, x), **marks)
         agree(cuda, "y", own_y, y, TOLERANCE["float32"])

@@ -43,12 +43,11 @@ def arguments(case: Case, *names: str) -> dict[str, Any]:
 MARKS = [("resets",), ("mask",), ("resets", "mask"), ("resets", "mask", "lengths")]
 
 
-def by_steps(module: Any, x: Any, first: Any, reset_to: str, given: dict[str, Any]) -> Any:
+def by_steps(module: Any, x: Any, first: Any, fresh: Any, given: dict[str, Any]) -> Any:
     """TorchRL's way, with PyTorch's module: a step at a time, the state set anew before it."""
     import torch
 
     state, ys = first, []
-    fresh = first if reset_to == "initial" else tuple(torch.zeros_like(s) for s in first)
 
     def chosen(rows: Any, there: Any, elsewhere: Any) -> Any:
         return torch.where(torch.from_numpy(rows)[:, None], there, elsewhere)
@@ -66,7 +65,7 @@ def by_steps(module: Any, x: Any, first: Any, reset_to: str, given: dict[str, An
     return torch.stack(ys), state
 
 
-@pytest.mark.parametrize("reset_to", ["zero", "initial"])
+@pytest.mark.parametrize("reset_to", ["zero", "initial", "state"])
 @pytest.mark.parametrize("names", MARKS, ids="+".join)
 @pytest.mark.parametrize("cell", MODULES)
 def test_rows_begin_anew_as_in_a_loop_over_steps(
@@ -77,11 +76,15 @@ def test_rows_begin_anew_as_in_a_loop_over_steps(
     layer = make(cell, INPUTS, HIDDEN, 2, dtype="float64")
     module = getattr(torch.nn, MODULES[cell])(INPUTS, HIDDEN, 2, dtype=torch.float64)
     module.load_state_dict(layer.to_torch())
-    first = random_state(cell, (2, BATCH, HIDDEN))
+    first, anew = (random_state(cell, (2, BATCH, HIDDEN), seed) for seed in (0, 2))
     given = arguments(case, *names)
-    y, last, tape = layer.forward(case.x, as_layer_state(first), **given, reset_to=reset_to)
+    own: Any = as_layer_state(anew) if reset_to == "state" else reset_to
+    y, last, tape = layer.forward(case.x, as_layer_state(first), **given, reset_to=own)
     tensors = [torch.from_numpy(a).requires_grad_() for a in (case.x, *first)]
-    want_y, want_last = by_steps(module, tensors[0], tuple(tensors[1:]), reset_to, given)
+    zeros = tuple(torch.zeros_like(s) for s in tensors[1:])
+    states = tuple(torch.from_numpy(a).requires_grad_() for a in anew)
+    fresh = {"zero": zeros, "initial": tuple(tensors[1:]), "state": states}[reset_to]
+    want_y, want_last = by_steps(module, tensors[0], tuple(tensors[1:]), fresh, given)
     assert_close("y", y, want_y.detach().numpy(), 1e-12)
     for mine, theirs in zip(as_tuple(last), want_last, strict=True):
         assert_close("last", mine, theirs.detach().numpy(), 1e-12)
@@ -93,6 +96,11 @@ def test_rows_begin_anew_as_in_a_loop_over_steps(
     gradients = tape.backward(dy, as_layer_state(dlast))
     for mine, tensor in zip((gradients.x, *as_tuple(gradients.state)), tensors, strict=True):
         assert_close("gradient", mine, tensor.grad.numpy(), 1e-12)
+    assert (gradients.reset_to is not None) == (reset_to == "state")
+    for mine, tensor in zip(as_tuple(gradients.reset_to), states, strict=False):
+        if reset_to == "state":
+            reached = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            assert_close("reset_to", mine, reached.numpy(), 1e-12)
     got = make(cell, INPUTS, HIDDEN, 2, dtype="float64")
     for name, array in gradients.params.items():
         got.params[name] = array
@@ -337,6 +345,12 @@ def test_recompute_takes_them_too(cell: str) -> None:
         ({"segments": np.zeros((2, 3))}, "segments must be integers"),
         ({"segments": np.full((2, 3), -1)}, "segments must be 0 or above, got -1.*mask="),
         ({"reset_to": "one"}, "reset_to must be one of 'zero', 'initial'"),
+        ({"reset_to": None}, "reset_to must be one of 'zero', 'initial'"),
+        ({"reset_to": np.zeros((1, 2, 5), "f4")}, r"reset_to\['h'\] must have shape \(1, 3, 5\)"),
+        (
+            {"tbptt": 2, "reset_to": np.zeros((1, 1, 5), "f4")},
+            "tbptt needs reset_to='zero', got a",
+        ),
         ({"masked_output": "h"}, "masked_output must be one of 'zero', 'last'"),
         ({"tbptt": 0}, "tbptt must be a positive integer"),
         ({"tbptt": 2, "recompute": 2}, "tbptt and recompute must not both be given"),

@@ -181,4 +181,4 @@ def test_what_is_left_to_python() -> None:
 def test_stretches_of_what_cannot_be(wrong: dict[str, Any], message: str) -> None:
     given = {"steps": T, "batch": B, "lengths": LENGTHS, "resets": np.zeros((T, B), bool)}
     with pytest.raises(ValueError, match=message):
-        _core.stretches(**{**given, "mask": None, "to_initial": False, **wrong})
+        _core.stretches(**{**given, "mask": None, "states_anew": False, **wrong})

@@ -100,9 +100,9 @@ class Sizes:
             return self.case.array("x", tokens, layouts=STRIDED)
         return self.numbers("x", self.steps, self.batch, self.inputs, layouts=STRIDED)
 
-    def state(self, name: str, *axes: int) -> Array:
-        """(…, B, H), to be advanced."""
-        return self.numbers(name, *axes, self.batch, self.units, written=True)
+    def state(self, name: str, *axes: int, twice: bool = False) -> Array:
+        """(…, B, H), or (…, 2·B, H), to be advanced."""
+        return self.numbers(name, *axes, self.batch * (1 + twice), self.units, written=True)
 
 
 def play_network(s: Sizes) -> None:
@@ -126,11 +126,12 @@ def play_network(s: Sizes) -> None:
         lengths = case.array("lengths", case.numbers.integers(0, s.steps + 1, s.batch))
     if network is None:
         return
+    anew = case.chance(0.1)
     forward: Arguments = {
         "x": x,
         "lengths": lengths,
-        "h": s.state("h", layers * directions),
-        "c": s.state("c", layers * directions),
+        "h": s.state("h", layers * directions, twice=anew),
+        "c": s.state("c", layers * directions, twice=anew),
         "y": s.zeros("y", s.steps, s.batch, directions * s.units, layouts=STRIDED),
         "masks": [
             s.numbers("mask", s.steps, s.batch, directions * s.units) for _ in range(layers - 1)
@@ -141,8 +142,8 @@ def play_network(s: Sizes) -> None:
         if case.chance(0.2):
             marks = case.numbers.random((s.steps, s.batch)) < case.one(0.1, 0.5, 0.9)
             forward[name] = case.array(name, marks, layouts=STRIDED)
-    if case.chance(0.2):
-        forward["to_initial"] = case.chance(0.5)
+    if anew or case.chance(0.2):
+        forward["states_anew"] = anew
     if case.chance(0.2):
         forward["h_factors"] = s.state("h_factors", layers * directions)
     for name in ("zoneout_h", "zoneout_c"):
@@ -176,8 +177,8 @@ def play_network(s: Sizes) -> None:
         "x": forward["x"],
         "y": forward["y"],
         "dy": s.numbers("dy", s.steps, s.batch, directions * s.units, layouts=STRIDED),
-        "dh": s.state("dh", directions),
-        "dc": s.state("dc", directions),
+        "dh": s.state("dh", layers * directions, twice=anew),
+        "dc": s.state("dc", layers * directions, twice=anew),
         "dx": None if x.ndim == 2 else s.zeros("dx", s.steps, s.batch, s.inputs, layouts=STRIDED),
         "gradients": gradients,
     }
@@ -287,7 +288,7 @@ def play_others(s: Sizes) -> None:
             "lengths": case.array("lengths", steps) if case.chance(0.5) else None,
             "resets": case.array("resets", next(marks), layouts=STRIDED),
             "mask": case.array("mask", next(marks), layouts=STRIDED) if case.chance(0.5) else None,
-            "to_initial": case.chance(0.5),
+            "states_anew": case.chance(0.5),
         }
         given = mutated(case, given)
         case.call(which, lambda: _core.stretches(**given))

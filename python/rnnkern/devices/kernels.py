@@ -85,7 +85,7 @@ class NetworkKernels(Protocol):
         keep: bool,
         resets: Array | None = None,
         mask: Array | None = None,
-        to_initial: bool = False,
+        states_anew: bool = False,
         h_factors: Array | None = None,
         zoneout_h: Sequence[Array] = (),
         zoneout_c: Sequence[Array] = (),
@@ -102,7 +102,8 @@ class NetworkKernels(Protocol):
             keep: whether a backward pass follows: then what it needs is given.
             resets: (T, B) bool in host memory: before that step a row begins anew; or None.
             mask: likewise: where it is False a row keeps its state, and y is 0.
-            to_initial: whether anew is from the initial state, not from zero.
+            states_anew: whether rows begin anew with states of their own, not with zero: h and c
+                have 2·B rows then, of which these are the second half.
             h_factors: (L·D, B, P) of h as recurrent products take it, at all steps; or None.
             zoneout_h: by layer and direction (T, B, P) bool, which units of h keep their value;
                 needed with `keep` for a spec with zoneout. A pass without any takes the shares.

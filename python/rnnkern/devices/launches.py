@@ -178,7 +178,7 @@ class LaunchedNetwork:
         keep: bool,
         resets: Array | None = None,
         mask: Array | None = None,
-        to_initial: bool = False,
+        states_anew: bool = False,
         h_factors: Array | None = None,
         zoneout_h: Sequence[Array] = (),
         zoneout_c: Sequence[Array] = (),
@@ -187,7 +187,8 @@ class LaunchedNetwork:
         spec, device = self._spec, self._device
         draws = Draws(() if h_factors is None else list(h_factors))
         if resets is not None or mask is not None:
-            stretches = Stretches(device, x.shape[:2], spec.ways, lengths, resets, mask, to_initial)
+            shape = x.shape[:2]
+            stretches = Stretches(device, shape, spec.ways, lengths, resets, mask, states_anew)
             return self._forward_stretches(stretches, x, h, c, y, masks, draws, keep=keep)
         return self._forward(x, lengths, h, c, y, masks, draws, keep=keep)
 

@@ -18,6 +18,9 @@ from rnnkern import _core
 from rnnkern._checks import Array
 from rnnkern.devices.kernels import Gradient, Kept
 
+# In the place of a stretch that leaves a row's last state: see `_core.stretches`.
+_GIVEN, _ANEW = -1, -3
+
 
 class Copier(Protocol):
     """Of a device, what copies take."""
@@ -48,16 +51,17 @@ class Stretches:
         lengths: Array | None,
         resets: Array | None,
         mask: Array | None,
-        to_initial: bool,
+        states_anew: bool,
     ) -> None:
         """Of a call of T steps and B rows, its ``shape``.
 
-        `backwards` says of each direction whether it is that from the last step to the first.
+        `backwards` says of each direction whether it is that from the last step to the first. With
+        `states_anew` states have 2·B rows, of which the second half are those to begin anew with.
         """
         steps, batch = shape
         self._device, self._shape = device, shape
         self.places, self.lengths, sources, leaving = _core.stretches(
-            steps, batch, lengths, resets, mask, to_initial
+            steps, batch, lengths, resets, mask, states_anew
         )
         if not len(self.lengths):  # kernels are given a row without steps, which is nobody's
             self.lengths, sources = np.zeros(1, np.int64), (np.full(1, -1),) * 2
@@ -101,15 +105,18 @@ class Stretches:
         array[self._of_batch] += rows[self._of_rows]
 
     def begin(self, given: Array) -> Array:
-        """The states that stretches begin with, of those (L·D, B, H) that the call is given."""
+        """The states that stretches begin with, of those that the call is given."""
         return self._each(given, lambda d, h: self._chosen(h, self._sources[d]))
 
     def end(self, rows: Array, state: Array) -> None:
         """The last states of the batch, in the place of the given ones."""
+        batch = self._shape[1]
         for i, (own, left) in enumerate(zip(state, rows, strict=True)):
             leaving = self._leaving[i % self._directions]
-            held = self._where(leaving == -1, own)
-            state[i] = self._where(leaving >= 0, self._chosen(left, leaving), held)
+            held = self._where(leaving == _GIVEN, own[:batch])
+            if (leaving == _ANEW).any():
+                held = self._where(leaving == _ANEW, own[batch:], held)
+            own[:batch] = self._where(leaving >= 0, self._chosen(left, leaving), held)
 
     def begin_backward(self, dstate: Array) -> Array:
         """∂L/∂(what stretches leave), of that in the last states."""
@@ -117,14 +124,17 @@ class Stretches:
 
     def end_backward(self, drows: Array, dstate: Array) -> None:
         """∂L/∂(the states given), in the place of that in the last ones."""
+        batch = self._shape[1]
         for i, (own, begun) in enumerate(zip(dstate, drows, strict=True)):
             d = i % self._directions
-            total = self._where(self._leaving[d] == -1, own)
+            leaving = self._leaving[d]
+            if (leaving == _ANEW).any():
+                own[batch:] += self._where(leaving == _ANEW, own[:batch])
+            own[:batch] = self._where(leaving == _GIVEN, own[:batch])
             (from_given,) = np.nonzero(self._sources[d] >= 0)
             if from_given.size:
                 tokens, chosen = self._put(self._sources[d][from_given], from_given)
-                total = total + self._device.sums_by_token(tokens, begun[chosen], self._shape[1])
-            dstate[i] = total
+                own += self._device.sums_by_token(tokens, begun[chosen], len(own))
 
     def _each(self, states: Array, of_direction: Any) -> Array:
         parts = [of_direction(i % self._directions, own) for i, own in enumerate(states)]

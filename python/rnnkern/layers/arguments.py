@@ -10,7 +10,7 @@ import numpy as np
 
 from rnnkern._checks import Array, conversion, dtype_text, host_array, positive_int
 from rnnkern.devices import Device, LayerSpec
-from rnnkern.layers.marks import Asked, Marks, checked, live_of
+from rnnkern.layers.marks import Anew, Asked, Marks, checked, live_of
 
 State = Union[Array, "tuple[Array, Array]"]
 StackState: TypeAlias = "Sequence[State | None]"  # one for each layer, from the first up
@@ -107,6 +107,11 @@ class Layout(NamedTuple):
                 asked, steps, batch, checked_lengths, swapped=swapped, unbatched=unbatched
             )
             check_repeats(asked, spec)
+            if not isinstance(asked.reset_to, str):
+                anew = self._anew(asked.reset_to, batch, unbatched=unbatched)
+                marks = marks._replace(anew=anew)
+            elif asked.reset_to == "initial":
+                marks = marks._replace(anew=Anew(h_0, c_0, is_initial=True))
         if not tokens:
             array = device.last_axis_contiguous(array)
         else:
@@ -177,6 +182,20 @@ class Layout(NamedTuple):
             for letter, part, shape in zip("hc", parts, full, strict=False)
         ]
         return arrays[0], arrays[1] if has_c else None
+
+    def _anew(self, state: State, batch: int, *, unbatched: bool) -> Anew:
+        """A state of every row, or of one row for all of them."""
+        parts = state if isinstance(state, (tuple, list)) else (state,)
+        shapes = [self.device.array("reset_to", part).shape for part in parts if part is not None]
+        if unbatched or batch == 1 or not shapes or any(shape[1:2] != (1,) for shape in shapes):
+            return Anew(*self.state("reset_to", state, batch, unbatched=unbatched))
+        h, c = self.state("reset_to", state, 1, unbatched=False)
+        repeat = self.device.xp.repeat
+        return Anew(
+            repeat(h, batch, axis=1),
+            None if c is None else repeat(c, batch, axis=1),
+            is_shared=True,
+        )
 
     def own_state(
         self, name: str, state: State | None, batch: int, *, unbatched: bool

@@ -19,7 +19,7 @@ from rnnkern.devices.merging import merged
 from rnnkern.layers.arguments import Layout, State, check_dropout_key
 from rnnkern.layers.configured import Configured
 from rnnkern.layers.drops import NOTHING, Drops
-from rnnkern.layers.marks import asked
+from rnnkern.layers.marks import asked, is_plain
 from rnnkern.layers.network import Network, run
 from rnnkern.layers.parameter import Parameter
 from rnnkern.layers.tape import Tape, run_taped
@@ -130,7 +130,7 @@ class Recurrent(Configured):
         *,
         out: Array | None = None,
         resets: Any = None,
-        reset_to: str = "zero",
+        reset_to: str | State = "zero",
         segments: Any = None,
         mask: Any = None,
         masked_output: str = "zero",
@@ -152,7 +152,8 @@ class Recurrent(Configured):
                 begins anew before that step, as at the first step of an episode, and no gradient
                 goes back across it. The second direction begins anew at the same places, on its
                 way back.
-            reset_to: what anew begins with: "zero", or "initial" for what ``state`` gives the row.
+            reset_to: what anew begins with: "zero", "initial" for what ``state`` gives the row, or
+                a state of its own, shaped as ``state`` or with one row for all.
             segments: (T, B) integers of at least 0, for rows into which several sequences are
                 packed: a row begins anew wherever the number changes. The first sequence begins
                 with ``state``.
@@ -172,7 +173,7 @@ class Recurrent(Configured):
 
         """
         marks = None
-        if not (resets is segments is mask is None and reset_to == masked_output == "zero"):
+        if not is_plain(resets, reset_to, segments, mask, masked_output):
             marks = asked(resets, reset_to, segments, mask, masked_output)
         return run(self._network, x, state, lengths, out, marks)
 
@@ -187,7 +188,7 @@ class Recurrent(Configured):
         recompute: SupportsIndex | None = None,
         tbptt: SupportsIndex | None = None,
         resets: Any = None,
-        reset_to: str = "zero",
+        reset_to: str | State = "zero",
         segments: Any = None,
         mask: Any = None,
         masked_output: str = "zero",
@@ -423,13 +424,14 @@ class Recurrent(Configured):
         return step, self._device, own
 
 
-def _piece(name: str, steps: SupportsIndex | None, reset_to: str) -> int | None:
+def _piece(name: str, steps: SupportsIndex | None, reset_to: str | State) -> int | None:
     """Steps of the pieces that a forward pass is cut into, or None."""
     if steps is None:
         return None
     every = positive_int(name, steps)
-    if reset_to != "zero":
-        raise ValueError(f"{name} needs reset_to='zero', got {reset_to!r}")
+    if not isinstance(reset_to, str) or reset_to != "zero":
+        shown = repr(reset_to) if isinstance(reset_to, str) else "a state"
+        raise ValueError(f"{name} needs reset_to='zero', got {shown}")
     return every
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rnnkern._checks import Array
 from rnnkern.layers.arguments import State
-from rnnkern.layers.marks import asked
+from rnnkern.layers.marks import asked, is_plain
 from rnnkern.layers.narrow import check_narrow, narrow_layout, round_weights
 from rnnkern.layers.network import Network, run
 
@@ -43,14 +43,14 @@ class Frozen:
         *,
         out: Array | None = None,
         resets: Any = None,
-        reset_to: str = "zero",
+        reset_to: str | State = "zero",
         segments: Any = None,
         mask: Any = None,
         masked_output: str = "zero",
     ) -> tuple[Array, State]:
         """As a plain call of the layer: the same arguments, results and errors."""
         marks = None
-        if not (resets is segments is mask is None and reset_to == masked_output == "zero"):
+        if not is_plain(resets, reset_to, segments, mask, masked_output):
             marks = asked(resets, reset_to, segments, mask, masked_output)
         return run(self._network, x, state, lengths, out, marks)
 

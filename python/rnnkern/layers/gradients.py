@@ -45,9 +45,9 @@ class StateGradients(ReadOnly):
 class Gradients(ReadOnly):
     """The gradients of a loss L.
 
-    It unpacks to what it has, in the order x, state, params, steps: ``dx, dstate, grads`` from a
-    recurrent layer's tape, ``dx, grads`` from a `Linear`'s. Optimizers and clipping take it as they
-    take its `params`.
+    It unpacks to what it has, in the order x, state, params, steps, reset_to: ``dx, dstate, grads``
+    from a recurrent layer's tape, ``dx, grads`` from a `Linear`'s. Optimizers and clipping take it
+    as they take its `params`.
 
     Attributes:
         params: ∂L/∂parameter by name, in the order of the layer's ``params``.
@@ -55,6 +55,7 @@ class Gradients(ReadOnly):
         state: ∂L/∂(initial state), shaped as the state, h or (h, c) or a stack's tuple of
             these; None where there is none.
         steps: the `StateGradients` of each layer, where they were asked for, else None.
+        reset_to: ∂L/∂(the state given for rows to begin anew with), shaped as it; else None.
 
     Example:
         >>> gru = rk.GRU(3, 4, seed=0)
@@ -70,6 +71,7 @@ class Gradients(ReadOnly):
     x: Array | None
     state: Any
     steps: list[StateGradients] | None
+    reset_to: Any
 
     def __init__(
         self,
@@ -77,8 +79,9 @@ class Gradients(ReadOnly):
         x: Array | None = None,
         state: Any = None,
         steps: list[StateGradients] | None = None,
+        reset_to: Any = None,
     ) -> None:
-        vars(self).update(params=params, x=x, state=state, steps=steps)
+        vars(self).update(params=params, x=x, state=state, steps=steps, reset_to=reset_to)
 
     def __repr__(self) -> str:
         params = ", ".join(f"{name}: {array_text(a)}" for name, a in self.params.items())
@@ -87,6 +90,8 @@ class Gradients(ReadOnly):
             parts.insert(1, f"state={array_text(self.state)}")
         if self.steps is not None:
             parts.append(f"steps={self.steps!r}")
+        if self.reset_to is not None:
+            parts.append(f"reset_to={array_text(self.reset_to)}")
         return f"Gradients({', '.join(parts)})"
 
     def __iter__(self) -> Iterator[Any]:
@@ -96,6 +101,8 @@ class Gradients(ReadOnly):
         yield self.params
         if self.steps is not None:
             yield self.steps
+        if self.reset_to is not None:
+            yield self.reset_to
 
     def __getitem__(self, place: int) -> Any:
         if isinstance(place, str):

@@ -14,7 +14,7 @@ from rnnkern.devices import Device
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-RESET_TO = ("zero", "initial")
+RESET_TO = ("zero", "initial")  # or a state
 MASKED_OUTPUT = ("zero", "last")
 
 
@@ -24,8 +24,25 @@ class Asked(NamedTuple):
     resets: Any
     segments: Any
     mask: Any
-    to_initial: bool
+    reset_to: Any
     repeats: bool
+
+
+class Anew(NamedTuple):
+    """What rows begin anew with.
+
+    Attributes:
+        h: (L·D, B, P).
+        c: (L·D, B, H), or None where the cell has none.
+        is_initial: whether it is the initial state.
+        is_shared: whether the caller gave one row for all.
+
+    """
+
+    h: Array
+    c: Array | None
+    is_initial: bool = False
+    is_shared: bool = False
 
 
 class Marks(NamedTuple):
@@ -34,15 +51,15 @@ class Marks(NamedTuple):
     Attributes:
         resets: (T, B) bool or None: before that step the row's state begins anew.
         mask: (T, B) bool or None: where it is False the row skips the step.
-        to_initial: whether anew is from the initial state, not from zero.
+        anew: what rows begin anew with; None is zero.
         repeats: whether y of a step that is skipped is the row's last one, not 0.
 
     """
 
     resets: NDArray[np.bool_] | None
     mask: NDArray[np.bool_] | None
-    to_initial: bool
-    repeats: bool
+    anew: Anew | None = None
+    repeats: bool = False
 
     def part(self, steps: slice) -> Marks:
         """Those of some steps."""
@@ -53,18 +70,25 @@ class Marks(NamedTuple):
         )
 
 
-NO_MARKS = Marks(None, None, to_initial=False, repeats=False)
+NO_MARKS = Marks(None, None)
 
 
-def asked(resets: Any, reset_to: str, segments: Any, mask: Any, masked_output: str) -> Asked | None:
+def is_plain(resets: Any, reset_to: Any, segments: Any, mask: Any, masked_output: str) -> bool:
+    """Whether a call is given nothing of these, looked at as briefly as small calls want it."""
+    own = isinstance(reset_to, str) and reset_to == "zero"
+    return own and resets is segments is mask is None and masked_output == "zero"
+
+
+def asked(resets: Any, reset_to: Any, segments: Any, mask: Any, masked_output: str) -> Asked | None:
     """What a call is asked for, or None where that is nothing but the plain thing."""
-    if reset_to != "zero":
+    named = reset_to is None or isinstance(reset_to, str)
+    if named and reset_to != "zero":
         choice("reset_to", reset_to, RESET_TO)
     if masked_output != "zero":
         choice("masked_output", masked_output, MASKED_OUTPUT)
-    if resets is None and segments is None and mask is None:
+    if named and resets is None and segments is None and mask is None:
         return None
-    return Asked(resets, segments, mask, reset_to == "initial", masked_output == "last")
+    return Asked(resets, segments, mask, reset_to, masked_output == "last")
 
 
 def checked(
@@ -98,7 +122,7 @@ def checked(
             )
         begins = _begins(ids, live)
         resets = begins if resets is None else resets | begins
-    return Marks(resets, mask, given.to_initial, given.repeats)
+    return Marks(resets, mask, repeats=given.repeats)
 
 
 def live_of(

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from rnnkern._checks import Array
 from rnnkern.devices import Device, Kept, NetworkKernels, Weights
 from rnnkern.layers.arguments import Input, Layout, State
-from rnnkern.layers.marks import NO_MARKS, Asked, Repeated
+from rnnkern.layers.marks import NO_MARKS, Anew, Asked, Repeated
 from rnnkern.layers.weights import parameter_names
+
+States: TypeAlias = "tuple[Array, Array | None]"  # h, and c where the cell has one
 
 
 class Masks(NamedTuple):
@@ -124,22 +126,44 @@ def forward(
     """
     if given.is_empty:
         return None
-    marks = given.marks or NO_MARKS
-    return network.kernels.forward(
+    marks, anew = given.marks or NO_MARKS, _anew(given)
+    states = (h, c) if anew is None else _joined(network.device, (h, c), (anew.h, anew.c))
+    kept = network.kernels.forward(
         given.x,
         given.lengths,
-        h,
-        c,
+        *states,
         y,
         masks.between,
         keep,
         marks.resets,
         marks.mask,
-        marks.to_initial,
+        anew is not None,
         masks.h_factors,
         masks.zoneout_h,
         masks.zoneout_c,
     )
+    if anew is not None:
+        for own, both in _pairs((h, c), states):
+            own[...] = both[:, : given.batch]
+    return kept
+
+
+def _anew(given: Input) -> Anew | None:
+    """What the rows of a call begin anew with, where some do and it is not zero."""
+    return None if given.marks is None or given.marks.resets is None else given.marks.anew
+
+
+def _joined(device: Device, states: States, others: States) -> States:
+    """As kernels take them: (L·D, 2·B, ·), the others behind the rows' own."""
+    h, *c = (device.xp.concatenate(pair, axis=1) for pair in _pairs(states, others))
+    return h, c[0] if c else None
+
+
+def _pairs(states: States, others: States) -> Iterator[tuple[Array, Array]]:
+    """Those of h, and of c where there is one."""
+    for own, other in zip(states, others, strict=True):
+        if own is not None and other is not None:
+            yield own, other
 
 
 def repeated(network: Network, given: Input) -> Repeated | None:
@@ -168,17 +192,28 @@ def backward(
     traces: list[Array] | None = None,
     *,
     with_dx: bool = True,
+    danew: States | None = None,
 ) -> tuple[Array | None, dict[str, Array]]:
     """The gradients of ``forward``: ∂L/∂x, None for tokens, and ∂L/∂parameter by name.
 
     dh and dc change in place, from those of the last states to those of the initial ones; `traces`,
-    by layer and direction, are written.
+    by layer and direction, are written. The gradient in what rows begin anew with is added to
+    `danew`, or to those of the initial states, which it then is.
     """
     zeros, dtype = network.device.xp.zeros, network.spec.dtype
     gradients = [zeros_like(network, weights) for weights in network.weights]
     dx = None if given.by_token or not with_dx else zeros(given.x.shape, dtype)
     if kept is not None:
-        kept.backward(given.x, y, dy, dh, dc, dx, gradients, traces)
+        anew, states = _anew(given), (dh, dc)
+        if anew is not None:
+            fresh = (zeros(dh.shape, dtype), None if dc is None else zeros(dc.shape, dtype))
+            states = _joined(network.device, states, fresh)
+        kept.backward(given.x, y, dy, *states, dx, gradients, traces)
+        if anew is not None:
+            for own, both in _pairs((dh, dc), states):
+                own[...] = both[:, : given.batch]
+            for own, both in _pairs((dh, dc) if danew is None else danew, states):
+                own += both[:, given.batch :]
     return dx, by_name(network, (a for a in chain(*gradients) if a is not None))
 
 

@@ -109,7 +109,7 @@ class Stack(Fixed):
         *,
         out: Array | None = None,
         resets: Any = None,
-        reset_to: str = "zero",
+        reset_to: str | StackState = "zero",
         segments: Any = None,
         mask: Any = None,
         masked_output: str = "zero",
@@ -124,7 +124,7 @@ class Stack(Fixed):
             out: where y goes, as of a layer.
             resets: these five as a layer takes them, for all layers; the initial states are
                 those of each layer.
-            reset_to: see there.
+            reset_to: see there; or a state of each layer, None for zero, as ``state``.
             segments: see there.
             mask: see there.
             masked_output: see there, of the last layer.
@@ -150,7 +150,7 @@ class Stack(Fixed):
         recompute: SupportsIndex | None = None,
         tbptt: SupportsIndex | None = None,
         resets: Any = None,
-        reset_to: str = "zero",
+        reset_to: str | StackState = "zero",
         segments: Any = None,
         mask: Any = None,
         masked_output: str = "zero",
@@ -200,7 +200,7 @@ class Stack(Fixed):
                 dropout_key=keys[2 * k + 1],
                 recompute=recompute,
                 tbptt=tbptt,
-                **options,
+                **options[k],
             )
             y = self._joined(k, y, given, lengths, out, marks)
             last.append(own)
@@ -282,24 +282,25 @@ class Stack(Fixed):
         last = []
         for k, layer in enumerate(layers):
             given = y
-            y, own = layer(given, states[k], lengths, out=self._out_of(k, out), **options)
+            y, own = layer(given, states[k], lengths, out=self._out_of(k, out), **options[k])
             y = self._joined(k, y, given, lengths, out, marks)
             last.append(own)
         if marks is not None and marks.repeats:
             self._steps(y, lengths, marks).repeat(y)
         return y, tuple(last)
 
-    def _options(self, marks: Asked | None) -> dict[str, Any]:
-        """What the layers' calls are asked for: between them y of skipped steps is 0."""
+    def _options(self, marks: Asked | None) -> list[dict[str, Any]]:
+        """What each layer's call is asked for: between them y of skipped steps is 0."""
         check_repeats(marks, spec_of(self.layers[-1]))
+        count = len(self.layers)
         if marks is None:
-            return {}
-        return {
-            "resets": marks.resets,
-            "reset_to": "initial" if marks.to_initial else "zero",
-            "segments": marks.segments,
-            "mask": marks.mask,
-        }
+            return [{}] * count
+        of_all = {"resets": marks.resets, "segments": marks.segments, "mask": marks.mask}
+        anew: list[Any] = [marks.reset_to] * count
+        if not isinstance(marks.reset_to, str):
+            own = states_of("reset_to", marks.reset_to, count)
+            anew = ["zero" if state is None else state for state in own]
+        return [{**of_all, "reset_to": reset_to} for reset_to in anew]
 
     def _out_of(self, k: int, out: Array | None) -> Array | None:
         """Where a layer writes its y: to `out`, if what it gives is what the stack gives."""
@@ -379,7 +380,7 @@ class FrozenStack:
         *,
         out: Array | None = None,
         resets: Any = None,
-        reset_to: str = "zero",
+        reset_to: str | StackState = "zero",
         segments: Any = None,
         mask: Any = None,
         masked_output: str = "zero",

@@ -69,7 +69,8 @@ class StackTape:
         Returns:
             `Gradients`, which unpacks to ∂L/∂x (None for tokens), a tuple of ∂L/∂(initial state) of
             each layer, and ∂L/∂parameter by name; with `state_gradients` a fourth item, a list with
-            the `StateGradients` of all layers in turn.
+            the `StateGradients` of all layers in turn; and last, where ``reset_to`` was states, a
+            tuple of their gradients.
 
         Raises:
             TypeError, ValueError: dy, dstate or dlast has the wrong dtype or shape.
@@ -87,6 +88,7 @@ class StackTape:
         first: list[State] = []
         grads: dict[int, dict[str, Array]] = {}
         steps: list[StateGradients] = []
+        anew: list[State | None] = []
         for k in reversed(range(len(self._tapes))):
             wanted = x_gradient or k > 0
             own = self._tapes[k].backward(
@@ -104,6 +106,7 @@ class StackTape:
                 dx = self._beside(dx, dy, dlast)
             dy, dlast = dx, None
             first.insert(0, own.state)
+            anew.insert(0, own.reset_to)
             steps = (own.steps or []) + steps
             grads[k] = own.params
         return Gradients(
@@ -111,6 +114,7 @@ class StackTape:
             x=dy,
             state=tuple(first),
             steps=steps if state_gradients else None,
+            reset_to=None if all(state is None for state in anew) else tuple(anew),
         )
 
     def _beside(self, dx: Array, dy: Array | None, dlast: Array | None) -> Array:

@@ -146,7 +146,7 @@ class Tape:
         Returns:
             `Gradients`, which unpacks to ∂L/∂x (None for tokens), ∂L/∂(initial state), and
             ∂L/∂parameter by name; with `state_gradients` a fourth item, a list with the
-            `StateGradients` of each layer.
+            `StateGradients` of each layer; and last, where ``reset_to`` was a state, its gradient.
 
         Raises:
             TypeError, ValueError: dy, dstate or dlast has the wrong dtype or shape.
@@ -156,8 +156,9 @@ class Tape:
             state_gradients = boolean("state_gradients", state_gradients)
             x_gradient = boolean("x_gradient", x_gradient)
         network, given, kept = self._network, self._given, self._kept
-        repeats = repeated(network, given)
-        if kept is not None and dlast is None and not state_gradients and repeats is None:
+        repeats, danew = repeated(network, given), self._new_danew()
+        plain = dlast is None and repeats is None and danew is None and not state_gradients
+        if kept is not None and plain:
             done = kept.direct(given.x, self._y, dy, dstate, given.unbatched, x_gradient)
             if done is not None:  # else something has to be converted, or is wrong
                 dx, state, arrays = done
@@ -171,14 +172,31 @@ class Tape:
             upstream = repeats.backward(upstream)
         traces = self._new_traces() if state_gradients else None
         dx, grads = backward(
-            network, given, self._y, kept, upstream, dh, dc, traces, with_dx=x_gradient
+            network, given, self._y, kept, upstream, dh, dc, traces, with_dx=x_gradient, danew=danew
         )
         return Gradients(
             params=self._with_dropped(grads),
             x=None if dx is None else layout.as_given(dx, given),
             state=layout.state_as_given(dh, dc, given),
             steps=None if traces is None else self._as_steps(traces),
+            reset_to=None if danew is None else self._as_given_anew(*danew),
         )
+
+    def _new_danew(self) -> tuple[Array, Array | None] | None:
+        """Zeros for the gradient in what rows begin anew with, where that is a state of its own."""
+        marks = self._given.marks
+        if marks is None or marks.anew is None or marks.anew.is_initial:
+            return None
+        layout, batch = self._network.layout, self._given.batch
+        return layout.state("reset_to", None, batch, unbatched=False)
+
+    def _as_given_anew(self, h: Array, c: Array | None) -> State:
+        """That gradient, shaped as the caller's state."""
+        marks = self._given.marks
+        if marks is not None and marks.anew is not None and marks.anew.is_shared:
+            h = h.sum(axis=1, keepdims=True)
+            c = None if c is None else c.sum(axis=1, keepdims=True)
+        return self._network.layout.state_as_given(h, c, self._given)
 
     def _with_dropped(self, grads: dict[str, Array]) -> dict[str, Array]:
         """The gradients, in place those of matrices of which the call had dropped weights."""

@@ -90,4 +90,5 @@ class ModelTape:
             x=layers.x if self._embedding is None else None,
             state=layers.state,
             steps=layers.steps,
+            reset_to=layers.reset_to,
         )
