@@ -19,7 +19,7 @@ from rnnkern.devices.merging import merged
 from rnnkern.layers.arguments import Layout, State, check_dropout_key
 from rnnkern.layers.configured import Configured
 from rnnkern.layers.drops import NOTHING, Drops
-from rnnkern.layers.marks import asked, is_plain
+from rnnkern.layers.marks import ZERO, asked
 from rnnkern.layers.network import Network, run
 from rnnkern.layers.parameter import Parameter
 from rnnkern.layers.tape import Tape, run_taped
@@ -173,7 +173,7 @@ class Recurrent(Configured):
 
         """
         marks = None
-        if not is_plain(resets, reset_to, segments, mask, masked_output):
+        if not (resets is segments is mask is None and reset_to is masked_output is ZERO):
             marks = asked(resets, reset_to, segments, mask, masked_output)
         return run(self._network, x, state, lengths, out, marks)
 

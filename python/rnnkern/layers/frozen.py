@@ -7,7 +7,7 @@ from typing import Any
 
 from rnnkern._checks import Array
 from rnnkern.layers.arguments import State
-from rnnkern.layers.marks import asked, is_plain
+from rnnkern.layers.marks import ZERO, asked
 from rnnkern.layers.narrow import check_narrow, narrow_layout, round_weights
 from rnnkern.layers.network import Network, run
 
@@ -50,7 +50,7 @@ class Frozen:
     ) -> tuple[Array, State]:
         """As a plain call of the layer: the same arguments, results and errors."""
         marks = None
-        if not is_plain(resets, reset_to, segments, mask, masked_output):
+        if not (resets is segments is mask is None and reset_to is masked_output is ZERO):
             marks = asked(resets, reset_to, segments, mask, masked_output)
         return run(self._network, x, state, lengths, out, marks)
 

@@ -14,8 +14,9 @@ from rnnkern.devices import Device
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-RESET_TO = ("zero", "initial")  # or a state
-MASKED_OUTPUT = ("zero", "last")
+ZERO = "zero"  # the defaults, which small calls know by their identity; `asked` knows all others
+RESET_TO = (ZERO, "initial")  # or a state
+MASKED_OUTPUT = (ZERO, "last")
 
 
 class Asked(NamedTuple):
@@ -71,12 +72,6 @@ class Marks(NamedTuple):
 
 
 NO_MARKS = Marks(None, None)
-
-
-def is_plain(resets: Any, reset_to: Any, segments: Any, mask: Any, masked_output: str) -> bool:
-    """Whether a call is given nothing of these, looked at as briefly as small calls want it."""
-    own = isinstance(reset_to, str) and reset_to == "zero"
-    return own and resets is segments is mask is None and masked_output == "zero"
 
 
 def asked(resets: Any, reset_to: Any, segments: Any, mask: Any, masked_output: str) -> Asked | None:
