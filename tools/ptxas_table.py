@@ -46,7 +46,8 @@ def kind(mangled: str) -> tuple[str, str]:
         return kernel[1], element
     unit, m, n = product.groups()
     shape = f"{16 * int(m)}x{8 * int(n)}" if unit == "Tensor" else f"32x{m}"
-    return f"{kernel[1]}, {unit.lower()} {shape}", element
+    given = ", given functions" * ("GivenFunctions" in mangled)
+    return f"{kernel[1]}, {unit.lower()} {shape}{given}", element
 
 
 def read(log: Iterable[str]) -> dict[tuple[str, str, str], Row]:

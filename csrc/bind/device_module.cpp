@@ -59,7 +59,6 @@ std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index 
 // Of a call for one layer of that many directions, or for stacked layers in one direction.
 Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
                  const py::object& lengths, bool tokens) {
-  if (!spec.options.empty()) throw std::invalid_argument("options must be None");
   if (spec.zoneout > 0 || spec.cell_zoneout > 0)
     throw std::invalid_argument("zoneout and cell_zoneout must be 0");
   if (spec.facts().unit_weights > 0 || !spec.facts().recurrent_product) {
@@ -100,7 +99,8 @@ Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
           .tokens = tokens,
           .compute = read_compute(spec.compute),
           .drops = spec.recurrent_dropout > 0,
-          .lengths = read_lengths(lengths, steps, batch)};
+          .lengths = read_lengths(lengths, steps, batch),
+          .given_functions = !spec.options.empty()};
 }
 
 // A strand's argument of that name, None where it is absent.
@@ -167,10 +167,11 @@ std::byte* read_workspace(const py::object& workspace, Index bytes) {
   return array.data<std::byte>();
 }
 
-// What forward and backward read alike of strand k: x as numbers or as tokens, mask, factors and parameters.
+// What forward and backward read alike of strand k: x as numbers or as tokens, mask, factors, parameters and
+// options.
 template <class T, class Layer>
-void read_input(const Shape& shape, const py::dict& strand, std::size_t k, bool backward,
-                Layer& layer) {
+void read_input(const Shape& shape, const std::vector<CellOptions<double>>& options,
+                const py::dict& strand, std::size_t k, bool backward, Layer& layer) {
   const bool above = shape.stacked && k > 0;
   const Index inputs = above ? shape.units : shape.inputs;
   if (!above && shape.tokens) {
@@ -189,6 +190,7 @@ void read_input(const Shape& shape, const py::dict& strand, std::size_t k, bool 
     throw std::invalid_argument("h_factors must be None where recurrent_dropout is 0");
   layer.reverse = is_reverse(strand);
   layer.parameters = read_parameters<T>(shape, strand, inputs);
+  if (!options.empty()) layer.options = static_cast<CellOptions<T>>(options[shape.stacked ? 0 : k]);
 }
 
 // One call's sizes, and its kernels.
@@ -234,7 +236,7 @@ void BoundCall::forward(const std::vector<py::dict>& strands, const py::object& 
     std::vector<cuda::ForwardLayer<T>> layers;
     for (const auto& strand : strands) {
       cuda::ForwardLayer<T> layer{};
-      read_input<T>(shape, strand, layers.size(), false, layer);
+      read_input<T>(shape, spec_.options, strand, layers.size(), false, layer);
       layer.h = device_pointer<T>(require(strand, "h"), "h", {batch, units});
       layer.y = device_sequence<T>(require(strand, "y"), "y", shape.steps, batch, units);
       if (facts.saved > 0)
@@ -262,7 +264,7 @@ void BoundCall::backward(const std::vector<py::dict>& strands, const py::object&
     std::vector<cuda::BackwardLayer<T>> layers;
     for (const auto& strand : strands) {
       cuda::BackwardLayer<T> layer{};
-      read_input<T>(shape, strand, layers.size(), true, layer);
+      read_input<T>(shape, spec_.options, strand, layers.size(), true, layer);
       layer.h_0 = device_pointer<const T>(require(strand, "h_0"), "h_0", {batch, units});
       layer.y = device_sequence<const T>(require(strand, "y"), "y", shape.steps, batch, units);
       layer.dh = device_pointer<T>(require(strand, "dh"), "dh", {batch, units});

@@ -97,7 +97,7 @@ template <class V>
 
 // e^x for x <= 0.
 template <class V>
-[[gnu::always_inline]] inline V exp_negative(V x) {
+[[gnu::always_inline]] RNNKERN_DEVICE inline V exp_negative(V x) {
   using T = typename V::value;
   using C = ExpConstants<T>;
   const auto e = exp_parts(max(V(C::least), x));

@@ -113,8 +113,7 @@ struct CellOptions {
 
 template <class V, class Cell>
 struct OwnFunctions {
-  OwnFunctions() = default;
-  explicit OwnFunctions(const CellOptions<typename V::value>*) {}
+  RNNKERN_DEVICE explicit OwnFunctions(const CellOptions<typename V::value>*) {}
 
   RNNKERN_DEVICE V gate(V a) const { return Sigmoid::apply(a); }
   RNNKERN_DEVICE V gate_chain(V result, V d) const { return Sigmoid::chain(result, d); }
@@ -136,7 +135,7 @@ struct OwnFunctions {
 
 // ln(1 + z) for 0 <= z <= 1, as 2 artanh(z / (2 + z)) by its series, whose terms fall ninefold.
 template <class V>
-[[gnu::always_inline]] inline V log1p_below_1(V z) {
+[[gnu::always_inline]] RNNKERN_DEVICE inline V log1p_below_1(V z) {
   using T = typename V::value;
   const V s = z / (V(T(2)) + z), square = s * s;
   constexpr int terms = sizeof(T) == sizeof(float) ? 8 : 18;
@@ -147,15 +146,16 @@ template <class V>
 
 // e^x - 1 for x <= 0.
 template <class V>
-[[gnu::always_inline]] inline V expm1_negative(V x) {
+[[gnu::always_inline]] RNNKERN_DEVICE inline V expm1_negative(V x) {
   using T = typename V::value;
   const auto e = exp_parts(max(V(ExpConstants<T>::least), x));
   return fma(e.p, e.scale, e.scale - V(T(1)));
 }
 
-// A call of its own, so that every place has the same bits and its equations stay small.
+// A call of its own, so that every place has the same bits and its equations stay small. The function by
+// value: behind a pointer a GPU could not tell what memory it is in.
 template <class V>
-[[gnu::noinline]] V apply_given(const GivenFunction<typename V::value>& f, V x) {
+RNNKERN_DEVICE_CALLED V apply_given(GivenFunction<typename V::value> f, V x) {
   using T = typename V::value;
   const V zero(T(0)), one(T(1)), alpha(f.alpha), beta(f.beta);
   switch (f.function) {
@@ -189,7 +189,7 @@ template <class V>
 
 // The derivative times d, from the function's own result.
 template <class V>
-[[gnu::noinline]] V chain_given(const GivenFunction<typename V::value>& f, V result, V d) {
+RNNKERN_DEVICE_CALLED V chain_given(GivenFunction<typename V::value> f, V result, V d) {
   using T = typename V::value;
   const V zero(T(0)), one(T(1)), alpha(f.alpha), beta(f.beta);
   switch (f.function) {
@@ -232,37 +232,39 @@ class GivenFunctions {
   using T = typename V::value;
 
  public:
-  explicit GivenFunctions(const CellOptions<T>* options)
+  RNNKERN_DEVICE explicit GivenFunctions(const CellOptions<T>* options)
       : options_(*options),
         clips_(options->clip < CellOptions<T>::none),
         gate_(ends_of(options_.gate)),
         candidate_(ends_of(options_.candidate)) {}
 
-  V gate(V a) const { return apply_given(options_.gate, clipped(a)); }
-  V candidate(V a) const { return apply_given(options_.candidate, clipped(a)); }
-  V output(V c) const { return apply_given(options_.output, c); }
-  V gate_chain(V result, V d) const {
+  RNNKERN_DEVICE V gate(V a) const { return apply_given(options_.gate, clipped(a)); }
+  RNNKERN_DEVICE V candidate(V a) const { return apply_given(options_.candidate, clipped(a)); }
+  RNNKERN_DEVICE V output(V c) const { return apply_given(options_.output, c); }
+  RNNKERN_DEVICE V gate_chain(V result, V d) const {
     return chain_given(options_.gate, result, unclipped(gate_, result, d));
   }
-  V candidate_chain(V result, V d) const {
+  RNNKERN_DEVICE V candidate_chain(V result, V d) const {
     return chain_given(options_.candidate, result, unclipped(candidate_, result, d));
   }
-  V output_chain(V result, V d, V rest) const {
+  RNNKERN_DEVICE V output_chain(V result, V d, V rest) const {
     return chain_given(options_.output, result, d) + rest;
   }
 
-  V update(V a) const { return V(T(1)) - gate(V(T(0)) - a); }
-  V update_chain(V result, V d) const {
+  RNNKERN_DEVICE V update(V a) const { return V(T(1)) - gate(V(T(0)) - a); }
+  RNNKERN_DEVICE V update_chain(V result, V d) const {
     const V one(T(1));
     const Ends ends{one - gate_.low, one - gate_.high};
     return chain_given(options_.gate, one - result, unclipped(ends, result, d));
   }
 
-  V held(V c) const {
+  RNNKERN_DEVICE V held(V c) const {
     const V most(options_.cell_clip);
     return max(V(T(0)) - most, min(most, c));
   }
-  V through_held(V c, V d) const { return positive(V(options_.cell_clip) - abs(c), d); }
+  RNNKERN_DEVICE V through_held(V c, V d) const {
+    return positive(V(options_.cell_clip) - abs(c), d);
+  }
 
  private:
   // A function's results at the ends of what it may be applied to: where it gives these its argument was
@@ -271,17 +273,17 @@ class GivenFunctions {
     V low, high;
   };
 
-  Ends ends_of(const GivenFunction<T>& f) const {
+  RNNKERN_DEVICE Ends ends_of(const GivenFunction<T>& f) const {
     if (!clips_) return {V(T(0)), V(T(0))};
     return {apply_given(f, V(-options_.clip)), apply_given(f, V(options_.clip))};
   }
 
-  V clipped(V a) const {
+  RNNKERN_DEVICE V clipped(V a) const {
     const V most(options_.clip);
     return max(V(T(0)) - most, min(most, a));
   }
 
-  V unclipped(const Ends& ends, V result, V d) const {
+  RNNKERN_DEVICE V unclipped(const Ends& ends, V result, V d) const {
     if (!clips_) return d;
     return positive(abs(result - ends.low), positive(abs(result - ends.high), d));
   }

@@ -25,11 +25,14 @@
 #include <cstdint>
 #include <type_traits>
 
-// On functions that also run on a GPU; on a processor they are part of what calls them.
+// On functions that also run on a GPU; on a processor they are part of what calls them. Those that are
+// called are calls of their own on both.
 #ifdef __CUDACC__
 #define RNNKERN_DEVICE __host__ __device__
+#define RNNKERN_DEVICE_CALLED __host__ __device__ __noinline__
 #else
 #define RNNKERN_DEVICE __attribute__((always_inline))
+#define RNNKERN_DEVICE_CALLED __attribute__((noinline))
 #endif
 
 namespace rnnkern {

@@ -11,7 +11,7 @@
 
 namespace rnnkern::cuda {
 
-template <class Cell, class P>
+template <class Cell, class P, template <class, class> class Functions>
 class BackwardKernel {
   using V = Scalar<typename P::Element::Sum>;
   using T = typename V::value;
@@ -33,6 +33,7 @@ class BackwardKernel {
         schedule_(problem.schedule),
         loop_(block, problem),
         strand_(loop_.strand()),
+        functions_(&loop_.strand().options),
         units_(problem.units) {}
 
   // What a step needs of the schedule, which is read a step ahead, and of the rows of the group
@@ -160,7 +161,7 @@ class BackwardKernel {
         step.delta[d] = V(delta_of(at)[d * units_]);
     }
 
-    Cell::backward(Phase<N>{}, step, OwnFunctions<V, Cell>{});
+    Cell::backward(Phase<N>{}, step, functions_);
 
     exchange<N>(s, at, step, std::make_integer_sequence<int, Cell::gates>());
     *loop_.field(kDh, at) = step.direct.v;
@@ -219,6 +220,7 @@ class BackwardKernel {
   const DeviceSchedule& schedule_;
   const Loop loop_;
   const BackwardStrand<T> strand_;  // by value: so that it is not read anew behind each flag
+  const Functions<V, Cell> functions_;
   const int units_;
 };
 

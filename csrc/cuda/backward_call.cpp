@@ -24,8 +24,10 @@ class BackwardCall : Call<T> {
         strand.dy = layer.dy, strand.mask = layer.mask;
         strand.dh = layer.dh, strand.dc = layer.dc, strand.delta = space.chunk[k];
         strand.dh_now = space.scratch[k], strand.h_factors = layer.h_factors;
+        strand.options = layer.options;
       }
-      this->recurrent_.backward[shape.cell](this->grid(stream), problem);
+      this->recurrent_.loops(shape.given_functions)
+          .backward[shape.cell](this->grid(stream), problem);
       // Strand by strand, so that a shared dx is added to in one order.
       for (int k = 0; k < shape.strands; ++k) {
         const auto& layer = this->layer_of(layers, k);

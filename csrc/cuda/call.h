@@ -44,7 +44,8 @@ inline constexpr Index kFewRows =
 template <class T>
 const RecurrentKernels<T>& recurrent_kernels(const Shape& shape) {
   const auto& kernels = kernels_for<T>(shape.compute);
-  return shape.batch <= kFewRows ? kernels.vector : kernels.matrix;
+  const bool there = kernels.vector.loops(shape.given_functions).forward[shape.cell];
+  return shape.batch <= kFewRows && there ? kernels.vector : kernels.matrix;
 }
 
 // The schedule's place in the workspace.

@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/functions.h"
 #include "core/problem.h"
 #include "cuda/plan.h"
 
@@ -27,6 +28,7 @@ struct Shape {
   Compute compute;
   bool drops;                                 // strands may have h_factors
   std::optional<std::vector<Index>> lengths;  // one a batch row, on the host
+  bool given_functions = false;               // and not those of the cell
 
   // The live steps of all rows.
   Index live_rows() const {
@@ -50,6 +52,7 @@ struct ForwardLayer {
   T* cells;
   Sequence<const T> mask;
   const T* h_factors;  // (B, H): of what recurrent products take of h; null for none
+  CellOptions<T> options;
 };
 
 template <class T>
@@ -73,6 +76,7 @@ struct BackwardLayer {
   T* dw_hh;
   T* dbias;
   T* dbias_hn;
+  CellOptions<T> options;
 };
 
 template <class T>

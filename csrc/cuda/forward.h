@@ -9,7 +9,7 @@
 
 namespace rnnkern::cuda {
 
-template <class Cell, class P>
+template <class Cell, class P, template <class, class> class Functions>
 class ForwardKernel {
   using V = Scalar<typename P::Element::Sum>;
   using T = typename V::value;
@@ -33,6 +33,7 @@ class ForwardKernel {
         schedule_(problem.schedule),
         loop_(block, problem),
         strand_(loop_.strand()),
+        functions_(&loop_.strand().options),
         units_(problem.units) {}
 
   // What a step needs of the schedule, which is read a step ahead.
@@ -175,7 +176,7 @@ class ForwardKernel {
     for (int k = 0; k < saves.first; ++k)
       step.saved[k] = V(*loop_.field(phase.count + kStates + k, at));
 
-    Cell::forward(Phase<N>{}, step, OwnFunctions<V, Cell>{});
+    Cell::forward(Phase<N>{}, step, functions_);
 
     if constexpr (N + 1 < kPhases) {
       const V next = step.saved[Cell::operand_gate] * step.h;
@@ -232,6 +233,7 @@ class ForwardKernel {
   const DeviceSchedule& schedule_;
   const Loop loop_;
   const ForwardStrand<T> strand_;  // by value: so that it is not read anew behind each flag
+  const Functions<V, Cell> functions_;
   const int units_;
 };
 

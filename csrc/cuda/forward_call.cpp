@@ -33,9 +33,10 @@ class ForwardCall : Call<T> {
         strand.bias = layer.parameters.bias, strand.bias_hn = layer.parameters.bias_hn;
         strand.h = layer.h, strand.c = layer.c, strand.y = layer.y, strand.mask = layer.mask;
         strand.saved = layer.saved, strand.cells = layer.cells, strand.scratch = space.scratch[k];
-        strand.h_factors = layer.h_factors;
+        strand.h_factors = layer.h_factors, strand.options = layer.options;
       }
-      this->recurrent_.forward[shape.cell](this->grid(stream), problem);
+      this->recurrent_.loops(shape.given_functions)
+          .forward[shape.cell](this->grid(stream), problem);
     }
   }
 

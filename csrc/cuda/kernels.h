@@ -16,12 +16,21 @@ struct Grid {
   bool together = false;  // all blocks are there at once, so that they may wait for each other
 };
 
-// The persistent kernels of every cell, built on one product.
+// The persistent kernels of every cell.
+template <class T>
+struct TimeLoops {
+  void (*forward[AllCells::size])(const Grid&, const RecurrentProblem<ForwardStrand<T>>&);
+  void (*backward[AllCells::size])(const Grid&, const RecurrentProblem<BackwardStrand<T>>&);
+};
+
+// Those that are built on one product.
 template <class T>
 struct RecurrentKernels {
   ProductFacts product;
-  void (*forward[AllCells::size])(const Grid&, const RecurrentProblem<ForwardStrand<T>>&);
-  void (*backward[AllCells::size])(const Grid&, const RecurrentProblem<BackwardStrand<T>>&);
+  TimeLoops<T> own,
+      given;  // by the functions that equations apply: the cells', and a layer's options
+
+  const TimeLoops<T>& loops(bool given_functions) const { return given_functions ? given : own; }
 };
 
 // What depends on how products are computed; each defined in csrc/cuda/<compute>.cu.

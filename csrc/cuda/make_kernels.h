@@ -21,14 +21,21 @@ constexpr auto launch_of() {
   }
 }
 
-template <class P, template <class> class... Cells>
-RecurrentKernels<typename P::Element::Sum> make_recurrent(bool vector, CellList<Cells...>) {
+template <class P, template <class, class> class Functions, template <class> class... Cells>
+TimeLoops<typename P::Element::Sum> make_loops(CellList<Cells...>) {
+  using V = Scalar<typename P::Element::Sum>;
+  return {{launch_of<Cells<V>, ForwardKernel<Cells<V>, P, Functions>>()...},
+          {launch_of<Cells<V>, BackwardKernel<Cells<V>, P, Functions>>()...}};
+}
+
+// Of cells whose equations have functions of their own, and of those that may be given others.
+template <class P, class Own, class Given>
+RecurrentKernels<typename P::Element::Sum> make_recurrent(bool vector, Own own, Given given) {
   using E = typename P::Element;
-  using V = Scalar<typename E::Sum>;
   return {{P::rows, P::columns, P::columns_at_once, sizeof(typename E::Storage),
            sizeof(typename E::Sum), vector},
-          {launch_of<Cells<V>, ForwardKernel<Cells<V>, P>>()...},
-          {launch_of<Cells<V>, BackwardKernel<Cells<V>, P>>()...}};
+          make_loops<P, OwnFunctions>(own),
+          make_loops<P, GivenFunctions>(given)};
 }
 
 template <class P>
@@ -45,17 +52,19 @@ void run_pack(void* stream, const PackArguments<typename E::Sum>& args) {
   launch<PackKernel<E>>(element_grid(stream, bytes / Index{sizeof(typename E::Storage)}), args);
 }
 
-// Register tiles: as many sums as leave room for their operands.
+// Register tiles: as many sums as leave room for their operands. Given functions do without kernels for few
+// rows where these would be others than those for many: a quarter of what there is to compile.
 template <class E>
 ComputeKernels<typename E::Sum> make_kernels() {
   if constexpr (E::tensor) {
-    return {make_recurrent<TensorProduct<E, 1, 4>>(false, AllCells()),
-            make_recurrent<ScalarProduct<E, 4>>(true, AllCells()), run_pack<E>,
+    return {make_recurrent<TensorProduct<E, 1, 4>>(false, AllCells(), AllCells()),
+            make_recurrent<ScalarProduct<E, 4>>(true, AllCells(), CellList<>()), run_pack<E>,
             run_matmul<TensorProduct<E, 2, 4>>};
   } else {
     constexpr int columns = 32 / sizeof(typename E::Storage);
     using P = ScalarProduct<E, columns>;
-    return {make_recurrent<P>(false, AllCells()), make_recurrent<P>(true, AllCells()), run_pack<E>,
+    return {make_recurrent<P>(false, AllCells(), AllCells()),
+            make_recurrent<P>(true, AllCells(), AllCells()), run_pack<E>,
             run_matmul<ScalarProduct<E, 2 * columns>>};
   }
 }

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "core/functions.h"
 #include "core/problem.h"
 #include "cuda/plan.h"
 
@@ -67,6 +68,7 @@ struct ForwardStrand {
   T* cells;                // (N, H): likewise
   T* scratch;              // (B, saved, H): what a phase leaves to the next where `saved` is null
   const T* h_factors;      // (B, H): of what recurrent products take of h; or null
+  CellOptions<T> options;  // for equations of given functions
 };
 
 template <class T>
@@ -85,6 +87,7 @@ struct BackwardStrand {
   T* delta;                // (packed rows of the chunk, deltas, H)
   T* dh_now;               // (B, H): ∂L/∂h_t, from the phase that finds it to the next; or null
   const T* h_factors;      // (B, H), as forward
+  CellOptions<T> options;  // likewise
 };
 
 // A chunk of processed steps [begin, end); a backward one that begins at 0 also ends in ∂L/∂h_0.

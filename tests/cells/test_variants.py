@@ -11,90 +11,18 @@ import numpy as np
 import pytest
 
 import rnnkern as rk
-from rnnkern.devices import Cuda
-from rnnkern.layers.configured import spec_of
 
 from support.compare import assert_close, assert_same_bits
 from support.differences import check_layer
 from support.layers import TOLERANCE, arrays, computed
 from support.threads import check_same_bits
+from support.variant_cases import APART, CASES, EXACT, ODD, OLD_KERAS, WAYS, Case, make, one_way
 from support.ways import check_cell, check_ways
 
 pytest.importorskip("torch")  # which the reference is of
 variants = importlib.import_module("support.variants")
 
 STEPS, BATCH, INPUTS, HIDDEN = 6, 5, 3, 11
-
-SMOOTH = ["sigmoid", "softsign", "softplus", "identity", "affine(0.7, 0.2)", "elu", "elu(0.5)"]
-SMOOTH += ["scaled_tanh(1.7159, 0.6667)"]
-KINKED = ["relu", "hard_sigmoid", "hard_sigmoid(0.2, 0.5)", "leaky_relu", "leaky_relu(0.3)"]
-KINKED += ["thresholded_relu(0.4)", "thresholded_relu(-0.4)"]
-
-Case = tuple[type[Any], dict[str, Any]]
-OLD_KERAS = {"recurrent_activation": "hard_sigmoid(0.2, 0.5)"}
-# What a sigmoid's symmetry does not carry: z and 1 - z part.
-ODD = {"recurrent_activation": "tanh", "activation": "sigmoid"}
-APART = {"activation": ("tanh", "softsign"), "recurrent_activation": ("hard_sigmoid", "sigmoid")}
-GATED: list[Case] = [
-    (rk.SimplifiedGRU, {}),
-    (rk.MGU, {}),
-    (rk.GRU, {}),
-    (rk.GRU, {"reset": "after"}),
-]
-ALL_GATED: list[Case] = [*GATED, (rk.LSTM, {})]
-LSTMS: list[dict[str, Any]] = [
-    {"peepholes": True},
-    {"coupled": True},
-    {"peepholes": True, "coupled": True},
-    {"cell_clip": 0.4},
-    {"output_activation": "softsign"},
-    {"output_activation": ("identity", "tanh"), "activation": ("relu", "elu")},
-    {"peepholes": True, "coupled": True, "clip": 0.8, "cell_clip": 0.5, **OLD_KERAS},
-    {"peepholes": True, "clip": 0.8, **APART},
-]
-EXACT: list[Case] = [  # where rounding to float32 meets no kink
-    *((rk.RNN, {"nonlinearity": f}) for f in SMOOTH),
-    *((rk.LSTM, options) for options in LSTMS[:3]),
-    *((kind, {**own, **ODD}) for kind, own in ALL_GATED),
-]
-CASES: list[Case] = [
-    *EXACT,
-    *((rk.RNN, {"nonlinearity": f}) for f in [*KINKED, ("relu", "leaky_relu(0.2)")]),
-    (rk.RNN, {"clip": 0.5}),
-    *((rk.LSTM, options) for options in LSTMS[3:]),
-    *(
-        (kind, {**own, **options})
-        for kind, own in ALL_GATED
-        for options in (
-            {"clip": 0.6},
-            {**OLD_KERAS, "activation": "relu"},
-            {"clip": 0.6, **ODD},
-            APART,
-        )
-    ),
-]
-# One of each kind, where every path is gone.
-WAYS: list[Case] = [
-    (rk.RNN, {"nonlinearity": "softsign", "clip": 0.9}),
-    *((kind, {**own, **OLD_KERAS, "clip": 0.9}) for kind, own in GATED),
-    (rk.LSTM, {"peepholes": True, "coupled": True, "cell_clip": 0.5, **OLD_KERAS}),
-    (rk.LSTM, {"peepholes": True, "activation": "elu", "output_activation": "tanh"}),
-]
-
-
-def make(case: Case, *sizes: int, **options: Any) -> Any:
-    kind, own = case
-    layer = kind(*sizes, **own, **options)
-    rng = np.random.default_rng(1)
-    for p in layer.params.values():
-        p[...] = rng.uniform(-1.0, 1.0, p.shape)
-    return layer
-
-
-def one_way(case: Case) -> Case:
-    """With the first direction's functions alone."""
-    kind, own = case
-    return kind, {k: v[0] if isinstance(v, tuple) else v for k, v in own.items()}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -200,15 +128,3 @@ def test_others_have_no_such_layer() -> None:
     for layer in (rk.LSTM(2, 3, peepholes=True), rk.RNN(2, 3, clip=1.0)):
         with pytest.raises(ValueError, match="PyTorch has no layer with"):
             layer.to_torch(arrays=True)
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [rk.GRU(2, 3, clip=1.0), rk.RNN(2, 3, nonlinearity="elu"), rk.LSTM(2, 3, peepholes=True)],
-    ids=repr,
-)
-def test_a_gpu_refuses_what_its_kernels_have_not(layer: Any) -> None:
-    device = Cuda(np, None)
-    with pytest.raises(ValueError, match="device='cpu', got device='cuda'"):
-        device.check(spec_of(layer))
-    device.check(spec_of(rk.LSTM(2, 3, coupled=True)))

@@ -45,6 +45,17 @@ def test_few_rows(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES, ids=mode_ids)
+@pytest.mark.parametrize("cell", WITH_PRODUCT)
+def test_given_functions(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
+    """Kernels that look functions up, given the cell's own: many rows, few, and a wavefront."""
+    sizes: dict[str, Any] = {"inputs": 5, "dtype": mode[0], "compute": mode[1]}
+    sizes["given_functions"] = True
+    check(side, Case(cell, 33, batch=7, reverse=(False, True), **sizes))
+    check(side, Case(cell, 20, batch=1, **sizes))
+    check(side, Stack(cell, 33, batch=7, layers=3, dropout=True, **sizes))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=mode_ids)
 @pytest.mark.parametrize(("units", "batch"), [(5, 3), (5, 33), (33, 1), (100, 3), (100, 33)])
 def test_odd_sizes(side: Any, units: int, batch: int, mode: tuple[str, str | None]) -> None:
     dtype, compute = mode

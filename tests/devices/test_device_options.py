@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
 import pytest
 
+import rnnkern as rk
 from rnnkern import devices
 from rnnkern.devices import MERGES
 
@@ -21,10 +23,12 @@ from support.devices import (
     STEPS,
     TOLERANCE,
     check_calls_agree,
+    move,
     put,
     twins,
 )
 from support.layers import DTYPES, WITH_PRODUCT, arrays, as_layer_state, computed
+from support.variant_cases import APART, CASES, EXACT, WAYS, Case, make, one_way
 
 FORWARD: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -34,6 +38,11 @@ FORWARD: dict[str, dict[str, Any]] = {
     "recompute": {"recompute": 4, "dropout_key": 5, "lengths": LENGTHS},
     "resets": {"resets": np.random.default_rng(0).random((STEPS, BATCH)) < 0.3},
 }
+# Peepholes are of the CPU.
+CASES, EXACT, WAYS = (
+    [case for case in cases if "peepholes" not in case[1]] for cases in (CASES, EXACT, WAYS)
+)
+WAYS.append((rk.LSTM, {"output_activation": "elu", "clip": 0.8, "cell_clip": 0.5, **APART}))
 merges = pytest.mark.parametrize("merge", MERGES[1:])
 
 
@@ -80,3 +89,67 @@ def test_merged_directions_frozen_and_into_out(cuda: devices.Cuda, merge: str) -
     assert twin(*given, out=out)[0] is out
     assert_same_bits("out", cuda.get(out), want)
     assert_same_bits("frozen", cuda.get(twin.freeze()(*given)[0]), want)
+
+
+def on_both(cuda: devices.Cuda, case: Case, *sizes: int, **options: Any) -> tuple[Any, Any]:
+    """A layer with the functions and bounds of a case on the CPU, and its twin on the device."""
+    layer = make(case, *sizes, **options)
+    twin = type(layer)(**{**layer.config(), "device": "cuda"})
+    move(cuda, layer, twin)
+    return layer, twin
+
+
+def check_by_autograd(
+    cuda: devices.Cuda,
+    layer: Any,
+    twin: Any,
+    *,
+    lengths: Any = None,
+    batch: int = BATCH,
+    tolerance: float | None = None,
+) -> None:
+    """Values and every gradient are those of PyTorch's autograd."""
+    pytest.importorskip("torch")
+    given = arrays(layer, STEPS, batch)
+    x, state, dy, dstate = given
+    want = importlib.import_module("support.variants").run(layer, x, state, lengths, dy, dstate)
+    found = computed(twin, *(put(cuda, a) for a in given), lengths=lengths)
+    assert found.keys() == want.keys()
+    for name, array in found.items():
+        at_most = tolerance or TOLERANCE[layer.dtype.name]
+        assert_close(name, cuda.get(array), want[name], at_most)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_given_functions_and_bounds_agree_with_autograd(cuda: devices.Cuda, case: Case) -> None:
+    options: dict[str, Any] = {"bidirectional": True, "dtype": "float64"}
+    check_by_autograd(cuda, *on_both(cuda, case, INPUTS, HIDDEN, 2, **options), lengths=LENGTHS)
+
+
+@pytest.mark.parametrize("case", EXACT, ids=str)
+def test_given_functions_in_float32_and_a_wavefront(cuda: devices.Cuda, case: Case) -> None:
+    check_by_autograd(cuda, *on_both(cuda, case, INPUTS, HIDDEN, 2))
+
+
+@pytest.mark.parametrize("given", FORWARD.values(), ids=FORWARD)
+@pytest.mark.parametrize("case", WAYS, ids=str)
+def test_given_functions_agree_with_the_cpu(
+    cuda: devices.Cuda, case: Case, given: dict[str, Any]
+) -> None:
+    options: dict[str, Any] = {"dtype": "float64", "dropout": 0.3 if "dropout_key" in given else 0}
+    for both in ({"bidirectional": True, "merge": "sum"}, {"reverse": True}):
+        of_case = case if "bidirectional" in both else one_way(case)
+        layers = on_both(cuda, of_case, INPUTS, HIDDEN, 2, **options, **both)
+        check_calls_agree(cuda, *layers, **given)
+
+
+@pytest.mark.parametrize("batch", [2, BATCH])
+@pytest.mark.parametrize("compute", ["tfloat32", "bfloat16", "float16"])
+@pytest.mark.parametrize("case", EXACT[-3:], ids=str)
+def test_given_functions_of_rounded_operands(
+    cuda: devices.Cuda, case: Case, compute: str, batch: int
+) -> None:
+    layer = make(case, INPUTS, HIDDEN, 2)
+    twin = type(layer)(**{**layer.config(), "device": "cuda", "compute": compute})
+    move(cuda, layer, twin)
+    check_by_autograd(cuda, layer, twin, batch=batch, tolerance=0.1)

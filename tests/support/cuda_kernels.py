@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnkern.devices import LayerSpec, cell_facts
+from rnnkern.devices import CellOptions, LayerSpec, cell_facts
 
 from support import reference
 from support.compare import assert_close, assert_same_bits
@@ -117,6 +117,7 @@ class Case:
     compute: str | None = None
     keep: bool = True  # a backward pass follows
     recurrent_dropout: float = 0.0
+    given_functions: bool = False  # the cell's own, as a layer is given others
 
     def random(self, *shape: int, seed: int) -> Array:
         return np.random.default_rng(seed).uniform(-1.0, 1.0, shape).astype(self.dtype)
@@ -153,7 +154,15 @@ class Case:
             dtype=self.dtype,
             compute=self.compute,
             recurrent_dropout=self.recurrent_dropout,
+            options=self.options(),
         )
+
+    def options(self) -> tuple[CellOptions, ...] | None:
+        if not self.given_functions:
+            return None
+        candidate = "relu" if self.cell == "rnn_relu" else "tanh"
+        gate, own, output = ((name, 0.0, 0.0) for name in ("sigmoid", candidate, "tanh"))
+        return (CellOptions(gate, own, output, clip=np.inf, cell_clip=np.inf),) * len(self.reverse)
 
     def x(self) -> Array:
         if self.given is not None:

@@ -297,7 +297,14 @@ class StandInCall:
         cs = None if c is None else np.stack([host(c)] * 2)
         y = np.zeros((*x.shape[:2], 2 * self._spec.units), self._spec.dtype)
         both: Any = [weights, weights]
-        spec = self._spec._replace(layers=1, directions=2, compute=None, merge="concat")
+        options = self._spec.options
+        spec = self._spec._replace(
+            layers=1,
+            directions=2,
+            compute=None,
+            merge="concat",
+            options=options and (options * 2)[:2],
+        )
         network = _core.Network(spec, both)
         factors = None if p["h_factors"] is None else np.stack([host(p["h_factors"])] * 2)
         kept = network.forward(x, self._lengths, hs, cs, y, (), keep, h_factors=factors)

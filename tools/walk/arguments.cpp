@@ -32,11 +32,13 @@ void print(const Grid& grid, const Problem& problem) {
 template <class E>
 ComputeKernels<float> recording() {
   ComputeKernels<float> kernels{};
-  kernels.matrix.product = make_recurrent<TensorProduct<E, 1, 4>>(false, CellList<>()).product;
-  kernels.vector.product = make_recurrent<ScalarProduct<E, 4>>(true, CellList<>()).product;
+  kernels.matrix.product =
+      make_recurrent<TensorProduct<E, 1, 4>>(false, CellList<>(), CellList<>()).product;
+  kernels.vector.product =
+      make_recurrent<ScalarProduct<E, 4>>(true, CellList<>(), CellList<>()).product;
   for (auto* const set : {&kernels.matrix, &kernels.vector}) {
-    for (auto& f : set->forward) f = print<RecurrentProblem<ForwardStrand<float>>>;
-    for (auto& f : set->backward) f = print<RecurrentProblem<BackwardStrand<float>>>;
+    for (auto& f : set->own.forward) f = print<RecurrentProblem<ForwardStrand<float>>>;
+    for (auto& f : set->own.backward) f = print<RecurrentProblem<BackwardStrand<float>>>;
   }
   kernels.pack = [](void*, const PackArguments<float>&) {};
   kernels.matmul = [](void*, const MatmulArguments<float>&) {};

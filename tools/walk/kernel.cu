@@ -19,7 +19,7 @@ using Product = ScalarProduct<Float16, 4>;
 #else
 using Product = TensorProduct<Float16, 1, 4>;
 #endif
-template __global__ void entry<RNNKERN_WAY<Cell, Product>>(
-    const __grid_constant__ RNNKERN_WAY<Cell, Product>::Arguments);
+template __global__ void entry<RNNKERN_WAY<Cell, Product, OwnFunctions>>(
+    const __grid_constant__ RNNKERN_WAY<Cell, Product, OwnFunctions>::Arguments);
 
 }  // namespace rnnkern::cuda

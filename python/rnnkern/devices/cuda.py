@@ -92,12 +92,6 @@ class Cuda(Device):
         for name in ("zoneout", "cell_zoneout"):
             if share := getattr(spec, name):
                 raise ValueError(f"{name}={share:g} needs device='cpu', got device='cuda'")
-        if spec.options is not None:
-            raise ValueError(
-                "activations other than the cell's own (activation, recurrent_activation, "
-                "output_activation, nonlinearity), clip and cell_clip need device='cpu', "
-                "got device='cuda'"
-            )
 
     def network(
         self, spec: LayerSpec, weights: Sequence[Weights], *, batch_first: bool

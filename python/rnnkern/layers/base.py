@@ -52,8 +52,7 @@ class Recurrent(Configured):
             bidirectional=True it may be a pair, one for each direction.
         recurrent_activation: of the gates, likewise.
         clip: a bound: pre-activations are held within ±clip, as ONNX's ``clip`` says; no gradient
-            passes where they are. Options that differ from the defaults need
-            ``device="cpu"``.
+            passes where they are.
         layer_norm: whether the sums that gates see are normalised (Ba et al. 2016,
             arXiv:1607.06450): W_x x_t and W_h h_{t-1} each by itself, over the units of a row, with
             gains of their own; in an LSTM also the c that h_t is made of. It needs
