@@ -61,11 +61,9 @@ Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
                  const py::object& lengths, bool tokens) {
   if (spec.zoneout > 0 || spec.cell_zoneout > 0)
     throw std::invalid_argument("zoneout and cell_zoneout must be 0");
-  if (spec.facts().unit_weights > 0 || !spec.facts().recurrent_product) {
-    throw std::invalid_argument(
-        "cell must be one with a recurrent product, whose units have no weights of their own, got "
-        "'" +
-        std::string(spec.facts().name) + "'");
+  if (!spec.facts().recurrent_product) {
+    throw std::invalid_argument("cell must be one with a recurrent product, got '" +
+                                std::string(spec.facts().name) + "'");
   }
   // The kernels count in 32 bits.
   constexpr Index most = std::numeric_limits<std::int32_t>::max();
@@ -100,7 +98,7 @@ Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
           .compute = read_compute(spec.compute),
           .drops = spec.recurrent_dropout > 0,
           .lengths = read_lengths(lengths, steps, batch),
-          .given_functions = !spec.options.empty()};
+          .given_functions = !spec.options.empty() || spec.facts().unit_weights > 0};
 }
 
 // A strand's argument of that name, None where it is absent.
@@ -143,7 +141,10 @@ void check_stacked(const std::vector<py::dict>& layers, bool backward) {
 
 template <class T>
 Parameters<T> read_parameters(const Shape& shape, const py::dict& strand, Index inputs) {
-  const Index rows = cell_facts(shape.cell).gates * shape.units;
+  const auto& facts = cell_facts(shape.cell);
+  const Index rows = facts.gates * shape.units;
+  const auto unit_weights =
+      facts.unit_weights > 0 ? require(strand, "unit_weights") : py::object(py::none());
   return {
       .inputs = inputs,
       .units = shape.units,
@@ -153,7 +154,8 @@ Parameters<T> read_parameters(const Shape& shape, const py::dict& strand, Index 
           device_pointer<const T>(require(strand, "weight_hh"), "weight_hh", {rows, shape.units}),
       .bias = device_pointer<const T>(get(strand, "bias"), "bias", {rows}),
       .bias_hn = device_pointer<const T>(get(strand, "bias_hn"), "bias_hn", {shape.units}),
-      .unit_weights = nullptr};
+      .unit_weights =
+          device_pointer<const T>(unit_weights, "unit_weights", {facts.unit_weights, shape.units})};
 }
 
 std::byte* read_workspace(const py::object& workspace, Index bytes) {
@@ -285,6 +287,10 @@ void BoundCall::backward(const std::vector<py::dict>& strands, const py::object&
       layer.dw_hh = device_pointer<T>(require(strand, "dweight_hh"), "dweight_hh", {rows, units});
       layer.dbias = device_pointer<T>(get(strand, "dbias"), "dbias", {rows});
       layer.dbias_hn = device_pointer<T>(get(strand, "dbias_hn"), "dbias_hn", {units});
+      if (facts.unit_weights > 0) {
+        layer.dunit_weights = device_pointer<T>(require(strand, "dunit_weights"), "dunit_weights",
+                                                {facts.unit_weights, units});
+      }
       layers.push_back(layer);
     }
     std::byte* const memory = read_workspace(workspace, backward_workspace);
@@ -447,11 +453,11 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
           },
           py::arg("strands"), py::arg("workspace"), py::arg("stream"),
           "Each strand, a direction of a layer, is a dict of x, h, c, weight_ih, weight_hh, bias, "
-          "bias_hn, reverse, y, saved, cells, mask, h_factors; what does not apply is None. h and "
-          "c (B, H) are advanced; y, saved (N, saved, H) and cells (N, H) are written where given. "
-          "h_factors (B, H) are of what recurrent products take of h. Of stacked layers each but "
-          "the first has None as x and takes the y below it, times the mask (T, B, H) there if "
-          "any. Tokens outside the weights count as the nearest inside.")
+          "bias_hn, unit_weights, reverse, y, saved, cells, mask, h_factors; what does not apply "
+          "is None. h and c (B, H) are advanced; y, saved (N, saved, H) and cells (N, H) are "
+          "written where given. h_factors (B, H) are of what recurrent products take of h. Of "
+          "stacked layers each but the first has None as x and takes the y below it, times the "
+          "mask (T, B, H) there if any. Tokens outside the weights count as the nearest inside.")
       .def(
           "backward",
           [](const py::handle& self, const std::vector<py::dict>& strands,
@@ -460,10 +466,11 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
           },
           py::arg("strands"), py::arg("workspace"), py::arg("stream"),
           "Gradients of forward(), in the same order: each strand is a dict of x, h_0, c_0, "
-          "weight_ih, weight_hh, reverse, y, saved, cells, mask, h_factors, dy, dh, dc, dx, "
-          "dweight_ih, dweight_hh, dbias, dbias_hn as of _core.Kept.backward, in one direction. "
-          "Directions may share dx. Of stacked layers the first alone has dx and the last alone "
-          "dy; the x of each other is the y below it, times the mask.");
+          "weight_ih, weight_hh, unit_weights, reverse, y, saved, cells, mask, h_factors, dy, dh, "
+          "dc, dx, dweight_ih, dweight_hh, dbias, dbias_hn, dunit_weights as of "
+          "_core.Kept.backward, in one direction. Directions may share dx. Of stacked layers the "
+          "first alone has dx and the last alone dy; the x of each other is the y below it, times "
+          "the mask.");
   m.def("force_groups", cuda::force_groups, py::arg("groups"),
         "To measure with: the groups of the batch that every later plan must have; 0 as is best.");
   m.def("matmul", run_matmul, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("transpose_a"),

@@ -91,7 +91,8 @@ class BackwardKernel {
   // ∂L/∂h_t in the place of dy) and dc are where they were, and the gradients of the gates begin at
   // kFound.
   enum { kDh, kDc, kDy, kPreviousC, kC, kPreviousH, kH, kSaved, kFound = kPreviousC };
-  static constexpr int kFactor = kSaved + Cell::saved;  // of h
+  static constexpr int kUnitWeights = kSaved + Cell::saved;
+  static constexpr int kFactor = kUnitWeights + Cell::unit_weights;  // of h
 
   template <int N>
   RNNKERN_KERNEL void prefetch(Index s, const Around& around, const Place& at, bool lives) const {
@@ -108,6 +109,9 @@ class BackwardKernel {
     for (int k = 0; k < Cell::saved; ++k) {
       block_.copy(loop_.field(kSaved + k, at),
                   strand_.saved + (at.packed * Cell::saved + k) * units_ + at.unit);
+    }
+    for (int k = 0; k < Cell::unit_weights; ++k) {
+      block_.copy(loop_.field(kUnitWeights + k, at), strand_.unit_weights + k * units_ + at.unit);
     }
     const Sequence<const T> dy = strand_.mask.data ? strand_.mask : strand_.dy;
     if (N == 0 && dy.data) block_.copy(loop_.field(kDy, at), dy.at(t, at.b) + at.unit);
@@ -140,6 +144,9 @@ class BackwardKernel {
     BackwardStep<V, Cell> step;
 #pragma unroll
     for (int k = 0; k < Cell::saved; ++k) step.saved[k] = V(*loop_.field(kSaved + k, at));
+#pragma unroll
+    for (int k = 0; k < Cell::unit_weights; ++k)
+      step.unit[k] = V(*loop_.field(kUnitWeights + k, at));
     step.h_previous = V(*loop_.field(kPreviousH, at));
     step.h = V(*loop_.field(kH, at));
     if constexpr (has_c<Cell>) {
@@ -167,7 +174,7 @@ class BackwardKernel {
     *loop_.field(kDh, at) = step.direct.v;
     if constexpr (has_c<Cell>) *loop_.field(kDc, at) = step.dc.v;
     constexpr Range found = found_in<Cell>(N);
-    static_assert(kFound + delta_count<Cell> <= kSaved + Cell::saved);
+    static_assert(kFound + delta_count<Cell> <= kUnitWeights);
 #pragma unroll
     for (int d = 0; d < found.count; ++d)
       *loop_.field(kFound + d, at) = step.delta[found.first + d].v;

@@ -24,7 +24,7 @@ class BackwardCall : Call<T> {
         strand.dy = layer.dy, strand.mask = layer.mask;
         strand.dh = layer.dh, strand.dc = layer.dc, strand.delta = space.chunk[k];
         strand.dh_now = space.scratch[k], strand.h_factors = layer.h_factors;
-        strand.options = layer.options;
+        strand.options = layer.options, strand.unit_weights = layer.parameters.unit_weights;
       }
       this->recurrent_.loops(shape.given_functions)
           .backward[shape.cell](this->grid(stream), problem);
@@ -105,6 +105,7 @@ class BackwardCall : Call<T> {
     };
     sums(0, gate_units, layer.dbias);
     if (cell.recurrent_bias_gate != kNoGate) sums(cell.gates, units, layer.dbias_hn);
+    sums(cell.preactivation_deltas(), cell.unit_weights * units, layer.dunit_weights);
   }
 
   Operand<T> previous_h(const BackwardLayer<T>& layer, Index first, int phase) const {

@@ -16,17 +16,17 @@ std::atomic<int> forced_groups = 0;
 template <class T>
 PlanRequest request_of(const Shape& shape, bool backward) {
   const auto& cell = facts_of(shape);
-  PlanRequest request{
-      .device = current_device(),
-      .product = recurrent_kernels<T>(shape).product,
-      .weights = {},
-      .phases = cell.phase_count(),
-      .fields = shape.drops + (backward ? cell.saved + 7 : cell.gates + 2 + cell.cell_state),
-      .field_bytes = sizeof(T),
-      .units = shape.units,
-      .batch = shape.batch,
-      .strands = shape.strands,
-      .groups = forced_groups};
+  PlanRequest request{.device = current_device(),
+                      .product = recurrent_kernels<T>(shape).product,
+                      .weights = {},
+                      .phases = cell.phase_count(),
+                      .fields = cell.unit_weights + shape.drops +
+                                (backward ? cell.saved + 7 : cell.gates + 2 + cell.cell_state),
+                      .field_bytes = sizeof(T),
+                      .units = shape.units,
+                      .batch = shape.batch,
+                      .strands = shape.strands,
+                      .groups = forced_groups};
   for (int p = 0; p < cell.phase_count(); ++p) {
     const int gates = cell.phases[p].count;
     request.weights[p] =

@@ -76,6 +76,7 @@ struct BackwardLayer {
   T* dw_hh;
   T* dbias;
   T* dbias_hn;
+  T* dunit_weights;
   CellOptions<T> options;
 };
 

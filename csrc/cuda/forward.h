@@ -105,13 +105,15 @@ class ForwardKernel {
   }
 
   // What stands in the fields: W_ih x + b of the phase's gates, h, c, what phase 0 saved, the mask,
-  // and the factor of h.
+  // the unit's own weights, and the factor of h.
   template <int N>
   static constexpr int kSavedBefore = saved_in<Cell>(N).first;
   template <int N>
   static constexpr int kMask = Cell::phases[N].count + kStates + kSavedBefore<N>;
   template <int N>
-  static constexpr int kFactor = kMask<N> + 1;
+  static constexpr int kUnitWeights = kMask<N> + 1;
+  template <int N>
+  static constexpr int kFactor = kUnitWeights<N> + Cell::unit_weights;
   // And when the equations have been computed: what the phase saves; of the last one also h and c.
   template <int N>
   static constexpr int kNewState = saved_in<Cell>(N).count;
@@ -142,6 +144,10 @@ class ForwardKernel {
     if (N + 1 == kPhases && strand_.mask.data) {
       block_.copy(loop_.field(kMask<N>, at),
                   strand_.mask.at(schedule_.time_of(s, strand_.reverse), at.b) + at.unit);
+    }
+    for (int k = 0; k < Cell::unit_weights; ++k) {
+      block_.copy(loop_.field(kUnitWeights<N> + k, at),
+                  strand_.unit_weights + k * units_ + at.unit);
     }
     if (loop_.factored()) block_.copy(loop_.field(kFactor<N>, at), loop_.h_factor(at.b, at.unit));
   }
@@ -175,6 +181,9 @@ class ForwardKernel {
 #pragma unroll
     for (int k = 0; k < saves.first; ++k)
       step.saved[k] = V(*loop_.field(phase.count + kStates + k, at));
+#pragma unroll
+    for (int k = 0; k < Cell::unit_weights; ++k)
+      step.unit[k] = V(*loop_.field(kUnitWeights<N> + k, at));
 
     Cell::forward(Phase<N>{}, step, functions_);
 

@@ -34,6 +34,7 @@ class ForwardCall : Call<T> {
         strand.h = layer.h, strand.c = layer.c, strand.y = layer.y, strand.mask = layer.mask;
         strand.saved = layer.saved, strand.cells = layer.cells, strand.scratch = space.scratch[k];
         strand.h_factors = layer.h_factors, strand.options = layer.options;
+        strand.unit_weights = layer.parameters.unit_weights;
       }
       this->recurrent_.loops(shape.given_functions)
           .forward[shape.cell](this->grid(stream), problem);

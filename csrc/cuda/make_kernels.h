@@ -10,22 +10,24 @@
 
 namespace rnnkern::cuda {
 
-// The launch of a kernel of a cell; null where units have weights of their own, which the kernels here do not
-// read, and where there is no recurrent product, which they are about.
-template <class Cell, class Kernel>
+// The launch of a kernel of a cell; null where there is no recurrent product, which the kernels are about,
+// and for the own functions of a cell whose units have weights of their own: such a cell is run as one that was
+// given its functions, so that there is one kernel less to compile.
+template <class Cell, class Kernel, bool Given>
 constexpr auto launch_of() {
-  if constexpr (Cell::unit_weights > 0 || !Cell::recurrent_product) {
+  if constexpr (!Cell::recurrent_product || (Cell::unit_weights > 0 && !Given)) {
     return nullptr;
   } else {
     return launch<Kernel>;
   }
 }
 
-template <class P, template <class, class> class Functions, template <class> class... Cells>
+template <class P, template <class, class> class Functions, bool Given,
+          template <class> class... Cells>
 TimeLoops<typename P::Element::Sum> make_loops(CellList<Cells...>) {
   using V = Scalar<typename P::Element::Sum>;
-  return {{launch_of<Cells<V>, ForwardKernel<Cells<V>, P, Functions>>()...},
-          {launch_of<Cells<V>, BackwardKernel<Cells<V>, P, Functions>>()...}};
+  return {{launch_of<Cells<V>, ForwardKernel<Cells<V>, P, Functions>, Given>()...},
+          {launch_of<Cells<V>, BackwardKernel<Cells<V>, P, Functions>, Given>()...}};
 }
 
 // Of cells whose equations have functions of their own, and of those that may be given others.
@@ -34,8 +36,8 @@ RecurrentKernels<typename P::Element::Sum> make_recurrent(bool vector, Own own, 
   using E = typename P::Element;
   return {{P::rows, P::columns, P::columns_at_once, sizeof(typename E::Storage),
            sizeof(typename E::Sum), vector},
-          make_loops<P, OwnFunctions>(own),
-          make_loops<P, GivenFunctions>(given)};
+          make_loops<P, OwnFunctions, false>(own),
+          make_loops<P, GivenFunctions, true>(given)};
 }
 
 template <class P>

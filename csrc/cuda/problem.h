@@ -69,6 +69,7 @@ struct ForwardStrand {
   T* scratch;              // (B, saved, H): what a phase leaves to the next where `saved` is null
   const T* h_factors;      // (B, H): of what recurrent products take of h; or null
   CellOptions<T> options;  // for equations of given functions
+  const T* unit_weights;   // (of the cell, H)
 };
 
 template <class T>
@@ -88,6 +89,7 @@ struct BackwardStrand {
   T* dh_now;               // (B, H): ∂L/∂h_t, from the phase that finds it to the next; or null
   const T* h_factors;      // (B, H), as forward
   CellOptions<T> options;  // likewise
+  const T* unit_weights;   // (of the cell, H)
 };
 
 // A chunk of processed steps [begin, end); a backward one that begins at 0 also ends in ∂L/∂h_0.

@@ -28,7 +28,7 @@ from support.devices import (
     twins,
 )
 from support.layers import DTYPES, WITH_PRODUCT, arrays, as_layer_state, computed
-from support.variant_cases import APART, CASES, EXACT, WAYS, Case, make, one_way
+from support.variant_cases import CASES, EXACT, WAYS, Case, make, one_way
 
 FORWARD: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -38,11 +38,6 @@ FORWARD: dict[str, dict[str, Any]] = {
     "recompute": {"recompute": 4, "dropout_key": 5, "lengths": LENGTHS},
     "resets": {"resets": np.random.default_rng(0).random((STEPS, BATCH)) < 0.3},
 }
-# Peepholes are of the CPU.
-CASES, EXACT, WAYS = (
-    [case for case in cases if "peepholes" not in case[1]] for cases in (CASES, EXACT, WAYS)
-)
-WAYS.append((rk.LSTM, {"output_activation": "elu", "clip": 0.8, "cell_clip": 0.5, **APART}))
 merges = pytest.mark.parametrize("merge", MERGES[1:])
 
 
@@ -136,7 +131,8 @@ def test_given_functions_in_float32_and_a_wavefront(cuda: devices.Cuda, case: Ca
 def test_given_functions_agree_with_the_cpu(
     cuda: devices.Cuda, case: Case, given: dict[str, Any]
 ) -> None:
-    options: dict[str, Any] = {"dtype": "float64", "dropout": 0.3 if "dropout_key" in given else 0}
+    dropped = 0.3 if "dropout_key" in given else 0.0
+    options: dict[str, Any] = {"dropout": dropped, "recurrent_dropout": dropped, "dtype": "float64"}
     for both in ({"bidirectional": True, "merge": "sum"}, {"reverse": True}):
         of_case = case if "bidirectional" in both else one_way(case)
         layers = on_both(cuda, of_case, INPUTS, HIDDEN, 2, **options, **both)
@@ -153,3 +149,19 @@ def test_given_functions_of_rounded_operands(
     twin = type(layer)(**{**layer.config(), "device": "cuda", "compute": compute})
     move(cuda, layer, twin)
     check_by_autograd(cuda, layer, twin, batch=batch, tolerance=0.1)
+
+
+def test_cells_with_peepholes(cuda: devices.Cuda) -> None:
+    """Without other options: their equations are looked up all the same."""
+    for coupled in (False, True):
+        case = rk.LSTM, {"peepholes": True, "coupled": coupled}
+        both = on_both(cuda, case, INPUTS, HIDDEN, 2, dtype="float64", bidirectional=True)
+        check_by_autograd(cuda, *both, lengths=LENGTHS)
+        layer, twin = on_both(cuda, case, INPUTS, HIDDEN, 3, dtype="float64", reverse=True)
+        check_calls_agree(cuda, layer, twin, tokens=True)
+    tape = twin.forward(cuda.xp.zeros((STEPS, BATCH, INPUTS), np.float64))[2]
+    y = cuda.xp.ones((STEPS, BATCH, HIDDEN), np.float64)
+    want = {name: cuda.get(g) for name, g in tape.backward(y).params.items()}
+    twin.params["weight_peephole_l0"][...] = np.nan  # the tape has what they were
+    for name, gradient in tape.backward(y).params.items():
+        assert_same_bits(name, cuda.get(gradient), want[name])

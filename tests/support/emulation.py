@@ -275,7 +275,7 @@ class StandInCall:
             dx = None if p["dx"] is None else host(p["dx"])
             if self._stacked and k > 0:
                 dx = np.zeros_like(x)
-            names = ("dweight_ih", "dweight_hh", "dbias", "dbias_hn")
+            names = ("dweight_ih", "dweight_hh", "dbias", "dbias_hn", "dunit_weights")
             own: Any = tuple(None if p[name] is None else host(p[name]) for name in names)
             other: Any = tuple(None if a is None else np.zeros_like(a) for a in own)
             gradients = [other, own] if d else [own, other]
@@ -291,7 +291,7 @@ class StandInCall:
         """The weights in both directions, the strand's one of them: y, h, c, and what is kept."""
         weights = tuple(
             None if p.get(name) is None else host(p[name])
-            for name in ("weight_ih", "weight_hh", "bias", "bias_hn")
+            for name in ("weight_ih", "weight_hh", "bias", "bias_hn", "unit_weights")
         )
         hs = np.stack([host(h)] * 2)
         cs = None if c is None else np.stack([host(c)] * 2)

@@ -56,7 +56,8 @@ class LSTM(Recurrent):
       passes where it is.
     - ``cell_zoneout``: as ``zoneout``, of c; h_t is made of the c that the step gave.
 
-    ``proj_size``, ``peepholes`` and ``cell_zoneout`` need ``device="cpu"`` and no ``layer_norm``.
+    ``proj_size`` and ``cell_zoneout`` need ``device="cpu"``, and they and ``peepholes`` no
+    ``layer_norm``.
 
     Example:
         >>> lstm = rk.LSTM(3, 4, forget_bias=1.0, bidirectional=True, seed=0)

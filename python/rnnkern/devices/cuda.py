@@ -83,7 +83,7 @@ class Cuda(Device):
 
     def check(self, spec: LayerSpec) -> None:
         facts = spec.facts
-        if not facts.recurrent_product or facts.unit_weights:
+        if not facts.recurrent_product:
             raise ValueError(f"the cell {spec.cell!r} needs device='cpu', got device='cuda'")
         if facts.layer_norm:
             raise ValueError("layer_norm=True needs device='cpu', got device='cuda'")
@@ -163,7 +163,7 @@ class Cuda(Device):
                         None if c_0 is None else c_0[first : len(strands)],
                         tuple(saved for saved, _ in rooms),
                         tuple(cells for _, cells in rooms),
-                        [_matrices(own, fixed=fixed) for own in weights],
+                        [_for_backward(own, fixed=fixed) for own in weights],
                     )
                 )
         call.forward(strands, self._workspace(call.forward_workspace), self._stream())
@@ -186,7 +186,7 @@ class Cuda(Device):
         call = self._call(spec, passes[0].kept.schedule, passes[0].x, len(passes))
         launched: list[dict[str, Any]] = []
         for k, (x, y, own) in enumerate(passes):
-            for d, (weight_ih, weight_hh) in enumerate(own.weights):
+            for d, (weight_ih, weight_hh, unit_weights) in enumerate(own.weights):
                 index = len(launched)
                 launched.append(
                     {
@@ -195,6 +195,7 @@ class Cuda(Device):
                         "c_0": None if own.c_0 is None else own.c_0[d],
                         "weight_ih": weight_ih,
                         "weight_hh": weight_hh,
+                        "unit_weights": unit_weights,
                         "reverse": spec.backwards(d),
                         "y": spec.by_direction(y)[d],
                         "saved": own.saved[d],
@@ -306,11 +307,13 @@ class Cuda(Device):
         return pointer
 
 
-def _matrices(own: Weights, *, fixed: bool) -> tuple[Array, Array]:
+def _for_backward(own: Weights, *, fixed: bool) -> tuple[Array, Array, Array | None]:
     """What a backward pass reads of the weights: copies, unless they stay as they are."""
+    read = own.weight_ih, own.recurrent, own.unit_weights
     if fixed:
-        return own.weight_ih, own.recurrent
-    return own.weight_ih.copy(), own.recurrent.copy()
+        return read
+    weight_ih, weight_hh, unit_weights = read
+    return weight_ih.copy(), weight_hh.copy(), None if unit_weights is None else unit_weights.copy()
 
 
 def cuda_status() -> str:

@@ -36,7 +36,7 @@ class KeptLayer:
     saved: tuple[Array | None, ...]
     cells: tuple[Array | None, ...]
     # A snapshot, so that a later step of training does not change them, unless they are fixed.
-    weights: list[tuple[Array, Array]]
+    weights: list[tuple[Array, Array, Array | None]]  # weight_ih, weight_hh, unit_weights
 
 
 class Pass(NamedTuple):
