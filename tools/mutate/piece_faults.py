@@ -17,6 +17,21 @@ _PIECES = [
         "devices/test_device_pieces.py::test_embedding",
     ),
     fault(
+        "python/rnnkern/devices/cuda.py",
+        "a-tape-sees-peepholes-of-later",
+        "None if unit_weights is None else unit_weights.copy()",
+        "unit_weights",
+        "devices/test_device_options.py::test_cells_with_peepholes",
+        peers=True,
+    ),
+    fault(
+        "python/rnnkern/devices/launches.py",
+        "a-product-is-parted-by-another-layers-y",
+        "spec.by_direction(passes[end - 1].y)",
+        "spec.by_direction(passes[first - 1].y)",
+        "devices/test_device_options.py::test_merged_directions_agree_with_the_reference",
+    ),
+    fault(
         f"{_LAYERS}/embedding.py",
         "an-embedding-takes-tokens-from-behind",
         "tokens.min() >= 0 and ",
