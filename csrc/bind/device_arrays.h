@@ -18,6 +18,7 @@ inline Type device_type(const std::string& text) {
   if (text == "<f4") return Type::float32;
   if (text == "<f8") return Type::float64;
   if (text == "<i8") return Type::int64;
+  if (text == "|b1") return Type::boolean;
   return Type::other;
 }
 

@@ -11,6 +11,7 @@
 
 #include "bind/arguments.h"
 #include "bind/device_arrays.h"
+#include "bind/device_drops.h"
 #include "bind/gil.h"
 #include "core/cells.h"
 #include "core/schedule.h"
@@ -59,8 +60,6 @@ std::optional<std::vector<Index>> read_lengths(const py::object& lengths, Index 
 // Of a call for one layer of that many directions, or for stacked layers in one direction.
 Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
                  const py::object& lengths, bool tokens) {
-  if (spec.zoneout > 0 || spec.cell_zoneout > 0)
-    throw std::invalid_argument("zoneout and cell_zoneout must be 0");
   if (!spec.facts().recurrent_product) {
     throw std::invalid_argument("cell must be one with a recurrent product, got '" +
                                 std::string(spec.facts().name) + "'");
@@ -96,20 +95,9 @@ Shape make_shape(const LayerSpec& spec, Index layers, Index steps, Index batch,
           .stacked = layers > 1,
           .tokens = tokens,
           .compute = read_compute(spec.compute),
-          .drops = spec.recurrent_dropout > 0,
+          .drops = std::max({spec.recurrent_dropout, spec.zoneout, spec.cell_zoneout}) > 0,
           .lengths = read_lengths(lengths, steps, batch),
           .given_functions = !spec.options.empty() || spec.facts().unit_weights > 0};
-}
-
-// A strand's argument of that name, None where it is absent.
-py::object get(const py::dict& strand, const char* name) {
-  return strand.contains(name) ? py::object(strand[name]) : py::none();
-}
-
-py::object require(const py::dict& strand, const char* name) {
-  auto object = get(strand, name);
-  required(object, name);
-  return object;
 }
 
 bool is_reverse(const py::dict& strand) {
@@ -169,7 +157,7 @@ std::byte* read_workspace(const py::object& workspace, Index bytes) {
   return array.data<std::byte>();
 }
 
-// What forward and backward read alike of strand k: x as numbers or as tokens, mask, factors, parameters and
+// What forward and backward read alike of strand k: x as numbers or as tokens, mask, parameters and
 // options.
 template <class T, class Layer>
 void read_input(const Shape& shape, const std::vector<CellOptions<double>>& options,
@@ -186,10 +174,6 @@ void read_input(const Shape& shape, const std::vector<CellOptions<double>>& opti
     layer.mask = device_sequence<const T>(get(strand, "mask"), "mask", shape.steps, shape.batch,
                                           shape.units);
   }
-  layer.h_factors =
-      device_pointer<const T>(get(strand, "h_factors"), "h_factors", {shape.batch, shape.units});
-  if (layer.h_factors && !shape.drops)
-    throw std::invalid_argument("h_factors must be None where recurrent_dropout is 0");
   layer.reverse = is_reverse(strand);
   layer.parameters = read_parameters<T>(shape, strand, inputs);
   if (!options.empty()) layer.options = static_cast<CellOptions<T>>(options[shape.stacked ? 0 : k]);
@@ -247,6 +231,7 @@ void BoundCall::forward(const std::vector<py::dict>& strands, const py::object& 
         layer.c = device_pointer<T>(require(strand, "c"), "c", {batch, units});
         layer.cells = device_pointer<T>(get(strand, "cells"), "cells", {live, units});
       }
+      read_drops(spec_, shape, strand, layer.saved || layer.cells, layer);
       layers.push_back(layer);
     }
     std::byte* const memory = read_workspace(workspace, forward_workspace);
@@ -279,6 +264,7 @@ void BoundCall::backward(const std::vector<py::dict>& strands, const py::object&
         layer.cells = device_pointer<const T>(require(strand, "cells"), "cells", {live, units});
         layer.dc = device_pointer<T>(require(strand, "dc"), "dc", {batch, units});
       }
+      read_drops(spec_, shape, strand, true, layer);
       layer.dy = device_sequence<const T>(get(strand, "dy"), "dy", shape.steps, batch, units);
       const Index inputs = layer.parameters.inputs;
       if (!layer.tokens.data)
@@ -453,11 +439,13 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
           },
           py::arg("strands"), py::arg("workspace"), py::arg("stream"),
           "Each strand, a direction of a layer, is a dict of x, h, c, weight_ih, weight_hh, bias, "
-          "bias_hn, unit_weights, reverse, y, saved, cells, mask, h_factors; what does not apply "
-          "is None. h and c (B, H) are advanced; y, saved (N, saved, H) and cells (N, H) are "
-          "written where given. h_factors (B, H) are of what recurrent products take of h. Of "
-          "stacked layers each but the first has None as x and takes the y below it, times the "
-          "mask (T, B, H) there if any. Tokens outside the weights count as the nearest inside.")
+          "bias_hn, unit_weights, reverse, y, saved, cells, mask, h_factors, zone_h, zone_c, "
+          "fresh_c; what does not apply is None. h and c (B, H) are advanced; y, saved (N, saved, "
+          "H), cells (N, H) and fresh_c (N, H), c before its zoneout, are written where given. "
+          "h_factors (B, H) are of what recurrent products take of h; zone_h and zone_c (T, B, H), "
+          "booleans, say which units keep their value: without them all do by a share. Of stacked "
+          "layers each but the first has None as x and takes the y below it, times the mask (T, B, "
+          "H) there if any. Tokens outside the weights count as the nearest inside.")
       .def(
           "backward",
           [](const py::handle& self, const std::vector<py::dict>& strands,
@@ -466,8 +454,9 @@ PYBIND11_MODULE(RNNKERN_MODULE, m) {
           },
           py::arg("strands"), py::arg("workspace"), py::arg("stream"),
           "Gradients of forward(), in the same order: each strand is a dict of x, h_0, c_0, "
-          "weight_ih, weight_hh, unit_weights, reverse, y, saved, cells, mask, h_factors, dy, dh, "
-          "dc, dx, dweight_ih, dweight_hh, dbias, dbias_hn, dunit_weights as of "
+          "weight_ih, weight_hh, unit_weights, reverse, y, saved, cells, mask, h_factors, zone_h, "
+          "zone_c, fresh_c, dy, dh, dc, dx, dweight_ih, dweight_hh, dbias, dbias_hn, "
+          "dunit_weights as of "
           "_core.Kept.backward, in one direction. Directions may share dx. Of stacked layers the "
           "first alone has dx and the last alone dy; the x of each other is the y below it, times "
           "the mask.");

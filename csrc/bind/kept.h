@@ -395,6 +395,9 @@ class Kept {
   py::tuple cells() const {
     return of_directions([](const auto& direction) { return direction.cells; });
   }
+  py::tuple fresh_c() const {
+    return of_directions([](const auto& direction) { return direction.fresh_c; });
+  }
   py::tuple between() const {
     return visit([]<class T>(const KeptOf<T>& kept) {
       const ScheduleStorage& rows = kept.schedule;

@@ -394,6 +394,9 @@ void bind_network(py::module_& m) {
           "cells", [](const py::handle& self) { return built<Kept>(self, "self").cells(); },
           "Every c_t of each layer and direction (live steps, H), or None.")
       .def_property_readonly(
+          "fresh_c", [](const py::handle& self) { return built<Kept>(self, "self").fresh_c(); },
+          "Likewise before its zoneout.")
+      .def_property_readonly(
           "places", [](const py::handle& self) { return built<Kept>(self, "self").places(); },
           "t·B + b of each live step (live steps,), in the packed order of saved.")
       .def_property_readonly(

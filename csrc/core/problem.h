@@ -66,7 +66,7 @@ struct Zoneout {
   T share = T(0);
   Sequence<const unsigned char> drawn{};
 
-  [[gnu::always_inline]] bool on() const { return drawn.data || share > T(0); }
+  [[gnu::always_inline]] RNNKERN_DEVICE bool on() const { return drawn.data || share > T(0); }
 };
 
 // Of layer normalisation: the gains of the part from x and of the recurrent part (G·H), and gain and shift of c

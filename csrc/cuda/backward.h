@@ -92,7 +92,9 @@ class BackwardKernel {
   // kFound.
   enum { kDh, kDc, kDy, kPreviousC, kC, kPreviousH, kH, kSaved, kFound = kPreviousC };
   static constexpr int kUnitWeights = kSaved + Cell::saved;
-  static constexpr int kFactor = kUnitWeights + Cell::unit_weights;  // of h
+  // The factor of h, and whether h and c keep their values, then what of their gradients is put aside.
+  static constexpr int kFactor = kUnitWeights + Cell::unit_weights;
+  static constexpr int kZoneH = kFactor + 1, kZoneC = kFactor + 2;
 
   template <int N>
   RNNKERN_KERNEL void prefetch(Index s, const Around& around, const Place& at, bool lives) const {
@@ -120,7 +122,13 @@ class BackwardKernel {
       block_.copy(loop_.field(kPreviousC, at),
                   first ? strand_.c_0 + state
                         : strand_.cells + (around.before.first + at.i) * units_ + at.unit);
-      block_.copy(loop_.field(kC, at), strand_.cells + at.packed * units_ + at.unit);
+      const T* c = strand_.cells;
+      if (loop_.zoned() && loop_.strand().fresh_c) c = loop_.strand().fresh_c;
+      block_.copy(loop_.field(kC, at), c + at.packed * units_ + at.unit);
+    }
+    if (N == 0 && loop_.zoned()) {
+      loop_.read_zone(loop_.strand().zone_h, t, kZoneH, at);
+      if constexpr (has_c<Cell>) loop_.read_zone(loop_.strand().zone_c, t, kZoneC, at);
     }
   }
 
@@ -157,6 +165,10 @@ class BackwardKernel {
     if constexpr (N == 0) {
       step.dh = product + dh;
       if (strand_.dy.data || loop_.fed()) step.dh = step.dh + V(*loop_.field(kDy, at));
+      if (loop_.zoned()) {
+        put_aside(loop_.strand().zone_h, kZoneH, at, step.dh);
+        if constexpr (has_c<Cell>) put_aside(loop_.strand().zone_c, kZoneC, at, step.dc);
+      }
       if constexpr (kPhases > 1) *loop_.field(kDy, at) = step.dh.v;
     } else {
       step.dh = V(strand_.dh_now[at.i * units_ + at.unit]);
@@ -169,6 +181,10 @@ class BackwardKernel {
     }
 
     Cell::backward(Phase<N>{}, step, functions_);
+    if (N == 0 && loop_.zoned()) {
+      step.direct = step.direct + V(*loop_.field(kZoneH, at));
+      if constexpr (has_c<Cell>) step.dc = step.dc + V(*loop_.field(kZoneC, at));
+    }
 
     exchange<N>(s, at, step, std::make_integer_sequence<int, Cell::gates>());
     *loop_.field(kDh, at) = step.direct.v;
@@ -178,6 +194,15 @@ class BackwardKernel {
 #pragma unroll
     for (int d = 0; d < found.count; ++d)
       *loop_.field(kFound + d, at) = step.delta[found.first + d].v;
+  }
+
+  // Of a unit that kept its value the gradient is that of the step before, and not the equations'.
+  RNNKERN_KERNEL void put_aside(const Zoneout<T>& zone, int index, const Place& at,
+                                V& gradient) const {
+    T* const field = loop_.field(index, at);
+    const bool keeps = zone.drawn.data && *field != T(0);
+    *field = keeps ? gradient.v : T(0);
+    if (keeps) gradient = V(0);
   }
 
   RNNKERN_KERNEL T* delta_of(const Place& at) const {

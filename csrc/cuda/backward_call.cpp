@@ -23,8 +23,10 @@ class BackwardCall : Call<T> {
         strand.saved = layer.saved, strand.cells = layer.cells;
         strand.dy = layer.dy, strand.mask = layer.mask;
         strand.dh = layer.dh, strand.dc = layer.dc, strand.delta = space.chunk[k];
-        strand.dh_now = space.scratch[k], strand.h_factors = layer.h_factors;
+        strand.dh_now = space.scratch[k];
         strand.options = layer.options, strand.unit_weights = layer.parameters.unit_weights;
+        strand.h_factors = layer.h_factors, strand.fresh_c = layer.fresh_c;
+        strand.zone_h = layer.zone_h, strand.zone_c = layer.zone_c;
       }
       this->recurrent_.loops(shape.given_functions)
           .backward[shape.cell](this->grid(stream), problem);

@@ -20,8 +20,8 @@ PlanRequest request_of(const Shape& shape, bool backward) {
                       .product = recurrent_kernels<T>(shape).product,
                       .weights = {},
                       .phases = cell.phase_count(),
-                      .fields = cell.unit_weights + shape.drops +
-                                (backward ? cell.saved + 7 : cell.gates + 2 + cell.cell_state),
+                      .fields = (backward ? cell.saved + 7 : cell.gates + 2 + cell.cell_state) +
+                                cell.unit_weights + (shape.drops ? 2 + cell.cell_state : 0),
                       .field_bytes = sizeof(T),
                       .units = shape.units,
                       .batch = shape.batch,

@@ -26,7 +26,7 @@ struct Shape {
   bool stacked;
   bool tokens;
   Compute compute;
-  bool drops;                                 // strands may have h_factors
+  bool drops;                                 // strands may have h_factors or zoneout
   std::optional<std::vector<Index>> lengths;  // one a batch row, on the host
   bool given_functions = false;               // and not those of the cell
 
@@ -52,6 +52,8 @@ struct ForwardLayer {
   T* cells;
   Sequence<const T> mask;
   const T* h_factors;  // (B, H): of what recurrent products take of h; null for none
+  Zoneout<T> zone_h, zone_c;
+  T* fresh_c;  // (N, H): every c_t before its zoneout; or null
   CellOptions<T> options;
 };
 
@@ -69,6 +71,8 @@ struct BackwardLayer {
   Sequence<const T> dy;
   Sequence<const T> mask;
   const T* h_factors;
+  Zoneout<T> zone_h, zone_c;  // what was drawn
+  const T* fresh_c;           // null without a zoneout of c
   T* dh;
   T* dc;
   Sequence<T> dx;

@@ -105,7 +105,7 @@ class ForwardKernel {
   }
 
   // What stands in the fields: W_ih x + b of the phase's gates, h, c, what phase 0 saved, the mask,
-  // the unit's own weights, and the factor of h.
+  // the unit's own weights, the factor of h, and whether h and c keep their values.
   template <int N>
   static constexpr int kSavedBefore = saved_in<Cell>(N).first;
   template <int N>
@@ -114,6 +114,10 @@ class ForwardKernel {
   static constexpr int kUnitWeights = kMask<N> + 1;
   template <int N>
   static constexpr int kFactor = kUnitWeights<N> + Cell::unit_weights;
+  template <int N>
+  static constexpr int kZoneH = kFactor<N> + 1;
+  template <int N>
+  static constexpr int kZoneC = kZoneH<N> + 1;
   // And when the equations have been computed: what the phase saves; of the last one also h and c.
   template <int N>
   static constexpr int kNewState = saved_in<Cell>(N).count;
@@ -150,6 +154,11 @@ class ForwardKernel {
                   strand_.unit_weights + k * units_ + at.unit);
     }
     if (loop_.factored()) block_.copy(loop_.field(kFactor<N>, at), loop_.h_factor(at.b, at.unit));
+    if (N + 1 == kPhases && loop_.zoned()) {
+      const Index t = schedule_.time_of(s, strand_.reverse);
+      loop_.read_zone(loop_.strand().zone_h, t, kZoneH<N>, at);
+      if constexpr (has_c<Cell>) loop_.read_zone(loop_.strand().zone_c, t, kZoneC<N>, at);
+    }
   }
 
   // The layer below's y_t has come through W_ih.
@@ -186,6 +195,7 @@ class ForwardKernel {
       step.unit[k] = V(*loop_.field(kUnitWeights<N> + k, at));
 
     Cell::forward(Phase<N>{}, step, functions_);
+    if (N + 1 == kPhases && loop_.zoned()) keep_zones<N>(at, step);
 
     if constexpr (N + 1 < kPhases) {
       const V next = step.saved[Cell::operand_gate] * step.h;
@@ -201,6 +211,25 @@ class ForwardKernel {
       *loop_.field(kNewState<N>, at) = step.h.v;
       if constexpr (has_c<Cell>) *loop_.field(kNewState<N> + 1, at) = step.c.v;
     }
+  }
+
+  // The state of what the step gave and what was before; in the place of c's zone is then the c that it gave.
+  template <int N>
+  RNNKERN_KERNEL void keep_zones(const Place& at, ForwardStep<V, Cell>& step) const {
+    constexpr int h = Cell::phases[N].count, c = h + 1;
+    step.h =
+        V(zoned(loop_.strand().zone_h, step.h.v, *loop_.field(h, at), *loop_.field(kZoneH<N>, at)));
+    if constexpr (has_c<Cell>) {
+      static_assert(kNewState<N> + 1 < kZoneC<N>);
+      T* const zone = loop_.field(kZoneC<N>, at);
+      const T fresh = step.c.v;
+      step.c = V(zoned(loop_.strand().zone_c, fresh, *loop_.field(c, at), *zone));
+      *zone = fresh;
+    }
+  }
+  RNNKERN_KERNEL static T zoned(const Zoneout<T>& zone, T fresh, T before, T drawn) {
+    if (zone.drawn.data) return drawn != T(0) ? before : fresh;
+    return zone.on() ? (T(1) - zone.share) * fresh + zone.share * before : fresh;
   }
 
   // The new h to the other blocks and to the layer above.
@@ -232,6 +261,8 @@ class ForwardKernel {
         const T c = *loop_.field(kNewState<N> + 1, at);
         if (strand_.cells) strand_.cells[at.packed * units_ + at.unit] = c;
         if (ends || !strand_.cells) strand_.c[at.b * units_ + at.unit] = c;
+        if (loop_.zoned() && loop_.strand().fresh_c)
+          loop_.strand().fresh_c[at.packed * units_ + at.unit] = *loop_.field(kZoneC<N>, at);
       }
     }
   }

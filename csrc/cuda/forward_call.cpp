@@ -33,8 +33,9 @@ class ForwardCall : Call<T> {
         strand.bias = layer.parameters.bias, strand.bias_hn = layer.parameters.bias_hn;
         strand.h = layer.h, strand.c = layer.c, strand.y = layer.y, strand.mask = layer.mask;
         strand.saved = layer.saved, strand.cells = layer.cells, strand.scratch = space.scratch[k];
-        strand.h_factors = layer.h_factors, strand.options = layer.options;
-        strand.unit_weights = layer.parameters.unit_weights;
+        strand.options = layer.options, strand.unit_weights = layer.parameters.unit_weights;
+        strand.h_factors = layer.h_factors, strand.fresh_c = layer.fresh_c;
+        strand.zone_h = layer.zone_h, strand.zone_c = layer.zone_c;
       }
       this->recurrent_.loops(shape.given_functions)
           .forward[shape.cell](this->grid(stream), problem);

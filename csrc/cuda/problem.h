@@ -51,8 +51,8 @@ struct Exchange {
   std::byte* handed;
 };
 
-// What few layers have (`h_factors`) kernels look up among their parameters where it is needed: kept at
-// hand it would take registers of all others.
+// What few layers have (`h_factors` and all below) kernels look up among their parameters where it is
+// needed: kept at hand it would take registers of all others.
 template <class T>
 struct ForwardStrand {
   bool reverse;
@@ -70,6 +70,8 @@ struct ForwardStrand {
   const T* h_factors;      // (B, H): of what recurrent products take of h; or null
   CellOptions<T> options;  // for equations of given functions
   const T* unit_weights;   // (of the cell, H)
+  Zoneout<T> zone_h, zone_c;
+  T* fresh_c;  // (N, H): every c_t before its zoneout, as cells; or null
 };
 
 template <class T>
@@ -87,9 +89,11 @@ struct BackwardStrand {
   T* dc;                   // (B, H): likewise for c
   T* delta;                // (packed rows of the chunk, deltas, H)
   T* dh_now;               // (B, H): ∂L/∂h_t, from the phase that finds it to the next; or null
-  const T* h_factors;      // (B, H), as forward
-  CellOptions<T> options;  // likewise
-  const T* unit_weights;   // (of the cell, H)
+  const T* h_factors;      // (B, H), as forward, and these
+  CellOptions<T> options;
+  const T* unit_weights;  // (of the cell, H)
+  Zoneout<T> zone_h, zone_c;
+  const T* fresh_c;
 };
 
 // A chunk of processed steps [begin, end); a backward one that begins at 0 also ends in ∂L/∂h_0.

@@ -44,6 +44,7 @@ class Recurrence {
         member_(static_cast<int>(block.index() % plan_.blocks)),
         own_slices_((plan_.slices - member_ + plan_.blocks - 1) / plan_.blocks),
         factored_(strand().h_factors != nullptr),
+        zoned_(strand().zone_h.on() || strand().zone_c.on()),
         flag_(flags(strand()) + member_) {
     const int rows = least(share(problem.schedule.batch), plan_.order_rows);
     block_.each([&](int thread) {
@@ -102,6 +103,14 @@ class Recurrence {
   // The value times the factor that stands in a field, where there are any.
   RNNKERN_KERNEL Sum times_factor(Sum value, int index, const Place& at) const {
     return factored_ ? value * *field(index, at) : value;
+  }
+
+  // Whether units of h or c may keep their value of the step before.
+  RNNKERN_KERNEL bool zoned() const { return zoned_; }
+  // To a field, whether a unit does at step t, where that is drawn.
+  RNNKERN_KERNEL void read_zone(const Zoneout<Sum>& zone, Index t, int index,
+                                const Place& at) const {
+    if (zone.drawn.data) *field(index, at) = Sum(zone.drawn.at(t, at.b)[at.unit]);
   }
 
   // A phase of a step.
@@ -359,7 +368,7 @@ class Recurrence {
   const Problem& problem_;
   const RecurrentPlan& plan_;
   const int strand_index_, group_, member_, own_slices_;
-  const bool factored_;
+  const bool factored_, zoned_;
   std::uint32_t* const flag_;
 };
 

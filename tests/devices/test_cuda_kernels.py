@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from support.cuda_kernels import (
-    DROPS,
     KINDS,
     MODES,
     Case,
@@ -27,6 +26,7 @@ from support.cuda_kernels import (
     same_bits,
     spec,
 )
+from support.draws import drops_of
 from support.layers import WITH_PRODUCT
 
 
@@ -78,17 +78,20 @@ def test_kinds_of_input_on_tensor_cores(side: Any, cell: str) -> None:
 @pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_drops(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
     dtype, compute = mode
-    case = Case(cell, 33, batch=7, dtype=dtype, compute=compute, **DROPS)
-    check(side, case)
-    check(side, replace(case, lengths=(2, 0, 5, 5, 1, 3, 4), reverse=(False, True)))
-    check(side, replace(case, units=20, batch=2, reverse=(True,)))
+    for drops in drops_of(cell):
+        case = Case(cell, 33, batch=7, dtype=dtype, compute=compute, **drops)
+        check(side, case)
+        case = replace(case, lengths=(2, 0, 5, 5, 1, 3, 4), reverse=(False, True))
+        check(side, case)
+        check(side, replace(case, keep=False))
+        check(side, replace(case, units=20, batch=2, lengths=None))
 
 
 @pytest.mark.parametrize("facts", [{"chunk_bytes": 1}, {"shared_bytes": 20 << 10}], ids=str)
 @pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_drops_on_other_paths(side: Any, cell: str, facts: dict[str, int]) -> None:
     side.device(multiprocessors=4, **facts)
-    check(side, Case(cell, 70, batch=9, lengths=(5, 2, 5, 0, 4, 5, 3, 1, 5), **DROPS))
+    check(side, Case(cell, 70, batch=9, lengths=(5, 2, 5, 0, 4, 5, 3, 1, 5), **drops_of(cell)[-1]))
 
 
 # Made-up devices, and what the plan has to come to on them.
@@ -182,11 +185,24 @@ def test_matmul(
 
 
 def test_draws_are_of_options(side: Any) -> None:
-    given = {name: side.empty((3, 4), "float32") for name in ("h", "h_factors")}
-    given["x"] = side.empty((5, 3, 4), "float32")
-    call = side.module.Call(spec("rnn_tanh", 4, 4), 5, 3, None)
-    with pytest.raises(ValueError, match="h_factors must be None where recurrent_dropout is 0"):
-        call.forward([given], side.workspace(64), side.stream)
+    states, steps = side.empty((3, 4), "float32"), side.empty((5, 3, 4), "float32")
+    given = {name: side.empty((16, 4), "float32") for name in ("weight_ih", "weight_hh")}
+    given |= {"x": steps, "y": steps, "h": states, "c": states}
+    kept, marks = {"cells": side.empty((15, 4), "float32")}, side.put(np.zeros((5, 3, 4), bool))
+    plain: dict[str, Any] = {}
+    h, c = {"zoneout": 0.3}, {"cell_zoneout": 0.3}
+    for drops, more, message in (
+        (plain, {"h_factors": states}, "h_factors must be None: recurrent_dropout is 0"),
+        (plain, {"zone_h": marks}, "zone_h must be None: the share is 0"),
+        (h, {"zone_c": marks}, "zone_c must be None: the share is 0"),
+        (h, {"zone_h": steps}, "zone_h must be a bool array of shape"),
+        (h, {"zone_h": marks[:4]}, "zone_h must be a bool array of shape"),
+        (h, kept, "zone_h must be given"),
+        (c, kept | {"zone_c": marks}, "fresh_c must be given"),
+    ):
+        call = side.module.Call(spec("lstm", 4, 4, **drops), 5, 3, None)
+        with pytest.raises(ValueError, match=message):
+            call.forward([given | more], side.workspace(64), side.stream)
 
 
 def test_a_wait_in_vain_ends(side: Any) -> None:

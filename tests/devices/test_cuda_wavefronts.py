@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from support.cuda_kernels import (
-    DROPS,
     KINDS,
     MODES,
     Stack,
@@ -19,6 +18,7 @@ from support.cuda_kernels import (
     same_bits,
     spec,
 )
+from support.draws import drops_of
 from support.layers import WITH_PRODUCT
 
 
@@ -52,9 +52,11 @@ def test_wavefronts_with_dropout(side: Any, cell: str, mode: tuple[str, str | No
 @pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_wavefronts_with_drops(side: Any, cell: str, mode: tuple[str, str | None]) -> None:
     dtype, compute = mode
-    case = Stack(cell, 33, batch=7, dtype=dtype, compute=compute, layers=3, dropout=True, **DROPS)
-    check(side, replace(case, lengths=(2, 0, 5, 5, 1, 3, 4)))
-    check(side, replace(case, units=13, batch=3, reverse=(True,)))
+    case = Stack(cell, 33, batch=7, dtype=dtype, compute=compute, layers=3, dropout=True)
+    for drops in drops_of(cell):
+        check(side, replace(case, lengths=(2, 0, 5, 5, 1, 3, 4), **drops))
+        check(side, replace(case, units=13, batch=3, reverse=(True,), **drops))
+        check(side, replace(case, keep=False, **drops))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "both" not in kind])

@@ -22,6 +22,7 @@ from support.devices import (
     put,
     twins,
 )
+from support.draws import drops_of
 from support.layers import WITH_PRODUCT, as_tuple
 
 
@@ -40,10 +41,6 @@ def test_dropped_weights_are_those_of_the_cpu(cuda: devices.Cuda, cell: str) -> 
         for name, array in want.items():
             if name.startswith("weight_hh"):
                 assert ((cuda.get(got[name]) == 0) == (array == 0)).all()
-
-
-def drops_of(cell: str) -> dict[str, Any]:
-    return {"recurrent_dropout": 0.4}
 
 
 GIVEN: dict[str, dict[str, Any]] = {
@@ -65,7 +62,7 @@ def test_draws_are_those_of_the_cpu(
     cuda: devices.Cuda, cell: str, given: dict[str, Any], dtype: str
 ) -> None:
     for bidirectional in (False, True):
-        options = {**drops_of(cell), "dropout": 0.3, "bidirectional": bidirectional}
+        options = {**drops_of(cell)[-1], "dropout": 0.3, "bidirectional": bidirectional}
         layers = twins(cuda, cell, INPUTS, HIDDEN, 2, dtype=dtype, **options)
         check_calls_agree(cuda, *layers, dropout_key=3, **given)
 
@@ -73,13 +70,13 @@ def test_draws_are_those_of_the_cpu(
 @pytest.mark.parametrize("given", [{"tbptt": 2}, {"mask": GIVEN["resets"]["resets"]}], ids=str)
 def test_draws_of_one_direction(cuda: devices.Cuda, given: dict[str, Any]) -> None:
     for cell in ("gru_before", "lstm"):
-        layers = twins(cuda, cell, INPUTS, HIDDEN, 2, reverse=True, **drops_of(cell))
+        layers = twins(cuda, cell, INPUTS, HIDDEN, 2, reverse=True, **drops_of(cell)[-1])
         check_calls_agree(cuda, *layers, dropout_key=3, **given)
 
 
 @pytest.mark.parametrize("cell", WITH_PRODUCT)
 def test_inference_is_that_of_the_cpu(cuda: devices.Cuda, cell: str) -> None:
-    layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 3, **drops_of(cell))
+    layer, twin = twins(cuda, cell, INPUTS, HIDDEN, 3, **drops_of(cell)[-1])
     x = np.random.default_rng(0).standard_normal((STEPS, BATCH, INPUTS)).astype(np.float32)
     y, last = layer(x, None, LENGTHS)
     for called in (twin, twin.freeze()):
@@ -93,7 +90,22 @@ def test_inference_is_that_of_the_cpu(cuda: devices.Cuda, cell: str) -> None:
 
 @pytest.mark.usefixtures("no_looks")
 def test_drawing_waits_for_nothing(cuda: devices.Cuda) -> None:
-    layer = twins(cuda, "lstm", INPUTS, HIDDEN, 2, **drops_of("lstm"))[1]
+    layer = twins(cuda, "lstm", INPUTS, HIDDEN, 2, **drops_of("lstm")[-1])[1]
     x = put(cuda, np.ones((STEPS, BATCH, INPUTS), np.float32))
     y, _, tape = layer.forward(x, None, LENGTHS, dropout_key=1)
     tape.backward(y)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"peepholes": True},
+        {"peepholes": True, "coupled": True, "reverse": True},
+        {"activation": "softsign", "cell_clip": 0.5},
+        {"bidirectional": True, "merge": "product"},
+    ],
+    ids=str,
+)
+def test_draws_beside_other_options(cuda: devices.Cuda, options: dict[str, Any]) -> None:
+    layers = twins(cuda, "lstm", INPUTS, HIDDEN, 2, **options, **drops_of("lstm")[-1])
+    check_calls_agree(cuda, *layers, lengths=LENGTHS, dropout_key=3)

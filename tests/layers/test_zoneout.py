@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import rnnkern as rk
-from rnnkern.devices import Cuda
 from rnnkern.layers.configured import spec_of
 
 from support import reference
 from support.compare import assert_close, assert_same_bits
 from support.differences import check_slope, weighted
+from support.draws import Zoned
 from support.dropped import (
     BATCH,
     HIDDEN,
@@ -34,7 +34,7 @@ from support.dropped import (
     h_factors,
 )
 from support.layers import CELLS, DTYPES, TOLERANCE, arrays, as_layer_state, as_tuple, make
-from support.reference import Array, State, Weights
+from support.reference import Array
 from support.ways import check_ways
 
 LENGTHS = np.array([STEPS, 1, 0, 4, 3])
@@ -68,39 +68,6 @@ def drawn(layer: Any, steps: int = STEPS, batch: int = BATCH, key: int = KEY) ->
             counts.append(as_tuple(counter.forward(x, dropout_key=key)[1])[place])
         found.append(np.diff(np.stack(counts, axis=1), axis=1) == 0)
     return found
-
-
-class Zoned(reference.Cell):
-    """A cell with zoneout: of what is drawn, or of shares."""
-
-    def __init__(self, cell: reference.Cell, zones: list[Any], steps: int, ways: int) -> None:
-        self.cell, self.zones, self.steps, self.ways = cell, zones, steps, ways
-        self.gates, self.states, self.own_bias = cell.gates, cell.states, cell.own_bias
-        self.recurrent, self.count = cell.recurrent, 0
-        self.told: dict[tuple[int, int], State] = {}
-
-    def forward(self, a: Array, state: State, w: Weights) -> tuple[State, State]:
-        k, s = divmod(self.count, self.steps)
-        t = self.steps - 1 - s if self.ways == 2 and k % 2 else s
-        self.count += 1
-        fresh, saved = self.cell.forward(a, state, w)
-        keeps: list[Any] = [
-            zone if isinstance(zone, float) else zone[k, t].astype(float) for zone in self.zones
-        ]
-        new = tuple((1 - z) * f + z * old for z, f, old in zip(keeps, fresh, state, strict=True))
-        return new, ((k, t), keeps, saved)  # type: ignore[return-value]
-
-    def backward(self, dstate: State, saved: Any, w: Weights) -> tuple[Array, State, Array, Array]:
-        place, keeps, inner = saved
-        self.told[place] = dstate
-        own = tuple((1 - z) * d for z, d in zip(keeps, dstate, strict=True))
-        da, dold, dw, dbias_hn = self.cell.backward(own, inner, w)
-        return (
-            da,
-            tuple(o + z * d for o, z, d in zip(dold, keeps, dstate, strict=True)),
-            dw,
-            dbias_hn,
-        )
 
 
 @contextmanager
@@ -295,8 +262,6 @@ def test_what_cannot_be_is_refused_by_name(options: dict[str, Any]) -> None:
     x = np.ones((4, 1, 2), np.float32)
     with pytest.raises(ValueError, match=f"dropout_key must be given when {name} is 0.25"):
         layer.forward(x)
-    with pytest.raises(ValueError, match=f"{name}=0.25 needs device='cpu', got device='cuda'"):
-        Cuda(np, None).check(spec_of(layer))
     with pytest.raises(ValueError, match=f"PyTorch has no layer with {name}=0.25"):
         layer.to_torch(arrays=True)
     with pytest.raises(ValueError, match=f"layer must have {name}=0 for a cell of one step"):

@@ -14,7 +14,7 @@ from rnnkern.devices import CellOptions, LayerSpec, cell_facts
 
 from support import reference
 from support.compare import assert_close, assert_same_bits
-from support.draws import ByRow
+from support.draws import ByRow, Zoned
 from support.emulation import emulated_kernels
 from support.gpu import the_gpu
 from support.locate import assert_right
@@ -117,6 +117,8 @@ class Case:
     compute: str | None = None
     keep: bool = True  # a backward pass follows
     recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
+    cell_zoneout: float = 0.0
     given_functions: bool = False  # the cell's own, as a layer is given others
 
     def random(self, *shape: int, seed: int) -> Array:
@@ -137,11 +139,26 @@ class Case:
 
     def draws(self, k: int) -> dict[str, Array]:
         """What is drawn of direction, or layer, k."""
-        if not self.recurrent_dropout:
-            return {}
-        rest = 1.0 - self.recurrent_dropout
-        kept = np.random.default_rng(60 + k).random((self.batch, self.units)) < rest
-        return {"h_factors": (kept / rest).astype(self.dtype)}
+        rng, drawn = np.random.default_rng(60 + k), {}
+        if self.recurrent_dropout:
+            rest = 1.0 - self.recurrent_dropout
+            kept = rng.random((self.batch, self.units)) < rest
+            drawn["h_factors"] = (kept / rest).astype(self.dtype)
+        for name, share in (("zone_h", self.zoneout), ("zone_c", self.cell_zoneout)):
+            if share and self.keep:
+                drawn[name] = rng.random((self.steps, self.batch, self.units)) < share
+        return drawn
+
+    def cell_of(self, k: int, rows: slice, *, reverse: bool) -> reference.Cell:
+        """The reference's, for some rows of direction, or layer, k."""
+        cell, draws = reference.CELLS[self.cell], self.draws(k)
+        if not (self.zoneout or self.cell_zoneout):
+            return cell
+        zones: list[Any] = [self.zoneout, self.cell_zoneout]
+        for i, name in enumerate(("zone_h", "zone_c")):
+            if name in draws:  # from the first processed step on
+                zones[i] = draws[name][np.newaxis, :: -1 if reverse else 1, rows]
+        return Zoned(cell, zones[: cell.states], self.steps, 1)
 
     given: tuple[tuple[int, ...], ...] | None = None  # tokens other than the drawn ones
 
@@ -154,6 +171,8 @@ class Case:
             dtype=self.dtype,
             compute=self.compute,
             recurrent_dropout=self.recurrent_dropout,
+            zoneout=self.zoneout,
+            cell_zoneout=self.cell_zoneout,
             options=self.options(),
         )
 
@@ -189,12 +208,12 @@ def oracle(case: Case, k: int, own: dict[str, Array], lengths: Array, *, reverse
     w = reference.Weights(
         *(whole[n].astype(np.float64) for n in ("weight_ih", "weight_hh", "bias", "bias_hn"))
     )
-    cell, draws = reference.CELLS[case.cell], case.draws(k)
 
     def of(rows: slice, w: reference.Weights) -> reference.Direction:
+        cell = case.cell_of(k, rows, reverse=reverse)
         return reference.Direction(cell, w, lengths[rows], reverse=reverse)
 
-    factors = draws.get("h_factors")
+    factors = case.draws(k).get("h_factors")
     return of(slice(None), w) if factors is None else ByRow(w, factors.astype(np.float64), of)
 
 
@@ -233,6 +252,7 @@ def run(side: Any, case: Case) -> tuple[Results, Results]:
         if case.keep:
             common["saved"] = side.empty((live, facts.saved, units), dtype)
             common["cells"] = side.empty((live, units), dtype)
+            common["fresh_c"] = side.empty((live, units), dtype)
         forward.append(common | {s: side.put(a) for s, a in zip(states, first, strict=True)})
         backward.append(
             common
@@ -361,6 +381,7 @@ def run_stack(side: Any, case: Stack) -> tuple[Results, Results]:
         if case.keep:
             common["saved"] = side.empty((live, facts.saved, units), dtype)
             common["cells"] = side.empty((live, units), dtype)
+            common["fresh_c"] = side.empty((live, units), dtype)
         forward.append(
             common
             | {"x": side.put(x) if k == 0 else None}
@@ -428,9 +449,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "upstream-state": {"upstream": "state"},
     "inference": {"keep": False, "lengths": (5, 1, 2, 3, 4, 0), "reverse": (False, True)},
 }
-
-
-DROPS: dict[str, Any] = {"recurrent_dropout": 0.4}
 
 
 class Spoiled:

@@ -11,6 +11,7 @@ import pytest
 from rnnkern import devices
 from rnnkern.adder import Settings
 from rnnkern.cli import main
+from rnnkern.layers.configured import spec_of
 
 from support.compare import assert_close
 from support.layers import arrays, as_layer_state, computed, make
@@ -91,6 +92,7 @@ def check_calls_agree(
     agree(cuda, "last", twin.last_output(got, got_last), layer.last_output(y, last), tolerance)
     of_last = got_tape.backward(dlast=put(cuda, dlast)).params
     agree_by_name(cuda, of_last, tape.backward(dlast=dlast).params, tolerance)
-    if "recompute" not in options:
+    has_gates = not (layer.zoneout and spec_of(layer).facts.saved == 0)
+    if "recompute" not in options and has_gates:
         for got_gates, gates in zip(got_tape.gates(), tape.gates(), strict=True):
             agree_by_name(cuda, got_gates, gates, tolerance)

@@ -5,10 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from support.reference import Array, Direction, State, Weights
+from support.reference import CELLS, Array, Cell, Direction, State, Weights
+
+
+def drops_of(cell: str) -> list[dict[str, Any]]:
+    """Options that drop something, each alone and all together."""
+    each: list[dict[str, Any]] = [{"recurrent_dropout": 0.4}, {"zoneout": 0.3}]
+    if CELLS[cell].states > 1:
+        each.append({"cell_zoneout": 0.4})
+    together = {name: share for own in each for name, share in own.items()}
+    return [*each, together]
 
 
 class ByRow:
@@ -47,3 +57,36 @@ class ByRow:
         first = tuple(map(np.concatenate, zip(*firsts, strict=True)))
         whole = Weights(*(np.sum(parts, axis=0) for parts in by_kind))
         return np.concatenate(dxs, axis=1), first, whole
+
+
+class Zoned(Cell):
+    """A cell with zoneout: of what is drawn, or of shares."""
+
+    def __init__(self, cell: Cell, zones: list[Any], steps: int, ways: int) -> None:
+        self.cell, self.zones, self.steps, self.ways = cell, zones, steps, ways
+        self.gates, self.states, self.own_bias = cell.gates, cell.states, cell.own_bias
+        self.recurrent, self.count = cell.recurrent, 0
+        self.told: dict[tuple[int, int], State] = {}
+
+    def forward(self, a: Array, state: State, w: Weights) -> tuple[State, State]:
+        k, s = divmod(self.count, self.steps)
+        t = self.steps - 1 - s if self.ways == 2 and k % 2 else s
+        self.count += 1
+        fresh, saved = self.cell.forward(a, state, w)
+        keeps: list[Any] = [
+            zone if isinstance(zone, float) else zone[k, t].astype(float) for zone in self.zones
+        ]
+        new = tuple((1 - z) * f + z * old for z, f, old in zip(keeps, fresh, state, strict=True))
+        return new, ((k, t), keeps, saved)  # type: ignore[return-value]
+
+    def backward(self, dstate: State, saved: Any, w: Weights) -> tuple[Array, State, Array, Array]:
+        place, keeps, inner = saved
+        self.told[place] = dstate
+        own = tuple((1 - z) * d for z, d in zip(keeps, dstate, strict=True))
+        da, dold, dw, dbias_hn = self.cell.backward(own, inner, w)
+        return (
+            da,
+            tuple(o + z * d for o, z, d in zip(dold, keeps, dstate, strict=True)),
+            dw,
+            dbias_hn,
+        )

@@ -213,6 +213,9 @@ class StandIn:
         )
 
 
+KEPT = ("saved", "cells", "fresh_c")
+
+
 class StandInCall:
     """``rnnkern._cuda.Call``."""
 
@@ -243,7 +246,7 @@ class StandInCall:
             d = int(p["reverse"])
             made = {"y": y[self._half(d)], "h": h[d], "c": None if c is None else c[d]}
             if kept is not None:
-                made |= {"saved": kept.saved[d], "cells": kept.cells[d]}
+                made |= {name: getattr(kept, name)[d] for name in KEPT}
             for name, array in made.items():
                 assert array is None or p[name] is not None, name
                 if p[name] is not None:
@@ -260,9 +263,9 @@ class StandInCall:
             y, h, c, kept = self._run(p, x, p["h_0"], p["c_0"], keep=True)
             assert kept is not None
             y[self._half(d)] = host(p["y"])
-            for made, given in ((kept.saved[d], p["saved"]), (kept.cells[d], p["cells"])):
-                if made is not None:
-                    made[...] = host(given)
+            for name in KEPT:
+                if (made := getattr(kept, name)[d]) is not None:
+                    made[...] = host(p[name])
             dy, dh = np.zeros_like(y), np.zeros_like(h)
             dc = None if c is None else np.zeros_like(c)
             if p["dy"] is not None:
@@ -307,7 +310,13 @@ class StandInCall:
         )
         network = _core.Network(spec, both)
         factors = None if p["h_factors"] is None else np.stack([host(p["h_factors"])] * 2)
-        kept = network.forward(x, self._lengths, hs, cs, y, (), keep, h_factors=factors)
+        zones = [() if p[n] is None else [host(p[n])] * 2 for n in ("zone_h", "zone_c")]
+        kept = network.forward(
+            *(x, self._lengths, hs, cs, y, (), keep),
+            h_factors=factors,
+            zoneout_h=zones[0],
+            zoneout_c=zones[1],
+        )
         return y, hs, cs, kept
 
     def _half(self, direction: int) -> Any:

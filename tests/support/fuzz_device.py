@@ -12,6 +12,8 @@ from support.fuzz_core import STRIDED, Sizes, exchanged, mutated
 from support.fuzzing import Case, finite
 
 KERNELS: Any = emulated_kernels()
+ZONES = ("zone_h", "zone_c")
+OPTIONS = {"h_factors": "recurrent_dropout", "zone_h": "zoneout", "zone_c": "cell_zoneout"}
 MODES = (None, None, "tfloat32", "bfloat16", "float16")
 
 
@@ -54,8 +56,17 @@ def call(s: Sizes, *, keep: bool) -> dict[str, Any]:
         "y": s.zeros("y", s.steps, s.batch, s.units, layouts=STRIDED),
         "saved": s.zeros("saved", live, s.saved, s.units) if keep and s.saved else None,
         "cells": s.zeros("cells", live, s.units) if keep and s.states > 1 else None,
-        "h_factors": s.state("h_factors") if s.case.chance(0.3) else None,
+        "fresh_c": s.zeros("fresh_c", live, s.units) if keep and s.states > 1 else None,
+        **drops(s),
     }
+
+
+def drops(s: Sizes) -> dict[str, Any]:
+    """What is dropped of a strand: now and then."""
+    drawn = s.case.numbers.random((2, s.steps, s.batch, s.units)) < 0.3
+    zones = {n: s.case.array(n, own, layouts=STRIDED) for n, own in zip(ZONES, drawn, strict=True)}
+    arrays = {"h_factors": s.state("h_factors"), **zones}
+    return {name: own if s.case.chance(0.3) else None for name, own in arrays.items()}
 
 
 def play(case: Case) -> None:
@@ -89,8 +100,8 @@ def play(case: Case) -> None:
     keep = case.chance(0.5)
     one = call(s, keep=keep)
     tokens = one["x"].ndim == 2
-    share = 0.0 if one["h_factors"] is None else 0.3
-    spec = s.spec(recurrent_dropout=share)
+    shares = {option: 0.0 if one[name] is None else 0.3 for name, option in OPTIONS.items()}
+    spec = s.spec(**shares)
     sizes = {"spec": spec, "steps": s.steps, "batch": s.batch, "lengths": lengths}
     sizes |= {"tokens": tokens, "layers": 1}
     if which == "call" or case.chance(0.1):
@@ -116,7 +127,9 @@ def play(case: Case) -> None:
     weights = {name: one[name] for name in ("weight_ih", "weight_hh")}
     gradients = {"d" + name: one[name] for name in (*weights, "bias", "bias_hn")}
     back: dict[str, Any] = {
-        **{name: one[name] for name in ("x", "reverse", "y", "saved", "cells", "h_factors")},
+        **{
+            name: one[name] for name in ("x", "reverse", "y", "saved", "cells", "fresh_c", *OPTIONS)
+        },
         **weights,
         "h_0": s.numbers("h_0", s.batch, s.units),
         "c_0": s.numbers("c_0", s.batch, s.units),

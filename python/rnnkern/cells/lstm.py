@@ -56,7 +56,7 @@ class LSTM(Recurrent):
       passes where it is.
     - ``cell_zoneout``: as ``zoneout``, of c; h_t is made of the c that the step gave.
 
-    ``proj_size`` and ``cell_zoneout`` need ``device="cpu"``, and they and ``peepholes`` no
+    ``proj_size`` needs ``device="cpu"``; neither it nor ``peepholes`` or ``cell_zoneout`` goes with
     ``layer_norm``.
 
     Example:

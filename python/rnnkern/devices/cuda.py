@@ -89,9 +89,6 @@ class Cuda(Device):
             raise ValueError("layer_norm=True needs device='cpu', got device='cuda'")
         if spec.projection:
             raise ValueError("proj_size needs device='cpu', got device='cuda'")
-        for name in ("zoneout", "cell_zoneout"):
-            if share := getattr(spec, name):
-                raise ValueError(f"{name}={share:g} needs device='cpu', got device='cuda'")
 
     def network(
         self, spec: LayerSpec, weights: Sequence[Weights], *, batch_first: bool
@@ -131,14 +128,16 @@ class Cuda(Device):
             h_0, c_0 = h.copy(), None if c is None else c.copy()
         strands: list[dict[str, Any]] = []
         for k, weights in enumerate(layers):
-            rooms: list[tuple[Array | None, Array | None]] = []
+            rooms: list[tuple[Array | None, Array | None, Array | None]] = []
             for d, own in enumerate(weights):
-                saved = cells = None
+                saved = cells = fresh_c = None
                 if keep and facts.saved:
                     saved = xp.empty((call.live, facts.saved, units), spec.dtype)
                 if keep and c is not None:
                     cells = xp.empty((call.live, units), spec.dtype)
-                rooms.append((saved, cells))
+                if keep and spec.cell_zoneout:
+                    fresh_c = xp.empty((call.live, units), spec.dtype)
+                rooms.append((saved, cells, fresh_c))
                 index = len(strands)
                 strands.append(
                     {
@@ -150,6 +149,7 @@ class Cuda(Device):
                         "y": spec.by_direction(ys[k])[d],
                         "saved": saved,
                         "cells": cells,
+                        "fresh_c": fresh_c,
                         "mask": masks[k] if k < len(masks) else None,
                         **draws.strand(index),
                     }
@@ -161,8 +161,9 @@ class Cuda(Device):
                         schedule,
                         h_0[first : len(strands)],
                         None if c_0 is None else c_0[first : len(strands)],
-                        tuple(saved for saved, _ in rooms),
-                        tuple(cells for _, cells in rooms),
+                        tuple(saved for saved, _, _ in rooms),
+                        tuple(cells for _, cells, _ in rooms),
+                        tuple(fresh_c for _, _, fresh_c in rooms),
                         [_for_backward(own, fixed=fixed) for own in weights],
                     )
                 )
@@ -200,6 +201,7 @@ class Cuda(Device):
                         "y": spec.by_direction(y)[d],
                         "saved": own.saved[d],
                         "cells": own.cells[d],
+                        "fresh_c": own.fresh_c[d],
                         "dy": None if dys is None or k < last else dys[d],
                         "dh": dh[index],
                         "dc": None if dc is None else dc[index],

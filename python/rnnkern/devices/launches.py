@@ -35,6 +35,7 @@ class KeptLayer:
     c_0: Array | None
     saved: tuple[Array | None, ...]
     cells: tuple[Array | None, ...]
+    fresh_c: tuple[Array | None, ...]
     # A snapshot, so that a later step of training does not change them, unless they are fixed.
     weights: list[tuple[Array, Array, Array | None]]  # weight_ih, weight_hh, unit_weights
 
@@ -52,10 +53,14 @@ class Draws(NamedTuple):
 
     Attributes:
         h_factors: by layer and direction (B, H), of h as recurrent products take it; or none.
+        zone_h: likewise (T, B, H) bool, which units of h keep their value.
+        zone_c: likewise of c.
 
     """
 
     h_factors: Sequence[Array] = ()
+    zone_h: Sequence[Array] = ()
+    zone_c: Sequence[Array] = ()
 
     def of(self, first: int, end: int) -> Draws:
         """Those of some layers and directions."""
@@ -70,7 +75,11 @@ class Draws(NamedTuple):
 
     def taken(self, stretches: Stretches) -> Draws:
         """Those of stretches."""
-        return Draws([stretches.by_row(own) for own in self.h_factors])
+        return Draws(
+            [stretches.by_row(own) for own in self.h_factors],
+            [stretches.taken(own) for own in self.zone_h],
+            [stretches.taken(own) for own in self.zone_c],
+        )
 
 
 class Launcher(Copier, Protocol):
@@ -185,7 +194,7 @@ class LaunchedNetwork:
     ) -> Kept | None:
         """See `NetworkKernels`."""
         spec, device = self._spec, self._device
-        draws = Draws(() if h_factors is None else list(h_factors))
+        draws = Draws(() if h_factors is None else list(h_factors), zoneout_h, zoneout_c)
         if resets is not None or mask is not None:
             shape = x.shape[:2]
             stretches = Stretches(device, shape, spec.ways, lengths, resets, mask, states_anew)

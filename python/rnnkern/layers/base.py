@@ -60,8 +60,7 @@ class Recurrent(Configured):
             ``recurrent_dropout`` nor ``zoneout``.
         zoneout: share of h that keeps its value of the step before, drawn for each step, row and
             unit in ``forward`` (Krueger et al. 2016, arXiv:1606.01305). Other calls, snapshots and
-            streams have what that comes to in the mean: (1 - zoneout)·h_t + zoneout·h_{t-1}. It
-            needs ``device="cpu"``.
+            streams have what that comes to in the mean: (1 - zoneout)·h_t + zoneout·h_{t-1}.
         batch_first: x and y are (B, T, ·).
         bias: whether there are bias parameters.
         dropout: share of each layer's output, but the last one's, that ``forward`` sets to zero;
