@@ -74,7 +74,7 @@ struct CellDefaults {
   static constexpr bool sees_h = true;
 };
 
-inline constexpr int kMostPhases = 2;
+inline constexpr int kMostPhases = 2, kMostGates = 4;
 
 template <class Cell>
 inline constexpr int phase_count = static_cast<int>(sizeof(Cell::phases) / sizeof(Range));

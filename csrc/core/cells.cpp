@@ -12,7 +12,8 @@ namespace {
 
 template <class Cell>
 CellFacts facts_of() {
-  static_assert(std::size(Cell::gate_names) == Cell::gates);
+  static_assert(std::size(Cell::gate_names) == Cell::gates && Cell::gates <= kMostGates);
+  static_assert(phase_count<Cell> <= kMostPhases);
   static_assert((Cell::recurrent_product && Cell::sees_h) ||
                 (phase_count<Cell> == 1 && Cell::recurrent_bias_gate == kNoGate));
   return {.name = Cell::name,

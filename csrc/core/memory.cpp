@@ -74,7 +74,7 @@ static_assert(std::is_trivially_destructible_v<decltype(large_blocks)>);
 
 void lock() { small_blocks.lock(), large_blocks.lock(); }
 void unlock() { small_blocks.unlock(), large_blocks.unlock(); }
-[[maybe_unused]] const bool registered =
+[[maybe_unused]] const bool memory_forks =
     at_fork({.before = lock, .in_parent = unlock, .in_child = unlock});
 
 bool give(std::byte* data, std::size_t size) {

@@ -247,8 +247,8 @@ _LOOPS = [
     _fault(
         "cpu/recurrent/recurrent_panels.h",
         "a-candidates-own-bias-is-every-gates",
-        "first + gate == cell.recurrent_bias_gate",
-        "first + gate == 0",
+        "biased = cell.recurrent_bias_gate - first",
+        "biased = 0 - first",
         _REFERENCE,
     ),
     _fault(
@@ -408,8 +408,8 @@ _LOOPS = [
     _fault(
         "cpu/recurrent/step.h",
         "a-stream-has-no-bias",
-        "return biased ? parameters.bias + (first + gate) * units : nullptr;",
-        "return static_cast<const T*>(nullptr);",
+        "starts[gate] = parameters.bias + (first + gate) * units;",
+        "starts[gate] = nullptr;",
         _STREAM,
     ),
 ]

@@ -24,14 +24,11 @@ class Matmul {
     PanelMatrix<V> b(problem.depth, problem.columns, 1);
     b.data = reinterpret_cast<T*>(packed);
     const auto share = worker.share(b.count());
-    pack_start(b, share.begin, share.end, [&](int) { return problem.bias; });
+    pack_start(b, share.begin, share.end, &problem.bias);
     if (problem.b_column == 1) {
-      pack_rows(b, share.begin, share.end, [&](Index k, Index column, Index n) {
-        return load_some<V>(problem.b + k * problem.b_depth + column, n);
-      });
+      pack_rows(b, share.begin, share.end, problem.b, problem.b_depth);
     } else {
-      pack_columns(b, share.begin, share.end,
-                   [&](int, Index column) { return problem.b + column * problem.b_column; });
+      pack_columns(b, share.begin, share.end, {problem.b, problem.b_column});
     }
   }
 

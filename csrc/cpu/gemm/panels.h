@@ -93,12 +93,25 @@ template <class T>
   for (Index j = 0; j < n; j += line) __builtin_prefetch(p + j);
 }
 
-// The row of initial values of groups [begin, end): start(gate) points at a gate's units, or is null.
-template <class V, class Product, class Start>
-void pack_start(const PanelMatrix<V, Product> m, Index begin, Index end, Start start) {
+// Where columns lie that are packed: the values of each one behind the other. As numbers and not as a
+// function, so that packing is compiled once for all matrices of a product.
+template <class T>
+struct SourceColumns {
+  const T* first;
+  Index unit;      // from a unit's column to the next
+  Index gate = 0;  // from a gate's first column to that of the next
+
+  [[gnu::always_inline]] const T* at(int g, Index u) const { return first + g * gate + u * unit; }
+};
+
+// The row of initial values of groups [begin, end): starts[gate] points at a gate's units, or is null;
+// no starts at all are zeros.
+template <class V, class Product>
+void pack_start(const PanelMatrix<V, Product> m, Index begin, Index end,
+                const typename V::value* const* starts) {
   for (Index group = begin; group < end; ++group) {
     for (int lane = 0; lane < m.lanes(); ++lane) {
-      const typename V::value* values = start(m.gate(lane));
+      const typename V::value* values = starts ? starts[m.gate(lane)] : nullptr;
       const Index unit = m.first_unit(group, lane);
       const V v = values ? load_some<V>(values + unit, m.units - unit) : V(0);
       v.store(m.start(group * m.panels() + lane / m.width) + lane % m.width * V::size);
@@ -106,16 +119,17 @@ void pack_start(const PanelMatrix<V, Product> m, Index begin, Index end, Start s
   }
 }
 
-// The scales of groups [begin, end): source(gate, unit) points at a column's values.
-template <class V, class Product, class Source>
-void pack_scales(const PanelMatrix<V, Product> m, Index begin, Index end, Source source) {
+// The scales of groups [begin, end).
+template <class V, class Product>
+void pack_scales(const PanelMatrix<V, Product> m, Index begin, Index end,
+                 SourceColumns<typename V::value> columns) {
   for (Index group = begin; group < end; ++group) {
     for (int lane = 0; lane < m.lanes(); ++lane) {
       auto* const scales = m.scales(group * m.panels() + lane / m.width) + lane % m.width * V::size;
       const Index unit = m.first_unit(group, lane);
       for (Index j = 0; j < V::size; ++j) {
         const bool real = unit + j < m.units;
-        Product::pack_scale(real ? source(m.gate(lane), unit + j) : nullptr, real ? m.depth : 0,
+        Product::pack_scale(real ? columns.at(m.gate(lane), unit + j) : nullptr, real ? m.depth : 0,
                             scales + j, m.row_size());
       }
     }
@@ -148,6 +162,15 @@ void pack_rows(const PanelMatrix<V, Product> m, Index begin, Index end, Load loa
   }
 }
 
+// Likewise, from rows that are `row` apart.
+template <class V, class Product>
+void pack_rows(const PanelMatrix<V, Product> m, Index begin, Index end,
+               const typename V::value* first, Index row) {
+  pack_rows(m, begin, end, [=](Index k, Index column, Index n) {
+    return load_some<V>(first + k * row + column, n);
+  });
+}
+
 // Transposes the square of V::size rows: log2(size) rounds in which every row of the first half is
 // interleaved with its partner of the second, each a perfect shuffle of the whole square.
 template <class V>
@@ -163,18 +186,18 @@ template <class V>
   }
 }
 
-// Groups [begin, end) from a matrix that lies the other way: source(gate, unit) points at the
-// K contiguous values of one column. Goes square by square, as many of them side by side as a cache
-// line holds, and has the lines ahead fetched: so many columns at a time are more than the processor
-// follows by itself.
-template <class V, class Product, class Source>
-void pack_columns(const PanelMatrix<V, Product> m, Index begin, Index end, Source source) {
+// Groups [begin, end) from a matrix that lies the other way. Goes square by square, as many of them side by
+// side as a cache line holds, and has the lines ahead fetched: so many columns at a time are more than the
+// processor follows by itself.
+template <class V, class Product>
+void pack_columns(const PanelMatrix<V, Product> m, Index begin, Index end,
+                  SourceColumns<typename V::value> columns) {
   constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
   constexpr Index kLine = 64 / static_cast<Index>(sizeof(typename V::value));
   constexpr Index kRun = V::size > kLine ? V::size : kLine, kAhead = 2 * kRun;
   static_assert(V::size % kDeep == 0);
   const Index depth = m.padded_depth();
-  if constexpr (Product::kScaled) pack_scales(m, begin, end, source);
+  if constexpr (Product::kScaled) pack_scales(m, begin, end, columns);
   const auto pack_block = [=](Index group, int panel, int w,
                               Index line) __attribute__((always_inline)) {
     const typename V::value* column[kWide][V::size];
@@ -185,7 +208,7 @@ void pack_columns(const PanelMatrix<V, Product> m, Index begin, Index end, Sourc
       real[i] =
           kWide > 1 && w + i >= m.width ? 0 : static_cast<int>(left < V::size ? left : V::size);
       for (int j = 0; j < real[i]; ++j) {
-        column[i][j] = source(m.gate(lane), unit + j);
+        column[i][j] = columns.at(m.gate(lane), unit + j);
         if (line + kAhead < m.depth) __builtin_prefetch(column[i][j] + line + kAhead);
       }
     }
@@ -222,8 +245,8 @@ void pack_columns(const PanelMatrix<V, Product> m, Index begin, Index end, Sourc
 }
 
 // The block of row k alone, as pack_columns would: for the few that are wanted of many.
-template <class V, class Product, class Source>
-void pack_row(const PanelMatrix<V, Product> m, Index k, Source source) {
+template <class V, class Product>
+void pack_row(const PanelMatrix<V, Product> m, Index k, SourceColumns<typename V::value> columns) {
   constexpr int kDeep = Product::kDepthStep, kWide = Product::kWidthStep;
   k -= k % kDeep;
   for (Index panel = 0; panel < m.count(); ++panel) {
@@ -236,7 +259,7 @@ void pack_row(const PanelMatrix<V, Product> m, Index k, Source source) {
         const Index unit = m.first_unit(panel / m.panels(), lane), at = k + i / kWide;
         for (Index j = 0; across < m.width && at < m.depth && j < V::size && unit + j < m.units;
              ++j)
-          row[j] = source(m.gate(lane), unit + j)[at];
+          row[j] = columns.at(m.gate(lane), unit + j)[at];
         lanes[i] = V::load(row);
       }
       Product::store_block(m.block(panel, k, w), lanes);

@@ -59,10 +59,8 @@ struct BackwardPanels {
   static void pack_share(const Matrix& matrix, const T* rows, Index row_size,
                          const Worker& worker) {
     const auto share = worker.share(matrix.count());
-    pack_start(matrix, share.begin, share.end, [](int) -> const T* { return nullptr; });
-    pack_rows(matrix, share.begin, share.end, [&](Index k, Index column, Index n) {
-      return load_some<V>(rows + k * row_size + column, n);
-    });
+    pack_start(matrix, share.begin, share.end, nullptr);
+    pack_rows(matrix, share.begin, share.end, rows, row_size);
   }
 };
 

@@ -133,6 +133,9 @@ class Forward {
 
   bool projects() const { return outputs_ != units_; }
 
+  // Layer normalisation goes with no int8 weights, whose products are compiled without it.
+  bool normalises() const { return !Product::kScaled && cell_.layer_norm; }
+
   // One row of W_ih's columns, bias added, for each distinct token.
   void gather_tokens() const {
     const auto& parameters = problem_.parameters;
@@ -160,13 +163,13 @@ class Forward {
     multiply(panels_.input, typename Product::Tiles(panels_.input.width, chunk.rows(), tall_),
              scratch_.a, scratch_.c, gates_ * units_, share.end - share.begin, false, scratch_.tile,
              worker_);
-    for (Index p = first; cell_.layer_norm && p < chunk.first_row + share.end; ++p)
+    for (Index p = first; normalises() && p < chunk.first_row + share.end; ++p)
       normalize_part(scratch_.c[p - first], p);
   }
 
   // W_ih x of one row, which has its place `kept` among those that are kept.
   void normalize_part(T* row, Index kept) const {
-    if (!cell_.layer_norm) return;
+    if (!normalises()) return;
     const auto& norm = problem_.norm;
     normalize_input<V>(cell_, {0, gates_}, units_, panels_.norm, row,
                        norm.ih ? norm.ih + kept * gates_ * units_ : nullptr,
@@ -201,16 +204,15 @@ class Forward {
                                    1);
       some.data = scratch_.input_panels;
       const T* start = parameters.bias && !cell_.layer_norm ? parameters.bias + first : nullptr;
-      pack_start(some, 0, some.count(), [&](int) { return start; });
-      pack_columns(some, 0, some.count(), [&](int, Index column) {
-        return parameters.w_ih + (first + column) * parameters.inputs;
-      });
+      pack_start(some, 0, some.count(), &start);
+      pack_columns(some, 0, some.count(),
+                   {parameters.w_ih + first * parameters.inputs, parameters.inputs});
       for (Index row = 0; row < rows; ++row) scratch_.c[row] += first - moved;
       moved = first;
       multiply(some, typename Product::Tiles(some.width, rows, tall_), scratch_.a, scratch_.c,
                columns, rows, false, scratch_.tile, worker_);
     }
-    if (!cell_.layer_norm) return;
+    if (!normalises()) return;
     worker_.wait_team();
     for (Index row = copied.begin; row < copied.end; ++row)
       normalize_part(scratch_.x_part + row * columns, chunk.first_row + row);
@@ -261,7 +263,7 @@ class Forward {
   bool run_phases(Index s) const {
     bool breaks_up = false;
     for (int phase = 0; phase < phases_; ++phase) {
-      if (cell_.layer_norm) {
+      if (normalises()) {
         run_normed_phase(phase, s);
       } else {
         run_phase(phase, s);

@@ -47,9 +47,8 @@ struct ForwardPanels {
     if (input.data) {
       const auto share = worker.share(input.count());
       const T* start = cell.layer_norm ? nullptr : parameters.bias;
-      pack_start(input, share.begin, share.end, [&](int) { return start; });
-      pack_columns(input, share.begin, share.end,
-                   [&](int, Index column) { return parameters.w_ih + column * parameters.inputs; });
+      pack_start(input, share.begin, share.end, &start);
+      pack_columns(input, share.begin, share.end, {parameters.w_ih, parameters.inputs});
     }
     for (int p = 0; p < cell.phase_count(); ++p) {
       const auto share = worker.share(recurrent[p].groups());

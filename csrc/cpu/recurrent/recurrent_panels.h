@@ -26,13 +26,13 @@ template <class Matrix, class T>
   if (!cell.recurrent_product) return;
   const Index units = parameters.units, outputs = parameters.outputs;
   const int first = cell.phases[p].first;
-  pack_start(matrix, begin, end, [&](int gate) -> const T* {
-    const bool biased = !cell.layer_norm && first + gate == cell.recurrent_bias_gate;
-    return biased ? parameters.bias_hn : nullptr;
-  });
-  pack_columns(matrix, begin, end, [&](int gate, Index unit) {
-    return parameters.w_hh + ((first + gate) * units + unit) * outputs;
-  });
+  const T* starts[kMostGates] = {};
+  const int biased = cell.recurrent_bias_gate - first;
+  if (!cell.layer_norm && 0 <= biased && biased < cell.phases[p].count)
+    starts[biased] = parameters.bias_hn;
+  pack_start(matrix, begin, end, starts);
+  const Index gate = units * outputs;
+  pack_columns(matrix, begin, end, {parameters.w_hh + first * gate, outputs, gate});
 }
 
 // Memory beside the panels for a copy of the units' own weights.
@@ -54,9 +54,8 @@ template <class Matrix, class T>
 [[gnu::always_inline]] inline void pack_projection(const Matrix& matrix,
                                                    const Parameters<T>& parameters, Index begin,
                                                    Index end) {
-  pack_start(matrix, begin, end, [](int) -> const T* { return nullptr; });
-  pack_columns(matrix, begin, end,
-               [&](int, Index output) { return parameters.w_hr + output * parameters.units; });
+  pack_start(matrix, begin, end, nullptr);
+  pack_columns(matrix, begin, end, {parameters.w_hr, parameters.units});
 }
 
 }  // namespace rnnkern

@@ -47,11 +47,11 @@ struct StepPanels {
     const Index units = parameters.units;
     for (int p = 0; p < cell.phase_count(); ++p) {
       const int first = cell.phases[p].first;
-      pack_start(input[p], 0, input[p].groups(), [&](int gate) {
-        const bool biased = parameters.bias && !cell.layer_norm;
-        return biased ? parameters.bias + (first + gate) * units : nullptr;
-      });
-      if (with_input) pack_columns(input[p], 0, input[p].groups(), input_row(parameters, first));
+      const T* starts[kMostGates] = {};
+      for (int gate = 0; parameters.bias && !cell.layer_norm && gate < cell.phases[p].count; ++gate)
+        starts[gate] = parameters.bias + (first + gate) * units;
+      pack_start(input[p], 0, input[p].groups(), starts);
+      if (with_input) pack_columns(input[p], 0, input[p].groups(), input_rows(parameters, first));
       pack_recurrent(cell, recurrent[p], parameters, p, 0, recurrent[p].groups());
     }
     copy_unit_weights(parameters, unit_weights, 0, cell.unit_weights * units);
@@ -61,14 +61,14 @@ struct StepPanels {
 
   void pack_token(const Parameters<T>& parameters, Index token) const {
     for (int p = 0; p < cell.phase_count(); ++p)
-      pack_row(input[p], token, input_row(parameters, cell.phases[p].first));
+      pack_row(input[p], token, input_rows(parameters, cell.phases[p].first));
   }
 
  private:
-  // Row of W_ih of a unit and a gate, counted from the first of a phase.
-  static auto input_row(const Parameters<T>& parameters, int first) {
-    return [=, units = parameters.units, inputs = parameters.inputs, w_ih = parameters.w_ih](
-               int gate, Index unit) { return w_ih + ((first + gate) * units + unit) * inputs; };
+  // W_ih from a phase's first gate on.
+  static SourceColumns<T> input_rows(const Parameters<T>& parameters, int first) {
+    const Index inputs = parameters.inputs, gate = parameters.units * inputs;
+    return {parameters.w_ih + first * gate, inputs, gate};
   }
 };
 
@@ -235,7 +235,8 @@ class Step {
                         .new_c = new_c,
                         .unit_weights = panels_.unit_weights,
                         .options = problem_.options};
-    if (cell_.layer_norm) return run_normed(phase, x, state, first, rows, tile);
+    if (!Product::kScaled && cell_.layer_norm)  // as in forward.h
+      return run_normed(phase, x, state, first, rows, tile);
     const Index most = groups_together(matrix, tiles, rows, matrix.groups());
     sweep(0, matrix.groups(), most, problem_.back, [&](Index p, Index side, Index) {
       const Index panel = p * matrix.panels(), panels = side * matrix.panels();

@@ -330,10 +330,7 @@ class WeightGradients {
       Matrix matrix = shared_.inner;
       matrix.depth = rows;
       const auto share = worker_.share(matrix.count());
-      const T* inner = problem_.inner + part.first_row * units_;
-      pack_rows(matrix, share.begin, share.end, [&](Index k, Index unit, Index n) {
-        return load_some<V>(inner + k * units_ + unit, n);
-      });
+      pack_rows(matrix, share.begin, share.end, problem_.inner + part.first_row * units_, units_);
     }
     const auto tiles = worker_.share(all_tiles());
     for_deltas(tiles.begin, tiles.end, [&](int d, Range of) {

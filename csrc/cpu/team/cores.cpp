@@ -23,10 +23,10 @@ namespace {
 constexpr double kNoQuota = std::numeric_limits<double>::infinity();
 
 // Guards what is read and written seldom.
-constinit std::mutex mutex;
-[[maybe_unused]] const bool registered = at_fork({.before = [] { mutex.lock(); },
-                                                  .in_parent = [] { mutex.unlock(); },
-                                                  .in_child = [] { mutex.unlock(); }});
+constinit std::mutex cores_mutex;
+[[maybe_unused]] const bool cores_forks = at_fork({.before = [] { cores_mutex.lock(); },
+                                                   .in_parent = [] { cores_mutex.unlock(); },
+                                                   .in_child = [] { cores_mutex.unlock(); }});
 
 std::string& pretended_root() {
   static std::string& root = *new std::string;
@@ -50,7 +50,7 @@ double quota_now() {
   std::int64_t expires = quota_expires.load(std::memory_order_acquire);
   // Whoever moves the date on looks it up; the first ever waits for none, as it runs at import.
   if (now >= expires && quota_expires.compare_exchange_strong(expires, now + kQuotaMilliseconds)) {
-    const std::lock_guard lock(mutex);
+    const std::lock_guard lock(cores_mutex);
     known_quota.store(cpu_quota(pretended_root()), std::memory_order_release);
   }
   return known_quota.load(std::memory_order_acquire);
@@ -219,7 +219,7 @@ std::string thread_limit_reason() {
 }
 
 void pretend_cores(int count, const std::string& root) {
-  const std::lock_guard lock(mutex);
+  const std::lock_guard lock(cores_mutex);
   pretended_root() = root;
   pretended_cores.store(count, std::memory_order_relaxed);
   quota_expires.store(0);

@@ -61,15 +61,15 @@ struct Members {
 };
 constinit Members all;
 // No thread but the one that forked is in a child.
-[[maybe_unused]] const bool registered = at_fork({.before = [] { all.mutex.lock(); },
-                                                  .in_parent = [] { all.mutex.unlock(); },
-                                                  .in_child =
-                                                      [] {
-                                                        all.free = nullptr;
-                                                        all.count = 0;
-                                                        ++all.forks;
-                                                        all.mutex.unlock();
-                                                      }});
+[[maybe_unused]] const bool members_fork = at_fork({.before = [] { all.mutex.lock(); },
+                                                    .in_parent = [] { all.mutex.unlock(); },
+                                                    .in_child =
+                                                        [] {
+                                                          all.free = nullptr;
+                                                          all.count = 0;
+                                                          ++all.forks;
+                                                          all.mutex.unlock();
+                                                        }});
 
 // Null where the system gives no more threads.
 Member* new_member() {

@@ -23,21 +23,21 @@ struct Retreat {
   Nanoseconds interval = 0, last_wait = 0;  // under the lock
 };
 
-constinit std::mutex mutex;
+constinit std::mutex retreat_mutex;
 constinit Retreat retreat;
 // The threads that were waited for are not in a child.
-[[maybe_unused]] const bool registered = at_fork({.before = [] { mutex.lock(); },
-                                                  .in_parent = [] { mutex.unlock(); },
-                                                  .in_child =
-                                                      [] {
-                                                        retreat.until = 0;
-                                                        mutex.unlock();
-                                                      }});
+[[maybe_unused]] const bool retreat_forks = at_fork({.before = [] { retreat_mutex.lock(); },
+                                                     .in_parent = [] { retreat_mutex.unlock(); },
+                                                     .in_child =
+                                                         [] {
+                                                           retreat.until = 0;
+                                                           retreat_mutex.unlock();
+                                                         }});
 
 }  // namespace
 
 bool note_stall(int threads, Nanoseconds worked, Nanoseconds waited) {
-  const std::lock_guard lock(mutex);
+  const std::lock_guard lock(retreat_mutex);
   const Nanoseconds time = now(), until = retreat.until.load(std::memory_order_relaxed);
   if (time < until && retreat.threads.load(std::memory_order_relaxed) < threads) return true;
   Nanoseconds credit = std::min(retreat.credit.exchange(0) + worked, Retreat::kMostCredit);

@@ -32,13 +32,13 @@ constinit Shared shared;
 static_assert(std::is_trivially_destructible_v<Shared>);
 
 // No call but the one that forked goes on in a child.
-[[maybe_unused]] const bool registered = at_fork({.before = [] { shared.mutex.lock(); },
-                                                  .in_parent = [] { shared.mutex.unlock(); },
-                                                  .in_child =
-                                                      [] {
-                                                        shared.callers = 0;
-                                                        shared.mutex.unlock();
-                                                      }});
+[[maybe_unused]] const bool shared_forks = at_fork({.before = [] { shared.mutex.lock(); },
+                                                    .in_parent = [] { shared.mutex.unlock(); },
+                                                    .in_child =
+                                                        [] {
+                                                          shared.callers = 0;
+                                                          shared.mutex.unlock();
+                                                        }});
 
 }  // namespace
 
