@@ -152,10 +152,9 @@ template <class V>
   return fma(e.p, e.scale, e.scale - V(T(1)));
 }
 
-// A call of its own, so that every place has the same bits and its equations stay small. The function by
-// value: behind a pointer a GPU could not tell what memory it is in.
+// A call of its own, so that every place has the same bits and its equations stay small.
 template <class V>
-RNNKERN_DEVICE_CALLED V apply_given(GivenFunction<typename V::value> f, V x) {
+RNNKERN_DEVICE_CALLED V apply_given(CalledWith<GivenFunction<typename V::value>> f, V x) {
   using T = typename V::value;
   const V zero(T(0)), one(T(1)), alpha(f.alpha), beta(f.beta);
   switch (f.function) {
@@ -189,7 +188,7 @@ RNNKERN_DEVICE_CALLED V apply_given(GivenFunction<typename V::value> f, V x) {
 
 // The derivative times d, from the function's own result.
 template <class V>
-RNNKERN_DEVICE_CALLED V chain_given(GivenFunction<typename V::value> f, V result, V d) {
+RNNKERN_DEVICE_CALLED V chain_given(CalledWith<GivenFunction<typename V::value>> f, V result, V d) {
   using T = typename V::value;
   const V zero(T(0)), one(T(1)), alpha(f.alpha), beta(f.beta);
   switch (f.function) {

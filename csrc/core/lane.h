@@ -37,6 +37,16 @@
 
 namespace rnnkern {
 
+// An argument of those, of some words: a copy on a GPU, which could not tell what memory it is in behind a
+// pointer; on a processor that would have to be taken apart.
+#ifdef __CUDACC__
+template <class T>
+using CalledWith = T;
+#else
+template <class T>
+using CalledWith = const T&;
+#endif
+
 using Index = std::ptrdiff_t;
 
 // The upper half of a float32.
