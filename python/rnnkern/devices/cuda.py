@@ -129,6 +129,7 @@ class Cuda(Device):
         strands: list[dict[str, Any]] = []
         for k, weights in enumerate(layers):
             rooms: list[tuple[Array | None, Array | None, Array | None]] = []
+            halves = spec.by_direction(ys[k])
             for d, own in enumerate(weights):
                 saved = cells = fresh_c = None
                 if keep and facts.saved:
@@ -146,7 +147,7 @@ class Cuda(Device):
                         "c": None if c is None else c[index],
                         **own._asdict(),
                         "reverse": spec.backwards(d),
-                        "y": spec.by_direction(ys[k])[d],
+                        "y": halves[d],
                         "saved": saved,
                         "cells": cells,
                         "fresh_c": fresh_c,
@@ -187,6 +188,7 @@ class Cuda(Device):
         call = self._call(spec, passes[0].kept.schedule, passes[0].x, len(passes))
         launched: list[dict[str, Any]] = []
         for k, (x, y, own) in enumerate(passes):
+            halves = spec.by_direction(y)
             for d, (weight_ih, weight_hh, unit_weights) in enumerate(own.weights):
                 index = len(launched)
                 launched.append(
@@ -198,7 +200,7 @@ class Cuda(Device):
                         "weight_hh": weight_hh,
                         "unit_weights": unit_weights,
                         "reverse": spec.backwards(d),
-                        "y": spec.by_direction(y)[d],
+                        "y": halves[d],
                         "saved": own.saved[d],
                         "cells": own.cells[d],
                         "fresh_c": own.fresh_c[d],

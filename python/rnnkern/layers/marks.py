@@ -92,22 +92,17 @@ def checked(
     """The arguments as kernels take them; `swapped` says that callers have (B, T)."""
     shape = (steps,) if unbatched else (batch, steps) if swapped else (steps, batch)
 
-    def taken(name: str, value: Any, kind: str, wanted: str, remedy: str) -> NDArray[Any] | None:
-        if value is None:
+    def time_first(array: NDArray[Any] | None) -> NDArray[Any] | None:
+        if array is None:
             return None
-        array = host_array(name, value)
-        if array.dtype.kind not in kind:
-            raise TypeError(f"{name} must be {wanted}, got {array.dtype.name}{remedy}")
-        if array.shape != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
         array = array.reshape(steps, 1) if unbatched else array.T if swapped else array
         own: NDArray[Any] = array.copy()  # which later changes do not reach
         return own
 
-    to_bool = ": {0} != 0 is an array of bools"
-    resets = taken("resets", given.resets, "b", "bool", to_bool.format("resets"))
-    mask = taken("mask", given.mask, "b", "bool", to_bool.format("mask"))
-    ids = taken("segments", given.segments, "iu", "integers, one for each step", "")
+    resets = time_first(bool_marks("resets", given.resets, shape))
+    mask = time_first(bool_marks("mask", given.mask, shape))
+    wanted = "integers, one for each step"
+    ids = time_first(_marks("segments", given.segments, shape, "iu", wanted))
     if ids is not None:
         live = live_of(steps, batch, lengths, mask)
         if (ids[live] < 0).any():
@@ -118,6 +113,24 @@ def checked(
         begins = _begins(ids, live)
         resets = begins if resets is None else resets | begins
     return Marks(resets, mask, repeats=given.repeats)
+
+
+def bool_marks(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    """A bool for every step, checked, as the caller has it; None stays None."""
+    return _marks(name, value, shape, "b", "bool", f": {name} != 0 is an array of bools")
+
+
+def _marks(
+    name: str, value: Any, shape: tuple[int, ...], kinds: str, wanted: str, remedy: str = ""
+) -> NDArray[Any] | None:
+    if value is None:
+        return None
+    array = host_array(name, value)
+    if array.dtype.kind not in kinds:
+        raise TypeError(f"{name} must be {wanted}, got {array.dtype.name}{remedy}")
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    return array
 
 
 def live_of(

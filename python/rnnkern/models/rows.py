@@ -9,22 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnkern._checks import Array, host_array
+from rnnkern.layers.marks import bool_marks
 from rnnkern.layers.steps import live_steps
 
 
 def checked_mask(x: Array, x_mask: Any) -> NDArray[np.bool_] | None:
     """A mask of the steps of x, a batch or one sequence, of tokens or features: a copy."""
-    if x_mask is None:
-        return None
-    mask: NDArray[np.bool_] = host_array("x_mask", x_mask).copy()
-    if mask.dtype != np.bool_:
-        raise TypeError(
-            f"x_mask must be bool, got {mask.dtype.name}: x_mask != 0 is an array of bools"
-        )
-    shape = x.shape if x.dtype.kind in "iu" else x.shape[:-1]
-    if mask.shape != shape:
-        raise ValueError(f"x_mask must have shape {shape}, got {mask.shape}")
-    return mask
+    mask = bool_marks("x_mask", x_mask, x.shape if x.dtype.kind in "iu" else x.shape[:-1])
+    return None if mask is None else mask.copy()
 
 
 def live_within(
